@@ -1,4 +1,10 @@
 //! Trainable attention for candle, and a trainer from a text file to a small language model.
 
 #[cfg(feature = "lm")]
+mod files;
+#[cfg(feature = "lm")]
+pub mod model;
+pub mod nn;
+pub mod ops;
+#[cfg(feature = "lm")]
 pub mod text;

@@ -1,0 +1,67 @@
+//! One block of the decoder: attention and a feed-forward network, each behind a norm and beside a shortcut.
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::{Linear, VarBuilder};
+
+use super::config::{Activation, ModelConfig};
+use crate::nn::{CausalSelfAttention, LayerNorm, layer_norm, linear};
+use crate::ops;
+
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    attention_norm: LayerNorm,
+    attention: CausalSelfAttention,
+    mlp_norm: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    pub(super) fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+        let norm = |name| layer_norm(config.embed_dim, config.bias, config.norm_eps, vb.pp(name));
+        Ok(Self {
+            attention_norm: norm("attention_norm")?,
+            attention: CausalSelfAttention::new(&config.attention(), vb.pp("attention"))?,
+            mlp_norm: norm("mlp_norm")?,
+            mlp: Mlp::new(config, vb.pp("mlp"))?,
+        })
+    }
+}
+
+impl Module for Block {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let xs = (xs + self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
+        xs + ys
+    }
+}
+
+/// `activation(x W_up) W_down`.
+#[derive(Clone, Debug)]
+struct Mlp {
+    up_proj: Linear,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+        let &ModelConfig { embed_dim: c, hidden_dim: f, bias, activation, .. } = config;
+        Ok(Self {
+            up_proj: linear(c, f, bias, config.init(), vb.pp("up_proj"))?,
+            down_proj: linear(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
+            activation,
+        })
+    }
+}
+
+impl Module for Mlp {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let hidden = self.up_proj.forward(xs)?; // (B, T, F)
+        let hidden = match self.activation {
+            Activation::GeluErf => ops::gelu_erf(&hidden)?,
+            Activation::GeluTanh => ops::gelu_tanh(&hidden)?,
+        };
+        self.down_proj.forward(&hidden) // (B, T, C)
+    }
+}

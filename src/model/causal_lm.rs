@@ -1,0 +1,101 @@
+//! The causal language model.
+
+use candle_core::{D, Module, Result, Tensor, bail};
+use candle_nn::{Embedding, VarBuilder};
+
+use super::block::Block;
+use super::config::ModelConfig;
+use crate::nn::{LayerNorm, layer_norm};
+use crate::ops;
+
+/// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
+///
+/// ```text
+/// x      = token_embedding[ids] + position_embedding[0..T]          (B, T, C)
+/// x      = block_L( .. block_1(x))                                  (B, T, C)
+/// logits = norm(x) W_head^T, W_head = token_embedding if tied       (B, T, V)
+/// ```
+///
+/// ```
+/// use candle_attention::{model::{CausalLm, ModelConfig}, nn::Parameters};
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let config = ModelConfig { context_len: 16, embed_dim: 8, num_heads: 2, ..ModelConfig::gpt2(11) };
+/// let model = CausalLm::new(&config, Parameters::new(0).var_builder(DType::F32, &Device::Cpu))?;
+/// let ids = Tensor::new(&[[1u32, 2, 3], [4, 5, 6]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&ids)?.dims(), [2, 3, 11]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CausalLm {
+    token_embedding: Embedding,
+    position_embedding: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Tensor,
+    config: ModelConfig,
+}
+
+impl CausalLm {
+    /// Reads or creates the tensors that [`ModelConfig::parameters`] lists.
+    ///
+    /// # Errors
+    /// If the configuration does not hold together, or the builder lacks a tensor or holds it in another shape.
+    pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let &ModelConfig { vocab_size, embed_dim, context_len, .. } = config;
+        let matrix = |rows, name| vb.pp(name).get_with_hints((rows, embed_dim), "weight", config.init());
+        let token_embedding = matrix(vocab_size, "token_embedding")?;
+        Ok(Self {
+            position_embedding: matrix(context_len, "position_embedding")?,
+            blocks: (0..config.num_layers)
+                .map(|i| Block::new(config, vb.pp(format!("blocks.{i}"))))
+                .collect::<Result<_>>()?,
+            norm: layer_norm(embed_dim, config.bias, config.norm_eps, vb.pp("norm"))?,
+            head: if config.tie_embeddings { token_embedding.clone() } else { matrix(vocab_size, "head")? },
+            token_embedding: Embedding::new(token_embedding, embed_dim),
+            config: config.clone(),
+        })
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The logits (B, T, V) of the token after each position, from `ids` (B, T) of dtype `u32`.
+    ///
+    /// # Errors
+    /// If T is 0 or above the context length, or an id is V or more.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (_, t) = ids.dims2()?;
+        if t == 0 || t > self.config.context_len {
+            bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
+        }
+        let positions = self.position_embedding.narrow(0, 0, t)?; // (T, C)
+        let mut xs = self.token_embedding.forward(ids)?.broadcast_add(&positions)?; // (B, T, C)
+        for block in &self.blocks {
+            xs = block.forward(&xs)?;
+        }
+        let xs = self.norm.forward(&xs)?;
+        let (b, t, c) = xs.dims3()?;
+        xs.reshape((b * t, c))?.matmul(&self.head.t()?)?.reshape((b, t, ())) // (B, T, V)
+    }
+
+    /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
+    ///
+    /// # Errors
+    /// Those of [`CausalLm::forward`] and of [`ops::cross_entropy`].
+    pub fn loss(&self, ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        ops::cross_entropy(&self.forward(ids)?, targets)
+    }
+
+    /// The logits (B, V) of the token after the last position of `ids` (B, T).
+    ///
+    /// # Errors
+    /// Those of [`CausalLm::forward`].
+    pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
+        let logits = self.forward(ids)?;
+        logits.narrow(D::Minus2, logits.dim(D::Minus2)? - 1, 1)?.squeeze(D::Minus2)
+    }
+}

@@ -1,0 +1,147 @@
+//! `config.json` of a GPT-2 as Hugging Face writes and reads it.
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::config::{Activation, INIT_STDEV, ModelConfig};
+
+/// See [`ModelConfig::from_json`].
+pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
+    match serde_json::from_slice::<Gpt2Json>(json) {
+        Ok(parsed) => parsed.into_config(),
+        Err(error) => bail!("config.json: {error}"),
+    }
+}
+
+/// See [`ModelConfig::to_json`].
+pub(super) fn print(config: &ModelConfig) -> Result<String> {
+    let json = serde_json::to_string_pretty(&Gpt2Json::from(config)).map_err(candle_core::Error::wrap)?;
+    Ok(json + "\n")
+}
+
+/// Hugging Face's `config.json` of a GPT-2, with its defaults.
+#[derive(Serialize, Deserialize)]
+struct Gpt2Json {
+    model_type: String,
+    #[serde(default)]
+    architectures: Vec<String>,
+    vocab_size: usize,
+    n_positions: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    #[serde(default)]
+    n_inner: Option<usize>,
+    #[serde(default = "gelu_new")]
+    activation_function: Activation,
+    #[serde(default = "default_eps")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "default_stdev")]
+    initializer_range: f64,
+    // Not Hugging Face's: its GPT-2 always has biases. False keeps the zeros on disk untrained.
+    #[serde(default = "yes")]
+    bias: bool,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default)]
+    add_cross_attention: bool,
+    // Hugging Face's default is 0.1, hence named.
+    #[serde(default)]
+    attn_pdrop: f64,
+    #[serde(default)]
+    embd_pdrop: f64,
+    #[serde(default)]
+    resid_pdrop: f64,
+    #[serde(default)]
+    bos_token_id: Option<u32>,
+    #[serde(default)]
+    eos_token_id: Option<u32>,
+    #[serde(default = "float32")]
+    torch_dtype: String,
+}
+
+fn gelu_new() -> Activation {
+    Activation::GeluTanh
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+fn default_stdev() -> f64 {
+    INIT_STDEV
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn float32() -> String {
+    "float32".into()
+}
+
+impl From<&ModelConfig> for Gpt2Json {
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            model_type: "gpt2".into(),
+            architectures: vec!["GPT2LMHeadModel".into()],
+            vocab_size: config.vocab_size,
+            n_positions: config.context_len,
+            n_embd: config.embed_dim,
+            n_layer: config.num_layers,
+            n_head: config.num_heads,
+            n_inner: Some(config.hidden_dim),
+            activation_function: config.activation,
+            layer_norm_epsilon: config.norm_eps,
+            initializer_range: INIT_STDEV,
+            bias: config.bias,
+            tie_word_embeddings: config.tie_embeddings,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
+            add_cross_attention: false,
+            attn_pdrop: 0.0,
+            embd_pdrop: 0.0,
+            resid_pdrop: 0.0,
+            bos_token_id: config.end_of_text_id,
+            eos_token_id: config.end_of_text_id,
+            torch_dtype: float32(),
+        }
+    }
+}
+
+impl Gpt2Json {
+    fn into_config(self) -> Result<ModelConfig> {
+        if self.model_type != "gpt2" {
+            bail!("config.json: expected model_type gpt2, got {}", self.model_type);
+        }
+        if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx || self.add_cross_attention {
+            bail!(
+                "config.json: expected scale_attn_weights true, scale_attn_by_inverse_layer_idx false and \
+                 add_cross_attention false, got {}, {} and {}",
+                self.scale_attn_weights,
+                self.scale_attn_by_inverse_layer_idx,
+                self.add_cross_attention
+            );
+        }
+        let config = ModelConfig {
+            vocab_size: self.vocab_size,
+            context_len: self.n_positions,
+            embed_dim: self.n_embd,
+            num_layers: self.n_layer,
+            num_heads: self.n_head,
+            hidden_dim: self.n_inner.unwrap_or(self.n_embd.saturating_mul(4)),
+            activation: self.activation_function,
+            norm_eps: self.layer_norm_epsilon,
+            bias: self.bias,
+            tie_embeddings: self.tie_word_embeddings,
+            // Some published configurations keep GPT-2's 50256 with a smaller vocabulary.
+            end_of_text_id: self.eos_token_id.filter(|&id| (id as usize) < self.vocab_size),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,11 @@
+//! The language model: a decoder of N blocks, and its form on disk, a Hugging Face model folder.
+
+mod block;
+mod causal_lm;
+mod config;
+mod gpt2_json;
+mod weights;
+
+pub use causal_lm::CausalLm;
+pub use config::{Activation, ModelConfig};
+pub use weights::{load_weights, save_weights};

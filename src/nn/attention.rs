@@ -1,0 +1,221 @@
+//! Causal self-attention with learnable W^Q, W^K and W^V.
+//!
+//! For the rows `x[t]` of an input of T positions and C channels,
+//!
+//! ```text
+//! q = x W^Q    k = x W^K    v = x W^V
+//! y[t] = sum over s <= t of softmax(scale * q[t] . k[s]) * v[s]
+//! ```
+//!
+//! in each of H heads, which share the C channels between them; with an output projection, `y W^O`.
+//!
+//! | tensor | shape |
+//! |---|---|
+//! | input | (B, T, C) or (T, C) |
+//! | output | as the input |
+//! | weights | (B, H, T, T), or (H, T, T) for an input (T, C) |
+//!
+//! ```
+//! use candle_attention::nn::{Parameters, causal_self_attention};
+//! use candle_core::{DType, Device, Module, Tensor};
+//!
+//! let parameters = Parameters::new(42);
+//! let layer = causal_self_attention(8, 2, parameters.var_builder(DType::F32, &Device::Cpu))?;
+//! let xs = Tensor::ones((3, 5, 8), DType::F32, &Device::Cpu)?;
+//! assert_eq!(layer.forward(&xs)?.dims(), [3, 5, 8]);
+//!
+//! let gradients = layer.forward(&xs)?.sum_all()?.backward()?;
+//! for (name, var) in parameters.vars() {
+//!     assert!(gradients.get(&var).is_some(), "{name} has no gradient");
+//! }
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+use candle_core::{Module, Result, Tensor, bail};
+use candle_nn::{Init, Linear, VarBuilder};
+
+use super::linear;
+use crate::ops::{AttentionOptions, Mask, Scale, attention_with_weights};
+
+/// The form of a [`CausalSelfAttention`].
+#[derive(Clone, Debug)]
+pub struct CausalSelfAttentionConfig {
+    /// Channels of the input and of the output (C).
+    pub embed_dim: usize,
+    /// Heads (H); they divide `embed_dim`.
+    pub num_heads: usize,
+    /// Whether the projections have biases.
+    pub bias: bool,
+    /// Whether the heads' outputs go through a learnable W^O.
+    pub output_projection: bool,
+    /// What the dot products are multiplied by.
+    pub scale: Scale,
+    /// Whether position `t` sees only `s <= t`; otherwise every position sees all.
+    pub causal: bool,
+    /// Initialisation of W^Q, W^K and W^V.
+    pub init: Init,
+    /// Initialisation of W^O.
+    pub output_init: Init,
+}
+
+impl CausalSelfAttentionConfig {
+    /// Causal, scaled by `1 / sqrt(D)`, without biases, with an output projection, and weights uniform in
+    /// `±1 / sqrt(C)`.
+    pub fn new(embed_dim: usize, num_heads: usize) -> Self {
+        let bound = 1.0 / (embed_dim as f64).sqrt();
+        let init = Init::Uniform { lo: -bound, up: bound };
+        Self {
+            embed_dim,
+            num_heads,
+            bias: false,
+            output_projection: true,
+            scale: Scale::InverseSqrt,
+            causal: true,
+            init,
+            output_init: init,
+        }
+    }
+}
+
+/// Self-attention: a [`Module`] whose gradients reach its weights and its input.
+///
+/// Shapes and formula stand at the head of the module's source and in the README.
+#[derive(Clone, Debug)]
+pub struct CausalSelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Option<Linear>,
+    num_heads: usize,
+    options: AttentionOptions,
+}
+
+impl CausalSelfAttention {
+    /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`: each a `weight`
+    /// (C, C), stored as (out, in), and with `bias` a `bias` (C).
+    ///
+    /// # Errors
+    /// If `num_heads` does not divide `embed_dim`, or the builder lacks a tensor or holds it in another shape.
+    pub fn new(config: &CausalSelfAttentionConfig, vb: VarBuilder) -> Result<Self> {
+        let &CausalSelfAttentionConfig { embed_dim: c, num_heads, bias, .. } = config;
+        if c == 0 || num_heads == 0 || !c.is_multiple_of(num_heads) {
+            bail!(
+                "causal-self-attention: expected num_heads to divide embed_dim, got num_heads {num_heads} and embed_dim {c}"
+            );
+        }
+        let projection = |name, init| linear(c, c, bias, init, vb.pp(name));
+        Ok(Self {
+            q_proj: projection("q_proj", config.init)?,
+            k_proj: projection("k_proj", config.init)?,
+            v_proj: projection("v_proj", config.init)?,
+            o_proj: config.output_projection.then(|| projection("o_proj", config.output_init)).transpose()?,
+            num_heads,
+            options: AttentionOptions {
+                scale: config.scale,
+                mask: if config.causal { Mask::Causal } else { Mask::Full },
+            },
+        })
+    }
+
+    /// The textbook's form: one head, no biases, no output projection, scaled or not.
+    ///
+    /// # Errors
+    /// Those of [`CausalSelfAttention::new`].
+    pub fn single_head(embed_dim: usize, scale: Scale, vb: VarBuilder) -> Result<Self> {
+        let config = CausalSelfAttentionConfig {
+            output_projection: false,
+            scale,
+            ..CausalSelfAttentionConfig::new(embed_dim, 1)
+        };
+        Self::new(&config, vb)
+    }
+
+    /// The projection to queries, W^Q.
+    pub fn q_proj(&self) -> &Linear {
+        &self.q_proj
+    }
+
+    /// The projection to keys, W^K.
+    pub fn k_proj(&self) -> &Linear {
+        &self.k_proj
+    }
+
+    /// The projection to values, W^V.
+    pub fn v_proj(&self) -> &Linear {
+        &self.v_proj
+    }
+
+    /// The projection of the output, W^O, where there is one.
+    pub fn o_proj(&self) -> Option<&Linear> {
+        self.o_proj.as_ref()
+    }
+
+    /// The output, and the attention weights (B, H, T, T), or (H, T, T) for an input (T, C). Both are differentiable.
+    ///
+    /// # Errors
+    /// If the input's shape, dtype or device is not the layer's.
+    pub fn forward_with_weights(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.check(xs)?;
+        if xs.rank() == 2 {
+            let (ys, weights) = self.forward_batch(&xs.unsqueeze(0)?)?;
+            return Ok((ys.squeeze(0)?, weights.squeeze(0)?));
+        }
+        self.forward_batch(xs)
+    }
+
+    fn forward_batch(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (b, t, c) = xs.dims3()?;
+        let heads = (b, t, self.num_heads, c / self.num_heads);
+        let xs = xs.contiguous()?;
+        let q = self.q_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
+        let k = self.k_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
+        let v = self.v_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
+        let (ys, weights) = attention_with_weights(&q, &k, &v, &self.options)?;
+        let ys = ys.reshape((b, t, c))?;
+        match &self.o_proj {
+            Some(o_proj) => Ok((o_proj.forward(&ys)?, weights)),
+            None => Ok((ys, weights)),
+        }
+    }
+
+    fn check(&self, xs: &Tensor) -> Result<()> {
+        let weight = self.q_proj.weight();
+        let embed_dim = weight.dim(1)?;
+        if !matches!(xs.dims(), [_, c] | [_, _, c] if *c == embed_dim) {
+            bail!(
+                "causal-self-attention: expected an input of shape (B, T, {embed_dim}) or (T, {embed_dim}), got {:?}",
+                xs.shape()
+            );
+        }
+        if xs.dtype() != weight.dtype() {
+            bail!(
+                "causal-self-attention: expected an input of the weights' dtype {:?}, got {:?}",
+                weight.dtype(),
+                xs.dtype()
+            );
+        }
+        if !xs.device().same_device(weight.device()) {
+            bail!(
+                "causal-self-attention: expected an input on the weights' device {:?}, got {:?}",
+                weight.device().location(),
+                xs.device().location()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Module for CausalSelfAttention {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        Ok(self.forward_with_weights(xs)?.0)
+    }
+}
+
+/// Multi-head causal self-attention with an output projection and without biases, as in most language models;
+/// other forms through [`CausalSelfAttention::new`].
+///
+/// # Errors
+/// Those of [`CausalSelfAttention::new`].
+pub fn causal_self_attention(embed_dim: usize, num_heads: usize, vb: VarBuilder) -> Result<CausalSelfAttention> {
+    CausalSelfAttention::new(&CausalSelfAttentionConfig::new(embed_dim, num_heads), vb)
+}

@@ -1,0 +1,195 @@
+//! The trainable tensors of a model, by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::init::NormalOrUniform;
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal, Uniform};
+
+/// A store of trainable tensors behind a [`VarBuilder`], for what candle's `VarMap` leaves open: initial values
+/// come from a seed, the order is that of the names, and a restored model with a tensor missing, left over or
+/// misshapen is an error instead of zeros.
+///
+/// ```
+/// use candle_attention::nn::Parameters;
+/// use candle_core::{DType, Device};
+///
+/// let draw = |seed| -> candle_core::Result<Vec<f32>> {
+///     let parameters = Parameters::new(seed);
+///     let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+///     candle_nn::linear(2, 3, vb)?;
+///     parameters.vars()[1].1.flatten_all()?.to_vec1()
+/// };
+/// assert_eq!(draw(7)?, draw(7)?);
+/// assert_ne!(draw(7)?, draw(8)?);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Parameters {
+    store: Arc<Mutex<Store>>,
+}
+
+struct Store {
+    vars: BTreeMap<String, Var>,
+    source: Source,
+}
+
+/// Where the value of a tensor that is asked for the first time comes from.
+enum Source {
+    /// Drawn, in the order of asking.
+    Drawn(Box<ChaCha8Rng>),
+    /// It must be there already; the names not asked for yet.
+    Restored { unread: BTreeSet<String> },
+}
+
+impl Parameters {
+    /// An empty store. Tensors are created when they are first asked for, in that order, from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self::from_store(BTreeMap::new(), Source::Drawn(Box::new(ChaCha8Rng::seed_from_u64(seed))))
+    }
+
+    /// A store of given tensors, which become trainable; to ask for any other is an error.
+    ///
+    /// # Errors
+    /// If a tensor cannot be copied into a variable.
+    pub fn restored(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        let vars = tensors
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let unread = vars.keys().cloned().collect();
+        Ok(Self::from_store(vars, Source::Restored { unread }))
+    }
+
+    fn from_store(vars: BTreeMap<String, Var>, source: Source) -> Self {
+        Self { store: Arc::new(Mutex::new(Store { vars, source })) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        // The store stays whole between two statements, so a panic elsewhere leaves nothing half done.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A builder that reads from this store and creates what a model of a new store asks for.
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        self.view(false, dtype, device)
+    }
+
+    /// A builder for the same model without a graph: its tensors share the variables' storage, so they follow
+    /// training, but nothing computed from them keeps what a backward pass would need.
+    pub fn frozen(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        self.view(true, dtype, device)
+    }
+
+    fn view(&self, frozen: bool, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        let view = View { parameters: self.clone(), frozen };
+        VarBuilder::from_backend(Box::new(view), dtype, device.clone())
+    }
+
+    /// All variables, sorted by name.
+    pub fn vars(&self) -> Vec<(String, Var)> {
+        self.lock().vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// The number of trainable scalars.
+    pub fn count(&self) -> usize {
+        self.lock().vars.values().map(|var| var.elem_count()).sum()
+    }
+
+    /// The restored tensors that no layer has asked for, sorted: after a model is built, those that it lacks a
+    /// place for.
+    pub fn unread(&self) -> Vec<String> {
+        match &self.lock().source {
+            Source::Restored { unread } => unread.iter().cloned().collect(),
+            Source::Drawn(_) => Vec::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.vars().iter().map(|(name, var)| (name, var.shape()))).finish()
+    }
+}
+
+impl Store {
+    fn get(&mut self, shape: &Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Var> {
+        if let Source::Restored { unread } = &mut self.source {
+            unread.remove(name);
+        }
+        if let Some(var) = self.vars.get(name) {
+            if var.shape() != shape {
+                bail!("parameters: expected {name} of shape {:?}, got {:?}", shape.dims(), var.dims());
+            }
+            if var.dtype() != dtype {
+                bail!("parameters: expected {name} of dtype {dtype:?}, got {:?}", var.dtype());
+            }
+            return Ok(var.clone());
+        }
+        let var = match &mut self.source {
+            Source::Drawn(rng) => draw(shape, init, dtype, device, rng)?,
+            Source::Restored { .. } => bail!("parameters: {name} of shape {:?} is missing", shape.dims()),
+        };
+        self.vars.insert(name.to_string(), var.clone());
+        Ok(var)
+    }
+}
+
+/// A variable of `shape` with values of the distribution that `init` names.
+fn draw(shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
+    let values = match init {
+        Init::Const(value) => vec![value; shape.elem_count()],
+        Init::Randn { mean, stdev } => normal(mean, stdev, shape, rng)?,
+        Init::Uniform { lo, up } => uniform(lo, up, shape, rng)?,
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let stdev = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
+            let bound = 3f64.sqrt() * stdev;
+            match dist {
+                NormalOrUniform::Normal => normal(0.0, stdev, shape, rng)?,
+                NormalOrUniform::Uniform => uniform(-bound, bound, shape, rng)?,
+            }
+        }
+    };
+    Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+}
+
+fn normal(mean: f64, stdev: f64, shape: &Shape, rng: &mut ChaCha8Rng) -> Result<Vec<f64>> {
+    let distribution = Normal::new(mean, stdev).map_err(candle_core::Error::wrap)?;
+    Ok(distribution.sample_iter(rng).take(shape.elem_count()).collect())
+}
+
+fn uniform(lo: f64, up: f64, shape: &Shape, rng: &mut ChaCha8Rng) -> Result<Vec<f64>> {
+    let distribution = Uniform::new_inclusive(lo, up).map_err(candle_core::Error::wrap)?;
+    Ok(distribution.sample_iter(rng).take(shape.elem_count()).collect())
+}
+
+/// What a [`VarBuilder`] sees of the store.
+struct View {
+    parameters: Parameters,
+    /// Whether it gives detached tensors, to which no gradient flows, instead of the variables.
+    frozen: bool,
+}
+
+impl SimpleBackend for View {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let var = self.parameters.lock().get(&shape, name, init, dtype, device)?;
+        Ok(if self.frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        match self.parameters.lock().vars.get(name) {
+            Some(var) if self.frozen => Ok(var.as_detached_tensor()),
+            Some(var) => Ok(var.as_tensor().clone()),
+            None => bail!("parameters: {name} is missing"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.parameters.lock().vars.contains_key(name)
+    }
+}

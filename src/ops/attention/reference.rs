@@ -1,0 +1,37 @@
+//! Attention from candle's own differentiable operations: the specification, for any dtype and device.
+
+use candle_core::{D, Result, Tensor};
+
+use super::AttentionOptions;
+
+/// See [`super::attention_with_weights`]; the arguments have been checked.
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
+    let (_, t, _, d) = q.dims4()?;
+    let (_, s, _, _) = k.dims4()?;
+
+    let q = (q * options.scale.factor(d))?;
+    let q = q.transpose(1, 2)?.contiguous()?; // (B, H, T, D)
+    let k = k.transpose(1, 2)?.contiguous()?; // (B, H, S, D)
+    let v = v.transpose(1, 2)?.contiguous()?; // (B, H, S, E)
+
+    let scores = q.matmul(&k.t()?)?; // (B, H, T, S)
+    let scores = match options.mask.additive(t, s, scores.dtype(), scores.device())? {
+        Some(mask) => scores.broadcast_add(&mask)?,
+        None => scores,
+    };
+    let weights = softmax(&scores)?; // (B, H, T, S)
+    let out = weights.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
+    Ok((out, weights))
+}
+
+/// Softmax over the last dimension; a row of minus infinities alone gives zeros.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    // The softmax does not change when a row is shifted, so the maximum counts as a constant: no gradient.
+    let max = scores.detach().max_keepdim(D::Minus1)?;
+    let max = max.eq(f64::NEG_INFINITY)?.where_cond(&max.zeros_like()?, &max)?;
+    let numerators = scores.broadcast_sub(&max)?.exp()?;
+    let sums = numerators.sum_keepdim(D::Minus1)?;
+    // Where nothing is allowed every numerator is 0: any divisor but 0 gives the zeros we want.
+    let empty = sums.eq(0.0)?.to_dtype(sums.dtype())?;
+    numerators.broadcast_div(&(sums + empty)?)
+}

@@ -1,0 +1,14 @@
+//! Differentiable functions on tensors: what the layers of [`crate::nn`] are made of.
+//!
+//! Every function here has a gradient with respect to every floating-point tensor it is given, on every
+//! device. Each module states the formula, the shapes and the errors of its function.
+
+pub mod attention;
+mod cross_entropy;
+mod gelu;
+mod norm;
+
+pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights};
+pub use cross_entropy::cross_entropy;
+pub use gelu::{gelu_erf, gelu_tanh};
+pub use norm::{layer_norm, rms_norm};

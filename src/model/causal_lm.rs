@@ -1,6 +1,6 @@
 //! The causal language model.
 
-use candle_core::{D, Module, Result, Tensor, bail};
+use candle_core::{D, Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, VarBuilder};
 
 use super::block::Block;
@@ -61,6 +61,11 @@ impl CausalLm {
     /// Sizes and options.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> &Device {
+        self.head.device()
     }
 
     /// The logits (B, T, V) of the token after each position, from `ids` (B, T) of dtype `u32`.

@@ -192,4 +192,12 @@ impl ModelConfig {
     pub fn to_json(&self) -> Result<String> {
         gpt2_json::print(self)
     }
+
+    /// The text of the `generation_config.json` of this model.
+    ///
+    /// # Errors
+    /// None in practice: the ids have a form in JSON.
+    pub fn generation_json(&self) -> Result<String> {
+        gpt2_json::print_generation(self)
+    }
 }

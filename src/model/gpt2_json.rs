@@ -19,6 +19,13 @@ pub(super) fn print(config: &ModelConfig) -> Result<String> {
     Ok(json + "\n")
 }
 
+/// See [`ModelConfig::generation_json`].
+pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
+    let id = config.end_of_text_id;
+    let json = serde_json::json!({ "bos_token_id": id, "eos_token_id": id, "pad_token_id": id, "do_sample": true });
+    Ok(serde_json::to_string_pretty(&json).map_err(candle_core::Error::wrap)? + "\n")
+}
+
 /// Hugging Face's `config.json` of a GPT-2, with its defaults.
 #[derive(Serialize, Deserialize)]
 struct Gpt2Json {

@@ -1,0 +1,44 @@
+//! How well a model predicts a text.
+
+use candle_core::{Device, Result, bail};
+
+use crate::model::CausalLm;
+use crate::text::Batch;
+
+/// The mean loss over a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy, in nats a token.
+    pub loss: f64,
+    /// Tokens that were predicted.
+    pub tokens: usize,
+}
+
+impl Evaluation {
+    /// `exp(loss)`: between how many equally likely tokens the model wavers.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+
+    /// The loss in bits a byte of text, comparable between tokenizers, where the text's `tokens` are `bytes` long.
+    pub fn bits_per_byte(&self, tokens: usize, bytes: usize) -> f64 {
+        self.loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
+    }
+}
+
+/// The mean loss of `model`, built without a graph, over all targets of `batches`.
+///
+/// # Errors
+/// If there is no batch, or the model refuses one.
+pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Batch>, device: &Device) -> Result<Evaluation> {
+    let (mut total, mut tokens) = (0.0, 0);
+    for batch in batches {
+        let loss = model.loss(&batch.inputs_tensor(device)?, &batch.targets_tensor(device)?)?;
+        total += f64::from(loss.to_scalar::<f32>()?) * batch.targets.len() as f64;
+        tokens += batch.targets.len();
+    }
+    if tokens == 0 {
+        bail!("evaluate: expected at least one batch, got none");
+    }
+    Ok(Evaluation { loss: total / tokens as f64, tokens })
+}

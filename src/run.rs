@@ -1,0 +1,47 @@
+//! A trained model and its tokenizer, opened from a Hugging Face model folder.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, bail};
+
+use crate::model::{CausalLm, ModelConfig, load_weights};
+use crate::nn::Parameters;
+use crate::text::Tokenizer;
+
+/// A model folder, opened to evaluate or to generate: the weights carry no graph.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The model, in `f32`.
+    pub model: CausalLm,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Run {
+    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If the folder or a file is missing or broken, or the files do not go together.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        if !folder.is_dir() {
+            bail!("{} is no folder", folder.display());
+        }
+        let path = folder.join("config.json");
+        let json = fs::read(&path).map_err(|error| candle_core::Error::from(error).context(path.display()))?;
+        let config = ModelConfig::from_json(&json).map_err(|error| error.context(path.display()))?;
+        let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            bail!(
+                "{}: expected a tokenizer of at most {} tokens, as config.json has, got {}",
+                folder.display(),
+                config.vocab_size,
+                tokenizer.vocab_size()
+            );
+        }
+        let weights = load_weights(&folder.join("model.safetensors"), &config, device)?;
+        let parameters = Parameters::restored(weights)?;
+        let model = CausalLm::new(&config, parameters.frozen(DType::F32, device))?;
+        Ok(Self { model, tokenizer })
+    }
+}

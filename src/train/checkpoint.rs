@@ -1,0 +1,142 @@
+//! One checkpoint on disk: a folder with weights, moments and state, complete or absent.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{TrainOptions, Trainer};
+use crate::files;
+use crate::model::{ModelConfig, load_weights, save_weights, write_safetensors};
+
+pub(super) const WEIGHTS: &str = "model.safetensors";
+const MOMENTS: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// The version of this layout; a later one may not be readable by this code.
+const FORMAT: u32 = 1;
+
+/// The model of the lowest validation loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps it had been trained for.
+    pub step: u64,
+    /// Its validation loss, in nats a token.
+    pub validation_loss: f64,
+}
+
+/// What a checkpoint says beside weights and moments. The data's position and the random state are no part of it:
+/// both are functions of the step and the options' seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    format: u32,
+    /// Steps done.
+    pub step: u64,
+    /// The best model so far, once there was a validation.
+    pub best: Option<Best>,
+    /// The options of the run.
+    pub options: TrainOptions,
+    /// The fingerprint of the token ids.
+    pub corpus: String,
+    /// Bytes of the metrics file that belong to the steps done.
+    pub metrics_bytes: u64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// SHA-256 of the files beside this one.
+    pub(super) checksums: BTreeMap<String, String>,
+}
+
+/// A checkpoint read back.
+pub struct Checkpoint {
+    /// What stands beside weights and moments.
+    pub state: TrainState,
+    /// The weights, by their names in the model.
+    pub weights: BTreeMap<String, Tensor>,
+    /// The optimizer's moments, by name.
+    pub moments: BTreeMap<String, Tensor>,
+}
+
+/// Writes the trainer's state as the folder `path`, which appears complete or not at all.
+pub(super) fn write(path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
+    let temporary = files::sibling(path);
+    remove_folder(&temporary)?;
+    remove_folder(path)?;
+    fs::create_dir_all(&temporary)?;
+
+    let weights = trainer.parameters().vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
+    save_weights(&temporary.join(WEIGHTS), trainer.config(), &weights.collect())?;
+    write_safetensors(&temporary.join(MOMENTS), trainer.moments())?;
+    let checksums = [WEIGHTS, MOMENTS]
+        .into_iter()
+        .map(|name| Ok((name.to_string(), checksum(&temporary.join(name))?)))
+        .collect::<Result<_>>()?;
+    let state = TrainState {
+        format: FORMAT,
+        step: trainer.step(),
+        best: trainer.best(),
+        options: trainer.options().clone(),
+        corpus: trainer.corpus().fingerprint.clone(),
+        metrics_bytes,
+        seconds,
+        checksums,
+    };
+    let json = serde_json::to_vec_pretty(&state).map_err(candle_core::Error::wrap)?;
+    files::replace_with(&temporary.join(STATE), &json)?;
+
+    fs::rename(&temporary, path)?;
+    Ok(files::sync_parent(path)?)
+}
+
+/// Reads the state in the folder `path`.
+pub(super) fn read_state(path: &Path) -> Result<TrainState> {
+    let path = path.join(STATE);
+    let json = read(&path)?;
+    let state: TrainState = match serde_json::from_slice(&json) {
+        Ok(state) => state,
+        Err(error) => bail!("broken checkpoint: {}: {error}", path.display()),
+    };
+    if state.format != FORMAT {
+        bail!("{}: expected format {FORMAT}, got {}", path.display(), state.format);
+    }
+    Ok(state)
+}
+
+/// Reads the folder `path`, and refuses files that are not those that were written.
+pub(super) fn load(path: &Path, config: &ModelConfig, device: &Device) -> Result<Checkpoint> {
+    let state = read_state(path)?;
+    for name in [WEIGHTS, MOMENTS] {
+        let path = path.join(name);
+        if state.checksums.get(name) != Some(&checksum(&path)?) {
+            bail!("broken checkpoint: {} is not the file that was written", path.display());
+        }
+    }
+    Ok(Checkpoint {
+        weights: load_weights(&path.join(WEIGHTS), config, device)?,
+        moments: candle_core::safetensors::load(path.join(MOMENTS), device)?.into_iter().collect(),
+        state,
+    })
+}
+
+/// The SHA-256 of a file, in hexadecimal digits.
+pub(super) fn checksum(path: &Path) -> Result<String> {
+    Ok(Sha256::digest(read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+pub(super) fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            bail!("cannot remove {}: {error}", path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) => bail!("cannot read {}: {error}", path.display()),
+    }
+}

@@ -1,0 +1,199 @@
+//! The folder of a run: a Hugging Face model folder, with what only training needs in `training/`.
+//!
+//! ```text
+//! config.json, generation_config.json       the model
+//! tokenizer.json, tokenizer_config.json     the tokenizer
+//! model.safetensors                         the best weights so far
+//! training/current                          names the last checkpoint; replacing this file commits one
+//! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
+//! training/metrics.jsonl                    one JSON object a step or validation
+//! training/settings.toml                    the settings the run was started with
+//! ```
+//!
+//! The last checkpoint and that of the best model are kept, older ones removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{Device, Result, bail};
+use serde::Serialize;
+
+use super::checkpoint::{self, Checkpoint, WEIGHTS, read, remove_folder};
+use super::{Best, Trainer};
+use crate::files;
+use crate::model::ModelConfig;
+use crate::text::Tokenizer;
+
+const TRAINING: &str = "training";
+const CURRENT: &str = "current";
+const METRICS: &str = "metrics.jsonl";
+const SETTINGS: &str = "settings.toml";
+
+/// The folder of a run in training.
+pub struct RunFolder {
+    root: PathBuf,
+    metrics: File,
+    metrics_bytes: u64,
+    seconds_before: f64,
+    begun: Instant,
+}
+
+impl RunFolder {
+    /// Creates the folder `root` with a first checkpoint of `trainer`; it appears complete or not at all.
+    ///
+    /// `settings` is kept as it is for whoever resumes; see [`RunFolder::settings`].
+    ///
+    /// # Errors
+    /// If `root` exists already, or cannot be written.
+    pub fn create(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
+        if root.exists() {
+            bail!("{} already exists", root.display());
+        }
+        let temporary = files::sibling(root);
+        let written = Self::write_new(&temporary, tokenizer, trainer, settings).and_then(|()| {
+            fs::rename(&temporary, root)?;
+            Ok(files::sync_parent(root)?)
+        });
+        if let Err(error) = written {
+            // Best effort: the error that counts is the one that is returned.
+            let _ = remove_folder(&temporary);
+            return Err(error.context(format!("cannot create {}", root.display())));
+        }
+        Self::at(root, 0, 0.0)
+    }
+
+    fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<()> {
+        let config = trainer.config();
+        remove_folder(root)?;
+        fs::create_dir_all(root.join(TRAINING))?;
+        files::replace_with(&root.join("config.json"), config.to_json()?.as_bytes())?;
+        files::replace_with(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
+        tokenizer.save(root, config.context_len)?;
+        files::replace_with(&root.join(TRAINING).join(SETTINGS), settings.as_bytes())?;
+        files::replace_with(&root.join(TRAINING).join(METRICS), b"")?;
+        Self::at(root, 0, 0.0)?.save(trainer)
+    }
+
+    /// Opens the folder of an earlier run at its last checkpoint, cuts off metrics that came later, and puts the best
+    /// weights back at the root if they are not there.
+    ///
+    /// # Errors
+    /// If there is no run, or its checkpoint is broken.
+    pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
+        let training = root.join(TRAINING);
+        if !training.join(CURRENT).exists() {
+            bail!("{} is no run to resume: it has no {TRAINING}/{CURRENT}", root.display());
+        }
+        let config = ModelConfig::from_json(&read(&root.join("config.json"))?)?;
+        let current = current(&training)?;
+        let checkpoint = checkpoint::load(&training.join(current), &config, device)?;
+        let folder = Self::at(root, checkpoint.state.metrics_bytes, checkpoint.state.seconds)?;
+        folder.metrics.set_len(folder.metrics_bytes)?;
+        folder.publish(checkpoint.state.step, checkpoint.state.best)?;
+        Ok((folder, config, checkpoint))
+    }
+
+    fn at(root: &Path, metrics_bytes: u64, seconds_before: f64) -> Result<Self> {
+        let metrics = OpenOptions::new().append(true).create(true).open(root.join(TRAINING).join(METRICS))?;
+        Ok(Self { root: root.to_path_buf(), metrics, metrics_bytes, seconds_before, begun: Instant::now() })
+    }
+
+    /// The settings that the run in `root` was started with.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn settings(root: &Path) -> Result<String> {
+        let path = root.join(TRAINING).join(SETTINGS);
+        match String::from_utf8(read(&path)?) {
+            Ok(settings) => Ok(settings),
+            Err(error) => bail!("{}: {error}", path.display()),
+        }
+    }
+
+    /// Where the run lies.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Appends a report, with the seconds of training so far, to the metrics.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn log(&mut self, report: &impl Serialize) -> Result<()> {
+        #[derive(Serialize)]
+        struct Line<'a, R> {
+            #[serde(flatten)]
+            report: &'a R,
+            seconds: f64,
+        }
+        let mut line =
+            serde_json::to_vec(&Line { report, seconds: self.seconds() }).map_err(candle_core::Error::wrap)?;
+        line.push(b'\n');
+        self.metrics.write_all(&line)?;
+        self.metrics_bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Seconds of training so far, those of the sessions before this one included.
+    pub fn seconds(&self) -> f64 {
+        self.seconds_before + self.begun.elapsed().as_secs_f64()
+    }
+
+    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root.
+    ///
+    /// # Errors
+    /// If something cannot be written; the checkpoint before stays the current one.
+    pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
+        self.metrics.sync_all()?;
+        let training = self.root.join(TRAINING);
+        let name = generation(trainer.step());
+        let is_current = current(&training).is_ok_and(|current| current == name);
+        if !is_current {
+            checkpoint::write(&training.join(&name), trainer, self.metrics_bytes, self.seconds())?;
+            files::replace_with(&training.join(CURRENT), format!("{name}\n").as_bytes())?;
+        }
+        self.publish(trainer.step(), trainer.best())?;
+        self.remove_all_but(trainer.step(), trainer.best())
+    }
+
+    /// Makes the best weights, or the last ones while there is no best, those at the root.
+    fn publish(&self, step: u64, best: Option<Best>) -> Result<()> {
+        let source = self.root.join(TRAINING).join(generation(best.map_or(step, |best| best.step)));
+        let state = checkpoint::read_state(&source)?;
+        let target = self.root.join(WEIGHTS);
+        let is_there = checkpoint::checksum(&target).is_ok_and(|sum| state.checksums.get(WEIGHTS) == Some(&sum));
+        if !is_there {
+            files::replace(&target, |temporary| fs::copy(source.join(WEIGHTS), temporary).map(|_| ()))?;
+        }
+        Ok(())
+    }
+
+    fn remove_all_but(&self, step: u64, best: Option<Best>) -> Result<()> {
+        let kept = [Some(generation(step)), best.map(|best| generation(best.step))];
+        for entry in fs::read_dir(self.root.join(TRAINING))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("step-") && !kept.contains(&Some(name)) {
+                remove_folder(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of the checkpoint folder of a step.
+fn generation(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The name in the pointer file: that of a checkpoint folder, never a path that leads elsewhere.
+fn current(training: &Path) -> Result<String> {
+    let path = training.join(CURRENT);
+    let name = String::from_utf8_lossy(&read(&path)?).trim().to_string();
+    match name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok()) {
+        Some(step) if generation(step) == name => Ok(name),
+        _ => bail!("broken checkpoint: {} names {name:?}", path.display()),
+    }
+}

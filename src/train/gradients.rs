@@ -1,0 +1,148 @@
+//! The gradients of one step, and the audit that says whether they reach everything.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor, Var, bail};
+
+/// The gradients of all trainable tensors, in the order of their names.
+pub struct Gradients {
+    tensors: Vec<Tensor>,
+}
+
+impl Gradients {
+    /// Takes the gradients of `vars` out of what a backward pass left.
+    ///
+    /// # Errors
+    /// If no gradient reached one of them: every such tensor is named.
+    pub fn collect(mut store: GradStore, vars: &[(String, Var)]) -> Result<Self> {
+        let (mut tensors, mut missing) = (Vec::with_capacity(vars.len()), Vec::new());
+        for (name, var) in vars {
+            match store.remove(var) {
+                Some(gradient) => tensors.push(gradient),
+                None => missing.push(name.as_str()),
+            }
+        }
+        if !missing.is_empty() {
+            bail!("gradient audit: no gradient reaches {}", missing.join(", "));
+        }
+        Ok(Self { tensors })
+    }
+
+    /// One gradient a trainable tensor, in the order of the names.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The Euclidean norm of each tensor.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn norms(&self) -> Result<Vec<f64>> {
+        self.tensors.iter().map(norm).collect()
+    }
+
+    /// Scales all gradients so that their global norm, whose value before is `norm`, is at most `most`.
+    ///
+    /// # Errors
+    /// If a tensor cannot be scaled.
+    pub fn clip(&mut self, norm: f64, most: f64) -> Result<()> {
+        if norm > most {
+            // torch's clip_grad_norm_ divides by the norm plus 1e-6; so do we, to the bit-level habits of its users.
+            let factor = most / (norm + 1e-6);
+            for tensor in &mut self.tensors {
+                *tensor = (&*tensor * factor)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn norm(tensor: &Tensor) -> Result<f64> {
+    let sum_of_squares = tensor.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    Ok(sum_of_squares.sqrt())
+}
+
+/// Watches that every trainable tensor learns.
+///
+/// That each *has* a gradient is checked when gradients are collected, at every step. Whether it is ever *non-zero*
+/// shows only after some steps: behind a projection that starts at zero the first gradients are zero too.
+#[derive(Debug)]
+pub struct GradientAudit {
+    /// Tensors of which only zero gradients have been seen, and those excused, with the reason.
+    silent: BTreeMap<String, Option<&'static str>>,
+    deadline: u64,
+}
+
+impl GradientAudit {
+    /// For these tensors, of which `excused` have a gradient that is zero whatever the data. Each of the others must
+    /// have had a non-zero gradient once `deadline` steps are done.
+    pub fn new<'a>(
+        names: impl Iterator<Item = &'a String>,
+        excused: &[(String, &'static str)],
+        deadline: u64,
+    ) -> Self {
+        let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
+        Self { silent: names.map(|name| (name.clone(), reason(name))).collect(), deadline }
+    }
+
+    /// Takes note of the norms of the gradients of step `step`, counted from 0, by name.
+    ///
+    /// # Errors
+    /// At the deadline, if a tensor that is not excused has had zero gradients only: every such tensor is named.
+    pub fn observe<'a>(&mut self, step: u64, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
+        for (name, norm) in norms {
+            if norm != 0.0 && self.silent.get(name) == Some(&None) {
+                self.silent.remove(name);
+            }
+        }
+        let stuck: Vec<&str> =
+            self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();
+        if step + 1 >= self.deadline && !stuck.is_empty() {
+            bail!("gradient audit: after {} steps the gradient is still zero at {}", step + 1, stuck.join(", "));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    fn var(values: &[f32]) -> Var {
+        Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_tensor_that_no_gradient_reaches_is_named() {
+        let vars = vec![("cut".to_string(), var(&[1.0])), ("fine".to_string(), var(&[2.0])), ("lost".to_string(), var(&[3.0]))];
+        let sum = (&vars[1].1 + vars[0].1.as_detached_tensor()).unwrap();
+        let error = Gradients::collect(sum.sum_all().unwrap().backward().unwrap(), &vars).err().unwrap();
+        assert!(error.to_string().contains("no gradient reaches cut, lost"), "{error}");
+    }
+
+    #[test]
+    fn clipping_keeps_the_direction_and_bounds_the_norm() {
+        let vars = vec![("a".to_string(), var(&[3.0])), ("b".to_string(), var(&[4.0]))];
+        let loss = (vars[0].1.sqr().unwrap() + vars[1].1.sqr().unwrap()).unwrap().affine(0.5, 0.0).unwrap();
+        let mut gradients = Gradients::collect(loss.sum_all().unwrap().backward().unwrap(), &vars).unwrap();
+        assert_eq!(gradients.norms().unwrap(), [3.0, 4.0]);
+        gradients.clip(5.0, 6.0).unwrap();
+        assert_eq!(gradients.norms().unwrap(), [3.0, 4.0]);
+        gradients.clip(5.0, 1.0).unwrap();
+        let norms = gradients.norms().unwrap();
+        assert!((norms[0] - 0.6).abs() < 1e-6 && (norms[1] - 0.8).abs() < 1e-6, "{norms:?}");
+    }
+
+    #[test]
+    fn a_tensor_whose_gradient_stays_zero_is_named_unless_excused() {
+        let names = ["awake", "asleep", "excused"].map(String::from);
+        let mut audit = GradientAudit::new(names.iter(), &[("excused".to_string(), "a reason")], 2);
+        let norms = |awake| names.iter().zip([awake, 0.0, 0.0]);
+        audit.observe(0, norms(0.5)).unwrap();
+        let message = audit.observe(1, norms(0.0)).unwrap_err().to_string();
+        assert!(message.contains("after 2 steps the gradient is still zero at asleep"), "{message}");
+        assert!(!message.contains("awake") && !message.contains("excused"), "{message}");
+    }
+}

@@ -1,0 +1,65 @@
+//! The training loop.
+
+use std::ops::ControlFlow;
+
+use candle_core::Result;
+
+use super::{RunFolder, StepReport, Trainer, ValidationReport};
+
+/// What [`train`] tells while it runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A step is done. To break here stops the run in good order: saved, to be gone on with.
+    Step(&'a StepReport),
+    /// A pass over the validation part is done.
+    Validation(&'a ValidationReport),
+    /// A checkpoint of this step is safe on disk.
+    Saved(u64),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// The listener broke off; the run can be resumed.
+    Interrupted,
+}
+
+/// Trains up to the last step of the options, with a validation, where the corpus has a part for it, and a checkpoint every
+/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off after any step.
+///
+/// # Errors
+/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good.
+pub fn train(
+    trainer: &mut Trainer,
+    mut folder: Option<&mut RunFolder>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    let (steps, eval_every) = (trainer.options().steps, trainer.options().eval_every);
+    while trainer.step() < steps {
+        let report = trainer.train_step()?;
+        if let Some(folder) = &mut folder {
+            folder.log(&report)?;
+        }
+        let interrupted = on_event(Event::Step(&report)).is_break();
+
+        let is_due = report.step == steps || report.step.is_multiple_of(eval_every);
+        if is_due && !trainer.corpus().validation.is_empty() {
+            let validation = trainer.validate()?;
+            if let Some(folder) = &mut folder {
+                folder.log(&validation)?;
+            }
+            // Whether to stop is asked after steps only.
+            let _ = on_event(Event::Validation(&validation));
+        }
+        if (is_due || interrupted) && let Some(folder) = &mut folder {
+            folder.save(trainer)?;
+            let _ = on_event(Event::Saved(report.step));
+        }
+        if interrupted && report.step < steps {
+            return Ok(Outcome::Interrupted);
+        }
+    }
+    Ok(Outcome::Finished)
+}

@@ -1,0 +1,194 @@
+//! Text to token ids and back.
+//!
+//! | constructor | a token is | what cannot be encoded |
+//! |---|---|---|
+//! | [`Tokenizer::characters`] | a character of the text it was made from | any other character |
+//! | [`Tokenizer::bytes`] | a byte, and its id is the byte | nothing, not even invalid UTF-8 |
+//! | [`Tokenizer::train_bpe`] | a frequent sequence of bytes (as GPT-2) | nothing that is UTF-8 |
+//! | [`Tokenizer::from_file`] | whatever the `tokenizer.json` says | what it has no token for |
+//!
+//! Each is also a Hugging Face `tokenizer.json`, and one read back from there is the same tokenizer again.
+//!
+//! The first three are exact: `decode(encode(text)) == text` for any text they encode, also for one that contains
+//! the letters `<|endoftext|>`, which are text here and never the special token.
+//!
+//! ```
+//! use candle_attention::text::Tokenizer;
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let tokenizer = Tokenizer::characters(&["banana"], false)?;
+//! assert_eq!(tokenizer.encode("nab")?, [2, 0, 1]);
+//! assert_eq!(tokenizer.decode(&[1, 0, 2])?, "ban");
+//!
+//! let error = tokenizer.encode("bandana").unwrap_err().to_string();
+//! assert!(error.contains("'d' (U+0064) at line 1, column 4"), "{error}");
+//! # Ok(())
+//! # }
+//! ```
+
+mod build;
+mod byte_alphabet;
+mod chunks;
+mod file;
+mod foreign;
+mod kind;
+mod place;
+mod train;
+
+use candle_core::{Error, Result, bail};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use kind::Kind;
+use place::Place;
+
+pub use train::BpeProgress;
+
+/// The token that ends a document.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// A tokenizer; see the [module](crate::text) for how it fits in, and the constructors for the kinds.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    kind: Kind,
+    /// The tokenizer.json this is, word for word.
+    json: String,
+    /// The tokenizer_config.json that stood beside it, if any.
+    config: Option<serde_json::Map<String, serde_json::Value>>,
+    end_of_text_id: Option<u32>,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("kind", &self.kind_name())
+            .field("vocab_size", &self.vocab_size)
+            .field("end_of_text_id", &self.end_of_text_id)
+            .finish()
+    }
+}
+
+impl Tokenizer {
+    /// The number of ids, special tokens included: one more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of the token that ends a document: `<|endoftext|>`, or in a tokenizer.json from elsewhere the first it
+    /// has of `<|endoftext|>`, `</s>` and `<|end_of_text|>`.
+    pub fn end_of_text_id(&self) -> Option<u32> {
+        self.end_of_text_id
+    }
+
+    /// A word to show: `char`, `byte`, `bpe`, or `tokenizer.json` for any other.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Characters { .. } => "char",
+            Kind::Bytes { .. } => "byte",
+            Kind::ByteLevelBpe { .. } => "bpe",
+            Kind::Other { .. } => "tokenizer.json",
+        }
+    }
+
+    /// True where any bytes can be encoded, not only UTF-8.
+    pub(crate) fn takes_any_bytes(&self) -> bool {
+        matches!(self.kind, Kind::Bytes { .. })
+    }
+
+    /// The ids of a text. No special token is added.
+    ///
+    /// # Errors
+    /// An unknown character is an error that says which, and where. For the tokenizers of this crate that is exact.
+    /// For any other tokenizer.json it is an error when a token is its unknown token, when no token covers a
+    /// character that isn't white space, or when decoding shows bytes to be missing; what its normalizer rewrites
+    /// (case, accents) and the white space it drops are its own affair. Such a tokenizer also reads its special
+    /// tokens from the text, as its makers' models expect, and takes the text in one piece (about a hundred times
+    /// the text's size in memory).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Characters { sorted, .. } => encode_characters(sorted, text),
+            Kind::Bytes { .. } => Ok(text.bytes().map(u32::from).collect()),
+            Kind::ByteLevelBpe { .. } => chunks::encode(&self.inner, text),
+            Kind::Other { unknown_id } => foreign::encode(&self.inner, *unknown_id, text),
+        }
+    }
+
+    /// The ids of the bytes of a file: any bytes for the byte tokenizer, UTF-8 for the others.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode), and invalid UTF-8, with its place.
+    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
+        if self.takes_any_bytes() {
+            return Ok(bytes.iter().copied().map(u32::from).collect());
+        }
+        self.encode(utf8(bytes)?)
+    }
+
+    /// The text of some ids. The end-of-text token gives no text. Bytes that aren't UTF-8, as when a character is
+    /// cut, become U+FFFD.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        match self.kind.pieces() {
+            Some(_) => Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned()),
+            None => foreign::decode(&self.inner, ids, self.vocab_size),
+        }
+    }
+
+    /// The bytes of some ids: exact for the tokenizers of this crate, the bytes of [`decode`](Self::decode) for others.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        let Some(pieces) = self.kind.pieces() else {
+            return Ok(self.decode(ids)?.into_bytes());
+        };
+        let mut bytes = Vec::with_capacity(ids.len());
+        for &id in ids {
+            match pieces.get(id as usize) {
+                Some(piece) => bytes.extend_from_slice(piece),
+                None => return Err(outside_vocabulary(id, self.vocab_size)),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// The characters are sorted, so the place of a character among them is its id.
+fn encode_characters(sorted: &[char], text: &str) -> Result<Vec<u32>> {
+    text.char_indices()
+        .map(|(offset, c)| match sorted.binary_search(&c) {
+            Ok(id) => Ok(id as u32),
+            Err(_) => Err(unknown_character(text, offset)),
+        })
+        .collect()
+}
+
+/// The text in some bytes, or an error that says where they stop being UTF-8.
+pub(crate) fn utf8(bytes: &[u8]) -> Result<&str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => {
+            let place = Place::of(bytes, error.valid_up_to());
+            bail!(
+                "expected utf-8 text, got the byte 0x{:02x} at {place}; for any bytes use `--tokenizer byte`",
+                bytes[error.valid_up_to()]
+            )
+        }
+    }
+}
+
+fn unknown_character(text: &str, offset: usize) -> Error {
+    let c = text[offset..].chars().next().unwrap_or_default();
+    let place = Place::of(text.as_bytes(), offset);
+    Error::Msg(format!("unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it", c as u32))
+}
+
+fn outside_vocabulary(id: u32, vocab_size: usize) -> Error {
+    Error::Msg(format!("unknown token id {id}: the vocabulary has {vocab_size} ids"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! The tokenizers that need no training, and how a tokenizer.json is put together.
+
+use std::collections::BTreeSet;
+
+use candle_core::{Error, Result, bail};
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use super::{END_OF_TEXT, Tokenizer, byte_alphabet};
+
+impl Tokenizer {
+    /// One token for each distinct character of some texts, ids in the order of the characters; with `end_of_text`,
+    /// one more for the end of a document.
+    ///
+    /// # Errors
+    /// Texts without a single character.
+    pub fn characters(texts: &[&str], end_of_text: bool) -> Result<Self> {
+        let characters: BTreeSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
+        if characters.is_empty() {
+            bail!("expected a text to take the characters from, got an empty one");
+        }
+        let vocab = characters.iter().map(char::to_string).zip(0..).collect();
+        Parts {
+            vocab,
+            model: json!({ "type": "WordLevel", "unk_token": "<unk>" }),
+            pre_tokenizer: json!({
+                "type": "Split", "pattern": { "Regex": r"[\s\S]" }, "behavior": "Isolated", "invert": false
+            }),
+            decoder: json!({ "type": "Fuse" }),
+        }
+        .assemble(end_of_text)
+    }
+
+    /// The 256 bytes, each byte its own id; with `end_of_text`, id 256 is the end of a document.
+    ///
+    /// The tokenizer.json says the same for texts; only here can any bytes be encoded and decoded.
+    ///
+    /// # Errors
+    /// None that depend on the arguments.
+    pub fn bytes(end_of_text: bool) -> Result<Self> {
+        let vocab = byte_alphabet::characters().iter().map(char::to_string).zip(0..).collect();
+        Parts { vocab, model: json!({ "type": "BPE", "merges": [] }), ..Parts::byte_level(false) }.assemble(end_of_text)
+    }
+}
+
+/// What differs between the tokenizers of this crate.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Ids without holes.
+    pub(super) vocab: Vec<(String, u32)>,
+    pub(super) model: Value,
+    pub(super) pre_tokenizer: Value,
+    pub(super) decoder: Value,
+}
+
+impl Parts {
+    /// Text as bytes in GPT-2's alphabet, cut into words by its regular expression or not at all.
+    pub(super) fn byte_level(use_regex: bool) -> Self {
+        let byte_level = json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex
+        });
+        Self { pre_tokenizer: byte_level.clone(), decoder: byte_level, ..Self::default() }
+    }
+
+    /// The tokenizer, its end of text (if asked for) as the last id.
+    pub(super) fn assemble(mut self, end_of_text: bool) -> Result<Tokenizer> {
+        let mut added_tokens = vec![];
+        if end_of_text {
+            let id = self.vocab.len() as u32;
+            self.vocab.push((END_OF_TEXT.to_string(), id));
+            added_tokens.push(json!({
+                "id": id, "content": END_OF_TEXT, "special": true,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false
+            }));
+        }
+        let vocab: Map<String, Value> = self.vocab.into_iter().map(|(token, id)| (token, id.into())).collect();
+        self.model["vocab"] = vocab.into();
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added_tokens,
+            "normalizer": null, "pre_tokenizer": self.pre_tokenizer, "post_processor": null,
+            "decoder": self.decoder, "model": self.model
+        });
+        // Through the library once, which writes the vocabulary in the order of its ids.
+        let inner = HfTokenizer::from_bytes(json.to_string()).map_err(Error::wrap)?;
+        Tokenizer::from_json(inner.to_string(true).map_err(Error::wrap)?.as_bytes())
+    }
+}

@@ -1,0 +1,121 @@
+//! Reading and writing tokenizer.json.
+
+use std::path::Path;
+
+use candle_core::{Error, Result, bail};
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use super::kind::Kind;
+use super::{END_OF_TEXT, Tokenizer};
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+
+impl Tokenizer {
+    /// The tokenizer of a tokenizer.json, or of a folder that holds one. A tokenizer_config.json beside it is kept
+    /// for [`save`](Self::save).
+    ///
+    /// # Errors
+    /// A file that can't be read or isn't a tokenizer.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
+        let in_file = |error: Error| Error::Msg(format!("{}: {error}", file.display()));
+        let bytes = std::fs::read(&file).map_err(Error::wrap).map_err(in_file)?;
+        let mut tokenizer = Self::from_json(&bytes).map_err(in_file)?;
+        tokenizer.config = std::fs::read(file.with_file_name(CONFIG))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer in the bytes of a tokenizer.json.
+    ///
+    /// Its truncation and padding are not applied: here a text is as long as it is.
+    ///
+    /// # Errors
+    /// Anything that isn't the JSON of a tokenizer.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let expected = |error: &dyn std::fmt::Display| Error::Msg(format!("expected a tokenizer.json, got {error}"));
+        let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
+        let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
+        check_merges(&json["model"])?;
+        let mut inner = HfTokenizer::from_bytes(text).map_err(|error| expected(&error))?;
+        inner.with_truncation(None).map_err(Error::wrap)?;
+        inner.with_padding(None);
+        let kind = Kind::of(&json);
+        inner.set_encode_special_tokens(!matches!(kind, Kind::Other { .. }));
+        let Some(last) = inner.get_vocab(true).into_values().max() else {
+            bail!("expected a tokenizer.json with a vocabulary, got an empty one");
+        };
+        Ok(Self {
+            end_of_text_id: end_of_text_id(&inner, &kind),
+            vocab_size: last as usize + 1,
+            json: text.to_owned(),
+            config: None,
+            inner,
+            kind,
+        })
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder that exists, so that `transformers` opens
+    /// them; `context_len` is the longest text in tokens that the model takes. Each file appears whole or not at all.
+    ///
+    /// A tokenizer that was read from a file is written as it was, and of its configuration only the length changes.
+    ///
+    /// # Errors
+    /// A file that can't be written.
+    pub fn save(&self, dir: &Path, context_len: usize) -> Result<()> {
+        let mut config = self.config.clone().unwrap_or_else(|| self.default_config());
+        config.insert("model_max_length".into(), context_len.into());
+        let config = serde_json::to_string_pretty(&config).map_err(Error::wrap)?;
+        replace(&dir.join(TOKENIZER), &self.json)?;
+        replace(&dir.join(CONFIG), &config)
+    }
+
+    fn default_config(&self) -> Map<String, Value> {
+        let mut config = Map::new();
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+        config.insert("clean_up_tokenization_spaces".into(), false.into());
+        if let Some(token) = self.end_of_text_id.and_then(|id| self.inner.id_to_token(id)) {
+            config.insert("bos_token".into(), token.as_str().into());
+            config.insert("eos_token".into(), token.into());
+        }
+        config
+    }
+}
+
+/// The end of text among the added tokens: in the vocabulary alone it would be an ordinary word.
+fn end_of_text_id(inner: &HfTokenizer, kind: &Kind) -> Option<u32> {
+    let names: &[&str] = match kind {
+        Kind::Other { .. } => &[END_OF_TEXT, "</s>", "<|end_of_text|>"],
+        _ => &[END_OF_TEXT],
+    };
+    let added = inner.get_added_vocabulary().get_vocab();
+    names.iter().find_map(|&name| added.get(name).copied())
+}
+
+/// The library panics on a merge whose result is longer than any token, so merges are checked before it sees them.
+fn check_merges(model: &Value) -> Result<()> {
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
+        let pair = match merge {
+            Value::String(pair) => pair.split_once(' '),
+            pair => pair[0].as_str().zip(pair[1].as_str()),
+        };
+        let merged = pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(prefix)?)));
+        if !merged.is_some_and(|merged| model["vocab"].get(&merged).is_some()) {
+            bail!("expected a tokenizer.json whose merges give tokens of its vocabulary, got {merge} at merge {rank}");
+        }
+    }
+    Ok(())
+}
+
+/// Writes a sibling, then renames it.
+fn replace(path: &Path, content: &str) -> Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    std::fs::write(&temporary, content)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|error| Error::Msg(format!("cannot write {}: {error}", path.display())))
+}

@@ -1,0 +1,97 @@
+//! Encoding with a tokenizer.json from elsewhere, so that nothing is lost without a word.
+//!
+//! The library drops what a BPE without an unknown token doesn't know. It shows: no token's offsets cover it, or, where
+//! single bytes are dropped, decoding gives U+FFFD where the text has none.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use candle_core::{Error, Result};
+use tokenizers::{Encoding, Tokenizer as HfTokenizer};
+
+use super::{outside_vocabulary, place::Place, unknown_character};
+
+pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
+    let encoding = inner.encode(text, false).map_err(|error| refused(inner, text, &error))?;
+    let lost = unknown_token(&encoding, unknown_id)
+        .or_else(|| dropped(inner, &encoding, text))
+        .or_else(|| missing_bytes(inner, &encoding, text));
+    match lost {
+        Some(offset) => Err(unknown_character(text, offset)),
+        None => Ok(encoding.get_ids().to_vec()),
+    }
+}
+
+pub(super) fn decode(inner: &HfTokenizer, ids: &[u32], vocab_size: usize) -> Result<String> {
+    match ids.iter().find(|&&id| inner.id_to_token(id).is_none()) {
+        Some(&id) => Err(outside_vocabulary(id, vocab_size)),
+        None => inner.decode(ids, true).map_err(Error::wrap),
+    }
+}
+
+/// Where the first unknown token begins.
+fn unknown_token(encoding: &Encoding, unknown_id: Option<u32>) -> Option<usize> {
+    let token = encoding.get_ids().iter().position(|&id| Some(id) == unknown_id)?;
+    Some(encoding.get_offsets()[token].0)
+}
+
+/// The first character that is covered by no token and isn't white space.
+fn dropped(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize> {
+    let (mut covered, mut word_start, mut word) = (0, 0, None);
+    let words = encoding.get_word_ids().iter().copied();
+    for ((start, end), this) in encoding.get_offsets().iter().copied().zip(words).chain([((text.len(), text.len()), None)]) {
+        if let Some(gap) = first_solid(text, covered..start) {
+            // Inside a word the library counts on past what it dropped: the gap shows at the end of the word.
+            return lost_alone(inner, text, word_start..gap + 1).or(Some(gap));
+        }
+        if this != word {
+            (word_start, word) = (covered.max(start), this);
+        }
+        covered = covered.max(end);
+    }
+    None
+}
+
+/// The first character of which bytes are missing, if decoding shows any to be.
+fn missing_bytes(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize> {
+    let replaced = |text: &str| text.matches(char::REPLACEMENT_CHARACTER).count();
+    let decoded = inner.decode(encoding.get_ids(), false).ok()?;
+    (replaced(&decoded) > replaced(text)).then(|| lost_alone(inner, text, 0..text.len()))?
+}
+
+fn first_solid(text: &str, range: Range<usize>) -> Option<usize> {
+    let solid = text.get(range.clone())?.find(|c: char| !c.is_whitespace())?;
+    Some(range.start + solid)
+}
+
+/// The first character that begins in a range and is lost even when it is encoded alone.
+fn lost_alone(inner: &HfTokenizer, text: &str, range: Range<usize>) -> Option<usize> {
+    let mut kept = HashSet::new();
+    let from = range.start;
+    text.get(from..)?
+        .char_indices()
+        .take_while(|(offset, _)| from + offset < range.end)
+        .find(|&(_, c)| !c.is_whitespace() && kept.insert(c) && is_lost(inner, c))
+        .map(|(offset, _)| from + offset)
+}
+
+fn is_lost(inner: &HfTokenizer, c: char) -> bool {
+    let Ok(encoding) = inner.encode(c.to_string(), false) else {
+        return true;
+    };
+    let decoded = inner.decode(encoding.get_ids(), false).unwrap_or_default();
+    encoding.is_empty() || (c != char::REPLACEMENT_CHARACTER && decoded.contains(char::REPLACEMENT_CHARACTER))
+}
+
+/// The library says what it can't encode but not where: the first word that fails alone is the place.
+fn refused(inner: &HfTokenizer, text: &str, error: &tokenizers::Error) -> Error {
+    let mut offset = 0;
+    for word in text.split_inclusive(char::is_whitespace) {
+        if inner.encode(word, false).is_err() {
+            let place = Place::of(text.as_bytes(), offset);
+            return Error::Msg(format!("the tokenizer has no token for {:?} at {place}: {error}", word.trim_end()));
+        }
+        offset += word.len();
+    }
+    Error::Msg(format!("the tokenizer refuses the text: {error}"))
+}

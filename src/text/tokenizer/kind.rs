@@ -1,0 +1,116 @@
+//! What sort of tokenizer a tokenizer.json holds, from its content alone.
+
+use serde_json::Value;
+
+use super::{END_OF_TEXT, byte_alphabet};
+
+/// The bytes a token stands for, by id; none for the end of text.
+type Pieces = Vec<Box<[u8]>>;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// The characters in order; the place of one is its id.
+    Characters { sorted: Vec<char>, pieces: Pieces },
+    /// The id is the byte.
+    Bytes { pieces: Pieces },
+    /// GPT-2's: its alphabet, its regular expression, any merges.
+    ByteLevelBpe { pieces: Pieces },
+    /// Anything else; the id of its unknown token, if it has one.
+    Other { unknown_id: Option<u32> },
+}
+
+impl Kind {
+    pub(super) fn of(json: &Value) -> Self {
+        let known = tokens(json).filter(|_| json["normalizer"].is_null());
+        known
+            .and_then(|tokens| characters(json, &tokens).or_else(|| byte_level(json, &tokens)))
+            .unwrap_or_else(|| Self::Other { unknown_id: unknown_id(&json["model"]) })
+    }
+
+    pub(super) fn pieces(&self) -> Option<&Pieces> {
+        match self {
+            Self::Characters { pieces, .. } | Self::Bytes { pieces } | Self::ByteLevelBpe { pieces } => Some(pieces),
+            Self::Other { .. } => None,
+        }
+    }
+}
+
+/// The tokens by id, if the ids have no holes and the only added token is the end of text.
+fn tokens(json: &Value) -> Option<Vec<&str>> {
+    let mut pairs = Vec::new();
+    for (token, id) in json["model"]["vocab"].as_object()? {
+        pairs.push((id.as_u64()?, token.as_str()));
+    }
+    for added in json["added_tokens"].as_array().into_iter().flatten() {
+        if added["content"] != END_OF_TEXT || added["special"] != true {
+            return None;
+        }
+        pairs.push((added["id"].as_u64()?, END_OF_TEXT));
+    }
+    pairs.sort_unstable();
+    pairs.dedup();
+    let no_holes = pairs.iter().enumerate().all(|(place, &(id, _))| place as u64 == id);
+    no_holes.then(|| pairs.into_iter().map(|(_, token)| token).collect())
+}
+
+/// Single characters in order, then perhaps the end of text.
+fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
+    let split = &json["pre_tokenizer"];
+    let one_by_one = split["pattern"]["Regex"] == r"[\s\S]" && split["behavior"] == "Isolated" && split["invert"] == false;
+    if json["model"]["type"] != "WordLevel" || !one_by_one || json["decoder"]["type"] != "Fuse" {
+        return None;
+    }
+    let plain = tokens.strip_suffix(&[END_OF_TEXT]).unwrap_or(tokens);
+    let sorted = plain.iter().map(|token| only_character(token)).collect::<Option<Vec<char>>>()?;
+    let pieces = tokens.iter().map(|token| piece(token, |c| Some(c.to_string().into_bytes()))).collect::<Option<_>>()?;
+    sorted.is_sorted().then_some(Kind::Characters { sorted, pieces })
+}
+
+/// GPT-2's scheme; without merges, and with the ids in the order of the bytes, it is bytes.
+fn byte_level(json: &Value, tokens: &[&str]) -> Option<Kind> {
+    let (model, split) = (&json["model"], &json["pre_tokenizer"]);
+    let merges = model["merges"].as_array()?;
+    let plain = !matches!(model["type"].as_str(), Some(other) if other != "BPE")
+        && model["dropout"].as_f64().unwrap_or(0.0) == 0.0
+        && ["continuing_subword_prefix", "end_of_word_suffix"].iter().all(|key| model[key].as_str().is_none_or(str::is_empty));
+    let words = split["type"] == "ByteLevel"
+        && split["add_prefix_space"] == false
+        && (merges.is_empty() || split["use_regex"] != false);
+    if !plain || !words || json["decoder"]["type"] != "ByteLevel" {
+        return None;
+    }
+    let bytes = byte_alphabet::bytes();
+    let pieces: Pieces = tokens.iter().map(|token| piece(token, |c| Some(vec![*bytes.get(&c)?]))).collect::<Option<_>>()?;
+    if merges.is_empty() && in_byte_order(&pieces) {
+        return Some(Kind::Bytes { pieces });
+    }
+    let single: std::collections::HashSet<u8> = pieces.iter().filter(|p| p.len() == 1).map(|p| p[0]).collect();
+    (single.len() == 256).then_some(Kind::ByteLevelBpe { pieces })
+}
+
+/// The bytes of a token, character by character; none for the end of text.
+fn piece(token: &str, bytes_of: impl Fn(char) -> Option<Vec<u8>>) -> Option<Box<[u8]>> {
+    if token == END_OF_TEXT {
+        return Some(Box::default());
+    }
+    let bytes = token.chars().map(bytes_of).collect::<Option<Vec<_>>>()?;
+    Some(bytes.concat().into())
+}
+
+fn in_byte_order(pieces: &Pieces) -> bool {
+    let (bytes, rest) = pieces.split_at(pieces.len().min(256));
+    bytes.len() == 256
+        && bytes.iter().zip(0..=u8::MAX).all(|(piece, byte)| **piece == [byte])
+        && rest.iter().all(|piece| piece.is_empty())
+}
+
+fn only_character(token: &str) -> Option<char> {
+    let mut chars = token.chars();
+    chars.next().filter(|_| chars.next().is_none())
+}
+
+/// Unigram names it by id, the others by its text.
+fn unknown_id(model: &Value) -> Option<u32> {
+    let by_token = || model["vocab"][model["unk_token"].as_str()?].as_u64();
+    model["unk_id"].as_u64().or_else(by_token).and_then(|id| u32::try_from(id).ok())
+}

@@ -4,25 +4,32 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use candle_core::{Error, Result};
+
 /// Replaces `path` by what `write` puts at the sibling path it is given: after a crash at any moment `path` holds
 /// the old content or the new.
-pub(crate) fn replace<E: From<io::Error>>(path: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = sibling(path);
     let written = write(&temporary).and_then(|()| {
         File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         Ok(sync_parent(path)?)
     });
-    if written.is_err() {
+    written.map_err(|error| {
         // Best effort: the error that counts is the one that is returned.
         let _ = fs::remove_file(&temporary);
-    }
-    written
+        Error::Msg(format!("cannot write {}: {error}", path.display()))
+    })
 }
 
 /// Replaces `path` by `content`; see [`replace`].
-pub(crate) fn replace_with(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace(path, |temporary| fs::write(temporary, content))
+pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, |temporary| Ok(fs::write(temporary, content)?))
+}
+
+/// The content of `path`; the error names it.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))
 }
 
 /// The path beside `path` where its next content grows: of the same file system, so that a rename is atomic.

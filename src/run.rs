@@ -1,6 +1,5 @@
 //! A trained model and its tokenizer, opened from a Hugging Face model folder.
 
-use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, bail};
@@ -27,9 +26,7 @@ impl Run {
         if !folder.is_dir() {
             bail!("{} is no folder", folder.display());
         }
-        let path = folder.join("config.json");
-        let json = fs::read(&path).map_err(|error| candle_core::Error::from(error).context(path.display()))?;
-        let config = ModelConfig::from_json(&json).map_err(|error| error.context(path.display()))?;
+        let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
         if tokenizer.vocab_size() > config.vocab_size {
             bail!(

@@ -1,6 +1,6 @@
 //! The causal language model.
 
-use candle_core::{D, Device, Module, Result, Tensor, bail};
+use candle_core::{Device, Module, Result, Tensor, bail};
 use candle_nn::{Embedding, VarBuilder};
 
 use super::block::Block;
@@ -73,6 +73,13 @@ impl CausalLm {
     /// # Errors
     /// If T is 0 or above the context length, or an id is V or more.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        let xs = self.hidden(ids)?.reshape((b * t, self.config.embed_dim))?;
+        xs.matmul(&self.head.t()?)?.reshape((b, t, self.config.vocab_size)) // (B, T, V)
+    }
+
+    /// What the head sees: (B, T, C).
+    fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
         if t == 0 || t > self.config.context_len {
             bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
@@ -82,9 +89,7 @@ impl CausalLm {
         for block in &self.blocks {
             xs = block.forward(&xs)?;
         }
-        let xs = self.norm.forward(&xs)?;
-        let (b, t, c) = xs.dims3()?;
-        xs.reshape((b * t, c))?.matmul(&self.head.t()?)?.reshape((b, t, ())) // (B, T, V)
+        self.norm.forward(&xs)
     }
 
     /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
@@ -100,7 +105,8 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::forward`].
     pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
-        let logits = self.forward(ids)?;
-        logits.narrow(D::Minus2, logits.dim(D::Minus2)? - 1, 1)?.squeeze(D::Minus2)
+        let xs = self.hidden(ids)?;
+        let last = xs.narrow(1, xs.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?; // (B, C)
+        last.matmul(&self.head.t()?) // (B, V)
     }
 }

@@ -1,10 +1,13 @@
 //! Sizes and options of the model, and their form on disk, Hugging Face's `config.json`.
 
+use std::path::Path;
+
 use candle_core::{Result, bail};
 use candle_nn::Init;
 use serde::{Deserialize, Serialize};
 
 use super::gpt2_json;
+use crate::files;
 use crate::nn::CausalSelfAttentionConfig;
 use crate::ops::Scale;
 
@@ -175,6 +178,18 @@ impl ModelConfig {
                 _ => None,
             })
             .collect()
+    }
+
+    /// From the `config.json` in a model folder.
+    ///
+    /// # Errors
+    /// If there is none, and those of [`ModelConfig::from_json`].
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        match Self::from_json(&files::read(&path)?) {
+            Err(error) => bail!("{}: {error}", path.display()),
+            config => config,
+        }
     }
 
     /// From the text of a `config.json`.

@@ -9,7 +9,7 @@ use super::config::{Activation, INIT_STDEV, ModelConfig};
 pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
     match serde_json::from_slice::<Gpt2Json>(json) {
         Ok(parsed) => parsed.into_config(),
-        Err(error) => bail!("config.json: {error}"),
+        Err(error) => bail!("{error}"),
     }
 }
 
@@ -123,11 +123,11 @@ impl From<&ModelConfig> for Gpt2Json {
 impl Gpt2Json {
     fn into_config(self) -> Result<ModelConfig> {
         if self.model_type != "gpt2" {
-            bail!("config.json: expected model_type gpt2, got {}", self.model_type);
+            bail!("expected model_type gpt2, got {}", self.model_type);
         }
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx || self.add_cross_attention {
             bail!(
-                "config.json: expected scale_attn_weights true, scale_attn_by_inverse_layer_idx false and \
+                "expected scale_attn_weights true, scale_attn_by_inverse_layer_idx false and \
                  add_cross_attention false, got {}, {} and {}",
                 self.scale_attn_weights,
                 self.scale_attn_by_inverse_layer_idx,

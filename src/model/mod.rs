@@ -9,3 +9,4 @@ mod weights;
 pub use causal_lm::CausalLm;
 pub use config::{Activation, ModelConfig};
 pub use weights::{load_weights, save_weights};
+pub(crate) use weights::{read_safetensors, write_safetensors};

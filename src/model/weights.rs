@@ -103,10 +103,15 @@ pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String
 pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
     // transformers refuses files that do not name the framework whose layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    files::replace(path, |temporary| {
-        safetensors::serialize_to_file(tensors, Some(metadata), temporary).map_err(candle_core::Error::from)
-    })
-    .map_err(|error: candle_core::Error| error.context(format!("cannot write {}", path.display())))
+    files::replace(path, |temporary| Ok(safetensors::serialize_to_file(tensors, Some(metadata), temporary)?))
+}
+
+/// Reads all tensors of a safetensors file.
+pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+    match candle_core::safetensors::load_buffer(&files::read(path)?, device) {
+        Ok(tensors) => Ok(tensors.into_iter().collect()),
+        Err(error) => bail!("cannot read {}: {error}", path.display()),
+    }
 }
 
 /// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
@@ -117,9 +122,7 @@ pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> 
 /// If the file cannot be read, or tensors are missing, left over, misshapen, or not zero though `config` has no
 /// biases; all of them are listed.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let context = |error: candle_core::Error| error.context(format!("cannot read {}", path.display()));
-    let mut on_disk: BTreeMap<String, Tensor> =
-        candle_core::safetensors::load(path, device).map_err(context)?.into_iter().map(with_prefix).collect();
+    let mut on_disk: BTreeMap<_, _> = read_safetensors(path, device)?.into_iter().map(with_prefix).collect();
     on_disk.retain(|name, _| !name.ends_with(".attn.bias") && !name.ends_with(".attn.masked_bias"));
     if config.tie_embeddings {
         // Tied by the configuration: some files hold the copy all the same.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{TrainOptions, Trainer};
 use crate::files;
-use crate::model::{ModelConfig, load_weights, save_weights, write_safetensors};
+use crate::model::{ModelConfig, load_weights, read_safetensors, save_weights, write_safetensors};
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
@@ -93,7 +93,7 @@ pub(super) fn write(path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds:
 /// Reads the state in the folder `path`.
 pub(super) fn read_state(path: &Path) -> Result<TrainState> {
     let path = path.join(STATE);
-    let json = read(&path)?;
+    let json = files::read(&path)?;
     let state: TrainState = match serde_json::from_slice(&json) {
         Ok(state) => state,
         Err(error) => bail!("broken checkpoint: {}: {error}", path.display()),
@@ -115,14 +115,14 @@ pub(super) fn load(path: &Path, config: &ModelConfig, device: &Device) -> Result
     }
     Ok(Checkpoint {
         weights: load_weights(&path.join(WEIGHTS), config, device)?,
-        moments: candle_core::safetensors::load(path.join(MOMENTS), device)?.into_iter().collect(),
+        moments: read_safetensors(&path.join(MOMENTS), device)?,
         state,
     })
 }
 
 /// The SHA-256 of a file, in hexadecimal digits.
 pub(super) fn checksum(path: &Path) -> Result<String> {
-    Ok(Sha256::digest(read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Sha256::digest(files::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 pub(super) fn remove_folder(path: &Path) -> Result<()> {
@@ -131,12 +131,5 @@ pub(super) fn remove_folder(path: &Path) -> Result<()> {
             bail!("cannot remove {}: {error}", path.display())
         }
         _ => Ok(()),
-    }
-}
-
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(bytes),
-        Err(error) => bail!("cannot read {}: {error}", path.display()),
     }
 }

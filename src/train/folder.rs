@@ -20,7 +20,7 @@ use std::time::Instant;
 use candle_core::{Device, Result, bail};
 use serde::Serialize;
 
-use super::checkpoint::{self, Checkpoint, WEIGHTS, read, remove_folder};
+use super::checkpoint::{self, Checkpoint, WEIGHTS, remove_folder};
 use super::{Best, Trainer};
 use crate::files;
 use crate::model::ModelConfig;
@@ -59,7 +59,7 @@ impl RunFolder {
         if let Err(error) = written {
             // Best effort: the error that counts is the one that is returned.
             let _ = remove_folder(&temporary);
-            return Err(error.context(format!("cannot create {}", root.display())));
+            bail!("cannot create {}: {error}", root.display());
         }
         Self::at(root, 0, 0.0)
     }
@@ -86,7 +86,7 @@ impl RunFolder {
         if !training.join(CURRENT).exists() {
             bail!("{} is no run to resume: it has no {TRAINING}/{CURRENT}", root.display());
         }
-        let config = ModelConfig::from_json(&read(&root.join("config.json"))?)?;
+        let config = ModelConfig::open(root)?;
         let current = current(&training)?;
         let checkpoint = checkpoint::load(&training.join(current), &config, device)?;
         let folder = Self::at(root, checkpoint.state.metrics_bytes, checkpoint.state.seconds)?;
@@ -106,7 +106,7 @@ impl RunFolder {
     /// If there are none.
     pub fn settings(root: &Path) -> Result<String> {
         let path = root.join(TRAINING).join(SETTINGS);
-        match String::from_utf8(read(&path)?) {
+        match String::from_utf8(files::read(&path)?) {
             Ok(settings) => Ok(settings),
             Err(error) => bail!("{}: {error}", path.display()),
         }
@@ -165,7 +165,7 @@ impl RunFolder {
         let target = self.root.join(WEIGHTS);
         let is_there = checkpoint::checksum(&target).is_ok_and(|sum| state.checksums.get(WEIGHTS) == Some(&sum));
         if !is_there {
-            files::replace(&target, |temporary| fs::copy(source.join(WEIGHTS), temporary).map(|_| ()))?;
+            files::replace(&target, |temporary| Ok(fs::copy(source.join(WEIGHTS), temporary).map(|_| ())?))?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ fn generation(step: u64) -> String {
 /// The name in the pointer file: that of a checkpoint folder, never a path that leads elsewhere.
 fn current(training: &Path) -> Result<String> {
     let path = training.join(CURRENT);
-    let name = String::from_utf8_lossy(&read(&path)?).trim().to_string();
+    let name = String::from_utf8_lossy(&files::read(&path)?).trim().to_string();
     match name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok()) {
         Some(step) if generation(step) == name => Ok(name),
         _ => bail!("broken checkpoint: {} names {name:?}", path.display()),

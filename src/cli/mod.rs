@@ -1,0 +1,111 @@
+//! Arguments, printing and exit codes.
+
+mod chart;
+mod document;
+mod eval;
+mod example;
+mod generate;
+mod options;
+mod plan;
+mod progress;
+mod sample;
+mod train;
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Trains small causal language models on text files, samples from them and evaluates them.
+#[derive(Parser)]
+#[command(name = "attn", version, max_term_width = 100)]
+struct Cli {
+    /// Threads to compute with [default: one a core]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model on text files; without any, on the small corpus of Portuguese sentences that is built in
+    Train(Box<train::TrainArgs>),
+    /// Write text with a trained model
+    Generate(generate::GenerateArgs),
+    /// Loss, perplexity and bits per byte of a trained model on text files
+    Eval(eval::EvalArgs),
+    /// The worked example of causal self-attention, step by step
+    Example,
+}
+
+/// Marks errors that are not the input's fault, which exit with 1 instead of 2.
+#[derive(Debug)]
+struct Failure(String);
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs the command line. Exit codes: 0 done, 1 failed on the way, 2 bad input.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(threads) = cli.threads {
+        // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the
+        // environment. candle and rayon read the variable when they start their pools, later.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    }
+    let out = &mut io::stdout();
+    let result = match cli.command {
+        Command::Train(args) => train::run(*args, out),
+        Command::Generate(args) => generate::run(&args, out),
+        Command::Eval(args) => eval::run(&args, out),
+        Command::Example => example::run(out),
+    };
+    match result.and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: what may follow is a backtrace.
+            let message = format!("{error:#}");
+            let _ = writeln!(io::stderr(), "attn: {}", message.lines().next().unwrap_or_default());
+            ExitCode::from(if error.is::<Failure>() { 1 } else { 2 })
+        }
+    }
+}
+
+/// Whether whoever reads our output has seen enough, as `head` has after some lines.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A count with thin groups of three digits: 1 234 567.
+fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or("")).collect();
+    groups.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn counts_are_grouped_by_three_digits() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1 234 567");
+    }
+}

@@ -103,8 +103,8 @@ impl Tokenizer {
     /// For any other tokenizer.json it is an error when a token is its unknown token, when no token covers a
     /// character that isn't white space, or when decoding shows bytes to be missing; what its normalizer rewrites
     /// (case, accents) and the white space it drops are its own affair. Such a tokenizer also reads its special
-    /// tokens from the text, as its makers' models expect, and takes the text in one piece (about a hundred times
-    /// the text's size in memory).
+    /// tokens from the text, as its makers' models expect, and takes the text in one piece, which needs many
+    /// times its size in memory.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Characters { sorted, .. } => encode_characters(sorted, text),

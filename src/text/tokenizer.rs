@@ -35,7 +35,7 @@ mod kind;
 mod place;
 mod train;
 
-use candle_core::{Error, Result, bail};
+use candle_core::{Error, Result};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use kind::Kind;
@@ -103,8 +103,8 @@ impl Tokenizer {
     /// For any other tokenizer.json it is an error when a token is its unknown token, when no token covers a
     /// character that isn't white space, or when decoding shows bytes to be missing; what its normalizer rewrites
     /// (case, accents) and the white space it drops are its own affair. Such a tokenizer also reads its special
-    /// tokens from the text, as its makers' models expect, and takes the text in one piece (about a hundred times
-    /// the text's size in memory).
+    /// tokens from the text, as its makers' models expect, and takes the text in one piece, which needs many
+    /// times its size in memory.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Characters { sorted, .. } => encode_characters(sorted, text),
@@ -168,26 +168,28 @@ fn encode_characters(sorted: &[char], text: &str) -> Result<Vec<u32>> {
 
 /// The text in some bytes, or an error that says where they stop being UTF-8.
 pub(crate) fn utf8(bytes: &[u8]) -> Result<&str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text),
-        Err(error) => {
-            let place = Place::of(bytes, error.valid_up_to());
-            bail!(
-                "expected utf-8 text, got the byte 0x{:02x} at {place}; for any bytes use `--tokenizer byte`",
-                bytes[error.valid_up_to()]
-            )
-        }
-    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let offset = error.valid_up_to();
+        let (byte, place) = (bytes[offset], Place::of(bytes, offset));
+        Error::Msg(format!(
+            "expected utf-8 text, got the byte 0x{byte:02x} at {place}; for any bytes use `--tokenizer byte`"
+        ))
+    })
 }
 
 fn unknown_character(text: &str, offset: usize) -> Error {
     let c = text[offset..].chars().next().unwrap_or_default();
     let place = Place::of(text.as_bytes(), offset);
-    Error::Msg(format!("unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it", c as u32))
+    Error::Msg(format!(
+        "unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it",
+        c as u32
+    ))
 }
 
 fn outside_vocabulary(id: u32, vocab_size: usize) -> Error {
-    Error::Msg(format!("unknown token id {id}: the vocabulary has {vocab_size} ids"))
+    Error::Msg(format!(
+        "unknown token id {id}: the vocabulary has {vocab_size} ids"
+    ))
 }
 
 #[cfg(test)]

@@ -20,10 +20,15 @@ impl Tokenizer {
     /// A file that can't be read or isn't a tokenizer.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
-        let in_file = |error: Error| Error::Msg(format!("{}: {error}", file.display()));
-        let bytes = std::fs::read(&file).map_err(Error::wrap).map_err(in_file)?;
-        let mut tokenizer = Self::from_json(&bytes).map_err(in_file)?;
+        let file = if path.is_dir() {
+            path.join(TOKENIZER)
+        } else {
+            path.to_path_buf()
+        };
+        let in_file =
+            |error: &dyn std::fmt::Display| Error::Msg(format!("{}: {error}", file.display()));
+        let bytes = std::fs::read(&file).map_err(|error| in_file(&error))?;
+        let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&error))?;
         tokenizer.config = std::fs::read(file.with_file_name(CONFIG))
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -37,7 +42,9 @@ impl Tokenizer {
     /// # Errors
     /// Anything that isn't the JSON of a tokenizer.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let expected = |error: &dyn std::fmt::Display| Error::Msg(format!("expected a tokenizer.json, got {error}"));
+        let expected = |error: &dyn std::fmt::Display| {
+            Error::Msg(format!("expected a tokenizer.json, got {error}"))
+        };
         let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
@@ -78,7 +85,10 @@ impl Tokenizer {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
-        if let Some(token) = self.end_of_text_id.and_then(|id| self.inner.id_to_token(id)) {
+        if let Some(token) = self
+            .end_of_text_id
+            .and_then(|id| self.inner.id_to_token(id))
+        {
             config.insert("bos_token".into(), token.as_str().into());
             config.insert("eos_token".into(), token.into());
         }
@@ -98,15 +108,20 @@ fn end_of_text_id(inner: &HfTokenizer, kind: &Kind) -> Option<u32> {
 
 /// The library panics on a merge whose result is longer than any token, so merges are checked before it sees them.
 fn check_merges(model: &Value) -> Result<()> {
-    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    let prefix = model["continuing_subword_prefix"]
+        .as_str()
+        .unwrap_or_default();
     for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
         let pair = match merge {
             Value::String(pair) => pair.split_once(' '),
             pair => pair[0].as_str().zip(pair[1].as_str()),
         };
-        let merged = pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(prefix)?)));
-        if !merged.is_some_and(|merged| model["vocab"].get(&merged).is_some()) {
-            bail!("expected a tokenizer.json whose merges give tokens of its vocabulary, got {merge} at merge {rank}");
+        let merged =
+            pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(prefix)?)));
+        if merged.is_none_or(|merged| model["vocab"].get(&merged).is_none()) {
+            bail!(
+                "expected a tokenizer.json whose merges give tokens of its vocabulary, got {merge} at merge {rank}"
+            );
         }
     }
     Ok(())

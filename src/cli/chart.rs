@@ -18,8 +18,7 @@ struct Line {
 pub fn loss_curve(root: &Path) -> Result<Option<String>> {
     let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl"))?;
     let lines = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Line>, _>>()?;
-    let losses: Vec<(f32, f32)> =
-        lines.iter().filter_map(|line| Some((line.step as f32, line.loss? as f32))).collect();
+    let losses: Vec<(f32, f32)> = lines.iter().filter_map(|line| Some((line.step as f32, line.loss? as f32))).collect();
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return Ok(None) };
     if losses.len() < 2 {
         return Ok(None);

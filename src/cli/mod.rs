@@ -15,7 +15,6 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Trains small causal language models on text files, samples from them and evaluates them.
@@ -88,7 +87,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// A count with thin groups of three digits: 1 234 567.
 fn grouped(count: usize) -> String {
     let digits = count.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or("")).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or("")).collect();
     groups.join(" ")
 }
 

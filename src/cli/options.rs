@@ -136,7 +136,11 @@ impl Options {
     /// The names of the options that are given.
     pub fn given(&self) -> Result<Vec<String>> {
         let is_empty = |value: &toml::Value| value.as_array().is_some_and(Vec::is_empty);
-        Ok(toml::Table::try_from(self)?.into_iter().filter(|(_, value)| !is_empty(value)).map(|(name, _)| name).collect())
+        Ok(toml::Table::try_from(self)?
+            .into_iter()
+            .filter(|(_, value)| !is_empty(value))
+            .map(|(name, _)| name)
+            .collect())
     }
 
     /// The training options, with defaults for what is not given.

@@ -86,8 +86,8 @@ pub fn bpe_progress() -> impl FnMut(BpeProgress) {
     let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
     move |progress| {
         let line = match progress {
-            BpeProgress::Counting { bytes, total } => {
-                format!("learning a BPE: counted the words of {} of {} kB", bytes / 1000, total / 1000)
+            BpeProgress::Counting { done, total } => {
+                format!("learning a BPE: counted the words of {} of {} kB", done / 1000, total / 1000)
             }
             BpeProgress::Merging { merges } => format!("learning a BPE: {merges} merges"),
         };

@@ -23,20 +23,8 @@ pub struct Batch {
 
 impl Batch {
     fn of(ids: &[u32], starts: Vec<usize>, seq_len: usize) -> Self {
-        let rows = |shift: usize| {
-            starts
-                .iter()
-                .flat_map(|s| &ids[s + shift..s + shift + seq_len])
-                .copied()
-                .collect()
-        };
-        Self {
-            inputs: rows(0),
-            targets: rows(1),
-            batch_size: starts.len(),
-            seq_len,
-            starts,
-        }
+        let rows = |shift: usize| starts.iter().flat_map(|s| &ids[s + shift..s + shift + seq_len]).copied().collect();
+        Self { inputs: rows(0), targets: rows(1), batch_size: starts.len(), seq_len, starts }
     }
 
     /// The inputs as a tensor of `u32`, (B, T).
@@ -80,9 +68,7 @@ impl BatchSampler {
         rng.set_stream(step);
         // In 64 bits on every machine: the draws of `usize` may differ with its size.
         let places = (ids.len() - self.context_len) as u64;
-        let starts = (0..self.batch_size)
-            .map(|_| rng.random_range(0..places) as usize)
-            .collect();
+        let starts = (0..self.batch_size).map(|_| rng.random_range(0..places) as usize).collect();
         Ok(Batch::of(ids, starts, self.context_len))
     }
 }
@@ -101,30 +87,16 @@ pub enum Rest {
 ///
 /// # Errors
 /// A size of 0; and no ids to predict, or with [`Rest::Drop`] fewer than `context_len + 1`.
-pub fn windows(
-    ids: &[u32],
-    context_len: usize,
-    batch_size: usize,
-    rest: Rest,
-) -> Result<impl Iterator<Item = Batch>> {
-    let least = if rest == Rest::Keep {
-        context_len.min(1)
-    } else {
-        context_len
-    };
+pub fn windows(ids: &[u32], context_len: usize, batch_size: usize, rest: Rest) -> Result<impl Iterator<Item = Batch>> {
+    let least = if rest == Rest::Keep { context_len.min(1) } else { context_len };
     check(ids, least, batch_size)?;
     let whole = (ids.len() - 1) / context_len;
     let batches = (0..whole).step_by(batch_size).map(move |first| {
         let last = whole.min(first + batch_size);
-        Batch::of(
-            ids,
-            (first..last).map(|window| window * context_len).collect(),
-            context_len,
-        )
+        Batch::of(ids, (first..last).map(|window| window * context_len).collect(), context_len)
     });
     let left = (ids.len() - 1) % context_len;
-    let shorter =
-        (rest == Rest::Keep && left > 0).then(|| Batch::of(ids, vec![whole * context_len], left));
+    let shorter = (rest == Rest::Keep && left > 0).then(|| Batch::of(ids, vec![whole * context_len], left));
     Ok(batches.chain(shorter))
 }
 
@@ -135,11 +107,7 @@ fn check(ids: &[u32], context_len: usize, batch_size: usize) -> Result<()> {
         );
     }
     if ids.len() <= context_len {
-        bail!(
-            "expected at least {} ids for windows of {context_len}, got {}",
-            context_len + 1,
-            ids.len()
-        );
+        bail!("expected at least {} ids for windows of {context_len}, got {}", context_len + 1, ids.len());
     }
     Ok(())
 }
@@ -154,16 +122,9 @@ mod tests {
 
     #[test]
     fn targets_are_the_inputs_one_later() {
-        let sampler = BatchSampler {
-            seed: 11,
-            batch_size: 3,
-            context_len: 7,
-        };
+        let sampler = BatchSampler { seed: 11, batch_size: 3, context_len: 7 };
         let batch = sampler.batch(&ids(101), 5).unwrap();
-        assert_eq!(
-            (batch.batch_size, batch.seq_len, batch.starts.len()),
-            (3, 7, 3)
-        );
+        assert_eq!((batch.batch_size, batch.seq_len, batch.starts.len()), (3, 7, 3));
         for (row, &start) in batch.starts.iter().enumerate() {
             for t in 0..7 {
                 assert_eq!(batch.inputs[row * 7 + t], 1000 + (start + t) as u32);
@@ -172,34 +133,18 @@ mod tests {
         }
         let tensor = batch.targets_tensor(&Device::Cpu).unwrap();
         assert_eq!(tensor.dims(), [3, 7]);
-        assert_eq!(
-            tensor.flatten_all().unwrap().to_vec1::<u32>().unwrap(),
-            batch.targets
-        );
+        assert_eq!(tensor.flatten_all().unwrap().to_vec1::<u32>().unwrap(), batch.targets);
         assert_eq!(batch.inputs_tensor(&Device::Cpu).unwrap().dims(), [3, 7]);
     }
 
     #[test]
     fn a_batch_depends_on_seed_and_step_alone() {
-        let sampler = BatchSampler {
-            seed: 11,
-            batch_size: 5,
-            context_len: 7,
-        };
+        let sampler = BatchSampler { seed: 11, batch_size: 5, context_len: 7 };
         let ids = ids(1009);
         let starts = |sampler: BatchSampler, step| sampler.batch(&ids, step).unwrap().starts;
         assert_eq!(starts(sampler, 3), starts(sampler, 3));
         assert_ne!(starts(sampler, 3), starts(sampler, 4));
-        assert_ne!(
-            starts(sampler, 3),
-            starts(
-                BatchSampler {
-                    seed: 12,
-                    ..sampler
-                },
-                3
-            )
-        );
+        assert_ne!(starts(sampler, 3), starts(BatchSampler { seed: 12, ..sampler }, 3));
         // Pinned: a run that is resumed under a later version must see the same data.
         assert_eq!(starts(sampler, 3), PINNED);
     }
@@ -208,55 +153,22 @@ mod tests {
 
     #[test]
     fn every_place_is_drawn_about_as_often() {
-        let (ids, sampler) = (
-            ids(17),
-            BatchSampler {
-                seed: 2,
-                batch_size: 13,
-                context_len: 6,
-            },
-        );
+        let (ids, sampler) = (ids(17), BatchSampler { seed: 2, batch_size: 13, context_len: 6 });
         let mut counts = [0usize; 11];
         for step in 0..1000 {
-            sampler
-                .batch(&ids, step)
-                .unwrap()
-                .starts
-                .iter()
-                .for_each(|&start| counts[start] += 1);
+            sampler.batch(&ids, step).unwrap().starts.iter().for_each(|&start| counts[start] += 1);
         }
         // 13000 draws over 11 places: 1182 each, standard deviation 33; five of them either way.
-        assert!(
-            counts.iter().all(|count| (1018..=1346).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (1018..=1346).contains(count)), "{counts:?}");
     }
 
     #[test]
     fn windows_cover_the_ids_without_overlap() {
         let ids = ids(31);
         let batches: Vec<Batch> = windows(&ids, 4, 3, Rest::Drop).unwrap().collect();
-        assert_eq!(
-            batches
-                .iter()
-                .map(|batch| batch.batch_size)
-                .collect::<Vec<_>>(),
-            [3, 3, 1]
-        );
-        assert_eq!(
-            batches
-                .iter()
-                .flat_map(|batch| batch.inputs.clone())
-                .collect::<Vec<_>>(),
-            ids[..28]
-        );
-        assert_eq!(
-            batches
-                .iter()
-                .flat_map(|batch| batch.targets.clone())
-                .collect::<Vec<_>>(),
-            ids[1..29]
-        );
+        assert_eq!(batches.iter().map(|batch| batch.batch_size).collect::<Vec<_>>(), [3, 3, 1]);
+        assert_eq!(batches.iter().flat_map(|batch| batch.inputs.clone()).collect::<Vec<_>>(), ids[..28]);
+        assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..29]);
         assert_eq!(batches[1].starts, [12, 16, 20]);
     }
 
@@ -265,52 +177,20 @@ mod tests {
         for n in 2..40 {
             let ids = ids(n);
             let batches: Vec<Batch> = windows(&ids, 4, 3, Rest::Keep).unwrap().collect();
-            assert_eq!(
-                batches
-                    .iter()
-                    .flat_map(|batch| batch.targets.clone())
-                    .collect::<Vec<_>>(),
-                ids[1..],
-                "n {n}"
-            );
-            let whole = batches
-                .iter()
-                .filter(|batch| batch.seq_len == 4)
-                .map(|batch| batch.batch_size)
-                .sum::<usize>();
+            assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..], "n {n}");
+            let whole = batches.iter().filter(|batch| batch.seq_len == 4).map(|batch| batch.batch_size).sum::<usize>();
             assert_eq!(whole, (n as usize - 1) / 4);
         }
     }
 
     #[test]
     fn sizes_that_cannot_be_are_errors() {
-        let sampler = BatchSampler {
-            seed: 0,
-            batch_size: 2,
-            context_len: 7,
-        };
+        let sampler = BatchSampler { seed: 0, batch_size: 2, context_len: 7 };
         let error = sampler.batch(&ids(7), 0).unwrap_err().to_string();
-        assert!(
-            error.contains("at least 8 ids for windows of 7, got 7"),
-            "{error}"
-        );
+        assert!(error.contains("at least 8 ids for windows of 7, got 7"), "{error}");
         assert_eq!(sampler.batch(&ids(8), 0).unwrap().starts, [0, 0]);
-        assert!(
-            BatchSampler {
-                context_len: 0,
-                ..sampler
-            }
-            .batch(&ids(8), 0)
-            .is_err()
-        );
-        assert!(
-            BatchSampler {
-                batch_size: 0,
-                ..sampler
-            }
-            .batch(&ids(8), 0)
-            .is_err()
-        );
+        assert!(BatchSampler { context_len: 0, ..sampler }.batch(&ids(8), 0).is_err());
+        assert!(BatchSampler { batch_size: 0, ..sampler }.batch(&ids(8), 0).is_err());
         assert!(windows(&ids(8), 0, 1, Rest::Keep).is_err());
         assert!(windows(&[], 3, 1, Rest::Keep).is_err());
         assert!(windows(&ids(3), 3, 1, Rest::Drop).is_err());

@@ -41,10 +41,7 @@ impl FromStr for TokenizerChoice {
             "" => bail!("expected char, byte, bpe:N or the path of a tokenizer.json, got nothing"),
             "char" => Ok(Self::Characters),
             "byte" => Ok(Self::Bytes),
-            _ => match text
-                .strip_prefix("bpe")
-                .map(|size| size.strip_prefix(':').map(str::parse))
-            {
+            _ => match text.strip_prefix("bpe").map(|size| size.strip_prefix(':').map(str::parse)) {
                 Some(Some(Ok(size))) => Ok(Self::Bpe(size)),
                 Some(Some(Err(_))) => bail!("expected a number of tokens in bpe:N, got {text}"),
                 Some(None) if text == "bpe" => {
@@ -88,11 +85,7 @@ pub fn prepare(
     let several = documents.len() > 1 || held_out.len() > 1;
     let tokenizer = match choice {
         TokenizerChoice::Characters => {
-            let texts = documents
-                .iter()
-                .chain(held_out)
-                .map(Document::text)
-                .collect::<Result<Vec<_>>>()?;
+            let texts = documents.iter().chain(held_out).map(Document::text).collect::<Result<Vec<_>>>()?;
             Tokenizer::characters(&texts, several)
         }
         TokenizerChoice::Bytes => Tokenizer::bytes(several),
@@ -100,20 +93,14 @@ pub fn prepare(
             let texts = training_texts(documents, validation)?;
             Tokenizer::train_bpe(&texts, *vocab_size, several, progress)
         }
-        TokenizerChoice::File(path) => Tokenizer::from_file(path).map_err(|error| {
-            Error::Msg(format!(
-                "tokenizer {error}; expected char, byte, bpe:N or a tokenizer.json"
-            ))
-        }),
+        TokenizerChoice::File(path) => Tokenizer::from_file(path)
+            .map_err(|error| Error::Msg(format!("tokenizer {error}; expected char, byte, bpe:N or a tokenizer.json"))),
     }?;
     let corpus = Corpus::new(&tokenizer, documents, validation, context_len)?;
     Ok((tokenizer, corpus))
 }
 
-fn training_texts<'a>(
-    documents: &'a [Document],
-    validation: &'a Validation,
-) -> Result<Vec<&'a str>> {
+fn training_texts<'a>(documents: &'a [Document], validation: &'a Validation) -> Result<Vec<&'a str>> {
     let (train, _) = divide(documents, validation, false)?;
     train
         .into_iter()
@@ -135,35 +122,19 @@ mod tests {
             ("byte", TokenizerChoice::Bytes),
             ("bpe:300", TokenizerChoice::Bpe(300)),
             ("bpe.json", TokenizerChoice::File("bpe.json".into())),
-            (
-                "runs/a/tokenizer.json",
-                TokenizerChoice::File("runs/a/tokenizer.json".into()),
-            ),
+            ("runs/a/tokenizer.json", TokenizerChoice::File("runs/a/tokenizer.json".into())),
         ] {
             assert_eq!(text.parse::<TokenizerChoice>().unwrap(), choice);
             assert_eq!(choice.to_string(), text);
         }
         for wrong in ["", "bpe", "bpe:", "bpe:many", "bpe:-3"] {
-            assert!(
-                wrong
-                    .parse::<TokenizerChoice>()
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with("expected"),
-                "{wrong}"
-            );
+            assert!(wrong.parse::<TokenizerChoice>().unwrap_err().to_string().starts_with("expected"), "{wrong}");
         }
     }
 
     fn documents() -> Vec<Document> {
-        let text = |text: &str, name: &str| Document {
-            name: name.into(),
-            bytes: text.into(),
-        };
-        vec![
-            text(&"the cat sat on the mat. ".repeat(30), "cats"),
-            text(&"zzzz ".repeat(11), "sleep"),
-        ]
+        let text = |text: &str, name: &str| Document { name: name.into(), bytes: text.into() };
+        vec![text(&"the cat sat on the mat. ".repeat(30), "cats"), text(&"zzzz ".repeat(11), "sleep")]
     }
 
     #[test]
@@ -171,10 +142,8 @@ mod tests {
         let (documents, mut reports) = (documents(), vec![]);
         let choice = TokenizerChoice::Bpe(267);
         let validation = Validation::Fraction(0.1);
-        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, 5, &mut |report| {
-            reports.push(report)
-        })
-        .unwrap();
+        let (tokenizer, corpus) =
+            prepare(&documents, &validation, &choice, 5, &mut |report| reports.push(report)).unwrap();
         assert_eq!(tokenizer.vocab_size(), 267);
         assert_eq!(tokenizer.encode("zzzz").unwrap().len(), 4);
         assert_eq!(tokenizer.encode(" the").unwrap().len(), 1);
@@ -182,31 +151,15 @@ mod tests {
         assert_eq!(end, 266);
         assert_eq!(corpus.validation.last(), Some(&end));
         assert_eq!(corpus.validation.iter().filter(|&&id| id == end).count(), 2);
-        assert!(matches!(
-            reports[..],
-            [
-                BpeProgress::Counting { .. },
-                ..,
-                BpeProgress::Merging { merges: 10 }
-            ]
-        ));
+        assert!(matches!(reports[..], [BpeProgress::Counting { .. }, .., BpeProgress::Merging { merges: 10 }]));
     }
 
     #[test]
     fn characters_are_those_of_all_documents() {
         let documents = documents();
-        let validation = Validation::Documents(vec![Document {
-            name: "v".into(),
-            bytes: "çççç".into(),
-        }]);
-        let (tokenizer, corpus) = prepare(
-            &documents[..1],
-            &validation,
-            &TokenizerChoice::Characters,
-            3,
-            &mut |_| {},
-        )
-        .unwrap();
+        let validation = Validation::Documents(vec![Document { name: "v".into(), bytes: "çççç".into() }]);
+        let (tokenizer, corpus) =
+            prepare(&documents[..1], &validation, &TokenizerChoice::Characters, 3, &mut |_| {}).unwrap();
         assert_eq!(tokenizer.decode(&corpus.validation).unwrap(), "çççç");
         assert_eq!(tokenizer.end_of_text_id(), None);
     }
@@ -214,18 +167,7 @@ mod tests {
     #[test]
     fn a_tokenizer_that_is_not_there_is_named() {
         let choice: TokenizerChoice = "chars".parse().unwrap();
-        let error = prepare(
-            &documents(),
-            &Validation::Fraction(0.1),
-            &choice,
-            3,
-            &mut |_| {},
-        )
-        .unwrap_err()
-        .to_string();
-        assert!(
-            error.contains("tokenizer chars: ") && error.contains("expected char, byte"),
-            "{error}"
-        );
+        let error = prepare(&documents(), &Validation::Fraction(0.1), &choice, 3, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("tokenizer chars: ") && error.contains("expected char, byte"), "{error}");
     }
 }

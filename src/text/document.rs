@@ -26,8 +26,7 @@ impl Document {
         if path.is_dir() {
             bail!("expected a text file, got a folder: {name}");
         }
-        let bytes = std::fs::read(path)
-            .map_err(|error| Error::Msg(format!("cannot read {name}: {error}")))?;
+        let bytes = std::fs::read(path).map_err(|error| Error::Msg(format!("cannot read {name}: {error}")))?;
         if bytes.is_empty() {
             bail!("expected text in {name}, got an empty file");
         }
@@ -53,11 +52,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = |path: &std::path::Path| Document::read(path).unwrap_err().to_string();
         let missing = dir.path().join("missing.txt");
-        assert!(
-            error(&missing).contains("missing.txt: No such file"),
-            "{}",
-            error(&missing)
-        );
+        assert!(error(&missing).contains("missing.txt: No such file"), "{}", error(&missing));
         assert!(error(dir.path()).contains("got a folder"));
         let empty = dir.path().join("empty.txt");
         std::fs::write(&empty, "").unwrap();
@@ -65,12 +60,6 @@ mod tests {
         std::fs::write(&empty, [0xff, 0x00]).unwrap();
         let document = Document::read(&empty).unwrap();
         assert_eq!(document.bytes, [0xff, 0x00]);
-        assert!(
-            document
-                .text()
-                .unwrap_err()
-                .to_string()
-                .contains("empty.txt: expected utf-8")
-        );
+        assert!(document.text().unwrap_err().to_string().contains("empty.txt: expected utf-8"));
     }
 }

@@ -180,16 +180,11 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str> {
 fn unknown_character(text: &str, offset: usize) -> Error {
     let c = text[offset..].chars().next().unwrap_or_default();
     let place = Place::of(text.as_bytes(), offset);
-    Error::Msg(format!(
-        "unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it",
-        c as u32
-    ))
+    Error::Msg(format!("unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it", c as u32))
 }
 
 fn outside_vocabulary(id: u32, vocab_size: usize) -> Error {
-    Error::Msg(format!(
-        "unknown token id {id}: the vocabulary has {vocab_size} ids"
-    ))
+    Error::Msg(format!("unknown token id {id}: the vocabulary has {vocab_size} ids"))
 }
 
 #[cfg(test)]

@@ -112,6 +112,14 @@ impl RunFolder {
         }
     }
 
+    /// Replaces the settings, for whoever resumes next.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_settings(&self, settings: &str) -> Result<()> {
+        files::replace_with(&self.root.join(TRAINING).join(SETTINGS), settings.as_bytes())
+    }
+
     /// Where the run lies.
     pub fn root(&self) -> &Path {
         &self.root

@@ -77,11 +77,7 @@ pub struct GradientAudit {
 impl GradientAudit {
     /// For these tensors, of which `excused` have a gradient that is zero whatever the data. Each of the others must
     /// have had a non-zero gradient once `deadline` steps are done.
-    pub fn new<'a>(
-        names: impl Iterator<Item = &'a String>,
-        excused: &[(String, &'static str)],
-        deadline: u64,
-    ) -> Self {
+    pub fn new<'a>(names: impl Iterator<Item = &'a String>, excused: &[(String, &'static str)], deadline: u64) -> Self {
         let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
         Self { silent: names.map(|name| (name.clone(), reason(name))).collect(), deadline }
     }
@@ -116,8 +112,12 @@ mod tests {
 
     #[test]
     fn a_tensor_that_no_gradient_reaches_is_named() {
-        let vars = vec![("cut".to_string(), var(&[1.0])), ("fine".to_string(), var(&[2.0])), ("lost".to_string(), var(&[3.0]))];
-        let sum = (&vars[1].1 + vars[0].1.as_detached_tensor()).unwrap();
+        let vars = vec![
+            ("cut".to_string(), var(&[1.0])),
+            ("fine".to_string(), var(&[2.0])),
+            ("lost".to_string(), var(&[3.0])),
+        ];
+        let sum = (vars[1].1.as_tensor() + vars[0].1.as_detached_tensor()).unwrap();
         let error = Gradients::collect(sum.sum_all().unwrap().backward().unwrap(), &vars).err().unwrap();
         assert!(error.to_string().contains("no gradient reaches cut, lost"), "{error}");
     }

@@ -58,11 +58,7 @@ impl TrainOptions {
     /// # Errors
     /// Naming the option, what it expects and what it got.
     pub fn validate(&self) -> Result<()> {
-        let counts = [
-            ("steps", self.steps),
-            ("batch_size", self.batch_size as u64),
-            ("eval_every", self.eval_every),
-        ];
+        let counts = [("steps", self.steps), ("batch_size", self.batch_size as u64), ("eval_every", self.eval_every)];
         for (name, value) in counts {
             if value == 0 {
                 bail!("train options: expected {name} of at least 1, got 0");
@@ -71,17 +67,16 @@ impl TrainOptions {
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let not_negative = |x: f64| x >= 0.0 && x.is_finite();
         let below_one = |x: f64| (0.0..1.0).contains(&x);
-        let numbers: [(&str, f64, &str, fn(f64) -> bool); 7] = [
-            ("learning_rate", self.learning_rate, "above 0", positive),
-            ("min_learning_rate", self.min_learning_rate, "of at least 0", not_negative),
-            ("beta1", self.beta1, "from 0 to below 1", below_one),
-            ("beta2", self.beta2, "from 0 to below 1", below_one),
-            ("eps", self.eps, "above 0", positive),
-            ("weight_decay", self.weight_decay, "of at least 0", not_negative),
-            ("clip_norm", self.clip_norm, "of at least 0", not_negative),
-        ];
-        for (name, value, expected, holds) in numbers {
-            if !holds(value) {
+        for (name, value, expected, holds) in [
+            ("learning_rate", self.learning_rate, "above 0", positive(self.learning_rate)),
+            ("min_learning_rate", self.min_learning_rate, "of at least 0", not_negative(self.min_learning_rate)),
+            ("beta1", self.beta1, "from 0 to below 1", below_one(self.beta1)),
+            ("beta2", self.beta2, "from 0 to below 1", below_one(self.beta2)),
+            ("eps", self.eps, "above 0", positive(self.eps)),
+            ("weight_decay", self.weight_decay, "of at least 0", not_negative(self.weight_decay)),
+            ("clip_norm", self.clip_norm, "of at least 0", not_negative(self.clip_norm)),
+        ] {
+            if !holds {
                 bail!("train options: expected {name} {expected}, got {value}");
             }
         }

@@ -53,7 +53,9 @@ pub fn train(
             // Whether to stop is asked after steps only.
             let _ = on_event(Event::Validation(&validation));
         }
-        if (is_due || interrupted) && let Some(folder) = &mut folder {
+        if (is_due || interrupted)
+            && let Some(folder) = &mut folder
+        {
             folder.save(trainer)?;
             let _ = on_event(Event::Saved(report.step));
         }

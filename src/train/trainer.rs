@@ -51,9 +51,9 @@ pub struct ValidationReport {
 /// function of the seed and the step's number.
 pub struct Trainer {
     parameters: Parameters,
-    model: CausalLm,
+    trainable: CausalLm,
     /// The same weights without a graph.
-    frozen: CausalLm,
+    model: CausalLm,
     optimizer: AdamW,
     corpus: Corpus,
     sampler: BatchSampler,
@@ -95,7 +95,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         options.validate()?;
-        let model = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
+        let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let left_over = parameters.unread();
         if !left_over.is_empty() {
             bail!("trainer: the model has no place for {}", left_over.join(", "));
@@ -107,7 +107,7 @@ impl Trainer {
             options.steps.min(AUDIT_STEPS),
         );
         Ok(Self {
-            frozen: CausalLm::new(config, parameters.frozen(DType::F32, device))?,
+            model: CausalLm::new(config, parameters.frozen(DType::F32, device))?,
             optimizer: AdamW::new(vars, options)?,
             sampler: BatchSampler {
                 seed: options.seed,
@@ -115,7 +115,7 @@ impl Trainer {
                 context_len: config.context_len,
             },
             parameters,
-            model,
+            trainable,
             corpus,
             options: options.clone(),
             audit,
@@ -158,7 +158,7 @@ impl Trainer {
     /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
     pub fn train_step(&mut self) -> Result<StepReport> {
         let batch = self.sampler.batch(&self.corpus.train, self.step)?;
-        let loss = self.model.loss(&batch.inputs_tensor(&self.device)?, &batch.targets_tensor(&self.device)?)?;
+        let loss = self.trainable.loss(&batch.inputs_tensor(&self.device)?, &batch.targets_tensor(&self.device)?)?;
         let mut gradients = Gradients::collect(loss.backward()?, &self.parameters.vars())?;
         let loss = f64::from(loss.to_scalar::<f32>()?);
         let gradient_norm = self.checked_norm(&gradients, loss)?;
@@ -194,7 +194,7 @@ impl Trainer {
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
-        let evaluation = evaluate(&self.frozen, batches, &self.device)?;
+        let evaluation = evaluate(&self.model, batches, &self.device)?;
         if evaluation.loss.is_nan() {
             bail!("step {}: the validation loss is {}", self.step, evaluation.loss);
         }
@@ -238,7 +238,7 @@ impl Trainer {
 
     /// The model without a graph, sharing the weights in training.
     pub fn model(&self) -> &CausalLm {
-        &self.frozen
+        &self.model
     }
 
     /// The trainable tensors.

@@ -38,17 +38,8 @@ impl Tokenizer {
     /// # Errors
     /// None that depend on the arguments.
     pub fn bytes(end_of_text: bool) -> Result<Self> {
-        let vocab = byte_alphabet::characters()
-            .iter()
-            .map(char::to_string)
-            .zip(0..)
-            .collect();
-        Parts {
-            vocab,
-            model: json!({ "type": "BPE", "merges": [] }),
-            ..Parts::byte_level(false)
-        }
-        .assemble(end_of_text)
+        let vocab = byte_alphabet::characters().iter().map(char::to_string).zip(0..).collect();
+        Parts { vocab, model: json!({ "type": "BPE", "merges": [] }), ..Parts::byte_level(false) }.assemble(end_of_text)
     }
 }
 
@@ -68,11 +59,7 @@ impl Parts {
         let byte_level = json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex
         });
-        Self {
-            pre_tokenizer: byte_level.clone(),
-            decoder: byte_level,
-            ..Self::default()
-        }
+        Self { pre_tokenizer: byte_level.clone(), decoder: byte_level, ..Self::default() }
     }
 
     /// The tokenizer, its end of text (if asked for) as the last id.
@@ -86,11 +73,7 @@ impl Parts {
                 "single_word": false, "lstrip": false, "rstrip": false, "normalized": false
             }));
         }
-        let vocab: Map<String, Value> = self
-            .vocab
-            .into_iter()
-            .map(|(token, id)| (token, id.into()))
-            .collect();
+        let vocab: Map<String, Value> = self.vocab.into_iter().map(|(token, id)| (token, id.into())).collect();
         self.model["vocab"] = vocab.into();
         let json = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added_tokens,

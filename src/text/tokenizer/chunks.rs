@@ -17,12 +17,8 @@ pub(super) fn encode(inner: &HfTokenizer, text: &str) -> Result<Vec<u32>> {
     let chunks: Vec<&str> = chunks(text, CHUNK_LEN).collect();
     let mut ids = Vec::with_capacity(text.len() / 3);
     for together in chunks.chunks(CHUNKS_AT_ONCE) {
-        let encodings = inner
-            .encode_batch_fast(together.to_vec(), false)
-            .map_err(Error::wrap)?;
-        encodings
-            .iter()
-            .for_each(|encoding| ids.extend_from_slice(encoding.get_ids()));
+        let encodings = inner.encode_batch_fast(together.to_vec(), false).map_err(Error::wrap)?;
+        encodings.iter().for_each(|encoding| ids.extend_from_slice(encoding.get_ids()));
     }
     Ok(ids)
 }
@@ -59,20 +55,11 @@ mod tests {
             let pieces: Vec<&str> = chunks(text, len).collect();
             assert_eq!(pieces.concat(), text, "len {len}");
             for pair in pieces.windows(2) {
-                assert!(
-                    !pair[0].ends_with(char::is_whitespace),
-                    "len {len}: {pieces:?}"
-                );
-                assert!(
-                    pair[1].starts_with(char::is_whitespace),
-                    "len {len}: {pieces:?}"
-                );
+                assert!(!pair[0].ends_with(char::is_whitespace), "len {len}: {pieces:?}");
+                assert!(pair[1].starts_with(char::is_whitespace), "len {len}: {pieces:?}");
             }
         }
-        assert_eq!(
-            chunks(text, 3).collect::<Vec<_>>(),
-            ["one  two", "\n\nthrée", " four's", "   five"]
-        );
+        assert_eq!(chunks(text, 3).collect::<Vec<_>>(), ["one  two", "\n\nthrée", " four's", "   five"]);
         assert_eq!(chunks("", 3).count(), 0);
     }
 }

@@ -20,18 +20,12 @@ impl Tokenizer {
     /// A file that can't be read or isn't a tokenizer.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = if path.is_dir() {
-            path.join(TOKENIZER)
-        } else {
-            path.to_path_buf()
-        };
-        let in_file =
-            |error: &dyn std::fmt::Display| Error::Msg(format!("{}: {error}", file.display()));
+        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
+        let in_file = |error: &dyn std::fmt::Display| Error::Msg(format!("{}: {error}", file.display()));
         let bytes = std::fs::read(&file).map_err(|error| in_file(&error))?;
         let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&error))?;
-        tokenizer.config = std::fs::read(file.with_file_name(CONFIG))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        tokenizer.config =
+            std::fs::read(file.with_file_name(CONFIG)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(tokenizer)
     }
 
@@ -42,9 +36,7 @@ impl Tokenizer {
     /// # Errors
     /// Anything that isn't the JSON of a tokenizer.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let expected = |error: &dyn std::fmt::Display| {
-            Error::Msg(format!("expected a tokenizer.json, got {error}"))
-        };
+        let expected = |error: &dyn std::fmt::Display| Error::Msg(format!("expected a tokenizer.json, got {error}"));
         let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
@@ -77,18 +69,15 @@ impl Tokenizer {
         let mut config = self.config.clone().unwrap_or_else(|| self.default_config());
         config.insert("model_max_length".into(), context_len.into());
         let config = serde_json::to_string_pretty(&config).map_err(Error::wrap)?;
-        replace(&dir.join(TOKENIZER), &self.json)?;
-        replace(&dir.join(CONFIG), &config)
+        crate::files::replace_with(&dir.join(TOKENIZER), self.json.as_bytes())?;
+        crate::files::replace_with(&dir.join(CONFIG), config.as_bytes())
     }
 
     fn default_config(&self) -> Map<String, Value> {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
-        if let Some(token) = self
-            .end_of_text_id
-            .and_then(|id| self.inner.id_to_token(id))
-        {
+        if let Some(token) = self.end_of_text_id.and_then(|id| self.inner.id_to_token(id)) {
             config.insert("bos_token".into(), token.as_str().into());
             config.insert("eos_token".into(), token.into());
         }
@@ -108,29 +97,16 @@ fn end_of_text_id(inner: &HfTokenizer, kind: &Kind) -> Option<u32> {
 
 /// The library panics on a merge whose result is longer than any token, so merges are checked before it sees them.
 fn check_merges(model: &Value) -> Result<()> {
-    let prefix = model["continuing_subword_prefix"]
-        .as_str()
-        .unwrap_or_default();
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
     for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
         let pair = match merge {
             Value::String(pair) => pair.split_once(' '),
             pair => pair[0].as_str().zip(pair[1].as_str()),
         };
-        let merged =
-            pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(prefix)?)));
+        let merged = pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(prefix)?)));
         if merged.is_none_or(|merged| model["vocab"].get(&merged).is_none()) {
-            bail!(
-                "expected a tokenizer.json whose merges give tokens of its vocabulary, got {merge} at merge {rank}"
-            );
+            bail!("expected a tokenizer.json whose merges give tokens of its vocabulary, got {merge} at merge {rank}");
         }
     }
     Ok(())
-}
-
-/// Writes a sibling, then renames it.
-fn replace(path: &Path, content: &str) -> Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    std::fs::write(&temporary, content)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(|error| Error::Msg(format!("cannot write {}: {error}", path.display())))
 }

@@ -12,9 +12,7 @@ use tokenizers::{Encoding, Tokenizer as HfTokenizer};
 use super::{outside_vocabulary, place::Place, unknown_character};
 
 pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
-    let encoding = inner
-        .encode(text, false)
-        .map_err(|error| refused(inner, text, &error))?;
+    let encoding = inner.encode(text, false).map_err(|error| refused(inner, text, &error))?;
     let lost = unknown_token(&encoding, unknown_id)
         .or_else(|| dropped(inner, &encoding, text))
         .or_else(|| missing_bytes(inner, &encoding, text));
@@ -33,10 +31,7 @@ pub(super) fn decode(inner: &HfTokenizer, ids: &[u32], vocab_size: usize) -> Res
 
 /// Where the first unknown token begins.
 fn unknown_token(encoding: &Encoding, unknown_id: Option<u32>) -> Option<usize> {
-    let token = encoding
-        .get_ids()
-        .iter()
-        .position(|&id| Some(id) == unknown_id)?;
+    let token = encoding.get_ids().iter().position(|&id| Some(id) == unknown_id)?;
     Some(encoding.get_offsets()[token].0)
 }
 
@@ -44,12 +39,8 @@ fn unknown_token(encoding: &Encoding, unknown_id: Option<u32>) -> Option<usize> 
 fn dropped(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize> {
     let (mut covered, mut word_start, mut word) = (0, 0, None);
     let words = encoding.get_word_ids().iter().copied();
-    for ((start, end), this) in encoding
-        .get_offsets()
-        .iter()
-        .copied()
-        .zip(words)
-        .chain([((text.len(), text.len()), None)])
+    for ((start, end), this) in
+        encoding.get_offsets().iter().copied().zip(words).chain([((text.len(), text.len()), None)])
     {
         if let Some(gap) = first_solid(text, covered..start) {
             // Inside a word the library counts on past what it dropped: the gap shows at the end of the word.
@@ -71,9 +62,7 @@ fn missing_bytes(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option
 }
 
 fn first_solid(text: &str, range: Range<usize>) -> Option<usize> {
-    let solid = text
-        .get(range.clone())?
-        .find(|c: char| !c.is_whitespace())?;
+    let solid = text.get(range.clone())?.find(|c: char| !c.is_whitespace())?;
     Some(range.start + solid)
 }
 
@@ -93,8 +82,7 @@ fn is_lost(inner: &HfTokenizer, c: char) -> bool {
         return true;
     };
     let decoded = inner.decode(encoding.get_ids(), false).unwrap_or_default();
-    encoding.is_empty()
-        || (c != char::REPLACEMENT_CHARACTER && decoded.contains(char::REPLACEMENT_CHARACTER))
+    encoding.is_empty() || (c != char::REPLACEMENT_CHARACTER && decoded.contains(char::REPLACEMENT_CHARACTER))
 }
 
 /// The library says what it can't encode but not where: the first word that fails alone is the place.
@@ -103,10 +91,7 @@ fn refused(inner: &HfTokenizer, text: &str, error: &tokenizers::Error) -> Error 
     for word in text.split_inclusive(char::is_whitespace) {
         if inner.encode(word, false).is_err() {
             let place = Place::of(text.as_bytes(), offset);
-            return Error::Msg(format!(
-                "the tokenizer has no token for {:?} at {place}: {error}",
-                word.trim_end()
-            ));
+            return Error::Msg(format!("the tokenizer has no token for {:?} at {place}: {error}", word.trim_end()));
         }
         offset += word.len();
     }

@@ -24,16 +24,12 @@ impl Kind {
         let known = tokens(json).filter(|_| json["normalizer"].is_null());
         known
             .and_then(|tokens| characters(json, &tokens).or_else(|| byte_level(json, &tokens)))
-            .unwrap_or_else(|| Self::Other {
-                unknown_id: unknown_id(&json["model"]),
-            })
+            .unwrap_or_else(|| Self::Other { unknown_id: unknown_id(&json["model"]) })
     }
 
     pub(super) fn pieces(&self) -> Option<&Pieces> {
         match self {
-            Self::Characters { pieces, .. }
-            | Self::Bytes { pieces }
-            | Self::ByteLevelBpe { pieces } => Some(pieces),
+            Self::Characters { pieces, .. } | Self::Bytes { pieces } | Self::ByteLevelBpe { pieces } => Some(pieces),
             Self::Other { .. } => None,
         }
     }
@@ -53,34 +49,23 @@ fn tokens(json: &Value) -> Option<Vec<&str>> {
     }
     pairs.sort_unstable();
     pairs.dedup();
-    let no_holes = pairs
-        .iter()
-        .enumerate()
-        .all(|(place, &(id, _))| place as u64 == id);
+    let no_holes = pairs.iter().enumerate().all(|(place, &(id, _))| place as u64 == id);
     no_holes.then(|| pairs.into_iter().map(|(_, token)| token).collect())
 }
 
 /// Single characters in order, then perhaps the end of text.
 fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
     let split = &json["pre_tokenizer"];
-    let one_by_one = split["pattern"]["Regex"] == r"[\s\S]"
-        && split["behavior"] == "Isolated"
-        && split["invert"] == false;
+    let one_by_one =
+        split["pattern"]["Regex"] == r"[\s\S]" && split["behavior"] == "Isolated" && split["invert"] == false;
     if json["model"]["type"] != "WordLevel" || !one_by_one || json["decoder"]["type"] != "Fuse" {
         return None;
     }
     let plain = tokens.strip_suffix(&[END_OF_TEXT]).unwrap_or(tokens);
-    let sorted = plain
-        .iter()
-        .map(|token| only_character(token))
-        .collect::<Option<Vec<char>>>()?;
-    let pieces = tokens
-        .iter()
-        .map(|token| piece(token, |c| Some(c.to_string().into_bytes())))
-        .collect::<Option<_>>()?;
-    sorted
-        .is_sorted()
-        .then_some(Kind::Characters { sorted, pieces })
+    let sorted = plain.iter().map(|token| only_character(token)).collect::<Option<Vec<char>>>()?;
+    let pieces =
+        tokens.iter().map(|token| piece(token, |c| Some(c.to_string().into_bytes()))).collect::<Option<_>>()?;
+    sorted.is_sorted().then_some(Kind::Characters { sorted, pieces })
 }
 
 /// GPT-2's scheme; without merges, and with the ids in the order of the bytes, it is bytes.
@@ -99,18 +84,12 @@ fn byte_level(json: &Value, tokens: &[&str]) -> Option<Kind> {
         return None;
     }
     let bytes = byte_alphabet::bytes();
-    let pieces: Pieces = tokens
-        .iter()
-        .map(|token| piece(token, |c| Some(vec![*bytes.get(&c)?])))
-        .collect::<Option<_>>()?;
+    let pieces: Pieces =
+        tokens.iter().map(|token| piece(token, |c| Some(vec![*bytes.get(&c)?]))).collect::<Option<_>>()?;
     if merges.is_empty() && in_byte_order(&pieces) {
         return Some(Kind::Bytes { pieces });
     }
-    let single: std::collections::HashSet<u8> = pieces
-        .iter()
-        .filter(|p| p.len() == 1)
-        .map(|p| p[0])
-        .collect();
+    let single: std::collections::HashSet<u8> = pieces.iter().filter(|p| p.len() == 1).map(|p| p[0]).collect();
     (single.len() == 256).then_some(Kind::ByteLevelBpe { pieces })
 }
 
@@ -126,10 +105,7 @@ fn piece(token: &str, bytes_of: impl Fn(char) -> Option<Vec<u8>>) -> Option<Box<
 fn in_byte_order(pieces: &Pieces) -> bool {
     let (bytes, rest) = pieces.split_at(pieces.len().min(256));
     bytes.len() == 256
-        && bytes
-            .iter()
-            .zip(0..=u8::MAX)
-            .all(|(piece, byte)| **piece == [byte])
+        && bytes.iter().zip(0..=u8::MAX).all(|(piece, byte)| **piece == [byte])
         && rest.iter().all(|piece| piece.is_empty())
 }
 
@@ -141,8 +117,5 @@ fn only_character(token: &str) -> Option<char> {
 /// Unigram names it by id, the others by its text.
 fn unknown_id(model: &Value) -> Option<u32> {
     let by_token = || model["vocab"][model["unk_token"].as_str()?].as_u64();
-    model["unk_id"]
-        .as_u64()
-        .or_else(by_token)
-        .and_then(|id| u32::try_from(id).ok())
+    model["unk_id"].as_u64().or_else(by_token).and_then(|id| u32::try_from(id).ok())
 }

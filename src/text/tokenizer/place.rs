@@ -14,15 +14,10 @@ impl Place {
     /// The place `offset` bytes into a text whose bytes before that are UTF-8.
     pub(super) fn of(bytes: &[u8], offset: usize) -> Self {
         let before = &bytes[..offset];
-        let line_start = before
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |newline| newline + 1);
+        let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
         Self {
             line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
-            column: 1 + String::from_utf8_lossy(&before[line_start..])
-                .chars()
-                .count(),
+            column: 1 + String::from_utf8_lossy(&before[line_start..]).chars().count(),
             offset,
         }
     }
@@ -30,11 +25,7 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "line {}, column {} (byte {})",
-            self.line, self.column, self.offset
-        )
+        write!(f, "line {}, column {} (byte {})", self.line, self.column, self.offset)
     }
 }
 
@@ -46,14 +37,7 @@ mod tests {
     fn columns_count_characters_and_offsets_bytes() {
         let text = "a\nção x";
         let offset = text.find('x').unwrap();
-        assert_eq!(
-            Place::of(text.as_bytes(), offset),
-            Place {
-                line: 2,
-                column: 5,
-                offset: 8
-            }
-        );
+        assert_eq!(Place::of(text.as_bytes(), offset), Place { line: 2, column: 5, offset: 8 });
         assert_eq!(Place::of(b"", 0).to_string(), "line 1, column 1 (byte 0)");
     }
 }

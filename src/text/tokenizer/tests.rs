@@ -35,30 +35,22 @@ fn random_texts(n: usize) -> Vec<String> {
         0 => rng.random::<char>(),
         _ => common[rng.random_range(0..common.len())],
     };
-    (0..n)
-        .map(|i| (0..i % 37).map(|_| character()).collect())
-        .collect()
+    (0..n).map(|i| (0..i % 37).map(|_| character()).collect()).collect()
 }
 
 #[test]
 fn a_text_comes_back_whole() {
     let random = random_texts(149);
-    let texts: Vec<&str> = TEXTS
-        .into_iter()
-        .chain(random.iter().map(String::as_str))
-        .collect();
+    let texts: Vec<&str> = TEXTS.into_iter().chain(random.iter().map(String::as_str)).collect();
     for tokenizer in all_kinds(&texts) {
         for text in &texts {
             let ids = tokenizer.encode(text).unwrap();
             assert_eq!(&tokenizer.decode(&ids).unwrap(), text, "{tokenizer:?}");
-            assert_eq!(
-                tokenizer.decode_bytes(&ids).unwrap(),
-                text.as_bytes(),
-                "{tokenizer:?}"
-            );
+            assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), text.as_bytes(), "{tokenizer:?}");
             assert_eq!(tokenizer.encode_bytes(text.as_bytes()).unwrap(), ids);
-            assert!(!ids.iter().any(|&id| Some(id) == tokenizer.end_of_text_id()
-                || id as usize >= tokenizer.vocab_size()));
+            assert!(
+                !ids.iter().any(|&id| Some(id) == tokenizer.end_of_text_id() || id as usize >= tokenizer.vocab_size())
+            );
         }
     }
 }
@@ -68,16 +60,8 @@ fn the_tokenizers_library_agrees() {
     for tokenizer in all_kinds(&TEXTS) {
         for text in TEXTS {
             let ids = tokenizer.encode(text).unwrap();
-            assert_eq!(
-                tokenizer.inner.encode(text, true).unwrap().get_ids(),
-                ids,
-                "{tokenizer:?} {text:?}"
-            );
-            assert_eq!(
-                tokenizer.inner.decode(&ids, true).unwrap(),
-                text,
-                "{tokenizer:?}"
-            );
+            assert_eq!(tokenizer.inner.encode(text, true).unwrap().get_ids(), ids, "{tokenizer:?} {text:?}");
+            assert_eq!(tokenizer.inner.decode(&ids, true).unwrap(), text, "{tokenizer:?}");
         }
     }
 }
@@ -90,28 +74,14 @@ fn saved_and_opened_again_it_is_the_same() {
         let again = Tokenizer::from_file(dir.path()).unwrap();
         assert_eq!(again.kind, tokenizer.kind);
         assert_eq!(again.json, tokenizer.json);
-        assert_eq!(
-            (again.vocab_size(), again.end_of_text_id()),
-            (tokenizer.vocab_size(), tokenizer.end_of_text_id())
-        );
+        assert_eq!((again.vocab_size(), again.end_of_text_id()), (tokenizer.vocab_size(), tokenizer.end_of_text_id()));
         again.save(dir.path(), 32).unwrap();
-        let config: Value = serde_json::from_slice(
-            &std::fs::read(dir.path().join("tokenizer_config.json")).unwrap(),
-        )
-        .unwrap();
-        let end = tokenizer
-            .end_of_text_id()
-            .map_or(Value::Null, |_| END_OF_TEXT.into());
-        assert_eq!(
-            (&config["model_max_length"], &config["eos_token"]),
-            (&json!(32), &end)
-        );
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("tokenizer_config.json")).unwrap()).unwrap();
+        let end = tokenizer.end_of_text_id().map_or(Value::Null, |_| END_OF_TEXT.into());
+        assert_eq!((&config["model_max_length"], &config["eos_token"]), (&json!(32), &end));
         assert_eq!(config["clean_up_tokenization_spaces"], false);
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            2,
-            "no temporary file stays"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file stays");
     }
 }
 
@@ -119,19 +89,9 @@ fn saved_and_opened_again_it_is_the_same() {
 fn characters_are_numbered_in_order() {
     let tokenizer = Tokenizer::characters(&["cab\n", "bd"], true).unwrap();
     assert_eq!(tokenizer.encode("\nabcd").unwrap(), [0, 1, 2, 3, 4]);
-    assert_eq!(
-        (
-            tokenizer.vocab_size(),
-            tokenizer.end_of_text_id(),
-            tokenizer.kind_name()
-        ),
-        (6, Some(5), "char")
-    );
+    assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text_id(), tokenizer.kind_name()), (6, Some(5), "char"));
     assert_eq!(tokenizer.decode(&[1, 5, 2]).unwrap(), "ab");
-    assert_eq!(
-        Tokenizer::characters(&["cab"], false).unwrap().vocab_size(),
-        3
-    );
+    assert_eq!(Tokenizer::characters(&["cab"], false).unwrap().vocab_size(), 3);
     assert!(Tokenizer::characters(&[""], true).is_err());
 }
 
@@ -139,23 +99,11 @@ fn characters_are_numbered_in_order() {
 fn what_has_no_token_is_an_error_with_its_place() {
     let tokenizer = Tokenizer::characters(&["aé\n"], false).unwrap();
     let error = tokenizer.encode("a\néaz").unwrap_err().to_string();
-    assert!(
-        error.contains("'z' (U+007A) at line 2, column 3 (byte 5)"),
-        "{error}"
-    );
-    let error = tokenizer
-        .encode_bytes(b"a\na\xffa")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("0xff at line 2, column 2 (byte 3)") && error.contains("--tokenizer byte"),
-        "{error}"
-    );
+    assert!(error.contains("'z' (U+007A) at line 2, column 3 (byte 5)"), "{error}");
+    let error = tokenizer.encode_bytes(b"a\na\xffa").unwrap_err().to_string();
+    assert!(error.contains("0xff at line 2, column 2 (byte 3)") && error.contains("--tokenizer byte"), "{error}");
     let error = tokenizer.decode(&[0, 3]).unwrap_err().to_string();
-    assert!(
-        error.contains("unknown token id 3: the vocabulary has 3 ids"),
-        "{error}"
-    );
+    assert!(error.contains("unknown token id 3: the vocabulary has 3 ids"), "{error}");
 }
 
 #[test]
@@ -163,24 +111,10 @@ fn any_bytes_are_tokens_of_the_byte_tokenizer() {
     let tokenizer = Tokenizer::bytes(true).unwrap();
     let bytes: Vec<u8> = (0..=255).rev().chain([0xff, 0xc3]).collect();
     let ids = tokenizer.encode_bytes(&bytes).unwrap();
-    assert!(
-        ids.iter()
-            .zip(&bytes)
-            .all(|(&id, &byte)| id == u32::from(byte))
-    );
+    assert!(ids.iter().zip(&bytes).all(|(&id, &byte)| id == u32::from(byte)));
     assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), bytes);
-    assert_eq!(
-        tokenizer.decode(&[0x61, 0xc3, 256, 0x62]).unwrap(),
-        "a\u{fffd}b"
-    );
-    assert_eq!(
-        (
-            tokenizer.vocab_size(),
-            tokenizer.end_of_text_id(),
-            tokenizer.kind_name()
-        ),
-        (257, Some(256), "byte")
-    );
+    assert_eq!(tokenizer.decode(&[0x61, 0xc3, 256, 0x62]).unwrap(), "a\u{fffd}b");
+    assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text_id(), tokenizer.kind_name()), (257, Some(256), "byte"));
 }
 
 #[test]
@@ -189,56 +123,24 @@ fn merges_are_learned_and_learned_again_the_same() {
     let train = || Tokenizer::train_bpe(&[&text], 370, true, &mut |_| {}).unwrap();
     let tokenizer = train();
     assert_eq!(tokenizer.json, train().json);
-    assert_eq!(
-        (tokenizer.vocab_size(), tokenizer.kind_name()),
-        (370, "bpe")
-    );
+    assert_eq!((tokenizer.vocab_size(), tokenizer.kind_name()), (370, "bpe"));
     assert!(tokenizer.encode(&text).unwrap().len() < text.len() / 2);
     // A text with little in it has little to learn.
-    assert_eq!(
-        Tokenizer::train_bpe(&["abab"], 400, false, &mut |_| {})
-            .unwrap()
-            .vocab_size(),
-        257
-    );
-    assert_eq!(
-        Tokenizer::train_bpe(&[], 400, true, &mut |_| {})
-            .unwrap()
-            .vocab_size(),
-        257
-    );
-    let error = Tokenizer::train_bpe(&["abab"], 256, true, &mut |_| {})
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("at least 257 tokens (256 bytes and the end of text), got 256"),
-        "{error}"
-    );
-    assert_eq!(
-        Tokenizer::train_bpe(&["abab"], 256, false, &mut |_| {})
-            .unwrap()
-            .vocab_size(),
-        256
-    );
+    assert_eq!(Tokenizer::train_bpe(&["abab"], 400, false, &mut |_| {}).unwrap().vocab_size(), 257);
+    assert_eq!(Tokenizer::train_bpe(&[], 400, true, &mut |_| {}).unwrap().vocab_size(), 257);
+    let error = Tokenizer::train_bpe(&["abab"], 256, true, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("at least 257 tokens (256 bytes and the end of text), got 256"), "{error}");
+    assert_eq!(Tokenizer::train_bpe(&["abab"], 256, false, &mut |_| {}).unwrap().vocab_size(), 256);
 }
 
 #[test]
 fn progress_counts_all_the_text() {
     let (text, mut reports) = ("two words ".repeat(30_000), vec![]);
-    Tokenizer::train_bpe(&[&text, "more"], 260, false, &mut |report| {
-        reports.push(report)
-    })
-    .unwrap();
+    Tokenizer::train_bpe(&[&text, "more"], 260, false, &mut |report| reports.push(report)).unwrap();
     let total = text.len() + 4;
     assert!(reports.len() > 4);
-    assert_eq!(
-        reports[reports.len() - 2],
-        BpeProgress::Counting { done: total, total }
-    );
-    assert_eq!(
-        reports[reports.len() - 1],
-        BpeProgress::Merging { merges: 4 }
-    );
+    assert_eq!(reports[reports.len() - 2], BpeProgress::Counting { done: total, total });
+    assert_eq!(reports[reports.len() - 1], BpeProgress::Merging { merges: 4 });
 }
 
 #[test]
@@ -253,9 +155,7 @@ fn a_large_text_in_chunks_encodes_as_in_one_piece() {
     let short = &text[..text.floor_char_boundary(700)];
     let whole = tokenizer.inner.encode_fast(short, false).unwrap();
     for len in 1..90 {
-        let ids: Vec<u32> = chunks::chunks(short, len)
-            .flat_map(|chunk| tokenizer.encode(chunk).unwrap())
-            .collect();
+        let ids: Vec<u32> = chunks::chunks(short, len).flat_map(|chunk| tokenizer.encode(chunk).unwrap()).collect();
         assert_eq!(ids, whole.get_ids(), "chunks of {len}");
     }
 }
@@ -267,9 +167,7 @@ fn foreign(model: Value, pre_tokenizer: Value, rest: Value) -> Result<Tokenizer>
         "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": pre_tokenizer,
         "post_processor": null, "decoder": null, "model": model
     });
-    json.as_object_mut()
-        .unwrap()
-        .extend(rest.as_object().unwrap().clone());
+    json.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
     Tokenizer::from_json(json.to_string().as_bytes())
 }
 
@@ -294,13 +192,7 @@ fn a_foreign_bpe_drops_nothing_in_silence() {
         let error = tokenizer.encode(text).unwrap_err().to_string();
         assert!(error.contains(place), "{text:?}: {error}");
     }
-    assert!(
-        tokenizer
-            .decode(&[4])
-            .unwrap_err()
-            .to_string()
-            .contains("unknown token id 4")
-    );
+    assert!(tokenizer.decode(&[4]).unwrap_err().to_string().contains("unknown token id 4"));
 }
 
 #[test]
@@ -309,15 +201,9 @@ fn a_foreign_byte_level_bpe_without_all_bytes_drops_nothing_in_silence() {
     let model = json!({ "type": "BPE", "vocab": { "a": 0, "Ã": 1, "£": 2 }, "merges": [] }); // ã is the bytes c3 a3
     let tokenizer = foreign(model, byte_level.clone(), json!({ "decoder": byte_level })).unwrap();
     assert_eq!(tokenizer.kind_name(), "tokenizer.json");
-    assert_eq!(
-        tokenizer.decode(&tokenizer.encode("aã").unwrap()).unwrap(),
-        "aã"
-    );
+    assert_eq!(tokenizer.decode(&tokenizer.encode("aã").unwrap()).unwrap(), "aã");
     let error = tokenizer.encode("aãé").unwrap_err().to_string(); // é is c3 a9: half of it is known
-    assert!(
-        error.contains("'é' (U+00E9) at line 1, column 3"),
-        "{error}"
-    );
+    assert!(error.contains("'é' (U+00E9) at line 1, column 3"), "{error}");
 }
 
 #[test]
@@ -326,13 +212,9 @@ fn an_unknown_token_is_an_error() {
     let tokenizer = foreign(words, json!({ "type": "Whitespace" }), json!({})).unwrap();
     assert_eq!(tokenizer.encode("one two").unwrap(), [0, 1]);
     let error = tokenizer.encode("one\ntwo three").unwrap_err().to_string();
-    assert!(
-        error.contains("'t' (U+0074) at line 2, column 5"),
-        "{error}"
-    );
+    assert!(error.contains("'t' (U+0074) at line 2, column 5"), "{error}");
 
-    let words =
-        json!({ "type": "WordLevel", "vocab": { "one": 0, "two": 1 }, "unk_token": "[UNK]" });
+    let words = json!({ "type": "WordLevel", "vocab": { "one": 0, "two": 1 }, "unk_token": "[UNK]" });
     let tokenizer = foreign(words, json!({ "type": "WhitespaceSplit" }), json!({})).unwrap();
     let error = tokenizer.encode("one\ntwo three").unwrap_err().to_string();
     assert!(error.contains("\"three\" at line 2, column 5"), "{error}");
@@ -347,32 +229,20 @@ fn a_post_processor_adds_nothing() {
     });
     let rest = json!({ "added_tokens": [special(2, "</s>")], "post_processor": template });
     let tokenizer = foreign(model, Value::Null, rest).unwrap();
-    assert_eq!(
-        tokenizer.inner.encode("ab", true).unwrap().get_ids(),
-        [0, 1, 2]
-    );
+    assert_eq!(tokenizer.inner.encode("ab", true).unwrap().get_ids(), [0, 1, 2]);
     assert_eq!(tokenizer.encode("ab").unwrap(), [0, 1]);
     assert_eq!(tokenizer.end_of_text_id(), Some(2));
-    assert_eq!(
-        tokenizer.encode("a</s>b").unwrap(),
-        [0, 2, 1],
-        "the special tokens of others are read from the text"
-    );
+    assert_eq!(tokenizer.encode("a</s>b").unwrap(), [0, 2, 1], "the special tokens of others are read from the text");
 }
 
 #[test]
 fn what_is_no_tokenizer_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Tokenizer::from_file(dir.path().join("none.json"))
-        .unwrap_err()
-        .to_string();
+    let error = Tokenizer::from_file(dir.path().join("none.json")).unwrap_err().to_string();
     assert!(error.contains("none.json: No such file"), "{error}");
     for wrong in ["", "{}", "[]", "{\"model\": 3}", "\u{feff}{}"] {
         assert!(
-            Tokenizer::from_json(wrong.as_bytes())
-                .unwrap_err()
-                .to_string()
-                .contains("expected a tokenizer.json"),
+            Tokenizer::from_json(wrong.as_bytes()).unwrap_err().to_string().contains("expected a tokenizer.json"),
             "{wrong}"
         );
     }
@@ -380,25 +250,12 @@ fn what_is_no_tokenizer_is_an_error() {
     let model = |merges: Value| json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "bb": 2 }, "merges": merges });
     assert!(foreign(model(json!([["b", "b"]])), Value::Null, json!({})).is_ok());
     assert!(foreign(model(json!(["b b"])), Value::Null, json!({})).is_ok());
-    for merges in [
-        json!([["bb", "a"]]),
-        json!(["bb bb"]),
-        json!(["b"]),
-        json!([3]),
-        json!([["b", "b"], ["bb"]]),
-    ] {
-        let error = foreign(model(merges), Value::Null, json!({}))
-            .unwrap_err()
-            .to_string();
+    for merges in [json!([["bb", "a"]]), json!(["bb bb"]), json!(["b"]), json!([3]), json!([["b", "b"], ["bb"]])] {
+        let error = foreign(model(merges), Value::Null, json!({})).unwrap_err().to_string();
         assert!(error.contains("merges"), "{error}");
     }
     let empty = json!({ "type": "BPE", "vocab": {}, "merges": [] });
-    assert!(
-        foreign(empty, Value::Null, json!({}))
-            .unwrap_err()
-            .to_string()
-            .contains("empty")
-    );
+    assert!(foreign(empty, Value::Null, json!({})).unwrap_err().to_string().contains("empty"));
 }
 
 /// As GPT-2's own file: no type, merges as lines, no word about the regular expression.
@@ -410,20 +267,11 @@ fn a_byte_level_bpe_from_elsewhere_is_known_as_one() {
     let pairs = json["model"]["merges"].as_array().unwrap().clone();
     json["model"]["merges"] = pairs
         .iter()
-        .map(|pair| {
-            Value::from(format!(
-                "{} {}",
-                pair[0].as_str().unwrap(),
-                pair[1].as_str().unwrap()
-            ))
-        })
+        .map(|pair| Value::from(format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())))
         .collect();
     json["model"].as_object_mut().unwrap().remove("type");
     json["model"]["continuing_subword_prefix"] = "".into();
-    json["pre_tokenizer"]
-        .as_object_mut()
-        .unwrap()
-        .remove("use_regex");
+    json["pre_tokenizer"].as_object_mut().unwrap().remove("use_regex");
     let theirs = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     assert_eq!(theirs.kind, ours.kind);
     assert_eq!(theirs.encode(&text).unwrap(), ours.encode(&text).unwrap());

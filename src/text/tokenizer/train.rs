@@ -6,9 +6,7 @@ use candle_core::{Error, Result, bail};
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, ProgressFormat, Trainer,
-};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, ProgressFormat, Trainer};
 
 use super::build::Parts;
 use super::chunks::{CHUNK_LEN, chunks};
@@ -51,14 +49,8 @@ impl Tokenizer {
     ) -> Result<Self> {
         let least = 256 + usize::from(end_of_text);
         if vocab_size < least {
-            let end = if end_of_text {
-                " and the end of text"
-            } else {
-                ""
-            };
-            bail!(
-                "expected a bpe vocabulary of at least {least} tokens (256 bytes{end}), got {vocab_size}"
-            );
+            let end = if end_of_text { " and the end of text" } else { "" };
+            bail!("expected a bpe vocabulary of at least {least} tokens (256 bytes{end}), got {vocab_size}");
         }
         let mut trainer = BpeTrainer::builder()
             .show_progress(false)
@@ -72,38 +64,24 @@ impl Tokenizer {
         let model = std::thread::scope(|scope| {
             let learning = scope.spawn(|| learn(&mut trainer, texts, sender, vocab_size - least));
             receiver.iter().for_each(progress);
-            learning
-                .join()
-                .unwrap_or_else(|_| bail!("learning the merges failed"))
+            learning.join().unwrap_or_else(|_| bail!("learning the merges failed"))
         })?;
         let learned = serde_json::to_value(&model).map_err(Error::wrap)?;
         let mut vocab: Vec<(String, u32)> = model.get_vocab().into_iter().collect();
         vocab.sort_unstable_by_key(|&(_, id)| id);
-        Parts {
-            vocab,
-            model: json!({ "type": "BPE", "merges": learned["merges"] }),
-            ..Parts::byte_level(true)
-        }
-        .assemble(end_of_text)
+        Parts { vocab, model: json!({ "type": "BPE", "merges": learned["merges"] }), ..Parts::byte_level(true) }
+            .assemble(end_of_text)
     }
 }
 
-fn learn(
-    trainer: &mut BpeTrainer,
-    texts: &[&str],
-    sender: Sender<BpeProgress>,
-    merges: usize,
-) -> Result<BPE> {
+fn learn(trainer: &mut BpeTrainer, texts: &[&str], sender: Sender<BpeProgress>, merges: usize) -> Result<BPE> {
     let total = texts.iter().map(|text| text.len()).sum();
     let mut done = 0;
     let counting = sender.clone();
-    let counted = texts
-        .iter()
-        .flat_map(|text| chunks(text, CHUNK_LEN))
-        .inspect(move |chunk| {
-            done += chunk.len();
-            counting.send(BpeProgress::Counting { done, total }).ok(); // Nobody listens any more: nothing to tell.
-        });
+    let counted = texts.iter().flat_map(|text| chunks(text, CHUNK_LEN)).inspect(move |chunk| {
+        done += chunk.len();
+        counting.send(BpeProgress::Counting { done, total }).ok(); // Nobody listens any more: nothing to tell.
+    });
     trainer.feed(counted, words).map_err(Error::wrap)?;
     sender.send(BpeProgress::Merging { merges }).ok();
     let mut model = BPE::default();
@@ -116,8 +94,5 @@ fn words(text: &str) -> tokenizers::Result<Vec<String>> {
     let mut split = PreTokenizedString::from(text);
     ByteLevel::new(false, true, true).pre_tokenize(&mut split)?;
     let words = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
-    Ok(words
-        .into_iter()
-        .map(|(word, _, _)| word.to_owned())
-        .collect())
+    Ok(words.into_iter().map(|(word, _, _)| word.to_owned()).collect())
 }

@@ -1,0 +1,93 @@
+//! What a run will need, before it starts: `attn train --dry-run`.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_attention::model::ModelConfig;
+use candle_attention::train::{TrainOptions, Trainer};
+
+use super::grouped;
+use super::train::Prepared;
+
+/// Steps that are made to measure: the first warms up.
+const MEASURED_STEPS: u32 = 3;
+
+/// A pass forward costs about this part of a step.
+const FORWARD_PART: f64 = 0.3;
+
+/// Prints sizes, memory and time; makes some steps in memory to measure them, and writes nothing to disk.
+pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "{}", prepared.description())?;
+    writeln!(
+        out,
+        "{} steps of {} sequences: {} tokens, {:.1} times the text",
+        grouped(options.steps as usize),
+        options.batch_size,
+        grouped(tokens(&prepared.config, options)),
+        tokens(&prepared.config, options) as f64 / prepared.corpus.train.len() as f64
+    )?;
+    let expected = expected_bytes(&prepared.config, options);
+    writeln!(out, "memory, expected: {}", megabytes(expected))?;
+    if let Some(available) = status_bytes("/proc/meminfo", "MemAvailable:")
+        && expected > available
+    {
+        writeln!(out, "that is more than the {} available here: nothing was tried", megabytes(available))?;
+        return Ok(());
+    }
+    let (trainer, _) = prepared.trainer(options)?;
+    let (step, total) = measure(trainer, options)?;
+    if let Some(peak) = status_bytes("/proc/self/status", "VmHWM:") {
+        writeln!(out, "memory, measured over {} steps: {}", MEASURED_STEPS + 1, megabytes(peak))?;
+    }
+    writeln!(out, "time, from {MEASURED_STEPS} steps of {:.0} ms: {}", step * 1e3, duration(total))?;
+    Ok(())
+}
+
+/// Seconds of a step, and of the whole run with its validations.
+fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
+    trainer.train_step()?;
+    let begun = Instant::now();
+    for _ in 0..MEASURED_STEPS {
+        trainer.train_step()?;
+    }
+    let step = begun.elapsed().as_secs_f64() / f64::from(MEASURED_STEPS);
+    let validations = options.steps.div_ceil(options.eval_every) as f64;
+    let tokens_a_step = (options.batch_size * trainer.config().context_len) as f64;
+    let validation = step * FORWARD_PART * trainer.corpus().validation.len() as f64 / tokens_a_step;
+    Ok((step, step * options.steps as f64 + validation * validations))
+}
+
+fn tokens(config: &ModelConfig, options: &TrainOptions) -> usize {
+    options.steps as usize * options.batch_size * config.context_len
+}
+
+/// Weights, gradients and two moments, and what a step keeps for its backward pass: the counts of tensors a block and
+/// a head leave behind.
+fn expected_bytes(config: &ModelConfig, options: &TrainOptions) -> usize {
+    let positions = options.batch_size.saturating_mul(config.context_len);
+    let scores = config.num_heads.saturating_mul(config.context_len);
+    let block = 24 * config.embed_dim + 8 * config.hidden_dim + scores.saturating_mul(7);
+    let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.vocab_size;
+    let state = config.parameter_count().saturating_mul(4);
+    positions.saturating_mul(floats_a_position).saturating_add(state).saturating_mul(4)
+}
+
+/// A field of one of Linux's status files, given there in kB; `None` elsewhere.
+fn status_bytes(path: &str, field: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{} MB", grouped(bytes.div_ceil(1_000_000)))
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("about {s:.0} s"),
+        s if s < 7200.0 => format!("about {:.0} min", s / 60.0),
+        s => format!("about {:.1} h", s / 3600.0),
+    }
+}

@@ -1,0 +1,246 @@
+//! `attn train`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use candle_attention::generate::{Sampler, SamplingOptions};
+use candle_attention::model::{ModelConfig, load_weights};
+use candle_attention::run::Run;
+use candle_attention::text::{Corpus, Document, Tokenizer, Validation, prepare};
+use candle_attention::train::{Outcome, RunFolder, TrainOptions, Trainer, train};
+use candle_core::Device;
+use clap::Args;
+
+use super::options::Options;
+use super::progress::{Progress, bpe_progress, note};
+use super::{Failure, chart, document, grouped, plan, sample};
+
+/// Arguments of `attn train`.
+#[derive(Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    options: Options,
+    /// A file of these options in TOML; what the command line gives goes first
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the run goes [default: the first unused runs/TEXT-N]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with the run in --out; only --steps and --eval-every may be given anew
+    #[arg(long, requires = "out", conflicts_with = "config")]
+    resume: bool,
+    /// Say what would be trained, how much memory and how long it takes, and leave it at that
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
+}
+
+/// The part of a text that is held out to validate on unless told otherwise.
+const VALIDATION_FRACTION: f64 = 0.1;
+
+/// The length of the sample at the end.
+const SAMPLE_TOKENS: usize = 300;
+
+/// Trains a model, or goes on training one.
+pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
+    if args.resume {
+        let root = args.out.as_deref().context("--resume goes with --out")?;
+        let (trainer, folder) = resume(root, &args.options)?;
+        return follow(trainer, folder, out);
+    }
+    let options = match &args.config {
+        Some(path) => args.options.or(&Options::from_file(path)?)?,
+        None => args.options,
+    };
+    let root = args.out.unwrap_or_else(|| unused_folder(&options));
+    if root.exists() && !args.dry_run {
+        bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
+    }
+    let prepared = Prepared::new(&options)?;
+    let train_options = options.train_options();
+    if args.dry_run {
+        return plan::print(prepared, &train_options, out);
+    }
+    let settings = options.resolved(prepared.choice.clone(), &prepared.config, &train_options)?.to_toml()?;
+    let (trainer, tokenizer) = prepared.trainer(&train_options)?;
+    note(&describe(trainer.config(), &tokenizer, trainer.corpus()));
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    let folder = RunFolder::create(&root, &tokenizer, &trainer, &settings)?;
+    follow(trainer, folder, out)
+}
+
+/// All that a run starts from.
+pub struct Prepared {
+    tokenizer: Tokenizer,
+    /// The tokenizer as one would choose it again.
+    choice: String,
+    pub corpus: Corpus,
+    pub config: ModelConfig,
+    /// The model folder to start from.
+    init: Option<PathBuf>,
+}
+
+impl Prepared {
+    fn new(options: &Options) -> Result<Self> {
+        options.train_options().validate()?;
+        let (documents, validation) = texts(options)?;
+        if let Some(init) = &options.init {
+            options.check_init()?;
+            let config = ModelConfig::open(init)?;
+            let tokenizer = Tokenizer::from_file(init)?;
+            let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
+            let choice = init.join("tokenizer.json").display().to_string();
+            return Ok(Self { tokenizer, choice, corpus, config, init: Some(init.clone()) });
+        }
+        // The sizes are checked before the text is read through, with a vocabulary of one.
+        let context_len = options.model_config(1, None).context_len;
+        options.model_config(1, None).validate()?;
+        let choice = options.tokenizer.clone().unwrap_or("char".into());
+        let (tokenizer, corpus) = prepare(&documents, &validation, &choice.parse()?, context_len, &mut bpe_progress())?;
+        let config = options.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id());
+        config.validate()?;
+        Ok(Self { tokenizer, choice, corpus, config, init: None })
+    }
+
+    /// The trainer of a new run, and its tokenizer.
+    pub fn trainer(self, options: &TrainOptions) -> Result<(Trainer, Tokenizer)> {
+        let Self { tokenizer, corpus, config, init, .. } = self;
+        let trainer = match init {
+            Some(init) => {
+                let weights = load_weights(&init.join("model.safetensors"), &config, &Device::Cpu)?;
+                Trainer::from_weights(weights, &config, options, corpus, &Device::Cpu)?
+            }
+            None => Trainer::new(&config, options, corpus, &Device::Cpu)?,
+        };
+        Ok((trainer, tokenizer))
+    }
+
+    /// Sizes of model and data, for people.
+    pub fn description(&self) -> String {
+        describe(&self.config, &self.tokenizer, &self.corpus)
+    }
+}
+
+/// The documents to train on, and what to validate on.
+fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
+    if options.texts.is_empty() && options.validation.is_empty() && options.validation_fraction.is_none() {
+        let (training, validation) = document::built_in();
+        return Ok((vec![training], Validation::Documents(vec![validation])));
+    }
+    let documents = match options.texts.is_empty() {
+        true => vec![document::built_in().0],
+        false => document::read_all(&options.texts)?,
+    };
+    let validation = match options.validation.is_empty() {
+        true => Validation::Fraction(options.validation_fraction.unwrap_or(VALIDATION_FRACTION)),
+        false => Validation::Documents(document::read_all(&options.validation)?),
+    };
+    Ok((documents, validation))
+}
+
+/// Opens the run in `root` at its last checkpoint.
+fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
+    let allowed = ["steps", "eval-every"];
+    if let Some(name) = given.given()?.iter().find(|name| !allowed.contains(&name.as_str())) {
+        let name = if name == "texts" { "TEXT".into() } else { format!("--{name}") };
+        bail!("{name} cannot be given with --resume: the run keeps its own");
+    }
+    let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
+    let options = given.or(&saved)?;
+    let train_options = options.train_options();
+    let (documents, validation) = texts(&options)?;
+    let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    let tokenizer = Tokenizer::from_file(root)?;
+    let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
+    let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
+    folder.write_settings(&options.to_toml()?)?;
+    Ok((trainer, folder))
+}
+
+/// The first `runs/TEXT-N` that does not exist yet.
+fn unused_folder(options: &Options) -> PathBuf {
+    let stem = options.texts.first().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy());
+    let stem = stem.unwrap_or("sentences".into());
+    let path = |n: u64| PathBuf::from(format!("runs/{stem}-{n}"));
+    (1..).map(path).find(|path| !path.exists()).unwrap_or_else(|| path(0))
+}
+
+fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
+    format!(
+        "{} parameters: {} layers, {} heads, {} channels, context {}; {} tokens to train on, {} to validate on, \
+         vocabulary of {} ({})",
+        grouped(config.parameter_count()),
+        config.num_layers,
+        config.num_heads,
+        config.embed_dim,
+        config.context_len,
+        grouped(corpus.train.len()),
+        grouped(corpus.validation.len()),
+        grouped(config.vocab_size),
+        tokenizer.kind_name(),
+    )
+}
+
+/// Trains to the end, or to the first Ctrl-C, and reports.
+fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
+    let steps = trainer.options().steps;
+    let root = folder.root().to_path_buf();
+    if trainer.step() >= steps {
+        writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
+        return Ok(());
+    }
+    stop_on_interrupt()?;
+    note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
+    let mut progress = Progress::new(steps, trainer.step());
+    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+        progress.show(&event);
+        if INTERRUPTED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    progress.finish();
+    let on = format!("attn train --resume --out {}", root.display());
+    match outcome {
+        Err(error) => Err(Failure(format!("{error}; the last checkpoint is good: {on}")).into()),
+        Ok(Outcome::Interrupted) => {
+            writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
+            Ok(())
+        }
+        Ok(Outcome::Finished) => report(&trainer, &folder, out),
+    }
+}
+
+/// The loss curve, a sample, and where the run lies.
+fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<()> {
+    let root = folder.root();
+    if let Some(curve) = chart::loss_curve(root)? {
+        writeln!(out, "{curve}")?;
+    }
+    let run = Run::open(root, &Device::Cpu)?;
+    let mut sampler =
+        Sampler::new(SamplingOptions { temperature: 0.8, ..Default::default() }, trainer.options().seed, 0)?;
+    writeln!(out, "a sample:")?;
+    sample::write(&run.model, &run.tokenizer, "", SAMPLE_TOKENS, &mut sampler, out)?;
+    writeln!(out)?;
+    if let Some(best) = trainer.best() {
+        writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
+    }
+    writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
+    writeln!(out, "more text: attn generate {}", root.display())?;
+    Ok(())
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C, or a request to terminate, asks training to stop after the step; a second one leaves at once.
+fn stop_on_interrupt() -> Result<()> {
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        note("stopping after this step, to leave the run in good order; once more to leave at once");
+    };
+    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use grammar::FIRST;
-use lexicon::{ADJECTIVES, Class, ENDINGS, Form};
+use lexicon::{ADJECTIVES, Class, ENDINGS, Form, ROWS};
 use reading::{Agreement, Reader};
 use statistics::{Accuracy, MODELS, WORD_BIGRAM, agreements, character_bigram, counted, pairs};
 
@@ -92,7 +92,7 @@ fn training_never_shows_a_pair_of_validation() {
     let (shown, held_out) = (pairs(&train), pairs(&validation));
     let common: Vec<_> = held_out.intersection(&shown).collect();
     assert!(common.is_empty(), "{common:?}");
-    let possible: usize = ADJECTIVES.iter().map(|adjective| 12 * adjective.classes.len()).sum();
+    let possible: usize = ADJECTIVES.iter().map(|adjective| ROWS * adjective.classes.len()).sum();
     let share = held_out.len() as f64 / possible as f64;
     assert!((0.10..=0.15).contains(&share), "{} of {possible} pairs held out", held_out.len());
 }

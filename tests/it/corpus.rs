@@ -8,17 +8,17 @@ use lexicon::{ADJECTIVES, Class, ENDINGS, Form, ROWS};
 use reading::{Agreement, Reader};
 use statistics::{Accuracy, MODELS, WORD_BIGRAM, agreements, character_bigram, counted, pairs};
 
-#[path = "../examples/make_corpus/grammar.rs"]
+#[path = "../../examples/make_corpus/grammar.rs"]
 mod grammar;
-#[path = "../examples/make_corpus/lexicon/mod.rs"]
+#[path = "../../examples/make_corpus/lexicon/mod.rs"]
 mod lexicon;
-#[path = "../examples/make_corpus/reading.rs"]
+#[path = "../../examples/make_corpus/reading.rs"]
 mod reading;
-#[path = "../examples/make_corpus/statistics.rs"]
+#[path = "../../examples/make_corpus/statistics.rs"]
 mod statistics;
 
-const TRAIN: &str = include_str!("../data/train.txt");
-const VALIDATION: &str = include_str!("../data/validation.txt");
+const TRAIN: &str = include_str!("../../data/train.txt");
+const VALIDATION: &str = include_str!("../../data/validation.txt");
 
 fn both() -> (Vec<Agreement<'static>>, Vec<Agreement<'static>>) {
     let reader = Reader::new();

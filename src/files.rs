@@ -6,6 +6,8 @@ use std::path::Path;
 
 use candle_core::{Error, Result};
 
+use crate::errors::bare;
+
 /// Replaces `path` by what `write` puts at the sibling path it is given: after a crash at any moment `path` holds
 /// the old content or the new.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -18,7 +20,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     written.map_err(|error| {
         // Best effort: the error that counts is the one that is returned.
         let _ = fs::remove_file(&temporary);
-        Error::Msg(format!("cannot write {}: {error}", path.display()))
+        Error::Msg(format!("cannot write {}: {}", path.display(), bare(&error)))
     })
 }
 

@@ -1,6 +1,8 @@
 //! Trainable attention for candle, and a trainer from a text file to a small language model.
 
 #[cfg(feature = "lm")]
+mod errors;
+#[cfg(feature = "lm")]
 pub mod evaluate;
 #[cfg(feature = "lm")]
 mod files;

@@ -23,13 +23,13 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 500)]
     max_tokens: usize,
     /// Below 1 safer, above 1 bolder; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Choose among this many likeliest tokens only
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Choose among the fewest likeliest tokens that together have this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// The same seed writes the same text
     #[arg(long, default_value_t = 1)]

@@ -149,6 +149,9 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
         let name = if name == "texts" { "TEXT".into() } else { format!("--{name}") };
         bail!("{name} cannot be given with --resume: the run keeps its own");
     }
+    if !RunFolder::exists(root) {
+        bail!("{} is no run to resume", root.display());
+    }
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
     let options = given.or(&saved)?;
     let train_options = options.train_options();
@@ -203,7 +206,11 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
     progress.finish();
     let on = format!("attn train --resume --out {}", root.display());
     match outcome {
-        Err(error) => Err(Failure(format!("{error}; the last checkpoint is good: {on}")).into()),
+        Err(error) => {
+            let message = error.to_string();
+            let message = message.lines().next().unwrap_or_default();
+            Err(Failure(format!("{message}; the last checkpoint is good: {on}")).into())
+        }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
             Ok(())

@@ -7,6 +7,7 @@ use candle_nn::Init;
 use serde::{Deserialize, Serialize};
 
 use super::gpt2_json;
+use crate::errors::bare;
 use crate::files;
 use crate::nn::CausalSelfAttentionConfig;
 use crate::ops::Scale;
@@ -187,7 +188,7 @@ impl ModelConfig {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         match Self::from_json(&files::read(&path)?) {
-            Err(error) => bail!("{}: {error}", path.display()),
+            Err(error) => bail!("{}: {}", path.display(), bare(&error)),
             config => config,
         }
     }

@@ -68,7 +68,7 @@ struct Gpt2Json {
     #[serde(default)]
     eos_token_id: Option<u32>,
     #[serde(default = "float32")]
-    torch_dtype: String,
+    dtype: String,
 }
 
 fn gelu_new() -> Activation {
@@ -115,7 +115,7 @@ impl From<&ModelConfig> for Gpt2Json {
             resid_pdrop: 0.0,
             bos_token_id: config.end_of_text_id,
             eos_token_id: config.end_of_text_id,
-            torch_dtype: float32(),
+            dtype: float32(),
         }
     }
 }

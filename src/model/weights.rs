@@ -21,6 +21,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::ModelConfig;
+use crate::errors::bare;
 use crate::files;
 
 /// One tensor on disk, `weight` and possibly `bias`, and the tensors of the model that it consists of.
@@ -110,7 +111,7 @@ pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> 
 pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     match candle_core::safetensors::load_buffer(&files::read(path)?, device) {
         Ok(tensors) => Ok(tensors.into_iter().collect()),
-        Err(error) => bail!("cannot read {}: {error}", path.display()),
+        Err(error) => bail!("cannot read {}: {}", path.display(), bare(&error)),
     }
 }
 
@@ -139,7 +140,7 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
             let name = format!("{}.{suffix}", entry.on_disk);
             match on_disk.remove(&name).map(|tensor| entry.unpack(suffix, tensor, config.bias)) {
                 None => problems.push(format!("{name} is missing")),
-                Some(Err(error)) => problems.push(format!("{name}: {error}")),
+                Some(Err(error)) => problems.push(format!("{name}: {}", bare(&error))),
                 Some(Ok(parts)) => tensors.extend(parts),
             }
         }

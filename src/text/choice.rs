@@ -8,6 +8,7 @@ use candle_core::{Error, Result, bail};
 
 use super::corpus::divide;
 use super::{BpeProgress, Corpus, Document, Tokenizer, Validation};
+use crate::errors::bare;
 
 /// Which tokenizer to use. Written `char`, `byte`, `bpe:N` or as a path.
 ///
@@ -93,8 +94,9 @@ pub fn prepare(
             let texts = training_texts(documents, validation)?;
             Tokenizer::train_bpe(&texts, *vocab_size, several, progress)
         }
-        TokenizerChoice::File(path) => Tokenizer::from_file(path)
-            .map_err(|error| Error::Msg(format!("tokenizer {error}; expected char, byte, bpe:N or a tokenizer.json"))),
+        TokenizerChoice::File(path) => Tokenizer::from_file(path).map_err(|error| {
+            Error::Msg(format!("tokenizer {}; expected char, byte, bpe:N or a tokenizer.json", bare(&error)))
+        }),
     }?;
     let corpus = Corpus::new(&tokenizer, documents, validation, context_len)?;
     Ok((tokenizer, corpus))

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use candle_core::{Error, Result, bail};
 
+use crate::errors::bare;
+
 use super::tokenizer::utf8;
 
 /// A text with a name, as it lies in a file: in any encoding, for only the byte tokenizer takes any bytes.
@@ -39,7 +41,7 @@ impl Document {
     }
 
     pub(super) fn named(&self, error: &Error) -> Error {
-        Error::Msg(format!("{}: {error}", self.name))
+        Error::Msg(format!("{}: {}", self.name, bare(error)))
     }
 }
 

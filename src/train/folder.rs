@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use super::checkpoint::{self, Checkpoint, WEIGHTS, remove_folder};
 use super::{Best, Trainer};
+use crate::errors::bare;
 use crate::files;
 use crate::model::ModelConfig;
 use crate::text::Tokenizer;
@@ -59,7 +60,7 @@ impl RunFolder {
         if let Err(error) = written {
             // Best effort: the error that counts is the one that is returned.
             let _ = remove_folder(&temporary);
-            bail!("cannot create {}: {error}", root.display());
+            bail!("cannot create {}: {}", root.display(), bare(&error));
         }
         Self::at(root, 0, 0.0)
     }
@@ -76,6 +77,11 @@ impl RunFolder {
         Self::at(root, 0, 0.0)?.save(trainer)
     }
 
+    /// Whether `root` holds a run that can be resumed.
+    pub fn exists(root: &Path) -> bool {
+        root.join(TRAINING).join(CURRENT).exists()
+    }
+
     /// Opens the folder of an earlier run at its last checkpoint, cuts off metrics that came later, and puts the best
     /// weights back at the root if they are not there.
     ///
@@ -83,9 +89,6 @@ impl RunFolder {
     /// If there is no run, or its checkpoint is broken.
     pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
         let training = root.join(TRAINING);
-        if !training.join(CURRENT).exists() {
-            bail!("{} is no run to resume: it has no {TRAINING}/{CURRENT}", root.display());
-        }
         let config = ModelConfig::open(root)?;
         let current = current(&training)?;
         let checkpoint = checkpoint::load(&training.join(current), &config, device)?;

@@ -24,18 +24,15 @@ fn fixture(name: &str) -> Tensor {
 
 /// The layer of the example: one head, no bias, no output projection.
 fn layer(scale: Scale, causal: bool) -> CausalSelfAttention {
-    let tensors = [("q_proj", "w_q"), ("k_proj", "w_k"), ("v_proj", "w_v")]
-        .map(|(name, fixture_name)| (format!("{name}.weight"), fixture(fixture_name).t().unwrap().contiguous().unwrap()));
+    let tensors = [("q_proj", "w_q"), ("k_proj", "w_k"), ("v_proj", "w_v")].map(|(name, fixture_name)| {
+        (format!("{name}.weight"), fixture(fixture_name).t().unwrap().contiguous().unwrap())
+    });
     let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F64, &Device::Cpu);
     if causal {
         return CausalSelfAttention::single_head(4, scale, vb).unwrap();
     }
-    let config = CausalSelfAttentionConfig {
-        output_projection: false,
-        scale,
-        causal,
-        ..CausalSelfAttentionConfig::new(4, 1)
-    };
+    let config =
+        CausalSelfAttentionConfig { output_projection: false, scale, causal, ..CausalSelfAttentionConfig::new(4, 1) };
     CausalSelfAttention::new(&config, vb).unwrap()
 }
 

@@ -116,12 +116,15 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         }
     }
     let (b, _, h, d) = q.dims4()?;
-    let (_, s, _, e) = v.dims4()?;
-    if k.dims() != [b, s, h, d] {
-        bail!("attention: expected k of shape {:?} to go with q and v, got {:?}", [b, s, h, d], k.dims());
-    }
-    if v.dims() != [b, s, h, e] {
-        bail!("attention: expected v of shape {:?} to go with q, got {:?}", [b, s, h, e], v.dims());
+    let (s, e) = (k.dim(1)?, v.dim(3)?);
+    if k.dims() != [b, s, h, d] || v.dims() != [b, s, h, e] {
+        bail!(
+            "attention: expected k of shape {:?} and v of shape {:?} to go with q, got {:?} and {:?}",
+            [b, s, h, d],
+            [b, s, h, e],
+            k.dims(),
+            v.dims()
+        );
     }
     Ok(())
 }

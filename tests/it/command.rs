@@ -1,0 +1,268 @@
+//! The command, from text to sample, and bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A folder to run the command in.
+struct Space(tempfile::TempDir);
+
+impl Space {
+    fn new() -> Self {
+        let space = Self(tempfile::tempdir().unwrap());
+        let lines = "O gato preto correu rapidamente.\nA gata preta correu rapidamente.\n".repeat(60);
+        space.write("text.txt", lines.as_bytes());
+        space
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        std::fs::write(self.path(name), content).unwrap();
+    }
+
+    fn attn(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// Runs what should work, and gives what it prints on standard output.
+    fn works(&self, line: &str) -> String {
+        let output = self.attn(line);
+        assert!(output.status.success(), "attn {line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs what should be refused: exit code 2 and one line on standard error that has `expected` in it.
+    fn refuses(&self, line: &str, expected: &str) {
+        let output = self.attn(line);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "attn {line}: {message}");
+        assert!(message.contains(expected), "attn {line}: expected {expected:?} in {message:?}");
+        assert_eq!(message.lines().count(), 1, "attn {line}: {message}");
+    }
+}
+
+/// The options of a run of a second.
+const SMALL: &str = "--layers 1 --heads 2 --dim 16 --context 16 --batch 4 --steps 12 --eval-every 6";
+
+fn entries(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn from_a_text_to_a_sample() {
+    let space = Space::new();
+    let printed = space.works(&format!("train text.txt {SMALL}"));
+    for expected in ["training loss", "a sample:", "lowest validation loss", "attn generate runs/text-1"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    let root = space.path("runs/text-1");
+    assert_eq!(
+        entries(&root),
+        [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "training"
+        ]
+    );
+    assert_eq!(entries(&space.path("runs")), ["text-1"]);
+
+    let text = space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5");
+    assert!(text.starts_with("gato") && text.trim_end_matches('\n').chars().count() >= 30, "{text}");
+    assert_eq!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5"));
+    assert_ne!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 6"));
+    assert!(space.works("generate runs/text-1 --max-tokens 30 --samples 3").matches("-----").count() >= 2);
+
+    let printed = space.works("eval runs/text-1 text.txt");
+    for expected in ["loss", "perplexity", "bits per byte"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+
+    // The same command again takes the next folder, and gives the same weights.
+    space.works(&format!("train text.txt {SMALL}"));
+    let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
+    assert_eq!(weights("runs/text-1"), weights("runs/text-2"));
+}
+
+#[test]
+fn every_tokenizer_trains() {
+    let space = Space::new();
+    for tokenizer in ["char", "byte", "bpe:300", "runs/char/tokenizer.json"] {
+        let out = format!("runs/{}", tokenizer.split(['/', ':']).next().unwrap());
+        space.works(&format!("train text.txt {SMALL} --tokenizer {tokenizer} --out {out}"));
+        space.works(&format!("generate {out} --max-tokens 5"));
+        space.works(&format!("eval {out} text.txt"));
+    }
+    space.write("noise.bin", &(0..=255).cycle().take(2000).collect::<Vec<u8>>());
+    space.works(&format!("train noise.bin {SMALL} --tokenizer byte"));
+    space.refuses(&format!("train noise.bin {SMALL}"), "--tokenizer byte");
+}
+
+#[test]
+fn several_texts_have_an_end_of_text_between_them() {
+    let space = Space::new();
+    space.write("other.txt", "zzz ".repeat(100).as_bytes());
+    space.works(&format!("train text.txt other.txt {SMALL} --out runs/two"));
+    let config = std::fs::read_to_string(space.path("runs/two/config.json")).unwrap();
+    assert!(!config.contains("\"eos_token_id\": null"), "{config}");
+    space.works(&format!("train text.txt {SMALL} --out runs/one"));
+    let config = std::fs::read_to_string(space.path("runs/one/config.json")).unwrap();
+    assert!(config.contains("\"eos_token_id\": null"), "{config}");
+}
+
+#[test]
+fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --out runs/a"));
+    assert!(space.works("train --resume --out runs/a").contains("--steps gives it more"));
+    space.works("train --resume --out runs/a --steps 18");
+    let metrics = std::fs::read_to_string(space.path("runs/a/training/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().filter(|line| line.contains("\"loss\"")).count(), 18);
+    assert!(space.works("train --resume --out runs/a").contains("at step 18 of 18"));
+    space.refuses("train --resume --out runs/a --lr 0.1", "--lr cannot be given with --resume");
+
+    space.works("train text.txt --init runs/a --steps 3 --out runs/b");
+    space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
+
+    space.write("text.txt", "Another text altogether. ".repeat(90).as_bytes());
+    space.refuses("train --resume --out runs/a --steps 24", "unknown character");
+}
+
+#[test]
+fn options_come_from_a_file_and_the_command_line_goes_first() {
+    let space = Space::new();
+    space.write(
+        "small.toml",
+        b"texts = ['text.txt']\nlayers = 1\ndim = 16\nheads = 2\ncontext = 16\nbatch = 4\nsteps = 7\n",
+    );
+    space.works("train --config small.toml --steps 5 --out runs/a");
+    let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
+    assert!(saved.contains("steps = 5") && saved.contains("dim = 16"), "{saved}");
+    // The settings of a run are such a file.
+    space.works("train --config runs/a/training/settings.toml --out runs/b");
+    let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
+    assert_eq!(weights("runs/a"), weights("runs/b"));
+    space.write("wrong.toml", b"layers = 1\nlayer = 2\n");
+    space.refuses("train --config wrong.toml", "wrong.toml: line 2: unknown field `layer`");
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let space = Space::new();
+    let printed = space.works(&format!("train text.txt {SMALL} --dry-run"));
+    for expected in ["parameters", "memory", "time"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    let printed = space.works("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run");
+    assert!(printed.contains("nothing was tried"), "{printed}");
+    assert_eq!(entries(space.0.path()), ["text.txt"]);
+}
+
+#[test]
+fn the_example_and_the_version() {
+    let space = Space::new();
+    let example = space.works("example");
+    for number in ["0.5646", "0.6271", "0.3491", "0.5355", "0.47", "1.40"] {
+        assert!(example.contains(number), "{number} is missing: {example}");
+    }
+    assert!(space.works("--version").starts_with("attn "));
+}
+
+#[test]
+fn bad_input_is_one_line_and_leaves_nothing_behind() {
+    let space = Space::new();
+    space.write("empty.txt", b"");
+    space.write("short.txt", b"abc");
+    space.write("latin1.txt", b"Primeira linha.\nA\xe7\xe3o.\n");
+    for (line, expected) in [
+        ("train missing.txt", "missing.txt"),
+        ("train empty.txt", "empty.txt"),
+        ("train short.txt", "context length 64"),
+        ("train latin1.txt", "line 2"),
+        ("train text.txt --tokenizer bpe:3", "3"),
+        ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
+        ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
+        ("train text.txt --steps 0", "steps"),
+        ("train text.txt --lr nan", "learning_rate"),
+        ("train text.txt --layers 99999999999", "num_layers"),
+        ("train text.txt --validation-fraction 1.5", "validation fraction"),
+        ("train text.txt --config missing.toml", "missing.toml"),
+        ("train text.txt --init missing", "missing"),
+        ("train --resume --out missing", "no run to resume"),
+        ("generate missing", "missing is no folder"),
+        ("eval missing text.txt", "missing is no folder"),
+    ] {
+        space.refuses(line, expected);
+    }
+    assert_eq!(entries(space.0.path()), ["empty.txt", "latin1.txt", "short.txt", "text.txt"]);
+}
+
+#[test]
+fn bad_input_to_a_trained_model_is_one_line() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --out run"));
+    space.write("greek.txt", "O gato\npreto α.\n".as_bytes());
+    for (line, expected) in [
+        (format!("train text.txt {SMALL} --out run"), "run already exists"),
+        ("generate run --prompt gaßto".into(), "'ß'"),
+        ("generate run --temperature -1".into(), "temperature"),
+        ("generate run --top-p 2".into(), "top_p"),
+        ("eval run greek.txt".into(), "line 2, column 7"),
+        ("eval run missing.txt".into(), "missing.txt"),
+    ] {
+        space.refuses(&line, expected);
+    }
+    for (file, line) in [
+        ("config.json", "generate run"),
+        ("tokenizer.json", "generate run"),
+        ("model.safetensors", "generate run"),
+        ("training/step-00000012/optimizer.safetensors", "train --resume --out run --steps 20"),
+        ("training/step-00000012/state.json", "train --resume --out run --steps 20"),
+        ("training/current", "train --resume --out run --steps 20"),
+    ] {
+        let path = space.path("run").join(file);
+        let good = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+        space.refuses(line, file.rsplit('/').next().unwrap());
+        std::fs::write(&path, &good).unwrap();
+    }
+    space.works("train --resume --out run --steps 13");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_says_how_to_go_on() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::Stdio;
+
+    let space = Space::new();
+    let line = format!("train text.txt {SMALL} --steps 1000000 --eval-every 1000000 --out run")
+        .replace("--steps 12 --eval-every 6", "");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_attn"))
+        .args(line.split_whitespace())
+        .current_dir(space.0.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the first step is never told");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let rest = std::thread::spawn(move || lines.count());
+    let mut printed = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{printed}");
+    rest.join().unwrap();
+    assert!(printed.contains("stopped and saved") && printed.contains("attn train --resume --out run"), "{printed}");
+    let step: u64 = printed.split("at step ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    space.works(&format!("train --resume --out run --steps {}", step + 2));
+}

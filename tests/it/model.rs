@@ -1,0 +1,367 @@
+//! The model: names and shapes on both sides, gradients, and Hugging Face's GPT-2 as the oracle.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_attention::model::{Activation, CausalLm, ModelConfig, load_weights, save_weights};
+use candle_attention::nn::Parameters;
+use candle_attention::train::{AdamW, Gradients, TrainOptions};
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use crate::support::{assert_close, check_gradients, max_difference, randn, values};
+
+fn tiny() -> ModelConfig {
+    ModelConfig { context_len: 7, embed_dim: 6, num_heads: 3, num_layers: 2, hidden_dim: 13, ..ModelConfig::gpt2(11) }
+}
+
+fn ids(rows: usize, t: usize, vocab_size: u32) -> Tensor {
+    let ids: Vec<u32> = (0..(rows * t) as u32).map(|i| (i * i + 3 * i + 1) % vocab_size).collect();
+    Tensor::from_vec(ids, (rows, t), &Device::Cpu).unwrap()
+}
+
+/// A model of random weights, all well away from 0.
+fn random_model(config: &ModelConfig, dtype: DType) -> (CausalLm, Parameters) {
+    let parameters = Parameters::new(3);
+    let model = CausalLm::new(config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
+    for (i, (_, var)) in parameters.vars().iter().enumerate() {
+        let values = (randn(200 + i as u64, var.dims()) * 0.3).unwrap();
+        var.set(&values.to_dtype(dtype).unwrap()).unwrap();
+    }
+    (model, parameters)
+}
+
+#[test]
+fn gradients_of_the_model_are_those_of_finite_differences() {
+    for config in
+        [tiny(), ModelConfig { bias: true, tie_embeddings: false, activation: Activation::GeluTanh, ..tiny() }]
+    {
+        let (model, parameters) = random_model(&config, DType::F64);
+        let (inputs, targets) = (ids(2, 5, 11), ids(2, 5, 10));
+        check_gradients(&parameters.vars(), || model.loss(&inputs, &targets));
+    }
+}
+
+#[test]
+fn every_parameter_has_a_finite_gradient_and_all_but_the_excused_a_non_zero_one() {
+    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+        let (model, parameters) = random_model(&config, DType::F32);
+        let loss = model.loss(&ids(3, 7, 11), &ids(3, 7, 10)).unwrap();
+        let gradients = loss.backward().unwrap();
+        let excused = config.zero_gradient_parameters();
+        for (name, var) in parameters.vars() {
+            let gradient = values(gradients.get(&var).unwrap_or_else(|| panic!("{name} has no gradient")));
+            assert!(gradient.iter().all(|g| g.is_finite()), "{name}: {gradient:?}");
+            let largest = gradient.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+            let is_excused = excused.iter().any(|(excused, _)| *excused == name);
+            // What is zero in exact arithmetic is rounding here.
+            assert_eq!(largest < 1e-8, is_excused, "{name}: largest gradient {largest}");
+        }
+    }
+}
+
+#[test]
+fn with_one_position_queries_and_keys_are_excused_and_silent() {
+    let config = ModelConfig { context_len: 1, bias: true, ..tiny() };
+    let (model, parameters) = random_model(&config, DType::F64);
+    let gradients = model.loss(&ids(3, 1, 11), &ids(3, 1, 10)).unwrap().backward().unwrap();
+    let excused: Vec<String> = config.zero_gradient_parameters().into_iter().map(|(name, _)| name).collect();
+    for (name, var) in parameters.vars() {
+        let largest = values(gradients.get(&var).unwrap()).iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+        assert_eq!(largest < 1e-15, excused.contains(&name), "{name}: largest gradient {largest}");
+    }
+}
+
+#[test]
+fn the_listed_parameters_are_those_of_the_model() {
+    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+        let (_, parameters) = random_model(&config, DType::F32);
+        let mut listed = config.parameters();
+        listed.sort();
+        let built: Vec<_> = parameters.vars().into_iter().map(|(name, var)| (name, var.dims().to_vec())).collect();
+        assert_eq!(listed, built);
+        assert_eq!(parameters.count(), config.parameter_count());
+    }
+}
+
+#[test]
+fn names_and_shapes_here_and_on_disk() {
+    let config = ModelConfig { num_layers: 1, ..tiny() };
+    let (_, parameters) = random_model(&config, DType::F32);
+    let here: Vec<_> = config.parameters().into_iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
+    assert_eq!(
+        here,
+        [
+            "token_embedding.weight [11, 6]",
+            "position_embedding.weight [7, 6]",
+            "blocks.0.attention_norm.weight [6]",
+            "blocks.0.attention.q_proj.weight [6, 6]",
+            "blocks.0.attention.k_proj.weight [6, 6]",
+            "blocks.0.attention.v_proj.weight [6, 6]",
+            "blocks.0.attention.o_proj.weight [6, 6]",
+            "blocks.0.mlp_norm.weight [6]",
+            "blocks.0.mlp.up_proj.weight [13, 6]",
+            "blocks.0.mlp.down_proj.weight [6, 13]",
+            "norm.weight [6]",
+        ]
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = saved(&config, named(&parameters), folder.path());
+    let on_disk: Vec<_> = on_disk.iter().map(|(name, tensor)| format!("{name} {:?}", tensor.dims())).collect();
+    assert_eq!(
+        on_disk,
+        [
+            "transformer.h.0.attn.c_attn.bias [18]",
+            "transformer.h.0.attn.c_attn.weight [6, 18]",
+            "transformer.h.0.attn.c_proj.bias [6]",
+            "transformer.h.0.attn.c_proj.weight [6, 6]",
+            "transformer.h.0.ln_1.bias [6]",
+            "transformer.h.0.ln_1.weight [6]",
+            "transformer.h.0.ln_2.bias [6]",
+            "transformer.h.0.ln_2.weight [6]",
+            "transformer.h.0.mlp.c_fc.bias [13]",
+            "transformer.h.0.mlp.c_fc.weight [6, 13]",
+            "transformer.h.0.mlp.c_proj.bias [6]",
+            "transformer.h.0.mlp.c_proj.weight [13, 6]",
+            "transformer.ln_f.bias [6]",
+            "transformer.ln_f.weight [6]",
+            "transformer.wpe.weight [7, 6]",
+            "transformer.wte.weight [11, 6]",
+        ]
+    );
+}
+
+#[test]
+fn weights_come_back_bit_for_bit() {
+    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+        let (_, parameters) = random_model(&config, DType::F32);
+        let folder = tempfile::tempdir().unwrap();
+        saved(&config, named(&parameters), folder.path());
+        let back = load_weights(&folder.path().join("model.safetensors"), &config, &Device::Cpu).unwrap();
+        for (name, tensor) in named(&parameters) {
+            assert_eq!(values(&tensor), values(&back[&name]), "{name}");
+        }
+        assert_eq!(back.len(), parameters.vars().len());
+    }
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_refused_with_all_its_faults() {
+    let config = ModelConfig { num_layers: 1, ..tiny() };
+    let (_, parameters) = random_model(&config, DType::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors = saved(&config, named(&parameters), folder.path());
+    tensors.remove("transformer.ln_f.weight").unwrap();
+    tensors.insert("transformer.wpe.weight".into(), Tensor::zeros((5, 6), DType::F32, &Device::Cpu).unwrap());
+    tensors.insert("transformer.h.1.ln_1.weight".into(), Tensor::zeros(6, DType::F32, &Device::Cpu).unwrap());
+    tensors.insert("transformer.ln_f.bias".into(), Tensor::ones(6, DType::F32, &Device::Cpu).unwrap());
+    let path = folder.path().join("broken.safetensors");
+    candle_core::safetensors::save(&tensors.into_iter().collect(), &path).unwrap();
+    let message = load_weights(&path, &config, &Device::Cpu).unwrap_err().to_string();
+    for fault in [
+        "transformer.ln_f.weight is missing",
+        "transformer.wpe.weight: expected shape [7, 6], got [5, 6]",
+        "transformer.h.1.ln_1.weight has no place in the model",
+        "transformer.ln_f.bias: expected zeros",
+    ] {
+        assert!(message.contains(fault), "{message}");
+    }
+}
+
+#[test]
+fn changing_a_token_leaves_the_logits_before_it_as_they_were() {
+    let (model, _) = random_model(&tiny(), DType::F32);
+    let before = ids(2, 7, 11);
+    let changed = Tensor::cat(&[before.narrow(1, 0, 4).unwrap(), ids(2, 3, 5)], 1).unwrap();
+    let of = |ids: &Tensor| model.forward(ids).unwrap();
+    let until = |logits: Tensor, t| values(&logits.narrow(1, 0, t).unwrap());
+    assert_eq!(until(of(&before), 4), until(of(&changed), 4));
+    assert_ne!(until(of(&before), 5), until(of(&changed), 5));
+    let last = of(&before).narrow(1, 6, 1).unwrap().squeeze(1).unwrap();
+    assert_close("last", &model.next_token_logits(&before).unwrap(), &last, 1e-6);
+}
+
+#[test]
+fn a_new_model_wavers_between_all_tokens() {
+    let config = ModelConfig::gpt2(65);
+    let model = CausalLm::new(&config, Parameters::new(1).var_builder(DType::F32, &Device::Cpu)).unwrap();
+    let loss = model.loss(&ids(3, 64, 65), &ids(3, 64, 61)).unwrap().to_scalar::<f32>().unwrap();
+    assert!((loss - 65f32.ln()).abs() < 0.1, "{loss}");
+}
+
+#[test]
+fn initial_weights_have_the_spread_of_gpt2() {
+    let config = ModelConfig { embed_dim: 96, num_layers: 3, hidden_dim: 384, ..ModelConfig::gpt2(101) };
+    let parameters = Parameters::new(4);
+    CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+    for (name, var) in parameters.vars().into_iter().filter(|(_, var)| var.rank() == 2) {
+        let values = values(&var);
+        let spread = (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
+        let is_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+        let expected = if is_residual { 0.02 / 6f64.sqrt() } else { 0.02 };
+        assert!((spread / expected - 1.0).abs() < 0.05, "{name}: {spread}, expected {expected}");
+    }
+}
+
+#[test]
+fn sizes_and_ids_out_of_range_are_refused() {
+    let (model, _) = random_model(&tiny(), DType::F32);
+    assert!(model.forward(&ids(1, 8, 11)).unwrap_err().to_string().contains("expected 1 to 7 positions, got 8"));
+    assert!(model.forward(&(ids(1, 3, 11) + 11.0).unwrap()).is_err());
+    let refusal = |config: ModelConfig| config.validate().unwrap_err().to_string();
+    assert!(refusal(ModelConfig { num_heads: 4, ..tiny() }).contains("num_heads 4 and embed_dim 6"));
+    assert!(refusal(ModelConfig { hidden_dim: 0, ..tiny() }).contains("hidden_dim"));
+    assert!(refusal(ModelConfig { num_layers: usize::MAX, ..tiny() }).contains("num_layers"));
+    assert!(refusal(ModelConfig { end_of_text_id: Some(11), ..tiny() }).contains("end-of-text"));
+}
+
+#[test]
+fn config_json_comes_back_and_refuses_what_is_not_computed() {
+    for config in [tiny(), ModelConfig { bias: true, end_of_text_id: Some(10), tie_embeddings: false, ..tiny() }] {
+        assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
+    }
+    let json = tiny().to_json().unwrap();
+    for (from, to, message) in [
+        ("\"gpt2\"", "\"bert\"", "model_type gpt2, got bert"),
+        ("\"gelu\"", "\"relu\"", "relu"),
+        ("\"scale_attn_by_inverse_layer_idx\": false", "\"scale_attn_by_inverse_layer_idx\": true", "inverse_layer"),
+        ("\"n_embd\": 6", "\"n_embd\": -6", "-6"),
+        ("{", "", "expected"),
+    ] {
+        let error = ModelConfig::from_json(json.replacen(from, to, 1).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+/// Ten steps of Hugging Face's GPT-2; tests/fixtures/README.md says how they were made.
+#[derive(Deserialize)]
+struct TenSteps {
+    optimizer: Optimizer,
+    batches: Vec<Ids>,
+    logits_first: Vec<Vec<Vec<f64>>>,
+    losses_f64: Vec<f64>,
+    losses_f32: Vec<f64>,
+    grad_norms_f64: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Optimizer {
+    lr: Vec<f64>,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    clip: f64,
+}
+
+#[derive(Deserialize)]
+struct Ids {
+    inputs: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+}
+
+fn fixture(variant: &str) -> (PathBuf, ModelConfig, TenSteps) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(variant);
+    let config = ModelConfig::open(&folder).unwrap();
+    let steps = std::fs::read(folder.join("ten_steps.json")).unwrap();
+    (folder, config, serde_json::from_slice(&steps).unwrap())
+}
+
+fn named(parameters: &Parameters) -> BTreeMap<String, Tensor> {
+    parameters.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
+}
+
+/// Saves tensors in Hugging Face's layout and reads them back by the names on disk.
+fn saved(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, folder: &Path) -> BTreeMap<String, Tensor> {
+    let path = folder.join("model.safetensors");
+    save_weights(&path, config, &tensors).unwrap();
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
+}
+
+/// Holds tensors, in Hugging Face's layout, against a file of the fixture.
+fn assert_like(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, oracle: &Path, tolerance: f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let got = saved(config, tensors, folder.path());
+    for (name, expected) in candle_core::safetensors::load(oracle, &Device::Cpu).unwrap() {
+        assert_close(&name, &got[&name], &expected, tolerance);
+    }
+}
+
+/// Makes the fixture's ten steps in `dtype`; gives the losses and the norms, and checks logits, first gradients and
+/// final weights to within `tolerance`.
+fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec<f64>) {
+    let (folder, config, steps) = fixture(variant);
+    let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
+    let weights = weights.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()));
+    let parameters = Parameters::restored(weights).unwrap();
+    let model = CausalLm::new(&config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
+    assert!(parameters.unread().is_empty());
+    let Optimizer { beta1, beta2, eps, weight_decay, clip, .. } = steps.optimizer;
+    let options = TrainOptions { beta1, beta2, eps, weight_decay, ..Default::default() };
+    let mut optimizer = AdamW::new(parameters.vars(), &options).unwrap();
+
+    let (mut losses, mut norms) = (vec![], vec![]);
+    for (step, batch) in steps.batches.iter().enumerate() {
+        let inputs = Tensor::new(batch.inputs.clone(), &Device::Cpu).unwrap();
+        let targets = Tensor::new(batch.targets.clone(), &Device::Cpu).unwrap();
+        let loss = model.loss(&inputs, &targets).unwrap();
+        let mut gradients = Gradients::collect(loss.backward().unwrap(), &parameters.vars()).unwrap();
+        if step == 0 {
+            let logits = Tensor::new(steps.logits_first.clone(), &Device::Cpu).unwrap();
+            assert_close("logits", &model.forward(&inputs).unwrap(), &logits, tolerance);
+            let names = parameters.vars().into_iter().map(|(name, _)| name);
+            let first = names.zip(gradients.tensors().iter().cloned()).collect();
+            assert_like(&config, first, &folder.join("first_gradients.safetensors"), tolerance);
+        }
+        let norm = gradients.norms().unwrap().iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        gradients.clip(norm, clip).unwrap();
+        optimizer.step(&gradients, step as u64, steps.optimizer.lr[step]).unwrap();
+        losses.push(values(&loss)[0]);
+        norms.push(norm);
+    }
+    if dtype == DType::F64 {
+        assert_like(&config, named(&parameters), &folder.join("final.safetensors"), tolerance);
+    }
+    (losses, norms)
+}
+
+#[test]
+fn ten_steps_in_f64_are_those_of_hugging_faces_gpt2() {
+    for variant in ["with_bias", "nanogpt"] {
+        let (_, _, oracle) = fixture(variant);
+        let (losses, norms) = make_ten_steps(variant, DType::F64, 1e-9);
+        for step in 0..10 {
+            let (loss, norm) = (oracle.losses_f64[step], oracle.grad_norms_f64[step]);
+            assert!(
+                (losses[step] - loss).abs() < 1e-10,
+                "{variant}, step {step}: loss {}, expected {loss}",
+                losses[step]
+            );
+            assert!((norms[step] - norm).abs() < 1e-9, "{variant}, step {step}: norm {}, expected {norm}", norms[step]);
+        }
+    }
+}
+
+/// In f32 no further from the truth than a few times what torch is.
+#[test]
+fn ten_steps_in_f32_stay_as_close_as_torch_does() {
+    for variant in ["with_bias", "nanogpt"] {
+        let (_, _, oracle) = fixture(variant);
+        let torch_error = |step: usize| (oracle.losses_f32[step] - oracle.losses_f64[step]).abs();
+        let worst = (0..10).map(torch_error).fold(0.0, f64::max);
+        let (losses, _) = make_ten_steps(variant, DType::F32, 1e-5);
+        for step in 0..10 {
+            let error = (losses[step] - oracle.losses_f64[step]).abs();
+            assert!(error <= 4.0 * worst, "{variant}, step {step}: error {error}, torch's worst {worst}");
+        }
+    }
+}
+
+#[test]
+fn a_fixture_differs_from_its_untrained_self() {
+    // Guards the two tests above against comparing a file with itself.
+    let (folder, config, _) = fixture("nanogpt");
+    let start = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
+    let end = load_weights(&folder.join("final.safetensors"), &config, &Device::Cpu).unwrap();
+    assert!(start.iter().all(|(name, tensor)| max_difference(tensor, &end[name]) > 1e-4));
+}

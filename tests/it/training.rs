@@ -1,0 +1,260 @@
+//! Training, resuming and generating through the library.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_attention::evaluate::evaluate;
+use candle_attention::generate::{Sampler, SamplingOptions, generate};
+use candle_attention::model::ModelConfig;
+use candle_attention::run::Run;
+use candle_attention::text::{Corpus, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows};
+use candle_attention::train::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
+use candle_core::Device;
+
+use crate::support::values;
+
+const TEXT: &str = "one two three four five six seven eight nine ten. ";
+
+fn data() -> (Tokenizer, Corpus) {
+    let documents = [Document { name: "numbers".into(), bytes: TEXT.repeat(40).into() }];
+    prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
+}
+
+fn config(tokenizer: &Tokenizer) -> ModelConfig {
+    ModelConfig {
+        context_len: 13,
+        embed_dim: 12,
+        num_heads: 3,
+        num_layers: 2,
+        hidden_dim: 20,
+        ..ModelConfig::gpt2(tokenizer.vocab_size())
+    }
+}
+
+fn options(steps: u64) -> TrainOptions {
+    TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
+}
+
+fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
+    let (tokenizer, corpus) = data();
+    let trainer = Trainer::new(&config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
+    (tokenizer, trainer)
+}
+
+/// Trains in the folder, stopping after step `stop` if there is one; gives the losses, bit by bit.
+fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
+    let mut losses = vec![];
+    let outcome = train(trainer, Some(folder), &mut |event| match event {
+        Event::Step(report) => {
+            losses.push(report.loss.to_bits());
+            if Some(report.step) == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    (outcome.unwrap(), losses)
+}
+
+fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
+    trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect()
+}
+
+fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
+    let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    let trainer = Trainer::resume(checkpoint, &config, options, data().1, &Device::Cpu)?;
+    Ok((folder, trainer))
+}
+
+#[test]
+fn one_batch_overfits_to_near_zero() {
+    let options = TrainOptions { learning_rate: 1e-2, min_learning_rate: 1e-2, weight_decay: 0.0, ..options(1) };
+    let (_, corpus) = data();
+    // One window is all there is to draw.
+    let corpus = Corpus { train: corpus.train[..14].to_vec(), ..corpus };
+    let (tokenizer, _) = data();
+    let config = ModelConfig { embed_dim: 24, hidden_dim: 96, ..config(&tokenizer) };
+    let options = TrainOptions { steps: 200, ..options };
+    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap();
+    let first = trainer.train_step().unwrap().loss;
+    let mut last = first;
+    for _ in 1..options.steps {
+        last = trainer.train_step().unwrap().loss;
+    }
+    assert!((first - (config.vocab_size as f64).ln()).abs() < 0.2, "first loss {first}");
+    assert!(last < 0.01, "last loss {last}");
+}
+
+#[test]
+fn two_runs_of_one_seed_are_the_same_to_the_last_bit_and_of_two_seeds_are_not() {
+    let losses = |seed| {
+        let options = TrainOptions { seed, ..options(12) };
+        let (_, mut trainer) = trainer(&options);
+        (0..12).map(|_| trainer.train_step().unwrap().loss.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(losses(1), losses(1));
+    assert_ne!(losses(1), losses(2));
+}
+
+#[test]
+fn a_resumed_run_ends_as_one_that_was_never_stopped() {
+    let space = tempfile::tempdir().unwrap();
+    let (whole, parts) = (space.path().join("whole"), space.path().join("parts"));
+    let options = options(11);
+
+    let (tokenizer, mut uninterrupted) = trainer(&options);
+    let mut folder = RunFolder::create(&whole, &tokenizer, &uninterrupted, "").unwrap();
+    let (outcome, losses) = run_in(&mut folder, &mut uninterrupted, None);
+    assert_eq!(outcome, Outcome::Finished);
+
+    let (tokenizer, mut first) = trainer(&options);
+    let mut folder = RunFolder::create(&parts, &tokenizer, &first, "").unwrap();
+    let (outcome, mut pieces) = run_in(&mut folder, &mut first, Some(6));
+    assert_eq!(outcome, Outcome::Interrupted);
+    // What a crash after the checkpoint may leave: steps that will be made again.
+    folder.log(&serde_json::json!({ "step": 7, "loss": 9.9 })).unwrap();
+    drop(folder);
+    let (mut folder, mut second) = resume(&parts, &options).unwrap();
+    let (outcome, rest) = run_in(&mut folder, &mut second, None);
+    assert_eq!(outcome, Outcome::Finished);
+    pieces.extend(rest);
+
+    assert_eq!(losses, pieces);
+    assert_eq!(weights(&uninterrupted), weights(&second));
+    assert_eq!(
+        uninterrupted.moments().iter().map(|(_, tensor)| values(tensor)).collect::<Vec<_>>(),
+        second.moments().iter().map(|(_, tensor)| values(tensor)).collect::<Vec<_>>()
+    );
+    assert_eq!(uninterrupted.best(), second.best());
+    let metrics = |root: &Path| {
+        let text = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+        let mut lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("seconds")));
+        lines
+    };
+    assert_eq!(metrics(&whole), metrics(&parts));
+    assert_eq!(metrics(&whole).len(), 11 + 3);
+    let at = |root: &Path, file| std::fs::read(root.join(file)).unwrap();
+    assert_eq!(at(&whole, "model.safetensors"), at(&parts, "model.safetensors"));
+}
+
+#[test]
+fn the_root_holds_the_best_weights_even_after_it_was_lost() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    // A rate this high ends worse than it was.
+    let options = TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.5, clip_norm: 0.0, ..options(16) };
+    let (tokenizer, mut trainer) = trainer(&options);
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    let best = trainer.best().unwrap();
+    assert!(best.step < 16, "the test needs a run that gets worse: best at step {}", best.step);
+
+    let loss = |root: &Path| {
+        let run = Run::open(root, &Device::Cpu).unwrap();
+        let (_, corpus) = data();
+        let batches = windows(&corpus.validation, 13, 315, Rest::Drop).unwrap();
+        evaluate(&run.model, batches, &Device::Cpu).unwrap().loss
+    };
+    assert_eq!(loss(&root), best.validation_loss);
+    std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
+    assert!(Run::open(&root, &Device::Cpu).is_err());
+    drop(resume(&root, &options).unwrap());
+    assert_eq!(loss(&root), best.validation_loss);
+}
+
+#[test]
+fn a_broken_checkpoint_or_another_text_is_refused() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = options(4);
+    let (tokenizer, mut trainer) = trainer(&options);
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    let refusal = |result: candle_core::Result<(RunFolder, Trainer)>| result.err().unwrap().to_string();
+
+    let other = TrainOptions { batch_size: 6, ..options.clone() };
+    assert!(refusal(resume(&root, &other)).contains("resume: expected the options"));
+    let (_, config, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+    let (_, corpus) = data();
+    let changed = Corpus { fingerprint: "another".into(), ..corpus };
+    let error = Trainer::resume(checkpoint, &config, &options, changed, &Device::Cpu).err().unwrap();
+    assert!(error.to_string().contains("the text or the tokenizer is not the one"), "{error}");
+
+    let current = root.join("training/step-00000004");
+    for file in ["optimizer.safetensors", "model.safetensors", "state.json"] {
+        let good = std::fs::read(current.join(file)).unwrap();
+        let mut broken = good.clone();
+        broken.truncate(good.len() - 3);
+        std::fs::write(current.join(file), &broken).unwrap();
+        assert!(refusal(resume(&root, &options)).contains("broken checkpoint"), "{file}");
+        std::fs::write(current.join(file), &good).unwrap();
+    }
+    std::fs::write(root.join("training/current"), "../elsewhere\n").unwrap();
+    assert!(refusal(resume(&root, &options)).contains("names \"../elsewhere\""));
+    assert!(RunFolder::create(&root, &tokenizer, &trainer, "").err().unwrap().to_string().contains("already exists"));
+}
+
+#[test]
+fn sampling_follows_its_options() {
+    let logits = [0.0f32, 3.0, 1.0, 2.9, f32::NEG_INFINITY];
+    let draw = |options: SamplingOptions| {
+        let mut sampler = Sampler::new(options, 1, 0).unwrap();
+        (0..2000).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+    };
+    let share = |draws: &[u32], id| draws.iter().filter(|&&drawn| drawn == id).count() as f64 / draws.len() as f64;
+    assert!(draw(SamplingOptions { temperature: 0.0, ..Default::default() }).iter().all(|&id| id == 1));
+    let all = draw(SamplingOptions::default());
+    let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    for (id, logit) in logits.iter().enumerate() {
+        let expected = f64::from(*logit).exp() / total;
+        // Four standard errors of a share of 2000 draws.
+        let allowed = 4.0 * (expected * (1.0 - expected) / 2000.0).sqrt();
+        let got = share(&all, id as u32);
+        assert!((got - expected).abs() <= allowed, "id {id}: {got}, expected {expected} ± {allowed}");
+    }
+    let two = draw(SamplingOptions { top_k: Some(2), ..Default::default() });
+    assert!(two.iter().all(|id| [1, 3].contains(id)) && share(&two, 3) > 0.3);
+    // 1 and 3 have probabilities 0.48 and 0.43; 2 comes third.
+    assert!(draw(SamplingOptions { top_p: Some(0.4), ..Default::default() }).iter().all(|&id| id == 1));
+    let nucleus = draw(SamplingOptions { top_p: Some(0.6), ..Default::default() });
+    assert!(nucleus.iter().all(|id| [1, 3].contains(id)) && share(&nucleus, 3) > 0.3);
+    let cold = draw(SamplingOptions { temperature: 0.1, ..Default::default() });
+    assert!(share(&cold, 1) > share(&all, 1) + 0.1);
+    for options in [
+        SamplingOptions { temperature: -1.0, ..Default::default() },
+        SamplingOptions { temperature: f64::NAN, ..Default::default() },
+        SamplingOptions { top_k: Some(0), ..Default::default() },
+        SamplingOptions { top_p: Some(0.0), ..Default::default() },
+    ] {
+        assert!(Sampler::new(options, 1, 0).is_err(), "{options:?}");
+    }
+    assert!(Sampler::new(SamplingOptions::default(), 1, 0).unwrap().sample(&[f32::NAN]).is_err());
+}
+
+#[test]
+fn generation_goes_on_past_the_context_and_repeats_with_its_seed() {
+    let options = TrainOptions { learning_rate: 1e-2, ..options(60) };
+    let (tokenizer, mut trainer) = trainer(&options);
+    for _ in 0..60 {
+        trainer.train_step().unwrap();
+    }
+    let prompt = tokenizer.encode("one").unwrap();
+    let text = |seed| {
+        let mut sampler = Sampler::new(SamplingOptions::default(), seed, 0).unwrap();
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let ids = generate(trainer.model(), &prompt, 40, &mut sampler, go_on).unwrap();
+        assert_eq!(ids.len(), 40);
+        tokenizer.decode(&ids).unwrap()
+    };
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+    let mut sampler = Sampler::new(SamplingOptions::default(), 1, 0).unwrap();
+    let mut told = 0;
+    let stop = &mut |_| {
+        told += 1;
+        if told == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    assert_eq!(generate(trainer.model(), &prompt, 40, &mut sampler, stop).unwrap().len(), 3);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    assert!(generate(trainer.model(), &[], 4, &mut sampler, go_on).is_err());
+    assert!(generate(trainer.model(), &[9999], 4, &mut sampler, go_on).is_err());
+}

@@ -1,4 +1,4 @@
-//! Trainable attention for candle, and a trainer from a text file to a small language model.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "lm")]
 mod errors;

@@ -1,0 +1,58 @@
+//! Attention computes all positions at once, a recurrent network one after the other: tokens a second, forward and
+//! backward, of candle-nn's LSTM and GRU and of this crate's layer at the same width, over the length T.
+//!
+//!     cargo bench --bench recurrence
+//!
+//! Medians of several runs, one after the other in one process.
+
+use std::time::Instant;
+
+use candle_attention::nn::{Parameters, causal_self_attention};
+use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const BATCH: usize = 8;
+const WIDTH: usize = 128;
+const HEADS: usize = 4;
+
+fn main() -> Result<()> {
+    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (lengths, repeats): (&[usize], usize) = if is_bench { (&[16, 32, 64, 128, 256, 512], 7) } else { (&[8], 1) };
+    println!("forward and backward, f32, B {BATCH}, width {WIDTH}, tokens a second");
+    println!("    T       LSTM        GRU  attention  attention / LSTM");
+    for &t in lengths {
+        let [lstm, gru, attention] = rates(t, repeats)?;
+        println!("{t:5} {lstm:10.0} {gru:10.0} {attention:10.0} {:17.1}", attention / lstm);
+    }
+    Ok(())
+}
+
+/// Tokens a second of LSTM, GRU and attention.
+fn rates(t: usize, repeats: usize) -> Result<[f64; 3]> {
+    let parameters = Parameters::new(1);
+    let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+    let lstm = lstm(WIDTH, WIDTH, LSTMConfig::default(), vb.pp("lstm"))?;
+    let gru = gru(WIDTH, WIDTH, GRUConfig::default(), vb.pp("gru"))?;
+    let attention = causal_self_attention(WIDTH, HEADS, vb.pp("attention"))?;
+    let xs = Tensor::ones((BATCH, t, WIDTH), DType::F32, &Device::Cpu)?;
+    let rate = |loss: &dyn Fn() -> Result<Tensor>| -> Result<f64> {
+        let mut seconds = (0..repeats)
+            .map(|_| {
+                let begun = Instant::now();
+                loss()?.backward()?;
+                Ok(begun.elapsed().as_secs_f64())
+            })
+            .collect::<Result<Vec<f64>>>()?;
+        seconds.sort_by(f64::total_cmp);
+        Ok((BATCH * t) as f64 / seconds[repeats / 2])
+    };
+    Ok([
+        rate(&|| lstm.states_to_tensor(&lstm.seq(&xs)?)?.sum_all())?,
+        rate(&|| gru.states_to_tensor(&gru.seq(&xs)?)?.sum_all())?,
+        rate(&|| attention.forward(&xs)?.sum_all())?,
+    ])
+}

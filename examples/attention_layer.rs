@@ -1,0 +1,56 @@
+//! The layer inside somebody's own candle model: it learns to say which token stood three positions back, which a
+//! model can do only by looking there.
+//!
+//!     cargo run --release --example attention_layer
+
+use candle_attention::nn::{CausalSelfAttention, Parameters, causal_self_attention};
+use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_nn::{AdamW, Embedding, Linear, Optimizer, ParamsAdamW, VarBuilder, embedding, linear, loss::cross_entropy};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+struct Model {
+    tokens: Embedding,
+    positions: Tensor,
+    attention: CausalSelfAttention,
+    head: Linear,
+}
+
+impl Model {
+    fn new(vb: VarBuilder) -> Result<Self> {
+        let positions = vb.get_with_hints((16, 32), "positions", candle_nn::init::DEFAULT_KAIMING_NORMAL)?;
+        let attention = causal_self_attention(32, 2, vb.pp("attention"))?;
+        Ok(Self {
+            tokens: embedding(7, 32, vb.pp("tokens"))?,
+            positions,
+            attention,
+            head: linear(32, 7, vb.pp("head"))?,
+        })
+    }
+
+    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let xs = self.tokens.forward(ids)?.broadcast_add(&self.positions)?; // (B, T, C)
+        self.head.forward(&(&xs + self.attention.forward(&xs)?)?) // (B, T, V)
+    }
+}
+
+fn main() -> Result<()> {
+    let (parameters, mut rng) = (Parameters::new(1), StdRng::seed_from_u64(1));
+    let model = Model::new(parameters.var_builder(DType::F32, &Device::Cpu))?;
+    let vars = parameters.vars().into_iter().map(|(_, var)| var).collect();
+    let mut optimizer = AdamW::new(vars, ParamsAdamW { lr: 1e-2, ..Default::default() })?;
+    for step in 0..=200 {
+        let ids = Tensor::from_iter((0..8 * 16).map(|_| rng.random_range(0..7u32)), &Device::Cpu)?.reshape((8, 16))?;
+        let (logits, targets) = (model.forward(&ids)?.narrow(1, 3, 13)?, ids.narrow(1, 0, 13)?);
+        let loss = cross_entropy(&logits.reshape((8 * 13, 7))?, &targets.flatten_all()?)?;
+        optimizer.backward_step(&loss)?;
+        if step % 50 == 0 {
+            let right = logits.argmax(D::Minus1)?.eq(&targets)?.to_dtype(DType::F32)?.mean_all()?;
+            println!(
+                "step {step:3}  loss {:.3}  right {:3.0} %",
+                loss.to_scalar::<f32>()?,
+                right.to_scalar::<f32>()? * 100.
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! A small causal language model through the library: text, model, training, a run folder, a sample.
+//!
+//!     cargo run --release --example train_tiny_lm
+
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use candle_attention::generate::{Sampler, SamplingOptions, generate};
+use candle_attention::model::ModelConfig;
+use candle_attention::run::Run;
+use candle_attention::text::{Document, TokenizerChoice, Validation, prepare};
+use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
+use candle_core::Device;
+
+fn main() -> Result<()> {
+    // Text: the built-in sentences, a tenth of them held out, as characters.
+    let documents = [Document::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
+    let context_len = 32;
+    let (tokenizer, corpus) =
+        prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, context_len, &mut |_| {})?;
+
+    // Model and training: the preset, smaller.
+    let config = ModelConfig {
+        context_len,
+        embed_dim: 48,
+        num_layers: 2,
+        hidden_dim: 192,
+        ..ModelConfig::gpt2(tokenizer.vocab_size())
+    };
+    let options =
+        TrainOptions { steps: 300, warmup_steps: 30, learning_rate: 3e-3, eval_every: 100, ..Default::default() };
+    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
+    println!("{} parameters", config.parameter_count());
+
+    // Training, followed through events; the run folder can be resumed, and opened by transformers.
+    let space = tempfile::tempdir()?;
+    let root = space.path().join("run");
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "")?;
+    train(&mut trainer, Some(&mut folder), &mut |event| {
+        match event {
+            Event::Step(report) if report.step % 50 == 0 => println!("step {:3}  loss {:.3}", report.step, report.loss),
+            Event::Validation(report) => {
+                println!("step {:3}  validation loss {:.3}", report.step, report.validation_loss)
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })?;
+
+    // A sample from the best model.
+    let run = Run::open(&root, &Device::Cpu)?;
+    let mut sampler = Sampler::new(SamplingOptions { temperature: 0.5, ..Default::default() }, 1, 0)?;
+    let prompt = run.tokenizer.encode("A ")?;
+    let ids = generate(&run.model, &prompt, 100, &mut sampler, &mut |_| ControlFlow::Continue(()))?;
+    println!("A {}", run.tokenizer.decode(&ids)?);
+    Ok(())
+}

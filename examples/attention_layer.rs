@@ -3,39 +3,24 @@
 //!
 //!     cargo run --release --example attention_layer
 
-use candle_attention::nn::{CausalSelfAttention, Parameters, causal_self_attention};
+use candle_attention::nn::{Parameters, causal_self_attention};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
-use candle_nn::{AdamW, Embedding, Linear, Optimizer, ParamsAdamW, VarBuilder, embedding, linear, loss::cross_entropy};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW, Sequential, VarBuilder, embedding, linear, loss::cross_entropy, seq};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-struct Model {
-    tokens: Embedding,
-    positions: Tensor,
-    attention: CausalSelfAttention,
-    head: Linear,
-}
-
-impl Model {
-    fn new(vb: VarBuilder) -> Result<Self> {
-        let positions = vb.get_with_hints((16, 32), "positions", candle_nn::init::DEFAULT_KAIMING_NORMAL)?;
-        let attention = causal_self_attention(32, 2, vb.pp("attention"))?;
-        Ok(Self {
-            tokens: embedding(7, 32, vb.pp("tokens"))?,
-            positions,
-            attention,
-            head: linear(32, 7, vb.pp("head"))?,
-        })
-    }
-
-    fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let xs = self.tokens.forward(ids)?.broadcast_add(&self.positions)?; // (B, T, C)
-        self.head.forward(&(&xs + self.attention.forward(&xs)?)?) // (B, T, V)
-    }
+/// 7 tokens, 16 positions, 32 channels: (B, T) to (B, T, V).
+fn model(vb: VarBuilder) -> Result<Sequential> {
+    let positions = vb.get_with_hints((16, 32), "positions", candle_nn::init::DEFAULT_KAIMING_NORMAL)?;
+    Ok(seq()
+        .add(embedding(7, 32, vb.pp("tokens"))?)
+        .add_fn(move |xs| xs.broadcast_add(&positions))
+        .add(causal_self_attention(32, 2, vb.pp("attention"))?)
+        .add(linear(32, 7, vb.pp("head"))?))
 }
 
 fn main() -> Result<()> {
     let (parameters, mut rng) = (Parameters::new(1), StdRng::seed_from_u64(1));
-    let model = Model::new(parameters.var_builder(DType::F32, &Device::Cpu))?;
+    let model = model(parameters.var_builder(DType::F32, &Device::Cpu))?;
     let vars = parameters.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, ParamsAdamW { lr: 1e-2, ..Default::default() })?;
     for step in 0..=200 {
@@ -46,9 +31,9 @@ fn main() -> Result<()> {
         if step % 50 == 0 {
             let right = logits.argmax(D::Minus1)?.eq(&targets)?.to_dtype(DType::F32)?.mean_all()?;
             println!(
-                "step {step:3}  loss {:.3}  right {:3.0} %",
+                "step {step:3}  loss {:.3}  {:.0} % right",
                 loss.to_scalar::<f32>()?,
-                right.to_scalar::<f32>()? * 100.
+                right.to_scalar::<f32>()? * 100.0
             );
         }
     }

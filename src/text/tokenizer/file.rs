@@ -77,6 +77,8 @@ impl Tokenizer {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
+        // Without it transformers 4 gives token types too, which its GPT-2 adds to the embeddings.
+        config.insert("model_input_names".into(), vec!["input_ids", "attention_mask"].into());
         if let Some(token) = self.end_of_text_id.and_then(|id| self.inner.id_to_token(id)) {
             config.insert("bos_token".into(), token.as_str().into());
             config.insert("eos_token".into(), token.into());

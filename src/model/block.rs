@@ -1,10 +1,10 @@
 //! One block of the decoder: attention and a feed-forward network, each behind a norm and beside a shortcut.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
-use crate::nn::{CausalSelfAttention, LayerNorm, layer_norm, linear};
+use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
 use crate::ops;
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).

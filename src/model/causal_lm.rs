@@ -73,9 +73,7 @@ impl CausalLm {
     /// # Errors
     /// If T is 0 or above the context length, or an id is V or more.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (b, t) = ids.dims2()?;
-        let xs = self.hidden(ids)?.reshape((b * t, self.config.embed_dim))?;
-        xs.matmul(&self.head.t()?)?.reshape((b, t, self.config.vocab_size)) // (B, T, V)
+        ops::linear(&self.hidden(ids)?, &self.head, None) // (B, T, V)
     }
 
     /// What the head sees: (B, T, C).
@@ -95,9 +93,18 @@ impl CausalLm {
     /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
     ///
     /// # Errors
-    /// Those of [`CausalLm::forward`] and of [`ops::cross_entropy`].
+    /// Those of [`CausalLm::forward`] and of [`ops::linear_cross_entropy`].
     pub fn loss(&self, ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        ops::cross_entropy(&self.forward(ids)?, targets)
+        self.loss_sum(ids, targets, targets.elem_count() as f64)
+    }
+
+    /// The summed cross-entropy divided by `divisor`: with the number of targets in a whole batch, the part of a shard
+    /// of it in the batch's mean.
+    ///
+    /// # Errors
+    /// Those of [`CausalLm::loss`].
+    pub fn loss_sum(&self, ids: &Tensor, targets: &Tensor, divisor: f64) -> Result<Tensor> {
+        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, divisor)
     }
 
     /// The logits (B, V) of the token after the last position of `ids` (B, T).
@@ -106,7 +113,7 @@ impl CausalLm {
     /// Those of [`CausalLm::forward`].
     pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
         let xs = self.hidden(ids)?;
-        let last = xs.narrow(1, xs.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?; // (B, C)
-        last.matmul(&self.head.t()?) // (B, V)
+        let last = xs.narrow(1, xs.dim(1)? - 1, 1)?.squeeze(1)?; // (B, C)
+        ops::linear(&last, &self.head, None) // (B, V)
     }
 }

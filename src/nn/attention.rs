@@ -32,10 +32,10 @@
 //! ```
 
 use candle_core::{Module, Result, Tensor, bail};
-use candle_nn::{Init, Linear, VarBuilder};
+use candle_nn::{Init, VarBuilder};
 
-use super::linear;
-use crate::ops::{AttentionOptions, Mask, Scale, attention_with_weights};
+use super::{Linear, linear};
+use crate::ops::{self, AttentionOptions, Mask, Scale};
 
 /// The form of a [`CausalSelfAttention`].
 #[derive(Clone, Debug)]
@@ -157,25 +157,32 @@ impl CausalSelfAttention {
     pub fn forward_with_weights(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
         self.check(xs)?;
         if xs.rank() == 2 {
-            let (ys, weights) = self.forward_batch(&xs.unsqueeze(0)?)?;
+            let (ys, weights) = self.forward_with_weights(&xs.unsqueeze(0)?)?;
             return Ok((ys.squeeze(0)?, weights.squeeze(0)?));
         }
-        self.forward_batch(xs)
-    }
-
-    fn forward_batch(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, t, c) = xs.dims3()?;
         let heads = (b, t, self.num_heads, c / self.num_heads);
-        let xs = xs.contiguous()?;
-        let q = self.q_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
-        let k = self.k_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
-        let v = self.v_proj.forward(&xs)?.reshape(heads)?; // (B, T, H, D)
-        let (ys, weights) = attention_with_weights(&q, &k, &v, &self.options)?;
-        let ys = ys.reshape((b, t, c))?;
+        let q = self.q_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
+        let k = self.k_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
+        let v = self.v_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
+        let (ys, weights) = ops::attention_with_weights(&q, &k, &v, &self.options)?;
+        Ok((self.project_output(ys.reshape((b, t, c))?)?, weights))
+    }
+
+    fn project_output(&self, ys: Tensor) -> Result<Tensor> {
         match &self.o_proj {
-            Some(o_proj) => Ok((o_proj.forward(&ys)?, weights)),
-            None => Ok((ys, weights)),
+            Some(o_proj) => o_proj.forward(&ys),
+            None => Ok(ys),
         }
+    }
+
+    /// Queries, keys and values in one product, (B, T, 3C): the input is read once.
+    fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let weight = Tensor::cat(&projections.map(Linear::weight), 0)?; // (3C, C)
+        let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        ops::linear(xs, &weight, bias.as_ref())
     }
 
     fn check(&self, xs: &Tensor) -> Result<()> {
@@ -207,7 +214,12 @@ impl CausalSelfAttention {
 
 impl Module for CausalSelfAttention {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        Ok(self.forward_with_weights(xs)?.0)
+        self.check(xs)?;
+        if xs.rank() == 2 {
+            return self.forward(&xs.unsqueeze(0)?)?.squeeze(0);
+        }
+        let qkv = self.project_qkv(xs)?; // (B, T, 3C)
+        self.project_output(ops::self_attention(&qkv, self.num_heads, &self.options)?) // (B, T, C)
     }
 }
 

@@ -1,9 +1,41 @@
-//! A linear layer with a chosen initialisation.
+//! A linear layer on the fused operation.
 
-use candle_core::Result;
-use candle_nn::{Init, Linear, VarBuilder};
+use candle_core::{Module, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
 
-/// `y = x W^T + b`: reads or creates `weight` (out, in), drawn from `init`, and with `bias` also `bias` (out), zeros.
+use crate::ops;
+
+/// [`ops::linear`] with a learnable weight (out, in) and, if wanted, a bias (out).
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// From its tensors: a weight (out, in) and a bias (out).
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// The weight (out, in).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        ops::linear(xs, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Reads or creates `weight` (out, in), drawn from `init`, and with `bias` also `bias` (out), zeros.
 ///
 /// # Errors
 /// If the builder lacks a tensor or holds it in another shape.

@@ -6,6 +6,6 @@ mod norm;
 mod parameters;
 
 pub use attention::{CausalSelfAttention, CausalSelfAttentionConfig, causal_self_attention};
-pub use linear::linear;
+pub use linear::{Linear, linear};
 pub use norm::{LayerNorm, RmsNorm, layer_norm, rms_norm};
 pub use parameters::Parameters;

@@ -6,9 +6,18 @@
 pub mod attention;
 mod cross_entropy;
 mod gelu;
+mod linear;
+mod matmul;
 mod norm;
+mod parallel;
+mod simd;
+mod storage;
+#[cfg(test)]
+mod testing;
 
-pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights};
-pub use cross_entropy::cross_entropy;
+pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
+pub use cross_entropy::{cross_entropy, linear_cross_entropy};
 pub use gelu::{gelu_erf, gelu_tanh};
+pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
+pub use parallel::sequential;

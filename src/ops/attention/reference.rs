@@ -6,13 +6,13 @@ use super::AttentionOptions;
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
-    let (_, t, _, d) = q.dims4()?;
+    let (_, t, h, d) = q.dims4()?;
     let (_, s, _, _) = k.dims4()?;
 
     let q = (q * options.scale.factor(d))?;
     let q = q.transpose(1, 2)?.contiguous()?; // (B, H, T, D)
-    let k = k.transpose(1, 2)?.contiguous()?; // (B, H, S, D)
-    let v = v.transpose(1, 2)?.contiguous()?; // (B, H, S, E)
+    let k = for_each_query_head(k, h)?; // (B, H, S, D)
+    let v = for_each_query_head(v, h)?; // (B, H, S, E)
 
     let scores = q.matmul(&k.t()?)?; // (B, H, T, S)
     let scores = match options.mask.additive(t, s, scores.dtype(), scores.device())? {
@@ -22,6 +22,13 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     let weights = softmax(&scores)?; // (B, H, T, S)
     let out = weights.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
     Ok((out, weights))
+}
+
+/// (B, S, G, D) to (B, H, S, D): each head as often as there are heads of queries that use it.
+fn for_each_query_head(xs: &Tensor, h: usize) -> Result<Tensor> {
+    let (b, s, g, d) = xs.dims4()?;
+    let xs = xs.transpose(1, 2)?.unsqueeze(2)?; // (B, G, 1, S, D)
+    xs.broadcast_as((b, g, h / g, s, d))?.reshape((b, h, s, d))?.contiguous()
 }
 
 /// Softmax over the last dimension; a row of minus infinities alone gives zeros.

@@ -1,0 +1,206 @@
+//! `y = x W^T + b`.
+
+mod kernel;
+mod reference;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+
+use self::kernel::Dims;
+use super::storage::{has_kernel, slice, values};
+
+/// `xs W^T + bias`: `xs` (.., I), `weight` (O, I), `bias` (O), the result (.., O).
+///
+/// # Errors
+/// If sizes, dtypes or devices do not agree.
+///
+/// ```
+/// use candle_attention::ops;
+/// use candle_core::{Device, Tensor};
+///
+/// let xs = Tensor::new(&[[1f32, 2.]], &Device::Cpu)?;
+/// let weight = Tensor::new(&[[1f32, 0.], [0., 1.], [1., 1.]], &Device::Cpu)?;
+/// assert_eq!(ops::linear(&xs, &weight, None)?.to_vec2::<f32>()?, [[1., 2., 3.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let out_shape = check(xs, weight, bias)?;
+    let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
+    if !has_kernel(&tensors) {
+        return reference::linear(xs, weight, bias, out_shape);
+    }
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => xs.apply_op2(&weight, Linear),
+    }
+}
+
+fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<usize>> {
+    let (out_dim, in_dim) = weight.dims2()?;
+    let leading = match xs.dims() {
+        [leading @ .., last] if *last == in_dim => leading,
+        dims => {
+            bail!("linear: expected an input of shape (.., {in_dim}) for a weight {:?}, got {dims:?}", weight.dims())
+        }
+    };
+    for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {
+        let Some(tensor) = tensor else { continue };
+        if tensor.dtype() != xs.dtype() {
+            bail!("linear: expected a {name} of the input's dtype {:?}, got {:?}", xs.dtype(), tensor.dtype());
+        }
+        if !tensor.device().same_device(xs.device()) {
+            let (expected, got) = (xs.device().location(), tensor.device().location());
+            bail!("linear: expected a {name} on the input's device {expected:?}, got {got:?}");
+        }
+    }
+    match bias {
+        Some(bias) if bias.dims() != [out_dim] => {
+            bail!("linear: expected a bias of shape {:?}, got {:?}", [out_dim], bias.dims())
+        }
+        _ => Ok([leading, &[out_dim]].concat()),
+    }
+}
+
+/// The fused operation, with and without a bias.
+struct Linear;
+
+impl Linear {
+    fn forward(
+        &self,
+        xs: (&CpuStorage, &Layout),
+        weight: (&CpuStorage, &Layout),
+        bias: &[f32],
+    ) -> Result<(CpuStorage, Shape)> {
+        let dims = Dims::new(xs.1.dims(), weight.1.dims());
+        let mut ys = vec![0.0; dims.rows * dims.out_dim];
+        kernel::forward(&mut ys, slice(xs.0, xs.1)?, slice(weight.0, weight.1)?, bias, dims);
+        let mut shape = xs.1.dims().to_vec();
+        shape.pop();
+        shape.push(dims.out_dim);
+        Ok((CpuStorage::F32(ys), shape.into()))
+    }
+
+    /// The gradients of input and weight.
+    fn backward(&self, xs: &Tensor, weight: &Tensor, dys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dims = Dims::new(xs.dims(), weight.dims());
+        let dys = values(dys)?;
+        let dxs = match xs.track_op() {
+            true => {
+                let mut dxs = vec![0.0; xs.elem_count()];
+                kernel::backward_input(&mut dxs, &dys, &values(weight)?, dims);
+                Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?)
+            }
+            false => None,
+        };
+        let dweight = match weight.track_op() {
+            true => {
+                let mut dweight = vec![0.0; weight.elem_count()];
+                kernel::backward_weight(&mut dweight, &dys, &values(xs)?, dims);
+                Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?)
+            }
+            false => None,
+        };
+        Ok((dxs, dweight))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((xs, xs_l), (weight, weight_l), &[])
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        _ys: &Tensor,
+        dys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(xs, weight, &dys.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((xs, xs_l), (weight, weight_l), slice(bias, bias_l)?)
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _ys: &Tensor,
+        dys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dys = dys.contiguous()?;
+        let (dxs, dweight) = self.backward(xs, weight, &dys)?;
+        let mut dbias = vec![0.0; bias.elem_count()];
+        kernel::backward_bias(&mut dbias, &values(&dys)?);
+        Ok((dxs, dweight, Some(Tensor::from_vec(dbias, bias.shape(), &Device::Cpu)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_like_reference, randn};
+
+    #[test]
+    fn the_kernel_is_the_reference() {
+        for (rows, in_dim, out_dim) in [(1, 1, 1), (7, 13, 5), (1, 31, 67), (67, 1, 3), (129, 65, 33), (257, 131, 127)]
+        {
+            let inputs = [randn(1, &[rows, in_dim]), randn(2, &[out_dim, in_dim]), randn(3, &[out_dim])];
+            let label = format!("linear {rows} {in_dim} {out_dim}");
+            let shape = vec![rows, out_dim];
+            let with_bias = |x: &[Tensor]| linear(&x[0], &x[1], Some(&x[2]));
+            let reference = |x: &[Tensor]| reference::linear(&x[0], &x[1], Some(&x[2]), shape.clone());
+            assert_like_reference(&label, &inputs, &with_bias, &reference);
+            let without = |x: &[Tensor]| linear(&x[0], &x[1], None);
+            let reference = |x: &[Tensor]| reference::linear(&x[0], &x[1], None, shape.clone());
+            assert_like_reference(&label, &inputs[..2], &without, &reference);
+        }
+    }
+
+    #[test]
+    fn leading_dimensions_and_strides_do_not_matter() {
+        let inputs = [randn(1, &[5, 3, 2, 7]), randn(2, &[7, 11])];
+        let fused = |x: &[Tensor]| linear(&x[0].transpose(0, 2)?, &x[1].t()?, None);
+        let reference = |x: &[Tensor]| reference::linear(&x[0].transpose(0, 2)?, &x[1].t()?, None, vec![2, 3, 5, 11]);
+        assert_like_reference("strided linear", &inputs, &fused, &reference);
+    }
+
+    #[test]
+    fn sizes_that_do_not_go_together_are_named() {
+        let [xs, weight, bias] = [&[3, 5][..], &[7, 4], &[6]].map(|shape| randn(1, shape));
+        let message = linear(&xs, &weight, None).unwrap_err().to_string();
+        assert!(
+            message.contains("linear: expected an input of shape (.., 4) for a weight [7, 4], got [3, 5]"),
+            "{message}"
+        );
+        let message = linear(&xs, &randn(1, &[7, 5]), Some(&bias)).unwrap_err().to_string();
+        assert!(message.contains("linear: expected a bias of shape [7], got [6]"), "{message}");
+    }
+}

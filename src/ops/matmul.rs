@@ -1,0 +1,119 @@
+//! Matrix products of `f32` slices, by the crate `gemm`.
+
+use gemm::Parallelism;
+
+use super::parallel;
+
+/// A matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `cols` elements, each `row_stride` after the one before.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride), "a matrix reaches past its slice");
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    pub(crate) fn t(self) -> Self {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+}
+
+/// A matrix to write to, in rows.
+pub(crate) struct MatrixMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// Rows of `cols` elements, each `row_stride` after the one before.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(row_stride >= cols, "the rows of an output overlap");
+        assert!(fits(data.len(), rows, cols, row_stride), "a matrix reaches past its slice");
+        Self { data, rows, cols, row_stride }
+    }
+}
+
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+}
+
+/// What becomes of the output's former content.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Output {
+    Overwrite,
+    Add,
+}
+
+/// `out = scale * a b`, or `out += scale * a b`.
+pub(crate) fn matmul(out: MatrixMut, output: Output, scale: f32, a: Matrix, b: Matrix) {
+    assert!(a.rows == out.rows && b.cols == out.cols && a.cols == b.rows, "the sizes of a product do not agree");
+    let (m, n, k) = (out.rows, out.cols, a.cols);
+    // A split costs a wake-up of threads, some ten microseconds: as much as this many multiplications.
+    const WORTH_SPLITTING: usize = 1 << 20;
+    let parallelism = match parallel::threads() {
+        threads if threads > 1 && m * n * k >= WORTH_SPLITTING => Parallelism::Rayon(threads),
+        _ => Parallelism::None,
+    };
+    // SAFETY: `Matrix::new` and `MatrixMut::new` have checked that every element the strides reach lies inside its
+    // slice (a transpose reaches the same elements), the sizes agree, and `out` is a unique borrow whose rows do not
+    // overlap, so nothing is written twice at once or read while written.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.data.as_mut_ptr(),
+            1,
+            out.row_stride as isize,
+            output == Output::Add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_strided_and_transposed_matrices() {
+        // Two rows of three, four apart; three rows of two.
+        let a = [1., 2., 3., 0., 4., 5., 6.];
+        let b = [1., 0., 0., 1., 2., 2.];
+        let mut out = [10.0; 5];
+        let (a, b) = (Matrix::new(&a, 2, 3, 4), Matrix::new(&b, 3, 2, 2));
+        matmul(MatrixMut::new(&mut out, 2, 2, 3), Output::Overwrite, 1.0, a, b);
+        assert_eq!(out, [7., 8., 10., 16., 17.]);
+        matmul(MatrixMut::new(&mut out, 2, 2, 3), Output::Add, 0.5, b.t(), a.t());
+        assert_eq!(out, [10.5, 16., 10., 20., 25.5]);
+    }
+
+    #[test]
+    #[should_panic(expected = "past its slice")]
+    fn a_matrix_that_reaches_past_its_slice_is_refused() {
+        Matrix::new(&[0.0; 5], 2, 3, 3);
+    }
+}

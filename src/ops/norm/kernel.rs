@@ -1,0 +1,128 @@
+//! Layer and root-mean-square normalisation of rows, and their gradients, on slices.
+
+use crate::ops::parallel::{for_each_chunk, map};
+use crate::ops::simd::{dispatch, sum_of};
+
+/// What a row is normalised by.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    /// Its mean and standard deviation.
+    Layer,
+    /// Its root mean square.
+    Rms,
+}
+
+/// Of one row: the mean (0 for [`Kind::Rms`]) and the factor that makes it unit.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Statistics {
+    mean: f32,
+    factor: f32,
+}
+
+/// Rows a piece of work. The sums of the gradients are added up piece by piece, so this number is part of their bits.
+const ROWS: usize = 64;
+
+/// `y = (x - mean) * factor * weight + bias`, row by row; an empty bias is none.
+pub(super) fn forward(
+    ys: &mut [f32],
+    statistics: &mut [Statistics],
+    xs: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    kind: Kind,
+    eps: f32,
+) {
+    let c = weight.len().max(1);
+    dispatch(
+        #[inline(always)]
+        || {
+            for (row, x) in statistics.iter_mut().zip(xs.chunks_exact(c)) {
+                let mean = if kind == Kind::Layer { sum_of(x, x, |x, _| x) / c as f32 } else { 0.0 };
+                let variance = sum_of(x, x, |x, _| (x - mean) * (x - mean)) / c as f32;
+                *row = Statistics { mean, factor: 1.0 / (variance + eps).sqrt() };
+            }
+        },
+    );
+    let statistics = &*statistics;
+    for_each_chunk(ys, ROWS * c, |piece, ys| {
+        let (xs, statistics) = (&xs[piece * ROWS * c..], &statistics[piece * ROWS..]);
+        dispatch(
+            #[inline(always)]
+            || {
+                for ((y, x), row) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)).zip(statistics) {
+                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                        *y = (x - row.mean) * row.factor * weight;
+                    }
+                    for (y, bias) in y.iter_mut().zip(bias) {
+                        *y += bias;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// With `n = (x - mean) * factor` and `dn = dy * weight`,
+/// `dx = factor * (dn - mean(dn) - n * mean(dn * n))`, without `mean(dn)` for [`Kind::Rms`];
+/// gives `dweight = sum over rows of dy * n` and `dbias = sum over rows of dy`.
+pub(super) fn backward(
+    dxs: &mut [f32],
+    dys: &[f32],
+    xs: &[f32],
+    weight: &[f32],
+    statistics: &[Statistics],
+    kind: Kind,
+) -> (Vec<f32>, Vec<f32>) {
+    let c = weight.len().max(1);
+    for_each_chunk(dxs, ROWS * c, |piece, dxs| {
+        let (dys, xs, statistics) = (&dys[piece * ROWS * c..], &xs[piece * ROWS * c..], &statistics[piece * ROWS..]);
+        dispatch(
+            #[inline(always)]
+            || {
+                let rows = dxs.chunks_exact_mut(c).zip(dys.chunks_exact(c)).zip(xs.chunks_exact(c)).zip(statistics);
+                for (((dx, dy), x), row) in rows {
+                    backward_row(dx, dy, x, weight, *row, kind);
+                }
+            },
+        );
+    });
+
+    let pieces = xs.len().div_ceil(ROWS * c);
+    let partial = map(pieces, |piece| {
+        let rows = piece * ROWS * c..xs.len().min((piece + 1) * ROWS * c);
+        let mut sums = (vec![0.0; c], vec![0.0; c]);
+        dispatch(
+            #[inline(always)]
+            || {
+                let rows = dys[rows.clone()].chunks_exact(c).zip(xs[rows].chunks_exact(c));
+                for ((dy, x), row) in rows.zip(&statistics[piece * ROWS..]) {
+                    let sums = sums.0.iter_mut().zip(sums.1.iter_mut());
+                    for (((dweight, dbias), dy), x) in sums.zip(dy).zip(x) {
+                        *dweight += dy * (x - row.mean) * row.factor;
+                        *dbias += dy;
+                    }
+                }
+            },
+        );
+        sums
+    });
+    partial.into_iter().fold((vec![0.0; c], vec![0.0; c]), |mut total, piece| {
+        total.0.iter_mut().zip(&piece.0).for_each(|(total, piece)| *total += piece);
+        total.1.iter_mut().zip(&piece.1).for_each(|(total, piece)| *total += piece);
+        total
+    })
+}
+
+#[inline(always)]
+fn backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], row: Statistics, kind: Kind) {
+    let c = weight.len() as f32;
+    // First `dn`, in the place of `dx`.
+    for ((dx, dy), weight) in dx.iter_mut().zip(dy).zip(weight) {
+        *dx = dy * weight;
+    }
+    let mean_dn = if kind == Kind::Layer { sum_of(dx, dx, |dn, _| dn) / c } else { 0.0 };
+    let mean_dn_n = sum_of(dx, x, |dn, x| dn * (x - row.mean)) * row.factor / c;
+    for (dx, x) in dx.iter_mut().zip(x) {
+        *dx = row.factor * (*dx - mean_dn - (x - row.mean) * row.factor * mean_dn_n);
+    }
+}

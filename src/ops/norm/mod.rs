@@ -1,0 +1,189 @@
+//! Normalisation over the last dimension, with gradients that reach everything.
+//!
+//! candle-nn's fused `layer_norm` and `rms_norm` have no backward pass and say nothing about it: whatever lies
+//! before them stops learning. These have one.
+
+mod kernel;
+mod reference;
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+
+use self::kernel::{Kind, Statistics};
+use super::storage::{has_kernel, slice, values};
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
+///
+/// `xs` (.., C), `weight` and `bias` (C). Mean and variance (of the population) are those of the C channels, taken in
+/// `f32` for `f16` and `bf16`.
+///
+/// # Errors
+/// If the shapes, dtypes or devices do not agree.
+pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    for parameter in [Some(weight), bias].into_iter().flatten() {
+        check("layer-norm", xs, parameter)?;
+    }
+    let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
+    if !has_kernel(&tensors) {
+        return reference::layer_norm(xs, weight, bias, eps);
+    }
+    let (xs, weight, norm) = (xs.contiguous()?, weight.contiguous()?, Norm::new(Kind::Layer, eps));
+    match bias {
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, norm),
+        None => xs.apply_op2(&weight, norm),
+    }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019, arXiv:1910.07467).
+///
+/// `xs` (.., C), `weight` (C). The mean is taken in `f32` for `f16` and `bf16`.
+///
+/// # Errors
+/// If the shapes, dtypes or devices do not agree.
+pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    check("rms-norm", xs, weight)?;
+    match has_kernel(&[xs, weight]) {
+        true => xs.contiguous()?.apply_op2(&weight.contiguous()?, Norm::new(Kind::Rms, eps)),
+        false => reference::rms_norm(xs, weight, eps),
+    }
+}
+
+fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
+    let channels = match xs.dims() {
+        [.., channels] => *channels,
+        [] => bail!("{op}: expected an input of shape (.., C), got a scalar"),
+    };
+    if parameter.dims() != [channels] {
+        bail!("{op}: expected parameters of shape {:?}, got {:?}", [channels], parameter.dims());
+    }
+    if !xs.dtype().is_float() || parameter.dtype() != xs.dtype() {
+        let (expected, got) = (xs.dtype(), parameter.dtype());
+        bail!("{op}: expected parameters of the input's floating-point dtype {expected:?}, got {got:?}");
+    }
+    if !parameter.device().same_device(xs.device()) {
+        let (expected, got) = (xs.device().location(), parameter.device().location());
+        bail!("{op}: expected parameters on the input's device {expected:?}, got {got:?}");
+    }
+    Ok(())
+}
+
+/// The fused operation; it keeps the statistics of each row for the way back.
+struct Norm {
+    kind: Kind,
+    eps: f32,
+    statistics: OnceLock<Vec<Statistics>>,
+}
+
+impl Norm {
+    fn new(kind: Kind, eps: f64) -> Self {
+        Self { kind, eps: eps as f32, statistics: OnceLock::new() }
+    }
+
+    fn forward(&self, xs: (&CpuStorage, &Layout), weight: &[f32], bias: &[f32]) -> Result<(CpuStorage, Shape)> {
+        let shape = xs.1.shape().clone();
+        let xs = slice(xs.0, xs.1)?;
+        let mut ys = vec![0.0; xs.len()];
+        let mut statistics = vec![Statistics::default(); xs.len() / weight.len().max(1)];
+        kernel::forward(&mut ys, &mut statistics, xs, weight, bias, self.kind, self.eps);
+        // The graph holds one such operation for each call, so nothing is there yet.
+        let _ = self.statistics.set(statistics);
+        Ok((CpuStorage::F32(ys), shape))
+    }
+
+    /// The gradients of input, weight and bias.
+    fn backward(&self, xs: &Tensor, weight: &Tensor, dys: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let Some(statistics) = self.statistics.get() else { bail!("norm: backward before forward") };
+        let dys = dys.contiguous()?;
+        let mut dxs = vec![0.0; xs.elem_count()];
+        let parameters =
+            kernel::backward(&mut dxs, &values(&dys)?, &values(xs)?, &values(weight)?, statistics, self.kind);
+        let (dweight, dbias) = parameters;
+        Ok([
+            Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(dbias, weight.shape(), &Device::Cpu)?),
+        ])
+    }
+}
+
+impl CustomOp2 for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((xs, xs_l), slice(weight, weight_l)?, &[])
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        _ys: &Tensor,
+        dys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dxs, dweight, _] = self.backward(xs, weight, dys)?;
+        Ok((dxs, dweight))
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((xs, xs_l), slice(weight, weight_l)?, slice(bias, bias_l)?)
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        _ys: &Tensor,
+        dys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dxs, dweight, dbias] = self.backward(xs, weight, dys)?;
+        Ok((dxs, dweight, dbias))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_like_reference, randn};
+
+    #[test]
+    fn the_kernel_is_the_reference() {
+        for (rows, c, spread) in [(1, 1, 1.0), (7, 13, 1.0), (131, 67, 1.0), (5, 129, 1e3), (65, 16, 1e-3)] {
+            let xs = ((randn(1, &[rows, c]) * spread).unwrap() + spread).unwrap();
+            let inputs = [xs, randn(2, &[c]), randn(3, &[c])];
+            let label = format!("norm of {rows} rows of {c}, spread {spread}");
+            let fused = |x: &[Tensor]| layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5);
+            let reference = |x: &[Tensor]| reference::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5);
+            assert_like_reference(&label, &inputs, &fused, &reference);
+            let fused = |x: &[Tensor]| layer_norm(&x[0], &x[1], None, 1e-5);
+            let reference = |x: &[Tensor]| reference::layer_norm(&x[0], &x[1], None, 1e-5);
+            assert_like_reference(&label, &inputs[..2], &fused, &reference);
+            let fused = |x: &[Tensor]| rms_norm(&x[0], &x[1], 1e-6);
+            let reference = |x: &[Tensor]| reference::rms_norm(&x[0], &x[1], 1e-6);
+            assert_like_reference(&label, &inputs[..2], &fused, &reference);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! How many threads an operation uses.
+//!
+//! An operation used alone splits its work over rayon's threads. Inside [`sequential`] it stays on the calling
+//! thread: then several of these can run side by side, one on each shard of a batch, which scales better than
+//! splitting many small operations.
+
+use std::cell::Cell;
+
+use rayon::prelude::*;
+
+thread_local! {
+    static SEQUENTIAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with every operation of this module staying on the calling thread.
+///
+/// ```
+/// use candle_attention::ops;
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let xs = Tensor::ones((3, 5), DType::F32, &Device::Cpu)?;
+/// let ys = ops::sequential(|| ops::gelu_erf(&xs))?;
+/// assert_eq!(ys.dims(), [3, 5]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
+    /// Puts the former value back, also when `work` panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SEQUENTIAL.set(self.0);
+        }
+    }
+    let _restore = Restore(SEQUENTIAL.replace(true));
+    work()
+}
+
+/// The threads that an operation called here may use.
+pub(crate) fn threads() -> usize {
+    if SEQUENTIAL.get() { 1 } else { rayon::current_num_threads() }
+}
+
+/// Calls `work` with the index and the content of each chunk of `out` of `len` elements (the last may be shorter).
+pub(crate) fn for_each_chunk(out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    if threads() == 1 {
+        out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
+    } else {
+        out.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| sequential(|| work(i, chunk)));
+    }
+}
+
+/// Calls `work` with the index and the content of each chunk of two outputs, given with the lengths of their chunks.
+pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
+    (a, a_len): (&mut [A], usize),
+    (b, b_len): (&mut [B], usize),
+    work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    if threads() == 1 {
+        a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| work(i, a, b));
+    } else {
+        let pairs = a.par_chunks_mut(a_len).zip(b.par_chunks_mut(b_len));
+        pairs.enumerate().for_each(|(i, (a, b))| sequential(|| work(i, a, b)));
+    }
+}
+
+/// The results of `work` for `0..n`, in order.
+pub(crate) fn map<R: Send>(n: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    if threads() == 1 {
+        (0..n).map(work).collect()
+    } else {
+        (0..n).into_par_iter().map(|i| sequential(|| work(i))).collect()
+    }
+}

@@ -1,0 +1,154 @@
+//! Vector instructions, chosen when the program runs.
+//!
+//! Kernels are plain loops over slices, marked `#[inline(always)]` and called through [`dispatch`]: it compiles them
+//! for AVX-512, for AVX2 with FMA and for the baseline, and takes the best that this processor has. The environment
+//! variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2` or `avx512`) takes another one, if the processor has it.
+
+use std::sync::OnceLock;
+
+use pulp::{Arch, WithSimd};
+
+/// Runs a kernel in the version for this processor.
+#[inline]
+pub(crate) fn dispatch<W: WithSimd>(kernel: W) -> W::Output {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    ARCH.get_or_init(choose).dispatch(kernel)
+}
+
+fn choose() -> Arch {
+    let wish = std::env::var("CANDLE_ATTENTION_SIMD").unwrap_or_default();
+    match wish.as_str() {
+        "scalar" => return Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => {
+            if let Some(v3) = pulp::x86::V3::try_new() {
+                return Arch::V3(v3);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        "avx512" => {
+            if let Some(v4) = pulp::x86::V4::try_new() {
+                return Arch::V4(v4);
+            }
+        }
+        _ => {}
+    }
+    Arch::new()
+}
+
+/// `e^x` to within two units in the last place: 0 below -87.3, capped at 3.4e38 above 88.3.
+///
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial (the coefficients of Cephes' `expf`), `2^n` by its bits.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, the first with few bits: n times it is exact.
+    const LN_2_HI: f32 = 0.693_359_4;
+    const LN_2_LO: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.3, 88.3);
+    // Adding and subtracting 1.5 * 2^23 rounds to an integer, in the current rounding mode, in any version.
+    const ROUND: f32 = 12_582_912.0;
+    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let r = (clamped - n * LN_2_HI) - n * LN_2_LO;
+    let p = 1.987_569_1e-4f32;
+    let p = p * r + 1.398_2e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.000_000_3e-1;
+    let e_r = (p * r) * r + r + 1.0;
+    let two_n = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.3 { 0.0 } else { e_r * two_n }
+}
+
+/// The sum of `f(a[i], b[i])`, in sixteen running sums: the same additions in the same order in every version.
+#[inline(always)]
+pub(crate) fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_lanes.remainder(), b_lanes.remainder());
+    for (a, b) in a_lanes.zip(b_lanes) {
+        for lane in 0..LANES {
+            sums[lane] += f(a[lane], b[lane]);
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += f(*a, *b);
+    }
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+    }
+    sums[0]
+}
+
+/// The highest element; minus infinity of none. NaN is passed over.
+#[inline(always)]
+pub(crate) fn max_of(xs: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = xs.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, x| most.max(*x))
+}
+
+/// `erf(x)` to within 2e-7, by the two minimax polynomials of Norbert Juffa's `erff`: near 0 one for `erf(x) / x`,
+/// elsewhere one for the exponent of `1 - erf(|x|)`.
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let (t, s) = (x.abs(), x * x);
+    let near = -5.967_617e-4f32;
+    let near = near * s + 4.991_194e-3;
+    let near = near * s - 2.676_813_5e-2;
+    let near = near * s + 1.128_199_25e-1;
+    let near = near * s - 3.761_253_4e-1;
+    let near = near * s + 1.283_791_7e-1;
+    let near = near * x + x;
+
+    let far = (-1.728_534_7e-5 * t + 3.831_971_3e-4) * s + (-3.883_964_4e-3 * t + 2.425_462_2e-2);
+    let far = far * t - 1.067_778_8e-1;
+    let far = far * t - 6.348_467e-1;
+    let far = far * t - 1.287_175_1e-1;
+    let far = far * t - t;
+    // Past 10 the polynomial no longer holds, and erf is 1.
+    let far = (1.0 - exp(if t > 10.0 { -100.0 } else { far })).copysign(x);
+    if t > 0.927_734_4 { far } else { near }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_is_within_its_bound() {
+        let mut worst = 0f64;
+        for i in -60_000..=60_000 {
+            let x = i as f32 * 1e-4;
+            let expected = candle_core::cpu::erf::erf_f64(f64::from(x));
+            worst = worst.max((f64::from(erf(x)) - expected).abs());
+        }
+        assert!(worst < 2e-7, "{worst}");
+        assert!(erf(f32::NAN).is_nan());
+        assert!(erf(f32::INFINITY) == 1.0 && erf(f32::NEG_INFINITY) == -1.0);
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -87_000..88_000 {
+            let x = i as f32 * 1e-3;
+            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((got / expected - 1.0).abs() < 2.4e-7, "exp({x}) = {got}, expected {expected}");
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-88.0), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::INFINITY) > 1e38);
+        assert!(exp(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,49 @@
+//! From tensors to the slices that kernels work on.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
+
+/// Whether kernels take these tensors: `f32` on the CPU. All others go the way of the reference.
+pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32 && tensor.device().is_cpu())
+}
+
+/// The values of a contiguous `f32` argument of a custom operation.
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("kernel: expected a contiguous tensor, got strides {:?}", layout.stride()),
+    }
+}
+
+/// The values of a contiguous `f32` tensor on the CPU, borrowed.
+pub(crate) struct Values<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+/// Borrows the values of a tensor.
+pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("kernel: expected a contiguous tensor, got strides {:?}", layout.stride());
+    };
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, start, end }),
+        _ => bail!("kernel: expected a tensor of f32 on the CPU, got {:?}", tensor),
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            // `values` has let nothing else in, and nobody can replace what we hold a lock on.
+            _ => &[],
+        }
+    }
+}

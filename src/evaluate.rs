@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, bail};
 
 use crate::model::CausalLm;
+use crate::ops;
 use crate::text::Batch;
 
 /// The mean loss over a text.
@@ -26,16 +27,27 @@ impl Evaluation {
     }
 }
 
+/// Batches that are taken from the text at once.
+const SIDE_BY_SIDE: usize = 32;
+
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.
 ///
 /// # Errors
 /// If there is no batch, or the model refuses one.
 pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Batch>, device: &Device) -> Result<Evaluation> {
     let (mut total, mut tokens) = (0.0, 0);
-    for batch in batches {
-        let loss = model.loss(&batch.inputs_tensor(device)?, &batch.targets_tensor(device)?)?;
-        total += f64::from(loss.to_scalar::<f32>()?) * batch.targets.len() as f64;
-        tokens += batch.targets.len();
+    let mut batches = batches.peekable();
+    while batches.peek().is_some() {
+        // Side by side, each on one thread, and added in order.
+        let group: Vec<Batch> = batches.by_ref().take(SIDE_BY_SIDE).collect();
+        let losses = ops::map(group.len(), |i| {
+            let loss = model.loss(&group[i].inputs_tensor(device)?, &group[i].targets_tensor(device)?)?;
+            Ok(f64::from(loss.to_scalar::<f32>()?))
+        });
+        for (batch, loss) in group.iter().zip(losses.into_iter().collect::<Result<Vec<_>>>()?) {
+            total += loss * batch.targets.len() as f64;
+            tokens += batch.targets.len();
+        }
     }
     if tokens == 0 {
         bail!("evaluate: expected at least one batch, got none");

@@ -55,10 +55,14 @@ impl std::error::Error for Failure {}
 /// Runs the command line. Exit codes: 0 done, 1 failed on the way, 2 bad input.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(threads) = cli.threads {
-        // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the
-        // environment. candle and rayon read the variable when they start their pools, later.
-        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the environment.
+    // candle and rayon read the variables when they start their pools, later.
+    unsafe {
+        // Our operations divide the work; candle's own pool would only spin beside them.
+        std::env::set_var("CANDLE_NUM_THREADS", "1");
+        if let Some(threads) = cli.threads {
+            std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+        }
     }
     let out = &mut io::stdout();
     let result = match cli.command {

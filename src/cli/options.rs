@@ -62,6 +62,9 @@ pub struct Options {
     /// Sequences a step [default: 12]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch: Option<usize>,
+    /// Parts of a batch that run side by side, each on one thread [default: one a core]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub shards: Option<usize>,
     /// Highest learning rate [default: 0.001]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
@@ -151,6 +154,7 @@ impl Options {
         TrainOptions {
             steps,
             batch_size: self.batch.unwrap_or(default.batch_size),
+            shards: self.shards.unwrap_or(default.shards),
             learning_rate,
             min_learning_rate: self.min_lr.unwrap_or(learning_rate / 10.0),
             warmup_steps: self.warmup.unwrap_or(default.warmup_steps.min(steps / 10)),
@@ -203,6 +207,7 @@ impl Options {
             tie: Some(config.tie_embeddings),
             steps: Some(options.steps),
             batch: Some(options.batch_size),
+            shards: Some(options.shards),
             lr: Some(options.learning_rate),
             min_lr: Some(options.min_learning_rate),
             warmup: Some(options.warmup_steps),

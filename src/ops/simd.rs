@@ -6,13 +6,27 @@
 
 use std::sync::OnceLock;
 
-use pulp::{Arch, WithSimd};
+use pulp::{Arch, NullaryFnOnce};
 
 /// Runs a kernel in the version for this processor.
 #[inline]
-pub(crate) fn dispatch<W: WithSimd>(kernel: W) -> W::Output {
+pub(crate) fn dispatch<R>(kernel: impl FnMut() -> R) -> R {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    ARCH.get_or_init(choose).dispatch(kernel)
+    ARCH.get_or_init(choose).dispatch(Kernel(kernel))
+}
+
+/// A closure that is certain to be compiled into each version. Called as `FnOnce`, as pulp calls closures of its own
+/// accord, it would be reached through a function that the compiler makes without `#[inline(always)]`, and that is
+/// compiled once, for the baseline.
+struct Kernel<F>(F);
+
+impl<R, F: FnMut() -> R> NullaryFnOnce for Kernel<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
 }
 
 fn choose() -> Arch {

@@ -27,6 +27,24 @@ impl Batch {
         Self { inputs: rows(0), targets: rows(1), batch_size: starts.len(), seq_len, starts }
     }
 
+    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
+    pub fn shards(&self, count: usize) -> Vec<Self> {
+        let count = count.clamp(1, self.batch_size.max(1));
+        let bound = |i: usize| i * self.batch_size / count;
+        let part = |i: usize| {
+            let (rows, t) = (bound(i)..bound(i + 1), self.seq_len);
+            let ids = rows.start * t..rows.end * t;
+            Self {
+                inputs: self.inputs[ids.clone()].to_vec(),
+                targets: self.targets[ids].to_vec(),
+                batch_size: rows.len(),
+                seq_len: t,
+                starts: self.starts[rows].to_vec(),
+            }
+        };
+        (0..count).map(part).collect()
+    }
+
     /// The inputs as a tensor of `u32`, (B, T).
     ///
     /// # Errors

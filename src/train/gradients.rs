@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
+
+use crate::ops;
 
 /// The gradients of all trainable tensors, in the order of their names.
 pub struct Gradients {
     tensors: Vec<Tensor>,
+    scale: f64,
 }
 
 impl Gradients {
@@ -26,41 +29,43 @@ impl Gradients {
         if !missing.is_empty() {
             bail!("gradient audit: no gradient reaches {}", missing.join(", "));
         }
-        Ok(Self { tensors })
+        Ok(Self { tensors, scale: 1.0 })
     }
 
-    /// One gradient a trainable tensor, in the order of the names.
+    /// The sum of the gradients of the shards of a batch, added in their order.
+    ///
+    /// # Errors
+    /// If the shards do not agree.
+    pub fn sum(shards: &[Self]) -> Result<Self> {
+        let count = shards.first().map_or(0, |shard| shard.tensors.len());
+        let of = |i: usize| shards.iter().map(|shard| &shard.tensors[i]).collect::<Vec<_>>();
+        let tensors = ops::map(count, |i| ops::add(&of(i))).into_iter().collect::<Result<_>>()?;
+        Ok(Self { tensors, scale: 1.0 })
+    }
+
+    /// What the gradients are to be multiplied by: less than 1 after clipping.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// One gradient a trainable tensor, in the order of the names, before [`Gradients::scale`].
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// The Euclidean norm of each tensor.
+    /// The Euclidean norm of each tensor, before [`Gradients::scale`].
     ///
     /// # Errors
     /// If a tensor cannot be read.
     pub fn norms(&self) -> Result<Vec<f64>> {
-        self.tensors.iter().map(norm).collect()
+        ops::map(self.tensors.len(), |i| ops::norm(&self.tensors[i])).into_iter().collect()
     }
 
-    /// Scales all gradients so that their global norm, whose value before is `norm`, is at most `most`.
-    ///
-    /// # Errors
-    /// If a tensor cannot be scaled.
-    pub fn clip(&mut self, norm: f64, most: f64) -> Result<()> {
-        if norm > most {
-            // torch's clip_grad_norm_ divides by the norm plus 1e-6; so do we, to the bit-level habits of its users.
-            let factor = most / (norm + 1e-6);
-            for tensor in &mut self.tensors {
-                *tensor = (&*tensor * factor)?;
-            }
-        }
-        Ok(())
+    /// Sets the scale so that the global norm, whose value is `norm`, becomes at most `most`.
+    pub fn clip(&mut self, norm: f64, most: f64) {
+        // torch's clip_grad_norm_ divides by the norm plus 1e-6; so do we.
+        self.scale = if norm > most { most / (norm + 1e-6) } else { 1.0 };
     }
-}
-
-fn norm(tensor: &Tensor) -> Result<f64> {
-    let sum_of_squares = tensor.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-    Ok(sum_of_squares.sqrt())
 }
 
 /// Watches that every trainable tensor learns.
@@ -128,11 +133,10 @@ mod tests {
         let loss = (vars[0].1.sqr().unwrap() + vars[1].1.sqr().unwrap()).unwrap().affine(0.5, 0.0).unwrap();
         let mut gradients = Gradients::collect(loss.sum_all().unwrap().backward().unwrap(), &vars).unwrap();
         assert_eq!(gradients.norms().unwrap(), [3.0, 4.0]);
-        gradients.clip(5.0, 6.0).unwrap();
-        assert_eq!(gradients.norms().unwrap(), [3.0, 4.0]);
-        gradients.clip(5.0, 1.0).unwrap();
-        let norms = gradients.norms().unwrap();
-        assert!((norms[0] - 0.6).abs() < 1e-6 && (norms[1] - 0.8).abs() < 1e-6, "{norms:?}");
+        gradients.clip(5.0, 6.0);
+        assert_eq!(gradients.scale(), 1.0);
+        gradients.clip(5.0, 1.0);
+        assert!((gradients.scale() * 5.0 - 1.0).abs() < 1e-6);
     }
 
     #[test]

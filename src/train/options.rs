@@ -3,7 +3,8 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU.
+/// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
+/// shard a core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
@@ -11,6 +12,9 @@ pub struct TrainOptions {
     pub steps: u64,
     /// Sequences a step (B).
     pub batch_size: usize,
+    /// Parts of a batch that run side by side, each on one thread. Their number, unlike that of the threads, is part
+    /// of the result: in its last bits.
+    pub shards: usize,
     /// The highest learning rate, reached after the warm-up.
     pub learning_rate: f64,
     /// The learning rate at the last step.
@@ -38,6 +42,7 @@ impl Default for TrainOptions {
         Self {
             steps: 2000,
             batch_size: 12,
+            shards: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(12)),
             learning_rate: 1e-3,
             min_learning_rate: 1e-4,
             warmup_steps: 100,
@@ -58,10 +63,14 @@ impl TrainOptions {
     /// # Errors
     /// Naming the option, what it expects and what it got.
     pub fn validate(&self) -> Result<()> {
-        let counts = [("steps", self.steps), ("batch_size", self.batch_size as u64), ("eval_every", self.eval_every)];
-        for (name, value) in counts {
-            if value == 0 {
-                bail!("train options: expected {name} of at least 1, got 0");
+        for (name, value, most) in [
+            ("steps", self.steps, u64::MAX),
+            ("batch_size", self.batch_size as u64, 1 << 24),
+            ("shards", self.shards as u64, 1 << 24),
+            ("eval_every", self.eval_every, u64::MAX),
+        ] {
+            if value == 0 || value > most {
+                bail!("train options: expected {name} from 1 to {most}, got {value}");
             }
         }
         let positive = |x: f64| x > 0.0 && x.is_finite();

@@ -9,7 +9,8 @@ use super::{AdamW, Best, Checkpoint, GradientAudit, Gradients, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
-use crate::text::{BatchSampler, Corpus, Rest, windows};
+use crate::ops;
+use crate::text::{Batch, BatchSampler, Corpus, Rest, windows};
 
 /// Steps within which every trainable tensor must have had a gradient other than zero.
 const AUDIT_STEPS: u64 = 10;
@@ -158,17 +159,31 @@ impl Trainer {
     /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
     pub fn train_step(&mut self) -> Result<StepReport> {
         let batch = self.sampler.batch(&self.corpus.train, self.step)?;
-        let loss = self.trainable.loss(&batch.inputs_tensor(&self.device)?, &batch.targets_tensor(&self.device)?)?;
-        let mut gradients = Gradients::collect(loss.backward()?, &self.parameters.vars())?;
-        let loss = f64::from(loss.to_scalar::<f32>()?);
+        let (loss, mut gradients) = self.gradients(&batch)?;
         let gradient_norm = self.checked_norm(&gradients, loss)?;
         if self.options.clip_norm > 0.0 {
-            gradients.clip(gradient_norm, self.options.clip_norm)?;
+            gradients.clip(gradient_norm, self.options.clip_norm);
         }
         let learning_rate = self.options.learning_rate_at(self.step);
         self.optimizer.step(&gradients, self.step, learning_rate)?;
         self.step += 1;
         Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() })
+    }
+
+    /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
+    /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
+    fn gradients(&self, batch: &Batch) -> Result<(f64, Gradients)> {
+        let (shards, vars) = (batch.shards(self.options.shards), self.parameters.vars());
+        let divisor = batch.targets.len() as f64;
+        let parts = ops::map(shards.len(), |i| {
+            let (ids, targets) = (shards[i].inputs_tensor(&self.device)?, shards[i].targets_tensor(&self.device)?);
+            let loss = self.trainable.loss_sum(&ids, &targets, divisor)?;
+            let gradients = Gradients::collect(loss.backward()?, &vars)?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+        });
+        let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
+            parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
     }
 
     /// The global norm of the gradients, once the audit has passed and all is finite.

@@ -89,12 +89,13 @@ pub(super) fn backward(
 
     let pieces = xs.len().div_ceil(ROWS * c);
     let partial = map(pieces, |piece| {
-        let rows = piece * ROWS * c..xs.len().min((piece + 1) * ROWS * c);
+        let elements = piece * ROWS * c..xs.len().min((piece + 1) * ROWS * c);
+        let (dys, xs) = (&dys[elements.clone()], &xs[elements]);
         let mut sums = (vec![0.0; c], vec![0.0; c]);
         dispatch(
             #[inline(always)]
             || {
-                let rows = dys[rows.clone()].chunks_exact(c).zip(xs[rows].chunks_exact(c));
+                let rows = dys.chunks_exact(c).zip(xs.chunks_exact(c));
                 for ((dy, x), row) in rows.zip(&statistics[piece * ROWS..]) {
                     let sums = sums.0.iter_mut().zip(sums.1.iter_mut());
                     for (((dweight, dbias), dy), x) in sums.zip(dy).zip(x) {

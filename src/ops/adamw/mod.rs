@@ -1,0 +1,199 @@
+//! One step of AdamW on one variable (Loshchilov and Hutter 2017, arXiv:1711.05101).
+//!
+//! ```text
+//! m = beta1 m + (1 - beta1) g
+//! v = beta2 v + (1 - beta2) g^2
+//! w = w - lr weight_decay w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+//! ```
+
+mod kernel;
+mod reference;
+
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
+
+use super::storage::{has_kernel, slice};
+
+/// The numbers of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// The term in the denominator.
+    pub eps: f64,
+    /// Weight decay; 0 for none.
+    pub weight_decay: f64,
+    /// What the gradient is multiplied by first, as to clip it.
+    pub gradient_scale: f64,
+    /// The number of steps (t), this one included.
+    pub step: u64,
+}
+
+/// The moments of a variable, of its shape and dtype.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// The running mean of the gradient (m).
+    pub first: Tensor,
+    /// The running mean of its square (v).
+    pub second: Tensor,
+}
+
+impl Moments {
+    /// Moments of zero for `var`.
+    ///
+    /// # Errors
+    /// If they cannot be allocated.
+    pub fn zeros(var: &Var) -> Result<Self> {
+        Ok(Self { first: var.zeros_like()?.detach(), second: var.zeros_like()?.detach() })
+    }
+}
+
+/// Moves `var` and its moments one step along `gradient`. In `f32` on the CPU all three are changed in place.
+///
+/// # Errors
+/// If the shapes do not agree.
+pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
+    for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
+    {
+        if tensor.shape() != var.shape() {
+            bail!("adamw: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
+        }
+    }
+    if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
+        return reference::adamw(var, gradient, moments, step);
+    }
+    let gradient = gradient.contiguous()?;
+    let &AdamWStep { beta1, beta2, gradient_scale: scale, .. } = step;
+    moments.first.inplace_op2(&gradient, &Average { decay: beta1, scale, of_squares: false })?;
+    moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
+    var.inplace_op3(&moments.first, &moments.second, &Update(*step))
+}
+
+/// `average = decay * average + (1 - decay) * scale g`, or of its square.
+struct Average {
+    decay: f64,
+    scale: f64,
+    of_squares: bool,
+}
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "adamw-moment"
+    }
+
+    fn cpu_fwd(
+        &self,
+        average: &mut CpuStorage,
+        average_l: &Layout,
+        gradient: &CpuStorage,
+        gradient_l: &Layout,
+    ) -> Result<()> {
+        let (average, gradient) = (slice_mut(average, average_l)?, slice(gradient, gradient_l)?);
+        let (decay, rest) = (self.decay as f32, 1.0 - self.decay);
+        match self.of_squares {
+            false => kernel::average(average, gradient, decay, (rest * self.scale) as f32),
+            true => kernel::average_of_squares(average, gradient, decay, (rest * self.scale * self.scale) as f32),
+        }
+        Ok(())
+    }
+}
+
+/// The third line of the formula.
+struct Update(AdamWStep);
+
+impl InplaceOp3 for Update {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weights: &mut CpuStorage,
+        weights_l: &Layout,
+        first: &CpuStorage,
+        first_l: &Layout,
+        second: &CpuStorage,
+        second_l: &Layout,
+    ) -> Result<()> {
+        let (first, second) = (slice(first, first_l)?, slice(second, second_l)?);
+        kernel::update(slice_mut(weights, weights_l)?, first, second, Coefficients::new(&self.0).into());
+        Ok(())
+    }
+}
+
+/// What is the same for all elements: `w = keep w - rate m / (sqrt(root v) + eps)`.
+#[derive(Clone, Copy)]
+struct Coefficients {
+    keep: f64,
+    rate: f64,
+    root: f64,
+    eps: f64,
+}
+
+impl Coefficients {
+    fn new(step: &AdamWStep) -> Self {
+        let &AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, step, .. } = step;
+        let steps = step as f64;
+        Self {
+            keep: 1.0 - learning_rate * weight_decay,
+            rate: learning_rate / (1.0 - beta1.powf(steps)),
+            root: 1.0 / (1.0 - beta2.powf(steps)),
+            eps,
+        }
+    }
+}
+
+impl From<Coefficients> for kernel::Coefficients {
+    fn from(Coefficients { keep, rate, root, eps }: Coefficients) -> Self {
+        Self { keep: keep as f32, rate: rate as f32, root: root as f32, eps: eps as f32 }
+    }
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!("adamw: expected contiguous f32"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::randn;
+    use candle_core::DType;
+
+    /// Some steps in f32, fused and composed, and in f64.
+    #[test]
+    fn the_kernel_is_the_reference() {
+        type Step = fn(&Var, &Tensor, &mut Moments, &AdamWStep) -> Result<()>;
+        let run = |dtype: DType, step_with: Step| {
+            let var = Var::from_tensor(&randn(1, &[67, 31]).to_dtype(dtype).unwrap()).unwrap();
+            let mut moments = Moments::zeros(&var).unwrap();
+            for step in 1..=5 {
+                let gradient = randn(10 + step, &[67, 31]).to_dtype(dtype).unwrap();
+                let numbers = AdamWStep {
+                    learning_rate: 0.01,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e-8,
+                    weight_decay: 0.1,
+                    gradient_scale: 0.3,
+                    step,
+                };
+                step_with(&var, &gradient, &mut moments, &numbers).unwrap();
+            }
+            let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            [values(&var), values(&moments.first), values(&moments.second)]
+        };
+        let error = |got: &[f64], truth: &[f64]| got.iter().zip(truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let truth = run(DType::F64, reference::adamw);
+        let (composed, fused) = (run(DType::F32, reference::adamw), run(DType::F32, adamw));
+        for i in 0..3 {
+            let (got, yardstick) = (error(&fused[i], &truth[i]), error(&composed[i], &truth[i]));
+            assert!(got <= 2.0 * yardstick + 1e-9, "{i}: error {got:.2e}, the reference's {yardstick:.2e}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Sums over whole tensors, for what a trainer does with gradients.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::simd::dispatch;
+use super::storage::{has_kernel, values};
+
+/// The Euclidean norm, its squares taken and added in `f64`.
+pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
+    let tensor = tensor.contiguous()?;
+    if !has_kernel(&[&tensor]) {
+        let squares = tensor.to_dtype(DType::F64)?.sqr()?;
+        return Ok(squares.sum_all()?.to_scalar::<f64>()?.sqrt());
+    }
+    let values = values(&tensor)?;
+    let sum = dispatch(
+        #[inline(always)]
+        || {
+            let mut sums = [0.0f64; 16];
+            let chunks = values.chunks_exact(16);
+            for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
+                *sum += f64::from(*x) * f64::from(*x);
+            }
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *sum += f64::from(*x) * f64::from(*x);
+                }
+            }
+            sums.iter().sum::<f64>()
+        },
+    );
+    Ok(sum.sqrt())
+}
+
+/// The sum of tensors of one shape, added in their order.
+pub(crate) fn add(tensors: &[&Tensor]) -> Result<Tensor> {
+    let [first, rest @ ..] = tensors else { candle_core::bail!("add: expected at least one tensor, got none") };
+    if rest.is_empty() {
+        return Ok((*first).clone());
+    }
+    if !has_kernel(tensors) {
+        return rest.iter().try_fold((*first).clone(), |sum, tensor| sum + *tensor);
+    }
+    let mut sum = first.flatten_all()?.to_vec1::<f32>()?;
+    for tensor in rest {
+        let tensor = tensor.contiguous()?;
+        let tensor = values(&tensor)?;
+        dispatch(
+            #[inline(always)]
+            || {
+                for (sum, x) in sum.iter_mut().zip(&*tensor) {
+                    *sum += x;
+                }
+            },
+        );
+    }
+    Tensor::from_vec(sum, first.shape(), &Device::Cpu)
+}

@@ -21,7 +21,8 @@ impl Evaluation {
         self.loss.exp()
     }
 
-    /// The loss in bits a byte of text, comparable between tokenizers, where the text's `tokens` are `bytes` long.
+    /// The loss in bits a byte of text, comparable between tokenizers, where the text's `tokens` are `bytes` long. Tokens
+    /// that were not predicted, such as the first, count with the mean of the others.
     pub fn bits_per_byte(&self, tokens: usize, bytes: usize) -> f64 {
         self.loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
     }

@@ -13,7 +13,7 @@ use crate::errors::bare;
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = sibling(path);
     let written = write(&temporary).and_then(|()| {
-        File::open(&temporary)?.sync_all()?;
+        File::options().write(true).open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         Ok(sync_parent(path)?)
     });
@@ -39,6 +39,20 @@ pub(crate) fn sibling(path: &Path) -> std::path::PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     path.with_file_name(name)
+}
+
+/// Creates an empty folder beside `path` of a name that nobody else uses, to be renamed to `path` when it is complete.
+pub(crate) fn staging_folder(path: &Path) -> Result<std::path::PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    for n in 0.. {
+        let staging = path.with_file_name(format!(".{name}.attn-{}-{n}", std::process::id()));
+        match fs::create_dir(&staging) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::Msg(format!("cannot create {}: {error}", staging.display()))),
+            Ok(()) => return Ok(staging),
+        }
+    }
+    Err(Error::Msg(format!("no name is free beside {}", path.display())))
 }
 
 /// Makes a rename inside the parent of `path` last through a power failure, where the system offers it.

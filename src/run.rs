@@ -28,17 +28,22 @@ impl Run {
         }
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            bail!(
-                "{}: expected a tokenizer of at most {} tokens, as config.json has, got {}",
-                folder.display(),
-                config.vocab_size,
-                tokenizer.vocab_size()
-            );
-        }
+        check_vocabulary(folder, &config, &tokenizer)?;
         let weights = load_weights(&folder.join("model.safetensors"), &config, device)?;
         let parameters = Parameters::restored(weights)?;
         let model = CausalLm::new(&config, parameters.frozen(DType::F32, device))?;
         Ok(Self { model, tokenizer })
     }
+}
+
+/// Refuses a tokenizer that makes ids which the model has no place for.
+///
+/// # Errors
+/// Naming both sizes, and the folder they come from.
+pub fn check_vocabulary(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let (got, most) = (tokenizer.vocab_size(), config.vocab_size);
+    if got > most {
+        bail!("{}: expected a tokenizer of at most {most} tokens, as config.json has, got {got}", folder.display());
+    }
+    Ok(())
 }

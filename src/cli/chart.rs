@@ -17,7 +17,8 @@ struct Line {
 /// Draws the training loss over the steps, from the metrics of the run in `root`, in braille dots.
 pub fn loss_curve(root: &Path) -> Result<Option<String>> {
     let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl"))?;
-    let lines = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Line>, _>>()?;
+    // A line that a crash has torn is no reason not to draw the others.
+    let lines: Vec<Line> = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let losses: Vec<(f32, f32)> = lines.iter().filter_map(|line| Some((line.step as f32, line.loss? as f32))).collect();
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return Ok(None) };
     if losses.len() < 2 {

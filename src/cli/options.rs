@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::{Activation, ModelConfig};
+use candle_attention::text::TokenizerChoice;
 use candle_attention::train::TrainOptions;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -129,21 +130,28 @@ impl Options {
 
     /// These options, and those of `fallback` where one is not given.
     pub fn or(&self, fallback: &Self) -> Result<Self> {
-        let mut merged = toml::Table::try_from(fallback)?;
-        let given = toml::Table::try_from(self)?;
-        let is_empty = |value: &toml::Value| value.as_array().is_some_and(Vec::is_empty);
-        merged.extend(given.into_iter().filter(|(_, value)| !is_empty(value)));
+        let mut merged = fallback.table()?;
+        let given = self.table()?;
+        // The two ways to hold a text out exclude each other, so one that is given drops the other.
+        for (name, other) in [("validation", "validation-fraction"), ("validation-fraction", "validation")] {
+            if given.contains_key(name) {
+                merged.remove(other);
+            }
+        }
+        merged.extend(given);
         Ok(merged.try_into()?)
     }
 
     /// The names of the options that are given.
     pub fn given(&self) -> Result<Vec<String>> {
-        let is_empty = |value: &toml::Value| value.as_array().is_some_and(Vec::is_empty);
-        Ok(toml::Table::try_from(self)?
-            .into_iter()
-            .filter(|(_, value)| !is_empty(value))
-            .map(|(name, _)| name)
-            .collect())
+        Ok(self.table()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// The options that are given.
+    fn table(&self) -> Result<toml::Table> {
+        let mut table = toml::Table::try_from(self)?;
+        table.retain(|_, value| !value.as_array().is_some_and(Vec::is_empty));
+        Ok(table)
     }
 
     /// The training options, with defaults for what is not given.
@@ -188,23 +196,15 @@ impl Options {
         }
     }
 
-    /// With every option given that a later run needs to be the same: what is saved with a run.
-    pub fn resolved(&self, tokenizer: String, config: &ModelConfig, options: &TrainOptions) -> Result<Self> {
+    /// With every option given that a later run needs to be the same, and paths that hold from anywhere: what is saved
+    /// with a run.
+    pub fn resolved(&self, tokenizer: &TokenizerChoice, config: &ModelConfig, options: &TrainOptions) -> Result<Self> {
         let absolute = |paths: &[PathBuf]| paths.iter().map(std::fs::canonicalize).collect::<std::io::Result<_>>();
-        Ok(Self {
+        let mut resolved = Self {
             texts: absolute(&self.texts)?,
             validation: absolute(&self.validation)?,
             validation_fraction: self.validation_fraction,
-            tokenizer: Some(tokenizer),
-            init: self.init.clone(),
-            preset: Some(self.preset.unwrap_or_default()),
-            layers: Some(config.num_layers),
-            heads: Some(config.num_heads),
-            dim: Some(config.embed_dim),
-            hidden: Some(config.hidden_dim),
-            context: Some(config.context_len),
-            bias: Some(config.bias),
-            tie: Some(config.tie_embeddings),
+            init: self.init.as_ref().map(std::fs::canonicalize).transpose()?,
             steps: Some(options.steps),
             batch: Some(options.batch_size),
             shards: Some(options.shards),
@@ -217,7 +217,24 @@ impl Options {
             clip: Some(options.clip_norm),
             eval_every: Some(options.eval_every),
             seed: Some(options.seed),
-        })
+            ..Self::default()
+        };
+        // With `init` the sizes and the tokenizer are those of its folder.
+        if self.init.is_none() {
+            resolved.tokenizer = Some(match tokenizer {
+                TokenizerChoice::File(path) => std::fs::canonicalize(path)?.display().to_string(),
+                choice => choice.to_string(),
+            });
+            resolved.preset = Some(self.preset.unwrap_or_default());
+            resolved.layers = Some(config.num_layers);
+            resolved.heads = Some(config.num_heads);
+            resolved.dim = Some(config.embed_dim);
+            resolved.hidden = Some(config.hidden_dim);
+            resolved.context = Some(config.context_len);
+            resolved.bias = Some(config.bias);
+            resolved.tie = Some(config.tie_embeddings);
+        }
+        Ok(resolved)
     }
 
     /// Refuses sizes beside `--init`, whose model has its own.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_attention::model::ModelConfig;
 use candle_attention::train::{TrainOptions, Trainer};
 
@@ -27,12 +27,9 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
         grouped(tokens(&prepared.config, options)),
         tokens(&prepared.config, options) as f64 / prepared.corpus.train.len() as f64
     )?;
-    let expected = expected_bytes(&prepared.config, options);
-    writeln!(out, "memory, expected: {}", megabytes(expected))?;
-    if let Some(available) = status_bytes("/proc/meminfo", "MemAvailable:")
-        && expected > available
-    {
-        writeln!(out, "that is more than the {} available here: nothing was tried", megabytes(available))?;
+    writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared, options)))?;
+    if let Err(error) = check_memory(&prepared, options) {
+        writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
     let (trainer, _) = prepared.trainer(options)?;
@@ -62,15 +59,29 @@ fn tokens(config: &ModelConfig, options: &TrainOptions) -> usize {
     options.steps as usize * options.batch_size * config.context_len
 }
 
-/// Weights, gradients and two moments, and what a step keeps for its backward pass: the counts of tensors a block and
-/// a head leave behind.
-fn expected_bytes(config: &ModelConfig, options: &TrainOptions) -> usize {
+/// Refuses a run that would need more memory than there is.
+pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
+    /// Where the system does not say what it has: more than any machine that this is for.
+    const CEILING: usize = 1 << 40;
+    let expected = expected_bytes(prepared, options);
+    let available = status_bytes("/proc/meminfo", "MemAvailable:").unwrap_or(CEILING);
+    if expected > available {
+        bail!("the run would need {} of memory, with {} available here", megabytes(expected), megabytes(available));
+    }
+    Ok(())
+}
+
+/// The ids of the text; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
+/// twelve tensors of C channels and three of F a block, and a few of C before and behind.
+fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOptions) -> usize {
+    const PROGRAM: usize = 40_000_000;
+    let ids = corpus.train.len() + corpus.validation.len() + corpus.train_bytes + corpus.validation_bytes;
+    let state = config.parameter_count().saturating_mul(options.shards.min(options.batch_size).saturating_add(4));
+    let block = 12 * config.embed_dim + 3 * config.hidden_dim;
+    let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;
     let positions = options.batch_size.saturating_mul(config.context_len);
-    let scores = config.num_heads.saturating_mul(config.context_len);
-    let block = 24 * config.embed_dim + 8 * config.hidden_dim + scores.saturating_mul(7);
-    let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.vocab_size;
-    let state = config.parameter_count().saturating_mul(4);
-    positions.saturating_mul(floats_a_position).saturating_add(state).saturating_mul(4)
+    let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
+    floats.saturating_mul(4).saturating_add(PROGRAM)
 }
 
 /// A field of one of Linux's status files, given there in kB; `None` elsewhere.

@@ -9,7 +9,7 @@ use candle_attention::model::CausalLm;
 use candle_attention::text::Tokenizer;
 
 /// The ids to start from: those of `prompt`; without one, the end-of-text token, else a line break, else the first id.
-pub fn prompt_ids(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
+fn prompt_ids(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     if !prompt.is_empty() {
         let ids = tokenizer.encode(prompt).context("the prompt")?;
         if ids.is_empty() {
@@ -18,7 +18,7 @@ pub fn prompt_ids(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
         return Ok(ids);
     }
     let line_break = || tokenizer.encode("\n").ok().filter(|ids| !ids.is_empty());
-    Ok(tokenizer.end_of_text_id().map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
+    Ok(model.config().end_of_text_id.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
 }
 
 /// Writes the prompt and, token by token, its continuation.
@@ -30,7 +30,7 @@ pub fn write(
     sampler: &mut Sampler,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let ids = prompt_ids(tokenizer, prompt)?;
+    let ids = prompt_ids(model, tokenizer, prompt)?;
     write!(out, "{prompt}")?;
     let mut new = Vec::new();
     let mut shown = 0;
@@ -47,8 +47,8 @@ pub fn write(
         return Err(error);
     }
     // What was held back as an unfinished character is shown as it is.
-    let rest = tokenizer.decode(&new)?.split_off(shown);
-    writeln!(out, "{rest}")?;
+    let text = tokenizer.decode(&new)?;
+    writeln!(out, "{}", text.get(shown..).unwrap_or_default())?;
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Sampler, SamplingOptions};
 use candle_attention::model::{ModelConfig, load_weights};
-use candle_attention::run::Run;
-use candle_attention::text::{Corpus, Document, Tokenizer, Validation, prepare};
+use candle_attention::run::{Run, check_vocabulary};
+use candle_attention::text::{Corpus, Document, Tokenizer, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Outcome, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 use clap::Args;
@@ -29,7 +29,7 @@ pub struct TrainArgs {
     /// Where the run goes [default: the first unused runs/TEXT-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in --out; only --steps and --eval-every may be given anew
+    /// Go on with the run in --out; only --steps and --eval-every may change, and where TEXT lies
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
     /// Say what would be trained, how much memory and how long it takes, and leave it at that
@@ -54,8 +54,7 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
         Some(path) => args.options.or(&Options::from_file(path)?)?,
         None => args.options,
     };
-    let root = args.out.unwrap_or_else(|| unused_folder(&options));
-    if root.exists() && !args.dry_run {
+    if let Some(root) = args.out.as_deref().filter(|root| root.exists() && !args.dry_run) {
         bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
     }
     let prepared = Prepared::new(&options)?;
@@ -63,21 +62,47 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
     if args.dry_run {
         return plan::print(prepared, &train_options, out);
     }
-    let settings = options.resolved(prepared.choice.clone(), &prepared.config, &train_options)?.to_toml()?;
+    plan::check_memory(&prepared, &train_options)?;
+    let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
     let (trainer, tokenizer) = prepared.trainer(&train_options)?;
     note(&describe(trainer.config(), &tokenizer, trainer.corpus()));
-    if let Some(parent) = root.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    }
-    let folder = RunFolder::create(&root, &tokenizer, &trainer, &settings)?;
+    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, &tokenizer, &trainer, &settings))?;
     follow(trainer, folder, out)
+}
+
+/// Creates the folder that was asked for, or the first `runs/TEXT-N` that does not exist yet.
+fn create_folder(
+    out: Option<PathBuf>,
+    options: &Options,
+    create: &dyn Fn(&Path) -> candle_core::Result<RunFolder>,
+) -> Result<RunFolder> {
+    let make_parent = |root: &Path| match root.parent() {
+        Some(parent) => std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display())),
+        None => Ok(()),
+    };
+    if let Some(root) = out {
+        make_parent(&root)?;
+        return Ok(create(&root)?);
+    }
+    let stem = options.texts.first().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy());
+    let stem = stem.unwrap_or("sentences".into());
+    let mut n = 1;
+    loop {
+        let root = PathBuf::from(format!("runs/{stem}-{n}"));
+        make_parent(&root)?;
+        match create(&root) {
+            // Taken, perhaps this very moment by another process.
+            Err(_) if root.exists() => n += 1,
+            folder => return Ok(folder?),
+        }
+    }
 }
 
 /// All that a run starts from.
 pub struct Prepared {
     tokenizer: Tokenizer,
-    /// The tokenizer as one would choose it again.
-    choice: String,
+    /// How the tokenizer was chosen, unless it came with `init`.
+    choice: TokenizerChoice,
     pub corpus: Corpus,
     pub config: ModelConfig,
     /// The model folder to start from.
@@ -92,16 +117,20 @@ impl Prepared {
             options.check_init()?;
             let config = ModelConfig::open(init)?;
             let tokenizer = Tokenizer::from_file(init)?;
+            check_vocabulary(init, &config, &tokenizer)?;
             let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
-            let choice = init.join("tokenizer.json").display().to_string();
-            return Ok(Self { tokenizer, choice, corpus, config, init: Some(init.clone()) });
+            let init = Some(init.clone());
+            return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
         }
-        // The sizes are checked before the text is read through, with a vocabulary of one.
-        let context_len = options.model_config(1, None).context_len;
-        options.model_config(1, None).validate()?;
-        let choice = options.tokenizer.clone().unwrap_or("char".into());
-        let (tokenizer, corpus) = prepare(&documents, &validation, &choice.parse()?, context_len, &mut bpe_progress())?;
-        let config = options.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id());
+        // The sizes are checked before the text is read through, with the smallest vocabulary.
+        let sizes = options.model_config(2, None);
+        sizes.validate()?;
+        let choice = options.tokenizer.as_deref().unwrap_or("char").parse()?;
+        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, sizes.context_len, &mut bpe_progress())?;
+        // A tokenizer from a file may have an end of text that no text here ends with.
+        let end_of_text_id =
+            tokenizer.end_of_text_id().filter(|id| corpus.train.contains(id) || corpus.validation.contains(id));
+        let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
         config.validate()?;
         Ok(Self { tokenizer, choice, corpus, config, init: None })
     }
@@ -144,10 +173,9 @@ fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
 
 /// Opens the run in `root` at its last checkpoint.
 fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
-    let allowed = ["steps", "eval-every"];
+    let allowed = ["texts", "validation", "steps", "eval-every"];
     if let Some(name) = given.given()?.iter().find(|name| !allowed.contains(&name.as_str())) {
-        let name = if name == "texts" { "TEXT".into() } else { format!("--{name}") };
-        bail!("{name} cannot be given with --resume: the run keeps its own");
+        bail!("--{name} cannot be given with --resume: the run keeps its own");
     }
     if !RunFolder::exists(root) {
         bail!("{} is no run to resume", root.display());
@@ -158,18 +186,11 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let (documents, validation) = texts(&options)?;
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;
+    check_vocabulary(root, &config, &tokenizer)?;
     let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
     folder.write_settings(&options.to_toml()?)?;
     Ok((trainer, folder))
-}
-
-/// The first `runs/TEXT-N` that does not exist yet.
-fn unused_folder(options: &Options) -> PathBuf {
-    let stem = options.texts.first().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy());
-    let stem = stem.unwrap_or("sentences".into());
-    let path = |n: u64| PathBuf::from(format!("runs/{stem}-{n}"));
-    (1..).map(path).find(|path| !path.exists()).unwrap_or_else(|| path(0))
 }
 
 fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
@@ -197,6 +218,7 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
         return Ok(());
     }
     stop_on_interrupt()?;
+    note_excused(trainer.config());
     note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
     let mut progress = Progress::new(steps, trainer.step());
     let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
@@ -204,12 +226,12 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
         if INTERRUPTED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.finish();
-    let on = format!("attn train --resume --out {}", root.display());
+    let on = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
             let message = error.to_string();
             let message = message.lines().next().unwrap_or_default();
-            Err(Failure(format!("{message}; the last checkpoint is good: {on}")).into())
+            Err(Failure(format!("{message}; the last checkpoint is kept: {on}")).into())
         }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
@@ -217,6 +239,25 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
         }
         Ok(Outcome::Finished) => report(&trainer, &folder, out),
     }
+}
+
+/// Lists the tensors that the gradient audit does not expect to learn, by reason.
+fn note_excused(config: &ModelConfig) {
+    let excused = config.zero_gradient_parameters();
+    let mut reasons: Vec<&str> = excused.iter().map(|(_, reason)| *reason).collect();
+    reasons.dedup();
+    for reason in reasons {
+        let names: Vec<&str> =
+            excused.iter().filter(|(_, its)| *its == reason).map(|(name, _)| name.as_str()).collect();
+        note(&format!("no gradient expected at {}: {reason}", names.join(", ")));
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@%,:".contains(c);
+    if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 /// The loss curve, a sample, and where the run lies.
@@ -235,7 +276,7 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
-    writeln!(out, "more text: attn generate {}", root.display())?;
+    writeln!(out, "more text: attn generate {}", quoted(root))?;
     Ok(())
 }
 

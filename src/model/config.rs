@@ -79,16 +79,17 @@ impl ModelConfig {
     /// Naming the sizes that are 0 or do not go together.
     pub fn validate(&self) -> Result<()> {
         // The limits lie far above any model, and low enough that a count of parameters stays within 64 bits.
-        for (name, size, most) in [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("context_len", self.context_len, 1 << 24),
-            ("embed_dim", self.embed_dim, 1 << 24),
-            ("num_layers", self.num_layers, 1 << 12),
-            ("num_heads", self.num_heads, 1 << 24),
-            ("hidden_dim", self.hidden_dim, 1 << 24),
+        // With one token there is nothing to predict, and the norm of one channel is zero.
+        for (name, size, least, most) in [
+            ("vocab_size", self.vocab_size, 2, 1 << 24),
+            ("context_len", self.context_len, 1, 1 << 24),
+            ("embed_dim", self.embed_dim, 2, 1 << 24),
+            ("num_layers", self.num_layers, 1, 1 << 12),
+            ("num_heads", self.num_heads, 1, 1 << 24),
+            ("hidden_dim", self.hidden_dim, 1, 1 << 24),
         ] {
-            if size == 0 || size > most {
-                bail!("model config: expected {name} between 1 and {most}, got {size}");
+            if size < least || size > most {
+                bail!("model config: expected {name} between {least} and {most}, got {size}");
             }
         }
         if !self.embed_dim.is_multiple_of(self.num_heads) {

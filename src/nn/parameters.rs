@@ -129,6 +129,10 @@ impl Store {
             if var.dtype() != dtype {
                 bail!("parameters: expected {name} of dtype {dtype:?}, got {:?}", var.dtype());
             }
+            if !var.device().same_device(device) {
+                let (expected, got) = (device.location(), var.device().location());
+                bail!("parameters: expected {name} on {expected:?}, got {got:?}");
+            }
             return Ok(var.clone());
         }
         let var = match &mut self.source {

@@ -9,6 +9,14 @@ pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32 && tensor.device().is_cpu())
 }
 
+/// The dtype in which to add many numbers of `dtype`.
+pub(crate) fn precise(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        dtype => dtype,
+    }
+}
+
 /// The values of a contiguous `f32` argument of a custom operation.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

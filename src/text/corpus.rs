@@ -54,9 +54,11 @@ impl Corpus {
         let (train_bytes, validation_bytes) = (byte_count(&train), byte_count(&held_out));
         let train = encode(tokenizer, &train, end)?;
         let validation_ids = encode(tokenizer, &held_out, end)?;
-        check_len("training", &train, context_len)?;
-        if *validation != Validation::Fraction(0.0) {
-            check_len("validation", &validation_ids, context_len)?;
+        if *validation == Validation::Fraction(0.0) {
+            check_len("", &train, context_len)?;
+        } else {
+            check_len("training ", &train, context_len)?;
+            check_len("validation ", &validation_ids, context_len)?;
         }
         let fingerprint = fingerprint(&train, &validation_ids);
         Ok(Self { train, validation: validation_ids, train_bytes, validation_bytes, fingerprint })
@@ -148,7 +150,7 @@ fn in_document(tokenizer: &Tokenizer, part: &Part, error: Error) -> Error {
 fn check_len(name: &str, ids: &[u32], context_len: usize) -> Result<()> {
     if ids.len() <= context_len {
         bail!(
-            "expected a {name} text of at least {} tokens (context length {context_len} and one more), got {}",
+            "expected a {name}text of at least {} tokens (context length {context_len} and one more), got {}",
             context_len + 1,
             ids.len()
         );

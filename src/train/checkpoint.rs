@@ -16,6 +16,9 @@ pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
+/// Files of the run that a checkpoint is of no use without.
+const AT_ROOT: [&str; 2] = ["config.json", "tokenizer.json"];
+
 /// The version of this layout; a later one may not be readable by this code.
 const FORMAT: u32 = 1;
 
@@ -45,7 +48,7 @@ pub struct TrainState {
     pub metrics_bytes: u64,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// SHA-256 of the files beside this one.
+    /// SHA-256 of the files beside this one, and of configuration and tokenizer at the root.
     pub(super) checksums: BTreeMap<String, String>,
 }
 
@@ -59,8 +62,8 @@ pub struct Checkpoint {
     pub moments: BTreeMap<String, Tensor>,
 }
 
-/// Writes the trainer's state as the folder `path`, which appears complete or not at all.
-pub(super) fn write(path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
+/// Writes the trainer's state as the folder `path` of the run in `root`, which appears complete or not at all.
+pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
     let temporary = files::sibling(path);
     remove_folder(&temporary)?;
     remove_folder(path)?;
@@ -69,10 +72,10 @@ pub(super) fn write(path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds:
     let weights = trainer.parameters().vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
     save_weights(&temporary.join(WEIGHTS), trainer.config(), &weights.collect())?;
     write_safetensors(&temporary.join(MOMENTS), trainer.moments())?;
-    let checksums = [WEIGHTS, MOMENTS]
-        .into_iter()
-        .map(|name| Ok((name.to_string(), checksum(&temporary.join(name))?)))
-        .collect::<Result<_>>()?;
+    let files = [(&temporary, WEIGHTS), (&temporary, MOMENTS)].map(|(folder, name)| (folder.join(name), name));
+    let at_root = AT_ROOT.map(|name| (root.join(name), name));
+    let sums = files.iter().chain(&at_root).map(|(path, name)| Ok((name.to_string(), checksum(path)?)));
+    let checksums = sums.collect::<Result<_>>()?;
     let state = TrainState {
         format: FORMAT,
         step: trainer.step(),
@@ -104,12 +107,13 @@ pub(super) fn read_state(path: &Path) -> Result<TrainState> {
     Ok(state)
 }
 
-/// Reads the folder `path`, and refuses files that are not those that were written.
-pub(super) fn load(path: &Path, config: &ModelConfig, device: &Device) -> Result<Checkpoint> {
+/// Reads the folder `path` of the run in `root`, and refuses files that are not those that were written.
+pub(super) fn load(root: &Path, path: &Path, config: &ModelConfig, device: &Device) -> Result<Checkpoint> {
     let state = read_state(path)?;
-    for name in [WEIGHTS, MOMENTS] {
-        let path = path.join(name);
-        if state.checksums.get(name) != Some(&checksum(&path)?) {
+    let files = [WEIGHTS, MOMENTS].map(|name| (path.join(name), name));
+    let at_root = AT_ROOT.map(|name| (root.join(name), name));
+    for (path, name) in files.iter().chain(&at_root) {
+        if state.checksums.get(*name) != Some(&checksum(path)?) {
             bail!("broken checkpoint: {} is not the file that was written", path.display());
         }
     }

@@ -7,6 +7,7 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/lock                             held while a process trains here
 //! training/settings.toml                    the settings the run was started with
 //! ```
 //!
@@ -29,6 +30,7 @@ use crate::text::Tokenizer;
 
 const TRAINING: &str = "training";
 const CURRENT: &str = "current";
+const LOCK: &str = "lock";
 const METRICS: &str = "metrics.jsonl";
 const SETTINGS: &str = "settings.toml";
 
@@ -39,6 +41,8 @@ pub struct RunFolder {
     metrics_bytes: u64,
     seconds_before: f64,
     begun: Instant,
+    /// Held as long as the folder is open: one process at a time.
+    _lock: File,
 }
 
 impl RunFolder {
@@ -52,14 +56,15 @@ impl RunFolder {
         if root.exists() {
             bail!("{} already exists", root.display());
         }
-        let temporary = files::sibling(root);
-        let written = Self::write_new(&temporary, tokenizer, trainer, settings).and_then(|()| {
-            fs::rename(&temporary, root)?;
+        let staging = files::staging_folder(root)?;
+        let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|()| {
+            // Fails if somebody else has put a run there meanwhile.
+            fs::rename(&staging, root)?;
             Ok(files::sync_parent(root)?)
         });
         if let Err(error) = written {
             // Best effort: the error that counts is the one that is returned.
-            let _ = remove_folder(&temporary);
+            let _ = remove_folder(&staging);
             bail!("cannot create {}: {}", root.display(), bare(&error));
         }
         Self::at(root, 0, 0.0)
@@ -67,7 +72,6 @@ impl RunFolder {
 
     fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<()> {
         let config = trainer.config();
-        remove_folder(root)?;
         fs::create_dir_all(root.join(TRAINING))?;
         files::replace_with(&root.join("config.json"), config.to_json()?.as_bytes())?;
         files::replace_with(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
@@ -82,25 +86,40 @@ impl RunFolder {
         root.join(TRAINING).join(CURRENT).exists()
     }
 
-    /// Opens the folder of an earlier run at its last checkpoint, cuts off metrics that came later, and puts the best
-    /// weights back at the root if they are not there.
+    /// Opens the folder of an earlier run at its last checkpoint. Nothing is changed before [`RunFolder::begin`].
     ///
     /// # Errors
-    /// If there is no run, or its checkpoint is broken.
+    /// If there is no run, its checkpoint is broken, or another process is training in it.
     pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
+        let folder = Self::at(root, 0, 0.0)?;
         let training = root.join(TRAINING);
         let config = ModelConfig::open(root)?;
-        let current = current(&training)?;
-        let checkpoint = checkpoint::load(&training.join(current), &config, device)?;
-        let folder = Self::at(root, checkpoint.state.metrics_bytes, checkpoint.state.seconds)?;
-        folder.metrics.set_len(folder.metrics_bytes)?;
-        folder.publish(checkpoint.state.step, checkpoint.state.best)?;
-        Ok((folder, config, checkpoint))
+        let checkpoint = checkpoint::load(root, &training.join(current(&training)?), &config, device)?;
+        let seconds_before = checkpoint.state.seconds;
+        // What a crash has left of the metrics may be less than the checkpoint knew.
+        let metrics_bytes = folder.metrics.metadata()?.len().min(checkpoint.state.metrics_bytes);
+        Ok((Self { metrics_bytes, seconds_before, ..folder }, config, checkpoint))
+    }
+
+    /// Makes the folder ready to go on at the checkpoint that `trainer` stands at: cuts off metrics that came later, and
+    /// puts the best weights back at the root if they are not there.
+    ///
+    /// # Errors
+    /// If the best weights are lost, or something cannot be written.
+    pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
+        self.metrics.set_len(self.metrics_bytes)?;
+        self.publish(trainer.step(), trainer.best())
     }
 
     fn at(root: &Path, metrics_bytes: u64, seconds_before: f64) -> Result<Self> {
-        let metrics = OpenOptions::new().append(true).create(true).open(root.join(TRAINING).join(METRICS))?;
-        Ok(Self { root: root.to_path_buf(), metrics, metrics_bytes, seconds_before, begun: Instant::now() })
+        let training = root.join(TRAINING);
+        let lock = File::create(training.join(LOCK))?;
+        if lock.try_lock().is_err() {
+            bail!("another process is training in {}", root.display());
+        }
+        let metrics = OpenOptions::new().append(true).create(true).open(training.join(METRICS))?;
+        let (root, begun) = (root.to_path_buf(), Instant::now());
+        Ok(Self { root, metrics, metrics_bytes, seconds_before, begun, _lock: lock })
     }
 
     /// The settings that the run in `root` was started with.
@@ -152,7 +171,8 @@ impl RunFolder {
         self.seconds_before + self.begun.elapsed().as_secs_f64()
     }
 
-    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root.
+    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. A step's checkpoint is
+    /// written once: if it is the current one already, it stays as it is.
     ///
     /// # Errors
     /// If something cannot be written; the checkpoint before stays the current one.
@@ -162,7 +182,7 @@ impl RunFolder {
         let name = generation(trainer.step());
         let is_current = current(&training).is_ok_and(|current| current == name);
         if !is_current {
-            checkpoint::write(&training.join(&name), trainer, self.metrics_bytes, self.seconds())?;
+            checkpoint::write(&self.root, &training.join(&name), trainer, self.metrics_bytes, self.seconds())?;
             files::replace_with(&training.join(CURRENT), format!("{name}\n").as_bytes())?;
         }
         self.publish(trainer.step(), trainer.best())?;
@@ -171,14 +191,23 @@ impl RunFolder {
 
     /// Makes the best weights, or the last ones while there is no best, those at the root.
     fn publish(&self, step: u64, best: Option<Best>) -> Result<()> {
-        let source = self.root.join(TRAINING).join(generation(best.map_or(step, |best| best.step)));
-        let state = checkpoint::read_state(&source)?;
+        let training = self.root.join(TRAINING);
+        let source = training.join(generation(best.map_or(step, |best| best.step)));
         let target = self.root.join(WEIGHTS);
-        let is_there = checkpoint::checksum(&target).is_ok_and(|sum| state.checksums.get(WEIGHTS) == Some(&sum));
-        if !is_there {
-            files::replace(&target, |temporary| Ok(fs::copy(source.join(WEIGHTS), temporary).map(|_| ())?))?;
+        let expected = checkpoint::read_state(&source)?.checksums.remove(WEIGHTS);
+        let is_right = |path: &Path| checkpoint::checksum(path).is_ok_and(|sum| Some(sum) == expected);
+        if is_right(&target) {
+            return Ok(());
         }
-        Ok(())
+        files::replace(&target, |temporary| {
+            fs::copy(source.join(WEIGHTS), temporary)?;
+            match is_right(temporary) {
+                true => Ok(()),
+                false => {
+                    bail!("broken checkpoint: {} is not the file that was written", source.join(WEIGHTS).display())
+                }
+            }
+        })
     }
 
     fn remove_all_but(&self, step: u64, best: Option<Best>) -> Result<()> {

@@ -76,6 +76,7 @@ impl Gradients {
 pub struct GradientAudit {
     /// Tensors of which only zero gradients have been seen, and those excused, with the reason.
     silent: BTreeMap<String, Option<&'static str>>,
+    observed: u64,
     deadline: u64,
 }
 
@@ -84,23 +85,24 @@ impl GradientAudit {
     /// have had a non-zero gradient once `deadline` steps are done.
     pub fn new<'a>(names: impl Iterator<Item = &'a String>, excused: &[(String, &'static str)], deadline: u64) -> Self {
         let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
-        Self { silent: names.map(|name| (name.clone(), reason(name))).collect(), deadline }
+        Self { silent: names.map(|name| (name.clone(), reason(name))).collect(), observed: 0, deadline }
     }
 
-    /// Takes note of the norms of the gradients of step `step`, counted from 0, by name.
+    /// Takes note of the norms of the gradients of one more step, by name.
     ///
     /// # Errors
     /// At the deadline, if a tensor that is not excused has had zero gradients only: every such tensor is named.
-    pub fn observe<'a>(&mut self, step: u64, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
+    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
         for (name, norm) in norms {
             if norm != 0.0 && self.silent.get(name) == Some(&None) {
                 self.silent.remove(name);
             }
         }
+        self.observed += 1;
         let stuck: Vec<&str> =
             self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();
-        if step + 1 >= self.deadline && !stuck.is_empty() {
-            bail!("gradient audit: after {} steps the gradient is still zero at {}", step + 1, stuck.join(", "));
+        if self.observed >= self.deadline && !stuck.is_empty() {
+            bail!("gradient audit: after {} steps the gradient is still zero at {}", self.observed, stuck.join(", "));
         }
         Ok(())
     }
@@ -144,8 +146,8 @@ mod tests {
         let names = ["awake", "asleep", "excused"].map(String::from);
         let mut audit = GradientAudit::new(names.iter(), &[("excused".to_string(), "a reason")], 2);
         let norms = |awake| names.iter().zip([awake, 0.0, 0.0]);
-        audit.observe(0, norms(0.5)).unwrap();
-        let message = audit.observe(1, norms(0.0)).unwrap_err().to_string();
+        audit.observe(norms(0.5)).unwrap();
+        let message = audit.observe(norms(0.0)).unwrap_err().to_string();
         let message = message.lines().next().unwrap();
         assert_eq!(message, "gradient audit: after 2 steps the gradient is still zero at asleep");
     }

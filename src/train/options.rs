@@ -17,7 +17,7 @@ pub struct TrainOptions {
     pub shards: usize,
     /// The highest learning rate, reached after the warm-up.
     pub learning_rate: f64,
-    /// The learning rate at the last step.
+    /// The learning rate that the cosine falls to: that of the step after the last.
     pub min_learning_rate: f64,
     /// Steps over which the learning rate rises linearly.
     pub warmup_steps: u64,
@@ -93,7 +93,7 @@ impl TrainOptions {
     }
 
     /// The learning rate of step `step`, counted from 0: a linear rise over the warm-up, then half a cosine from
-    /// `learning_rate` down to `min_learning_rate` at the last step (Loshchilov and Hutter 2016, arXiv:1608.03983).
+    /// `learning_rate` down to `min_learning_rate` after the last step (Loshchilov and Hutter 2016, arXiv:1608.03983).
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (highest, lowest) = (self.learning_rate, self.min_learning_rate);
         if step < self.warmup_steps {

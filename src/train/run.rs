@@ -9,7 +9,7 @@ use super::{RunFolder, StepReport, Trainer, ValidationReport};
 /// What [`train`] tells while it runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A step is done. To break here stops the run in good order: saved, to be gone on with.
+    /// A step is done.
     Step(&'a StepReport),
     /// A pass over the validation part is done.
     Validation(&'a ValidationReport),
@@ -27,7 +27,7 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options, with a validation, where the corpus has a part for it, and a checkpoint every
-/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off after any step.
+/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished and saved.
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good.
@@ -37,12 +37,15 @@ pub fn train(
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Outcome> {
     let (steps, eval_every) = (trainer.options().steps, trainer.options().eval_every);
+    if let Some(folder) = &mut folder {
+        folder.begin(trainer)?;
+    }
     while trainer.step() < steps {
         let report = trainer.train_step()?;
         if let Some(folder) = &mut folder {
             folder.log(&report)?;
         }
-        let interrupted = on_event(Event::Step(&report)).is_break();
+        let mut interrupted = on_event(Event::Step(&report)).is_break();
 
         let is_due = report.step == steps || report.step.is_multiple_of(eval_every);
         if is_due && !trainer.corpus().validation.is_empty() {
@@ -50,14 +53,13 @@ pub fn train(
             if let Some(folder) = &mut folder {
                 folder.log(&validation)?;
             }
-            // Whether to stop is asked after steps only.
-            let _ = on_event(Event::Validation(&validation));
+            interrupted |= on_event(Event::Validation(&validation)).is_break();
         }
         if (is_due || interrupted)
             && let Some(folder) = &mut folder
         {
             folder.save(trainer)?;
-            let _ = on_event(Event::Saved(report.step));
+            interrupted |= on_event(Event::Saved(report.step)).is_break();
         }
         if interrupted && report.step < steps {
             return Ok(Outcome::Interrupted);

@@ -149,6 +149,10 @@ impl Trainer {
         let mut trainer = Self::from_weights(weights, config, options, corpus, device)?;
         trainer.optimizer.restore(moments)?;
         trainer.step = state.step;
+        if state.step >= AUDIT_STEPS {
+            // Passed long ago: a gradient that has become zero since is no sign of a cut.
+            trainer.audit = GradientAudit::new(std::iter::empty(), &[], 0);
+        }
         trainer.best = state.best;
         Ok(trainer)
     }
@@ -159,7 +163,15 @@ impl Trainer {
     /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
     pub fn train_step(&mut self) -> Result<StepReport> {
         let batch = self.sampler.batch(&self.corpus.train, self.step)?;
-        let (loss, mut gradients) = self.gradients(&batch)?;
+        self.train_step_on(&batch)
+    }
+
+    /// Makes one optimizer step on a batch of one's own.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::train_step`].
+    pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
+        let (loss, mut gradients) = self.gradients(batch)?;
         let gradient_norm = self.checked_norm(&gradients, loss)?;
         if self.options.clip_norm > 0.0 {
             gradients.clip(gradient_norm, self.options.clip_norm);
@@ -197,20 +209,20 @@ impl Trainer {
         if !loss.is_finite() {
             bail!("step {}: the loss is {loss}", self.step + 1);
         }
-        self.audit.observe(self.step, names().zip(norms.iter().copied()))?;
+        self.audit.observe(names().zip(norms.iter().copied()))?;
         Ok(norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt())
     }
 
     /// The loss over the whole validation part, all non-overlapping windows of the context's length.
     ///
     /// # Errors
-    /// If the corpus has no validation part, or the loss is not a number.
+    /// If the corpus has no validation part, or the loss is not finite.
     pub fn validate(&mut self) -> Result<ValidationReport> {
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
         let evaluation = evaluate(&self.model, batches, &self.device)?;
-        if evaluation.loss.is_nan() {
+        if !evaluation.loss.is_finite() {
             bail!("step {}: the validation loss is {}", self.step, evaluation.loss);
         }
         let is_best = self.best.is_none_or(|best| evaluation.loss < best.validation_loss);

@@ -99,6 +99,24 @@ fn the_dtypes_below_f32_work_and_have_gradients() {
     }
 }
 
+/// A running sum in half precision would stop growing at 256 or 2048.
+#[test]
+fn long_rows_add_up_in_half_precision() {
+    use candle_attention::ops;
+    for dtype in [DType::F16, DType::BF16] {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+        let (q, k) = (zeros(&[1, 1, 1, 2]), zeros(&[1, 5000, 1, 2]));
+        let v = (&k + 1.0).unwrap();
+        let options = ops::AttentionOptions { mask: ops::Mask::Full, ..Default::default() };
+        let out = crate::support::values(&ops::attention(&q, &k, &v, &options).unwrap());
+        assert!((out[0] - 1.0).abs() < 0.02, "{dtype:?}: {out:?}");
+        let targets = Tensor::new(&[3u32], &Device::Cpu).unwrap();
+        let loss = ops::cross_entropy(&zeros(&[1, 50_257]), &targets).unwrap();
+        let loss = crate::support::values(&loss)[0];
+        assert!((loss - 50_257f64.ln()).abs() < 0.05, "{dtype:?}: {loss}");
+    }
+}
+
 #[test]
 fn a_wrong_input_is_named_with_what_was_expected() {
     let vb = Parameters::new(1).var_builder(DType::F32, &Device::Cpu);

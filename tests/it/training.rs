@@ -104,10 +104,12 @@ fn a_resumed_run_ends_as_one_that_was_never_stopped() {
     let mut folder = RunFolder::create(&whole, &tokenizer, &uninterrupted, "").unwrap();
     let (outcome, losses) = run_in(&mut folder, &mut uninterrupted, None);
     assert_eq!(outcome, Outcome::Finished);
+    drop(folder);
 
     let (tokenizer, mut first) = trainer(&options);
     let mut folder = RunFolder::create(&parts, &tokenizer, &first, "").unwrap();
     let (outcome, mut pieces) = run_in(&mut folder, &mut first, Some(6));
+    assert!(resume(&parts, &options).err().unwrap().to_string().contains("another process is training in"));
     assert_eq!(outcome, Outcome::Interrupted);
     // What a crash after the checkpoint may leave: steps that will be made again.
     folder.log(&serde_json::json!({ "step": 7, "loss": 9.9 })).unwrap();
@@ -145,6 +147,7 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
     let (tokenizer, mut trainer) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
     run_in(&mut folder, &mut trainer, None);
+    drop(folder);
     let best = trainer.best().unwrap();
     assert!(best.step < 16, "the test needs a run that gets worse: best at step {}", best.step);
 
@@ -157,8 +160,18 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
     assert_eq!(loss(&root), best.validation_loss);
     std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
     assert!(Run::open(&root, &Device::Cpu).is_err());
-    drop(resume(&root, &options).unwrap());
+    let (mut folder, trainer) = resume(&root, &options).unwrap();
+    folder.begin(&trainer).unwrap();
     assert_eq!(loss(&root), best.validation_loss);
+
+    // Damaged where it comes from, it is not put there.
+    std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
+    let source = root.join(format!("training/step-{:08}/model.safetensors", best.step));
+    let mut bytes = std::fs::read(&source).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&source, bytes).unwrap();
+    assert!(folder.begin(&trainer).unwrap_err().to_string().contains("is not the file that was written"));
+    assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), b"lost");
 }
 
 #[test]
@@ -169,11 +182,13 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
     let (tokenizer, mut trainer) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
     run_in(&mut folder, &mut trainer, None);
+    drop(folder);
     let refusal = |result: candle_core::Result<(RunFolder, Trainer)>| result.err().unwrap().to_string();
 
     let other = TrainOptions { batch_size: 6, ..options.clone() };
     assert!(refusal(resume(&root, &other)).contains("resume: expected the options"));
-    let (_, config, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+    let (folder, config, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+    drop(folder);
     let (_, corpus) = data();
     let changed = Corpus { fingerprint: "another".into(), ..corpus };
     let error = Trainer::resume(checkpoint, &config, &options, changed, &Device::Cpu).err().unwrap();
@@ -191,6 +206,46 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
     std::fs::write(root.join("training/current"), "../elsewhere\n").unwrap();
     assert!(refusal(resume(&root, &options)).contains("names \"../elsewhere\""));
     assert!(RunFolder::create(&root, &tokenizer, &trainer, "").err().unwrap().to_string().contains("already exists"));
+}
+
+#[test]
+fn options_come_back_from_a_checkpoint_as_they_were() {
+    for i in 0..60 {
+        let learning_rate = 0.0017 + f64::from(i) * 0.000_113;
+        let min_learning_rate = learning_rate / 10.0;
+        let options = TrainOptions { learning_rate, min_learning_rate, ..options(1) };
+        let json = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<TrainOptions>(&json).unwrap(), options);
+    }
+}
+
+#[test]
+fn shards_and_threads_leave_the_result_as_it_is() {
+    let losses = |shards, threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (_, mut trainer) = trainer(&TrainOptions { shards, ..options(20) });
+            (0..20).map(|_| trainer.train_step().unwrap().loss).collect::<Vec<f64>>()
+        })
+    };
+    let one = losses(1, 1);
+    for shards in [2, 5] {
+        let sharded = losses(shards, 1);
+        // Threads: to the last bit. Shards: the same sums in another order.
+        assert_eq!(sharded, losses(shards, 2));
+        assert_eq!(sharded, losses(shards, 5));
+        for (step, (loss, expected)) in sharded.iter().zip(&one).enumerate() {
+            assert!((loss - expected).abs() < 1e-4, "{shards} shards, step {step}: {loss}, expected {expected}");
+        }
+    }
+    assert_eq!(one, losses(1, 5));
+}
+
+#[test]
+fn validation_builds_no_graph() {
+    let (_, trainer) = trainer(&options(1));
+    let ids = candle_core::Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
+    assert!(!trainer.model().forward(&ids).unwrap().track_op());
 }
 
 #[test]

@@ -3,16 +3,21 @@
 use candle_core::{D, Result, Tensor};
 
 use super::AttentionOptions;
+use crate::ops::storage::precise;
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
     let (_, t, h, d) = q.dims4()?;
     let (_, s, _, _) = k.dims4()?;
 
+    // Sums of half-precision numbers, taken in half precision, would stop growing at a few hundred.
+    let (dtype, precise) = (q.dtype(), precise(q.dtype()));
+    let (q, k, v) = (q.to_dtype(precise)?, k.to_dtype(precise)?, v.to_dtype(precise)?);
+
     let q = (q * options.scale.factor(d))?;
     let q = q.transpose(1, 2)?.contiguous()?; // (B, H, T, D)
-    let k = for_each_query_head(k, h)?; // (B, H, S, D)
-    let v = for_each_query_head(v, h)?; // (B, H, S, E)
+    let k = for_each_query_head(&k, h)?; // (B, H, S, D)
+    let v = for_each_query_head(&v, h)?; // (B, H, S, E)
 
     let scores = q.matmul(&k.t()?)?; // (B, H, T, S)
     let scores = match options.mask.additive(t, s, scores.dtype(), scores.device())? {
@@ -21,7 +26,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     };
     let weights = softmax(&scores)?; // (B, H, T, S)
     let out = weights.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
-    Ok((out, weights))
+    Ok((out.to_dtype(dtype)?, weights.to_dtype(dtype)?))
 }
 
 /// (B, S, G, D) to (B, H, S, D): each head as often as there are heads of queries that use it.

@@ -59,6 +59,13 @@ fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {
         [leading @ .., _] if leading == targets.dims() => {}
         dims => bail!("{op}: expected targets of the leading shape of {name} {dims:?}, got {:?}", targets.dims()),
     }
+    if !xs.dtype().is_float() || targets.elem_count() == 0 {
+        bail!(
+            "{op}: expected {name} to be one or more rows of a floating-point dtype, got {:?} of {:?}",
+            xs.dtype(),
+            xs.dims()
+        );
+    }
     if targets.dtype() != DType::U32 {
         bail!("{op}: expected targets of dtype U32, got {:?}", targets.dtype());
     }

@@ -57,9 +57,11 @@ fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
     if parameter.dims() != [channels] {
         bail!("{op}: expected parameters of shape {:?}, got {:?}", [channels], parameter.dims());
     }
-    if !xs.dtype().is_float() || parameter.dtype() != xs.dtype() {
-        let (expected, got) = (xs.dtype(), parameter.dtype());
-        bail!("{op}: expected parameters of the input's floating-point dtype {expected:?}, got {got:?}");
+    if !xs.dtype().is_float() {
+        bail!("{op}: expected an input of a floating-point dtype, got {:?}", xs.dtype());
+    }
+    if parameter.dtype() != xs.dtype() {
+        bail!("{op}: expected parameters of the input's dtype {:?}, got {:?}", xs.dtype(), parameter.dtype());
     }
     if !parameter.device().same_device(xs.device()) {
         let (expected, got) = (xs.device().location(), parameter.device().location());

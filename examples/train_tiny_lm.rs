@@ -13,7 +13,7 @@ use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
 fn main() -> Result<()> {
-    // Text: the built-in sentences, a tenth of them held out, as characters.
+    // Text: some two thousand sentences, a tenth of them held out, as characters.
     let documents = [Document::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
     let context_len = 32;
     let (tokenizer, corpus) =

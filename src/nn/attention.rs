@@ -1,35 +1,4 @@
-//! Causal self-attention with learnable W^Q, W^K and W^V.
-//!
-//! For the rows `x[t]` of an input of T positions and C channels,
-//!
-//! ```text
-//! q = x W^Q    k = x W^K    v = x W^V
-//! y[t] = sum over s <= t of softmax(scale * q[t] . k[s]) * v[s]
-//! ```
-//!
-//! in each of H heads, which share the C channels between them; with an output projection, `y W^O`.
-//!
-//! | tensor | shape |
-//! |---|---|
-//! | input | (B, T, C) or (T, C) |
-//! | output | as the input |
-//! | weights | (B, H, T, T), or (H, T, T) for an input (T, C) |
-//!
-//! ```
-//! use candle_attention::nn::{Parameters, causal_self_attention};
-//! use candle_core::{DType, Device, Module, Tensor};
-//!
-//! let parameters = Parameters::new(42);
-//! let layer = causal_self_attention(8, 2, parameters.var_builder(DType::F32, &Device::Cpu))?;
-//! let xs = Tensor::ones((3, 5, 8), DType::F32, &Device::Cpu)?;
-//! assert_eq!(layer.forward(&xs)?.dims(), [3, 5, 8]);
-//!
-//! let gradients = layer.forward(&xs)?.sum_all()?.backward()?;
-//! for (name, var) in parameters.vars() {
-//!     assert!(gradients.get(&var).is_some(), "{name} has no gradient");
-//! }
-//! # Ok::<(), candle_core::Error>(())
-//! ```
+//! Causal self-attention.
 
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -77,9 +46,38 @@ impl CausalSelfAttentionConfig {
     }
 }
 
-/// Self-attention: a [`Module`] whose gradients reach its weights and its input.
+/// Causal self-attention with learnable W^Q, W^K and W^V.
 ///
-/// Shapes and formula stand at the head of the module's source and in the README.
+/// For the rows `x[t]` of an input of T positions and C channels,
+///
+/// ```text
+/// q = x W^Q    k = x W^K    v = x W^V
+/// y[t] = sum over s <= t of softmax(scale * q[t] . k[s]) * v[s]
+/// ```
+///
+/// in each of H heads, which share the C channels between them; with an output projection, `y W^O`.
+///
+/// | tensor | shape |
+/// |---|---|
+/// | input | (B, T, C) or (T, C) |
+/// | output | as the input |
+/// | weights | (B, H, T, T), or (H, T, T) for an input (T, C) |
+///
+/// ```
+/// use candle_attention::nn::{Parameters, causal_self_attention};
+/// use candle_core::{DType, Device, Module, Tensor};
+///
+/// let parameters = Parameters::new(42);
+/// let layer = causal_self_attention(8, 2, parameters.var_builder(DType::F32, &Device::Cpu))?;
+/// let xs = Tensor::ones((3, 5, 8), DType::F32, &Device::Cpu)?;
+/// assert_eq!(layer.forward(&xs)?.dims(), [3, 5, 8]);
+///
+/// let gradients = layer.forward(&xs)?.sum_all()?.backward()?;
+/// for (name, var) in parameters.vars() {
+///     assert!(gradients.get(&var).is_some(), "{name} has no gradient");
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CausalSelfAttention {
     q_proj: Linear,

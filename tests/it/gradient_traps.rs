@@ -52,11 +52,12 @@ fn softmax() {
 /// This crate has no rotary embedding yet; candle-nn's own slow one passes gradients on.
 #[test]
 fn rope() {
-    let xs = var(1, &[1, 2, 3, 4]);
+    let xs = var(1, &[1, 3, 3, 4]);
     let angles = randn(2, &[3, 2]).to_dtype(DType::F32).unwrap();
     let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
-    let fused = candle_nn::rotary_emb::rope(&xs, &cos, &sin);
-    assert!(!reaches(&xs, fused), "candle-nn's rope has learned to pass gradients on");
+    for fused in [candle_nn::rotary_emb::rope, candle_nn::rotary_emb::rope_i, candle_nn::rotary_emb::rope_thd] {
+        assert!(!reaches(&xs, fused(&xs, &cos, &sin)), "candle-nn's rope has learned to pass gradients on");
+    }
     assert!(reaches(&xs, candle_nn::rotary_emb::rope_slow(&xs, &cos, &sin)));
 }
 
@@ -76,5 +77,15 @@ fn a_training_step_of_candle_nn_leaves_weights_behind_in_silence() {
     let loss = ops::rms_norm(&xs.matmul(&before).unwrap(), &norm, 1e-5).unwrap().sum_all().unwrap();
     optimizer.backward_step(&loss).unwrap();
     assert_ne!(before.flatten_all().unwrap().to_vec1::<f32>().unwrap(), start);
-    let _ = Device::Cpu;
+}
+
+/// A misspelt name gives zeros, and nobody is told; a store of this crate that was restored refuses it.
+#[test]
+fn a_var_map_makes_up_what_it_lacks() {
+    let map = candle_nn::VarMap::new();
+    let vb = candle_nn::VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    assert_eq!(vb.get(2, "wieght").unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+    let ones = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
+    let restored = candle_attention::nn::Parameters::restored([("weight".to_string(), ones)]).unwrap();
+    assert!(restored.var_builder(DType::F32, &Device::Cpu).get(2, "wieght").is_err());
 }

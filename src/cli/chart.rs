@@ -24,9 +24,9 @@ pub fn loss_curve(root: &Path) -> Result<Option<String>> {
     if losses.len() < 2 {
         return Ok(None);
     }
-    let values = || losses.iter().map(|point| point.1);
-    let (lowest, highest) = (values().fold(f32::INFINITY, f32::min), values().fold(0.0, f32::max));
     let smooth = smoothed(&losses, losses.len().div_ceil(60));
+    let values = || smooth.iter().map(|point| point.1);
+    let (lowest, highest) = (values().fold(f32::INFINITY, f32::min), values().fold(0.0, f32::max));
     let curve = Shape::Lines(&smooth);
     let mut chart = Chart::new_with_y_range(120, 40, first.0, last.0, lowest.min(highest - 0.1), highest);
     let chart = chart

@@ -17,19 +17,19 @@ pub struct GenerateArgs {
     /// The folder of a run, or any Hugging Face model folder of a GPT-2
     run: PathBuf,
     /// The text to go on from [default: a line break]
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
     /// Tokens to write
     #[arg(long, value_name = "N", default_value_t = 500)]
     max_tokens: usize,
     /// Below 1 safer, above 1 bolder; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.8)]
     temperature: f64,
     /// Choose among this many likeliest tokens only
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Choose among the fewest likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P")]
     top_p: Option<f64>,
     /// The same seed writes the same text
     #[arg(long, default_value_t = 1)]
@@ -49,7 +49,8 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
             writeln!(out, "---------------")?;
         }
         let mut sampler = Sampler::new(options, args.seed, sample)?;
-        sample::write(&run.model, &run.tokenizer, &args.prompt, args.max_tokens, &mut sampler, out)?;
+        let write = if run.tokenizer.kind_name() == "byte" { sample::write_bytes } else { sample::write };
+        write(&run.model, &run.tokenizer, &args.prompt, args.max_tokens, &mut sampler, out)?;
     }
     Ok(())
 }

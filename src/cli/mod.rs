@@ -31,8 +31,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train a model on text files; without any, on the small corpus of Portuguese sentences that is built in
+    #[command(allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
     /// Write text with a trained model
+    #[command(allow_negative_numbers = true)]
     Generate(generate::GenerateArgs),
     /// Loss, perplexity and bits per byte of a trained model on text files
     Eval(eval::EvalArgs),

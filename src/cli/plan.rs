@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_attention::model::ModelConfig;
 use candle_attention::train::{TrainOptions, Trainer};
 
 use super::grouped;
@@ -19,13 +18,15 @@ const FORWARD_PART: f64 = 0.3;
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and writes nothing to disk.
 pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}", prepared.description())?;
+    let tokens =
+        (options.steps as usize).saturating_mul(options.batch_size).saturating_mul(prepared.config.context_len);
     writeln!(
         out,
         "{} steps of {} sequences: {} tokens, {:.1} times the text",
         grouped(options.steps as usize),
-        options.batch_size,
-        grouped(tokens(&prepared.config, options)),
-        tokens(&prepared.config, options) as f64 / prepared.corpus.train.len() as f64
+        grouped(options.batch_size),
+        grouped(tokens),
+        tokens as f64 / prepared.corpus.train.len() as f64
     )?;
     writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared, options)))?;
     if let Err(error) = check_memory(&prepared, options) {
@@ -53,10 +54,6 @@ fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
     let tokens_a_step = (options.batch_size * trainer.config().context_len) as f64;
     let validation = step * FORWARD_PART * trainer.corpus().validation.len() as f64 / tokens_a_step;
     Ok((step, step * options.steps as f64 + validation * validations))
-}
-
-fn tokens(config: &ModelConfig, options: &TrainOptions) -> usize {
-    options.steps as usize * options.batch_size * config.context_len
 }
 
 /// Refuses a run that would need more memory than there is.

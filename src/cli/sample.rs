@@ -52,6 +52,27 @@ pub fn write(
     Ok(())
 }
 
+/// As [`write`], byte by byte: what a model of bytes makes need not be text.
+pub fn write_bytes(
+    model: &CausalLm,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    max_tokens: usize,
+    sampler: &mut Sampler,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let ids = prompt_ids(model, tokenizer, prompt)?;
+    write!(out, "{prompt}")?;
+    let mut result = Ok(());
+    generate(model, &ids, max_tokens, sampler, &mut |id| {
+        result =
+            tokenizer.decode_bytes(&[id]).map_err(anyhow::Error::from).and_then(|bytes| Ok(out.write_all(&bytes)?));
+        if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    result?;
+    Ok(writeln!(out)?)
+}
+
 /// Writes the text of `ids` past the first `shown` bytes, but not a character that may still be unfinished. Returns
 /// how many bytes have been shown.
 fn show(tokenizer: &Tokenizer, ids: &[u32], shown: usize, out: &mut dyn Write) -> Result<usize> {

@@ -40,8 +40,9 @@ pub struct TrainArgs {
 /// The part of a text that is held out to validate on unless told otherwise.
 const VALIDATION_FRACTION: f64 = 0.1;
 
-/// The length of the sample at the end.
+/// The length of the sample at the end, and how bold it is.
 const SAMPLE_TOKENS: usize = 300;
+const SAMPLE_TEMPERATURE: f64 = 0.5;
 
 /// Trains a model, or goes on training one.
 pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
@@ -54,6 +55,9 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
         Some(path) => args.options.or(&Options::from_file(path)?)?,
         None => args.options,
     };
+    if let Some(root) = args.out.as_deref().filter(|root| root.file_name().is_none()) {
+        bail!("expected the path of a new folder, got {}", root.display());
+    }
     if let Some(root) = args.out.as_deref().filter(|root| root.exists() && !args.dry_run) {
         bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
     }
@@ -178,7 +182,7 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
         bail!("--{name} cannot be given with --resume: the run keeps its own");
     }
     if !RunFolder::exists(root) {
-        bail!("{} is no run to resume", root.display());
+        bail!("{} is no run to resume: it has no training/current", root.display());
     }
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
     let options = given.or(&saved)?;
@@ -213,7 +217,7 @@ fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> Str
 fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
-    if trainer.step() >= steps {
+    if trainer.step() == steps {
         writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
         return Ok(());
     }
@@ -267,9 +271,12 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "{curve}")?;
     }
     let run = Run::open(root, &Device::Cpu)?;
-    let mut sampler =
-        Sampler::new(SamplingOptions { temperature: 0.8, ..Default::default() }, trainer.options().seed, 0)?;
-    writeln!(out, "a sample:")?;
+    let mut sampler = Sampler::new(
+        SamplingOptions { temperature: SAMPLE_TEMPERATURE, ..Default::default() },
+        trainer.options().seed,
+        0,
+    )?;
+    writeln!(out, "a sample, at temperature {SAMPLE_TEMPERATURE}:")?;
     sample::write(&run.model, &run.tokenizer, "", SAMPLE_TOKENS, &mut sampler, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {

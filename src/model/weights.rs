@@ -104,7 +104,9 @@ pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String
 pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
     // transformers refuses files that do not name the framework whose layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    files::replace(path, |temporary| Ok(safetensors::serialize_to_file(tensors, Some(metadata), temporary)?))
+    // Not `serialize_to_file`, whose files only their owner can read.
+    let bytes = safetensors::serialize(tensors, Some(metadata))?;
+    files::replace_with(path, &bytes)
 }
 
 /// Reads all tensors of a safetensors file.
@@ -114,6 +116,9 @@ pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<
         Err(error) => bail!("cannot read {}: {}", path.display(), bare(&error)),
     }
 }
+
+/// Faults of a file that are named one by one.
+const NAMED_PROBLEMS: usize = 12;
 
 /// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
@@ -147,7 +152,9 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     }
     problems.extend(on_disk.keys().map(|name| format!("{name} has no place in the model")));
     if !problems.is_empty() {
-        bail!("{}: {}", path.display(), problems.join("; "));
+        let (named, rest) = problems.split_at(problems.len().min(NAMED_PROBLEMS));
+        let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+        bail!("{}: {}{more}", path.display(), named.join("; "));
     }
     Ok(tensors)
 }

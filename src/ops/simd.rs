@@ -60,9 +60,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HI: f32 = 0.693_359_4;
     const LN_2_LO: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.3);
-    // Adding and subtracting 1.5 * 2^23 rounds to an integer, in the current rounding mode, in any version.
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN_2_HI) - n * LN_2_LO;
     let p = 1.987_569_1e-4f32;
     let p = p * r + 1.398_2e-3;
@@ -71,7 +72,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5.000_000_3e-1;
     let e_r = (p * r) * r + r + 1.0;
-    let two_n = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    let two_n = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
     if x < -87.3 { 0.0 } else { e_r * two_n }
 }
 

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{TrainOptions, Trainer};
 use crate::files;
 use crate::model::{ModelConfig, load_weights, read_safetensors, save_weights, write_safetensors};
+use crate::ops;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
@@ -64,6 +65,11 @@ pub struct Checkpoint {
 
 /// Writes the trainer's state as the folder `path` of the run in `root`, which appears complete or not at all.
 pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
+    for (name, var) in trainer.parameters().vars() {
+        if !ops::norm(&var)?.is_finite() {
+            bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
+        }
+    }
     let temporary = files::sibling(path);
     remove_folder(&temporary)?;
     remove_folder(path)?;

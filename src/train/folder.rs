@@ -234,6 +234,6 @@ fn current(training: &Path) -> Result<String> {
     let name = String::from_utf8_lossy(&files::read(&path)?).trim().to_string();
     match name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok()) {
         Some(step) if generation(step) == name => Ok(name),
-        _ => bail!("broken checkpoint: {} names {name:?}", path.display()),
+        _ => bail!("broken checkpoint: {} names no checkpoint", path.display()),
     }
 }

@@ -92,12 +92,26 @@ impl TrainOptions {
         Ok(())
     }
 
+    /// The first option in which `other` differs, with both values.
+    pub(super) fn difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
+        let map = |options: &Self| match serde_json::to_value(options) {
+            Ok(serde_json::Value::Object(map)) => Ok(map),
+            _ => bail!("train options: a value has no form in JSON"),
+        };
+        let (own, other) = (map(self)?, map(other)?);
+        let differing = own.into_iter().find(|(name, value)| other.get(name) != Some(value));
+        Ok(differing.map(|(name, value)| {
+            let other = other.get(&name).map(ToString::to_string);
+            (name, value.to_string(), other.unwrap_or_default())
+        }))
+    }
+
     /// The learning rate of step `step`, counted from 0: a linear rise over the warm-up, then half a cosine from
     /// `learning_rate` down to `min_learning_rate` after the last step (Loshchilov and Hutter 2016, arXiv:1608.03983).
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (highest, lowest) = (self.learning_rate, self.min_learning_rate);
         if step < self.warmup_steps {
-            return highest * (step + 1) as f64 / (self.warmup_steps + 1) as f64;
+            return highest * (step as f64 + 1.0) / (self.warmup_steps as f64 + 1.0);
         }
         let decay_steps = self.steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);

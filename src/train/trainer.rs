@@ -142,9 +142,12 @@ impl Trainer {
             bail!("resume: the text or the tokenizer is not the one that the run was trained on");
         }
         let TrainOptions { steps, eval_every, .. } = *options;
-        let expected = TrainOptions { steps, eval_every, ..state.options };
-        if expected != *options {
-            bail!("resume: expected the options {expected:?}, got {options:?}");
+        let saved = TrainOptions { steps, eval_every, ..state.options };
+        if let Some((name, expected, got)) = saved.difference(options)? {
+            bail!("resume: expected {name} {expected}, as the run has, got {got}");
+        }
+        if steps < state.step {
+            bail!("resume: expected at least the {} steps that are done, got {steps}", state.step);
         }
         let mut trainer = Self::from_weights(weights, config, options, corpus, device)?;
         trainer.optimizer.restore(moments)?;
@@ -204,10 +207,13 @@ impl Trainer {
         let names = || vars.iter().map(|(name, _)| name);
         let norms = gradients.norms()?;
         if let Some((name, norm)) = names().zip(&norms).find(|(_, norm)| !norm.is_finite()) {
-            bail!("step {}: the norm of the gradient of {name} is {norm}, the loss is {loss}", self.step + 1);
+            bail!(
+                "step {}: the norm of the gradient of {name} is {norm}, the loss is {loss}; a lower learning rate may help",
+                self.step + 1
+            );
         }
         if !loss.is_finite() {
-            bail!("step {}: the loss is {loss}", self.step + 1);
+            bail!("step {}: the loss is {loss}; a lower learning rate may help", self.step + 1);
         }
         self.audit.observe(names().zip(norms.iter().copied()))?;
         Ok(norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt())
@@ -223,7 +229,7 @@ impl Trainer {
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
         let evaluation = evaluate(&self.model, batches, &self.device)?;
         if !evaluation.loss.is_finite() {
-            bail!("step {}: the validation loss is {}", self.step, evaluation.loss);
+            bail!("step {}: the validation loss is {}; a lower learning rate may help", self.step, evaluation.loss);
         }
         let is_best = self.best.is_none_or(|best| evaluation.loss < best.validation_loss);
         if is_best {

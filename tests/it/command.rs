@@ -31,7 +31,7 @@ impl Space {
     fn works(&self, line: &str) -> String {
         let output = self.attn(line);
         assert!(output.status.success(), "attn {line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stdout).expect("printed what is not UTF-8")
     }
 
     /// Runs what should be refused: exit code 2 and one line on standard error that has `expected` in it.
@@ -58,7 +58,8 @@ fn entries(folder: &Path) -> Vec<String> {
 fn from_a_text_to_a_sample() {
     let space = Space::new();
     let printed = space.works(&format!("train text.txt {SMALL}"));
-    for expected in ["training loss", "a sample:", "lowest validation loss", "attn generate runs/text-1"] {
+    for expected in ["training loss", "a sample, at temperature", "lowest validation loss", "attn generate runs/text-1"]
+    {
         assert!(printed.contains(expected), "{printed}");
     }
     let root = space.path("runs/text-1");
@@ -98,7 +99,8 @@ fn every_tokenizer_trains() {
     for tokenizer in ["char", "byte", "bpe:300", "runs/char/tokenizer.json"] {
         let out = format!("runs/{}", tokenizer.split(['/', ':']).next().unwrap());
         space.works(&format!("train text.txt {SMALL} --tokenizer {tokenizer} --out {out}"));
-        space.works(&format!("generate {out} --max-tokens 5"));
+        let output = space.attn(&format!("generate {out} --max-tokens 5 --prompt gato"));
+        assert!(output.status.success() && output.stdout.starts_with(b"gato"), "{tokenizer}: {output:?}");
         space.works(&format!("eval {out} text.txt"));
     }
     space.write("noise.bin", &(0..=255).cycle().take(2000).collect::<Vec<u8>>());
@@ -127,9 +129,16 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     let metrics = std::fs::read_to_string(space.path("runs/a/training/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().filter(|line| line.contains("\"loss\"")).count(), 18);
     assert!(space.works("train --resume --out runs/a").contains("at step 18 of 18"));
+    space.refuses("train --resume --out runs/a --steps 5", "at least the 18 steps that are done, got 5");
+    assert!(space.works("train --resume --out runs/a").contains("at step 18 of 18"));
     space.refuses("train --resume --out runs/a --lr 0.1", "--lr cannot be given with --resume");
 
     space.works("train text.txt --init runs/a --steps 3 --out runs/b");
+    space.works("train --resume --steps 4 --out runs/b");
+    space.works("train --config runs/b/training/settings.toml --out runs/c");
+    std::fs::create_dir(space.path("runs/d.tmp")).unwrap();
+    space.works("train text.txt --init runs/a --steps 3 --out runs/d");
+    assert!(space.path("runs/d.tmp").exists(), "a folder that is not ours is gone");
     space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
 
     space.write("text.txt", "Another text altogether. ".repeat(90).as_bytes());
@@ -181,6 +190,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     let space = Space::new();
     space.write("empty.txt", b"");
     space.write("short.txt", b"abc");
+    space.write("same.txt", "a".repeat(2000).as_bytes());
     space.write("latin1.txt", b"Primeira linha.\nA\xe7\xe3o.\n");
     for (line, expected) in [
         ("train missing.txt", "missing.txt"),
@@ -188,6 +198,13 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train short.txt", "context length 64"),
         ("train latin1.txt", "line 2"),
         ("train text.txt --tokenizer bpe:3", "3"),
+        ("train text.txt --tokenizer bpe:99999999999999999", "at most 16777216"),
+        ("train text.txt --batch 18446744073709551615", "batch_size"),
+        ("train text.txt --batch 16000000 --context 100", "of memory"),
+        ("train text.txt --dim 1000000 --heads 1", "of memory"),
+        ("train same.txt", "vocab_size"),
+        ("train text.txt --lr -1", "learning_rate"),
+        ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
         ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
         ("train text.txt --steps 0", "steps"),
@@ -202,7 +219,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     ] {
         space.refuses(line, expected);
     }
-    assert_eq!(entries(space.0.path()), ["empty.txt", "latin1.txt", "short.txt", "text.txt"]);
+    assert_eq!(entries(space.0.path()), ["empty.txt", "latin1.txt", "same.txt", "short.txt", "text.txt"]);
 }
 
 #[test]

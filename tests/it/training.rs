@@ -186,7 +186,7 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
     let refusal = |result: candle_core::Result<(RunFolder, Trainer)>| result.err().unwrap().to_string();
 
     let other = TrainOptions { batch_size: 6, ..options.clone() };
-    assert!(refusal(resume(&root, &other)).contains("resume: expected the options"));
+    assert!(refusal(resume(&root, &other)).contains("resume: expected batch_size 5, as the run has, got 6"));
     let (folder, config, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
     drop(folder);
     let (_, corpus) = data();
@@ -204,7 +204,7 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
         std::fs::write(current.join(file), &good).unwrap();
     }
     std::fs::write(root.join("training/current"), "../elsewhere\n").unwrap();
-    assert!(refusal(resume(&root, &options)).contains("names \"../elsewhere\""));
+    assert!(refusal(resume(&root, &options)).contains("names no checkpoint"));
     assert!(RunFolder::create(&root, &tokenizer, &trainer, "").err().unwrap().to_string().contains("already exists"));
 }
 

@@ -9,11 +9,14 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, ProgressFormat, Trainer};
 
 use super::build::Parts;
-use super::chunks::{CHUNK_LEN, chunks};
+use super::chunks::{CHUNK_LEN, check_words, chunks};
 use super::{Tokenizer, byte_alphabet};
 
 /// A pair of tokens is merged when it stands in the text at least this often: one seen once is a memory, not a rule.
 const MIN_FREQUENCY: u64 = 2;
+
+/// Far above any vocabulary, and as much as can be allocated beforehand.
+const MOST_TOKENS: usize = 1 << 24;
 
 /// How far [`Tokenizer::train_bpe`] has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,8 @@ impl Tokenizer {
     /// The vocabulary has `vocab_size` ids, or fewer where no further pair of tokens stands in the texts twice.
     ///
     /// # Errors
-    /// A `vocab_size` that doesn't hold the 256 bytes and the end of text.
+    /// A `vocab_size` that doesn't hold the 256 bytes and the end of text, or above 2^24; and a word of more than 2^16
+    /// characters, whose merging takes time quadratic in them.
     pub fn train_bpe(
         texts: &[&str],
         vocab_size: usize,
@@ -51,6 +55,12 @@ impl Tokenizer {
         if vocab_size < least {
             let end = if end_of_text { " and the end of text" } else { "" };
             bail!("expected a bpe vocabulary of at least {least} tokens (256 bytes{end}), got {vocab_size}");
+        }
+        if vocab_size > MOST_TOKENS {
+            bail!("expected a bpe vocabulary of at most {MOST_TOKENS} tokens, got {vocab_size}");
+        }
+        for text in texts {
+            check_words(text)?;
         }
         let mut trainer = BpeTrainer::builder()
             .show_progress(false)

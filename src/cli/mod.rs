@@ -7,6 +7,7 @@ mod example;
 mod generate;
 mod options;
 mod plan;
+mod prepared;
 mod progress;
 mod sample;
 mod train;

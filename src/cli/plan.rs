@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use candle_attention::train::{TrainOptions, Trainer};
 
 use super::grouped;
-use super::train::Prepared;
+use super::prepared::Prepared;
 
 /// Steps that are made to measure: the first warms up.
 const MEASURED_STEPS: u32 = 3;

@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Sampler, SamplingOptions};
-use candle_attention::model::{ModelConfig, load_weights};
+use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
-use candle_attention::text::{Corpus, Document, Tokenizer, TokenizerChoice, Validation, prepare};
-use candle_attention::train::{Outcome, RunFolder, TrainOptions, Trainer, train};
+use candle_attention::text::{Corpus, Tokenizer};
+use candle_attention::train::{Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
 use super::options::Options;
-use super::progress::{Progress, bpe_progress, note};
-use super::{Failure, chart, document, grouped, plan, sample};
+use super::prepared::{Prepared, describe, texts};
+use super::progress::{Progress, note};
+use super::{Failure, chart, plan, sample};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -36,9 +37,6 @@ pub struct TrainArgs {
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
 }
-
-/// The part of a text that is held out to validate on unless told otherwise.
-const VALIDATION_FRACTION: f64 = 0.1;
 
 /// The length of the sample at the end, and how bold it is.
 const SAMPLE_TOKENS: usize = 300;
@@ -102,79 +100,6 @@ fn create_folder(
     }
 }
 
-/// All that a run starts from.
-pub struct Prepared {
-    tokenizer: Tokenizer,
-    /// How the tokenizer was chosen, unless it came with `init`.
-    choice: TokenizerChoice,
-    pub corpus: Corpus,
-    pub config: ModelConfig,
-    /// The model folder to start from.
-    init: Option<PathBuf>,
-}
-
-impl Prepared {
-    fn new(options: &Options) -> Result<Self> {
-        options.train_options().validate()?;
-        let (documents, validation) = texts(options)?;
-        if let Some(init) = &options.init {
-            options.check_init()?;
-            let config = ModelConfig::open(init)?;
-            let tokenizer = Tokenizer::from_file(init)?;
-            check_vocabulary(init, &config, &tokenizer)?;
-            let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
-            let init = Some(init.clone());
-            return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
-        }
-        // The sizes are checked before the text is read through, with the smallest vocabulary.
-        let sizes = options.model_config(2, None);
-        sizes.validate()?;
-        let choice = options.tokenizer.as_deref().unwrap_or("char").parse()?;
-        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, sizes.context_len, &mut bpe_progress())?;
-        // A tokenizer from a file may have an end of text that no text here ends with.
-        let end_of_text_id =
-            tokenizer.end_of_text_id().filter(|id| corpus.train.contains(id) || corpus.validation.contains(id));
-        let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
-        config.validate()?;
-        Ok(Self { tokenizer, choice, corpus, config, init: None })
-    }
-
-    /// The trainer of a new run, and its tokenizer.
-    pub fn trainer(self, options: &TrainOptions) -> Result<(Trainer, Tokenizer)> {
-        let Self { tokenizer, corpus, config, init, .. } = self;
-        let trainer = match init {
-            Some(init) => {
-                let weights = load_weights(&init.join("model.safetensors"), &config, &Device::Cpu)?;
-                Trainer::from_weights(weights, &config, options, corpus, &Device::Cpu)?
-            }
-            None => Trainer::new(&config, options, corpus, &Device::Cpu)?,
-        };
-        Ok((trainer, tokenizer))
-    }
-
-    /// Sizes of model and data, for people.
-    pub fn description(&self) -> String {
-        describe(&self.config, &self.tokenizer, &self.corpus)
-    }
-}
-
-/// The documents to train on, and what to validate on.
-fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
-    if options.texts.is_empty() && options.validation.is_empty() && options.validation_fraction.is_none() {
-        let (training, validation) = document::built_in();
-        return Ok((vec![training], Validation::Documents(vec![validation])));
-    }
-    let documents = match options.texts.is_empty() {
-        true => vec![document::built_in().0],
-        false => document::read_all(&options.texts)?,
-    };
-    let validation = match options.validation.is_empty() {
-        true => Validation::Fraction(options.validation_fraction.unwrap_or(VALIDATION_FRACTION)),
-        false => Validation::Documents(document::read_all(&options.validation)?),
-    };
-    Ok((documents, validation))
-}
-
 /// Opens the run in `root` at its last checkpoint.
 fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let allowed = ["texts", "validation", "steps", "eval-every"];
@@ -195,22 +120,6 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
     folder.write_settings(&options.to_toml()?)?;
     Ok((trainer, folder))
-}
-
-fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
-    format!(
-        "{} parameters: {} layers, {} heads, {} channels, context {}; {} tokens to train on, {} to validate on, \
-         vocabulary of {} ({})",
-        grouped(config.parameter_count()),
-        config.num_layers,
-        config.num_heads,
-        config.embed_dim,
-        config.context_len,
-        grouped(corpus.train.len()),
-        grouped(corpus.validation.len()),
-        grouped(config.vocab_size),
-        tokenizer.kind_name(),
-    )
 }
 
 /// Trains to the end, or to the first Ctrl-C, and reports.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::kernel::{self, Dims, Gradients, Place, Rows, RowsMut, Saved, Softmax};
+use super::layout::{GradientLayout, Sizes};
 use super::mask::{Causal, Full, Mask, Table, Visible};
 use crate::ops::parallel;
 use crate::ops::storage::{slice, values};
@@ -28,15 +29,6 @@ impl<'a> View<'a> {
     fn rows(self, b: usize, h: usize) -> Rows<'a> {
         Rows { data: &self.data[b * self.batch_stride + h * self.head_stride..], stride: self.position_stride }
     }
-}
-
-/// Sizes of a call: sequences, heads of queries, heads of keys and values, and those of a head.
-#[derive(Clone, Copy)]
-struct Sizes {
-    b: usize,
-    h: usize,
-    g: usize,
-    head: Dims,
 }
 
 /// The operation, with what it keeps for the way back: (B, H, T).
@@ -127,46 +119,6 @@ fn forward(views: [View; 3], scale: f32, visible: &impl Visible, sizes: Sizes) -
         });
     }
     (out, softmax)
-}
-
-/// Where the gradients of one sequence lie in its piece of the buffer: the places of the first head of queries, keys
-/// and values, the distance from one head to the next, and the length of a piece.
-#[derive(Clone, Copy)]
-struct GradientLayout {
-    places: [Place; 3],
-    head_strides: [usize; 3],
-    len: usize,
-}
-
-impl GradientLayout {
-    /// As the packed input: (T, 3, H, D).
-    fn packed(h: usize, d: usize, t: usize) -> Self {
-        let place = |i| Place { offset: i * h * d, stride: 3 * h * d };
-        Self { places: [place(0), place(1), place(2)], head_strides: [d; 3], len: t * 3 * h * d }
-    }
-
-    /// One after the other: (T, H, D), (S, G, D), (S, G, E).
-    fn separate(Sizes { h, g, head: Dims { t, s, d, e }, .. }: Sizes) -> Self {
-        let (dk, dv) = (t * h * d, t * h * d + s * g * d);
-        Self {
-            places: [
-                Place { offset: 0, stride: h * d },
-                Place { offset: dk, stride: g * d },
-                Place { offset: dv, stride: g * e },
-            ],
-            head_strides: [d, d, e],
-            len: dv + s * g * e,
-        }
-    }
-
-    /// The places of query head `h` and key-value head `g`.
-    fn head(self, h: usize, g: usize) -> [Place; 3] {
-        let shifted = |i: usize, head: usize| {
-            let Place { offset, stride } = self.places[i];
-            Place { offset: offset + head * self.head_strides[i], stride }
-        };
-        [shifted(0, h), shifted(1, g), shifted(2, g)]
-    }
 }
 
 fn backward(

@@ -41,6 +41,7 @@
 
 mod fused;
 mod kernel;
+mod layout;
 mod mask;
 mod reference;
 

@@ -52,7 +52,7 @@ pub fn write(
     Ok(())
 }
 
-/// As [`write`], byte by byte: what a model of bytes makes need not be text.
+/// As [`write()`], byte by byte: what a model of bytes makes need not be text.
 pub fn write_bytes(
     model: &CausalLm,
     tokenizer: &Tokenizer,

@@ -17,7 +17,6 @@ pub(super) struct Problem<'a> {
 }
 
 /// The gradients of `xs` and `weight`.
-#[derive(Clone)]
 pub(super) struct Gradients {
     pub(super) dxs: Vec<f32>,
     pub(super) dweight: Vec<f32>,

@@ -3,7 +3,7 @@
 mod kernel;
 mod reference;
 
-use std::sync::Mutex;
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
@@ -49,7 +49,7 @@ pub fn linear_cross_entropy(xs: &Tensor, weight: &Tensor, targets: &Tensor, divi
         targets,
         divisor,
         wants_gradients: xs.track_op() || weight.track_op(),
-        gradients: Mutex::new(None),
+        gradients: OnceLock::new(),
     };
     xs.contiguous()?.apply_op2(&weight.contiguous()?, op)
 }
@@ -72,12 +72,12 @@ fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The fused operation. Forward leaves the gradients here, for a gradient of 1 of the loss.
+/// The fused operation. Forward leaves the gradients of input and weight here, for a gradient of 1 of the loss.
 struct LinearCrossEntropy {
     targets: Vec<u32>,
     divisor: f64,
     wants_gradients: bool,
-    gradients: Mutex<Option<kernel::Gradients>>,
+    gradients: OnceLock<[Tensor; 2]>,
 }
 
 impl CustomOp2 for LinearCrossEntropy {
@@ -103,29 +103,25 @@ impl CustomOp2 for LinearCrossEntropy {
         };
         let mut gradients = self.wants_gradients.then(|| problem.zero_gradients());
         let loss = kernel::forward(&problem, gradients.as_mut());
-        if let Ok(mut kept) = self.gradients.lock() {
-            *kept = gradients;
+        if let Some(kernel::Gradients { dxs, dweight }) = gradients {
+            let dxs = Tensor::from_vec(dxs, xs_l.shape(), &Device::Cpu)?;
+            // The graph holds one such operation for each call, so nothing is there yet.
+            let _ = self.gradients.set([dxs, Tensor::from_vec(dweight, weight_l.shape(), &Device::Cpu)?]);
         }
         Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }
 
     fn bwd(
         &self,
-        xs: &Tensor,
-        weight: &Tensor,
+        _xs: &Tensor,
+        _weight: &Tensor,
         _loss: &Tensor,
         dloss: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let kept = self.gradients.lock().ok().and_then(|gradients| gradients.clone());
-        let Some(kernel::Gradients { mut dxs, mut dweight }) = kept else {
-            bail!("linear-cross-entropy: backward before forward")
-        };
-        let dloss = dloss.to_scalar::<f32>()?;
-        if dloss != 1.0 {
-            dxs.iter_mut().chain(&mut dweight).for_each(|gradient| *gradient *= dloss);
-        }
-        let dxs = Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?;
-        Ok((Some(dxs), Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?)))
+        let Some(gradients) = self.gradients.get() else { bail!("linear-cross-entropy: backward before forward") };
+        let dloss = f64::from(dloss.to_scalar::<f32>()?);
+        let scaled = |gradient: &Tensor| if dloss == 1.0 { Ok(gradient.clone()) } else { gradient * dloss };
+        Ok((Some(scaled(&gradients[0])?), Some(scaled(&gradients[1])?)))
     }
 }
 

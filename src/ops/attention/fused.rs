@@ -6,7 +6,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shap
 
 use super::kernel::{self, Dims, Gradients, Place, Rows, RowsMut, Saved, Softmax};
 use super::layout::{GradientLayout, Sizes};
-use super::mask::{Causal, Full, Mask, Table, Visible};
+use super::mask::{Mask, Seen};
+use super::visible::{Causal, Full, Other, Visible};
 use crate::ops::parallel;
 use crate::ops::storage::{slice, values};
 
@@ -45,10 +46,10 @@ impl Attention {
 
     /// The output (B, T, H, E).
     fn forward(&self, views: [View; 3], sizes: Sizes) -> Result<Vec<f32>> {
-        let (out, softmax) = match &self.mask {
-            Mask::Full => forward(views, self.scale, &Full, sizes),
-            Mask::Causal => forward(views, self.scale, &causal(sizes.head), sizes),
-            Mask::Allowed(allowed) => forward(views, self.scale, &table(allowed, sizes.head)?, sizes),
+        let (out, softmax) = match Seen::new(&self.mask, sizes.head.t, sizes.head.s)? {
+            None => forward(views, self.scale, &|_| Full, sizes),
+            Some(Seen::Causal { before }) => forward(views, self.scale, &|_| Causal { before }, sizes),
+            Some(seen) => forward(views, self.scale, &|sequence| Other { seen: &seen, sequence }, sizes),
         };
         // The graph holds one such operation for each call, so nothing is there yet.
         let _ = self.softmax.set(softmax);
@@ -68,20 +69,14 @@ impl Attention {
         let dout = dout.contiguous()?;
         let (out, dout) = (values(out)?, values(&dout)?);
         let saved = (&*out, &*dout, &**softmax);
-        Ok(match &self.mask {
-            Mask::Full => backward(views, saved, self.scale, &Full, layout, sizes),
-            Mask::Causal => backward(views, saved, self.scale, &causal(sizes.head), layout, sizes),
-            Mask::Allowed(allowed) => backward(views, saved, self.scale, &table(allowed, sizes.head)?, layout, sizes),
+        Ok(match Seen::new(&self.mask, sizes.head.t, sizes.head.s)? {
+            None => backward(views, saved, self.scale, &|_| Full, layout, sizes),
+            Some(Seen::Causal { before }) => backward(views, saved, self.scale, &|_| Causal { before }, layout, sizes),
+            Some(seen) => {
+                backward(views, saved, self.scale, &|sequence| Other { seen: &seen, sequence }, layout, sizes)
+            }
         })
     }
-}
-
-fn causal(dims: Dims) -> Causal {
-    Causal { before: dims.s - dims.t }
-}
-
-fn table(allowed: &Tensor, dims: Dims) -> Result<Table> {
-    Ok(Table { allowed: allowed.flatten_all()?.to_vec1()?, s: dims.s })
 }
 
 /// Whether there are too few sequences to keep all threads busy with one each.
@@ -89,7 +84,12 @@ fn splits_heads(sizes: Sizes) -> bool {
     sizes.b < parallel::threads() && sizes.g > 1
 }
 
-fn forward(views: [View; 3], scale: f32, visible: &impl Visible, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
+fn forward<V: Visible>(
+    views: [View; 3],
+    scale: f32,
+    visible: &(impl Fn(usize) -> V + Sync),
+    sizes: Sizes,
+) -> (Vec<f32>, Vec<Softmax>) {
     let Sizes { b, h, g, head } = sizes;
     let Dims { t, e, .. } = head;
     let inputs = |b_i: usize, h_i: usize| {
@@ -102,7 +102,7 @@ fn forward(views: [View; 3], scale: f32, visible: &impl Visible, sizes: Sizes) -
         let heads = parallel::map(b * h, |i| {
             let (mut out, mut softmax) = (vec![0.0; t * e], vec![Softmax::default(); t]);
             let rows = RowsMut { data: &mut out, stride: e };
-            kernel::forward(rows, &mut softmax, inputs(i / h, i % h), scale, visible, head);
+            kernel::forward(rows, &mut softmax, inputs(i / h, i % h), scale, &visible(i / h), head);
             (out, softmax)
         });
         for (i, (head_out, head_softmax)) in heads.iter().enumerate() {
@@ -114,18 +114,18 @@ fn forward(views: [View; 3], scale: f32, visible: &impl Visible, sizes: Sizes) -
         parallel::for_each_chunk_pair((&mut out, t * h * e), (&mut softmax, h * t), |b_i, out, softmax| {
             for (h_i, softmax) in softmax.chunks_exact_mut(t).enumerate() {
                 let rows = RowsMut { data: &mut out[h_i * e..], stride: h * e };
-                kernel::forward(rows, softmax, inputs(b_i, h_i), scale, visible, head);
+                kernel::forward(rows, softmax, inputs(b_i, h_i), scale, &visible(b_i), head);
             }
         });
     }
     (out, softmax)
 }
 
-fn backward(
+fn backward<V: Visible>(
     views: [View; 3],
     (out, dout, softmax): (&[f32], &[f32], &[Softmax]),
     scale: f32,
-    visible: &impl Visible,
+    visible: &(impl Fn(usize) -> V + Sync),
     layout: GradientLayout,
     sizes: Sizes,
 ) -> Vec<f32> {
@@ -138,7 +138,7 @@ fn backward(
             let (out, dout) = (Rows { data: &out[start..], stride }, Rows { data: &dout[start..], stride });
             let saved = Saved { out, dout, softmax: &softmax[(b_i * h + h_i) * t..][..t] };
             let inputs = [views[0].rows(b_i, h_i), views[1].rows(b_i, g_i), views[2].rows(b_i, g_i)];
-            kernel::backward(Gradients { data, places: places(h_i) }, saved, inputs, scale, visible, head);
+            kernel::backward(Gradients { data, places: places(h_i) }, saved, inputs, scale, &visible(b_i), head);
         }
     };
     let mut gradients = vec![0.0; b * layout.len];

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::mask::Visible;
+use super::visible::Visible;
 use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
 use crate::ops::simd::{dispatch, exp, max_of, sum_of};
 

@@ -1,122 +1,113 @@
 //! Which keys a query may see.
 
-use std::ops::Range;
-
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// The set of allowed (query, key) positions.
+///
+/// Where there are more keys (S) than queries (T), the queries are the last T positions: the position of query `t` is
+/// `t + S - T`. That is what decoding over cached keys needs.
 #[derive(Clone, Debug, Default)]
 pub enum Mask {
-    /// Query `t` sees the keys `s <= t`. Where there are more keys (S) than queries (T), the queries are the
-    /// last T positions: query `t` sees `s <= t + S - T`.
+    /// A query sees the keys up to its own position.
     #[default]
     Causal,
     /// Every query sees every key.
     Full,
+    /// A query sees the keys up to its own position, this many at most (its own included).
+    Window(usize),
+    /// A query sees the keys up to its own position, and the first so many whatever its own.
+    Prefix(usize),
+    /// Several documents packed into one sequence, of which the (B, S) tensor of `u32` gives the number at each
+    /// position: a query sees the keys up to its own position that have its own number.
+    Documents(Tensor),
+    /// Every query sees the keys where the (B, S) tensor of `u8` is not 0, as where sequences are padded.
+    Keys(Tensor),
     /// Query `t` sees key `s` where the (T, S) tensor of `u8` is not 0.
     Allowed(Tensor),
+    /// The (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides, anything else
+    /// biases. It has a gradient; memory is that of the scores.
+    Additive(Tensor),
 }
 
 impl Mask {
-    /// Refuses a mask that does not go with `t` queries and `s` keys.
-    pub(super) fn check(&self, t: usize, s: usize) -> Result<()> {
-        match self {
-            Mask::Causal if t > s => {
-                bail!("attention: a causal mask expects at least as many keys as queries, got {s} keys for {t} queries")
-            }
-            Mask::Allowed(allowed) if allowed.dims() != [t, s] || allowed.dtype() != DType::U8 => {
-                bail!(
-                    "attention: expected a mask of shape {:?} and dtype U8, got {:?} and {:?}",
-                    [t, s],
-                    allowed.dims(),
-                    allowed.dtype()
-                )
-            }
-            _ => Ok(()),
+    /// Refuses a mask that does not go with `b` sequences of `h` heads, `t` queries and `s` keys.
+    pub(super) fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
+        let is_causal = !matches!(self, Mask::Full | Mask::Keys(_) | Mask::Allowed(_) | Mask::Additive(_));
+        if is_causal && t > s {
+            bail!("attention: a causal mask expects at least as many keys as queries, got {s} keys for {t} queries");
         }
-    }
-
-    /// The mask as a term to add to the scores: a (T, S) tensor of 0 where allowed and minus infinity
-    /// elsewhere, or `None` where everything is allowed.
-    pub(super) fn additive(&self, t: usize, s: usize, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
-        let allowed: Vec<u8> = match self {
-            Mask::Full => return Ok(None),
-            Mask::Causal => (0..t).flat_map(|i| (0..s).map(move |j| u8::from(j <= i + s - t))).collect(),
-            Mask::Allowed(allowed) => allowed.flatten_all()?.to_vec1()?,
+        let (tensor, shape, expected) = match self {
+            Mask::Window(0) => bail!("attention: expected a window of at least 1, got 0"),
+            Mask::Documents(numbers) => (numbers, vec![b, s], DType::U32),
+            Mask::Keys(keys) => (keys, vec![b, s], DType::U8),
+            Mask::Allowed(allowed) => (allowed, vec![t, s], DType::U8),
+            Mask::Additive(bias) if bias.rank() == 2 => (bias, vec![t, s], dtype),
+            Mask::Additive(bias) if bias.rank() == 4 && bias.dim(1)? == 1 => (bias, vec![b, 1, t, s], dtype),
+            Mask::Additive(bias) => (bias, vec![b, h, t, s], dtype),
+            _ => return Ok(()),
         };
-        let terms: Vec<f32> = allowed.iter().map(|&a| if a == 0 { f32::NEG_INFINITY } else { 0.0 }).collect();
-        Ok(Some(Tensor::from_vec(terms, (t, s), device)?.to_dtype(dtype)?))
-    }
-}
-
-/// A mask as the kernel asks it.
-pub(super) trait Visible: Sync {
-    /// Whether a query sees a key.
-    fn sees(&self, query: usize, key: usize) -> bool;
-
-    /// A range, of all `s` keys, outside of which none of these queries sees anything.
-    fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize>;
-
-    /// Whether each of these queries sees each of these keys; to say no is always right.
-    fn all(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool;
-}
-
-/// [`Mask::Full`].
-pub(super) struct Full;
-
-impl Visible for Full {
-    fn sees(&self, _query: usize, _key: usize) -> bool {
-        true
-    }
-
-    fn keys(&self, _queries: &Range<usize>, s: usize) -> Range<usize> {
-        0..s
-    }
-
-    fn all(&self, _queries: &Range<usize>, _keys: &Range<usize>) -> bool {
-        true
-    }
-}
-
-/// [`Mask::Causal`], with this many keys before the first query's own.
-pub(super) struct Causal {
-    pub(super) before: usize,
-}
-
-impl Visible for Causal {
-    fn sees(&self, query: usize, key: usize) -> bool {
-        key <= query + self.before
-    }
-
-    fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize> {
-        0..s.min(queries.end + self.before)
-    }
-
-    fn all(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
-        keys.end <= queries.start + self.before + 1
-    }
-}
-
-/// [`Mask::Allowed`], row by row.
-pub(super) struct Table {
-    pub(super) allowed: Vec<u8>,
-    pub(super) s: usize,
-}
-
-impl Visible for Table {
-    fn sees(&self, query: usize, key: usize) -> bool {
-        self.allowed[query * self.s + key] != 0
-    }
-
-    fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize> {
-        let is_seen = |key: &usize| queries.clone().any(|query| self.sees(query, *key));
-        match ((0..s).find(is_seen), (0..s).rfind(is_seen)) {
-            (Some(first), Some(last)) => first..last + 1,
-            _ => 0..0,
+        if tensor.dims() != shape || tensor.dtype() != expected {
+            let (dims, dtype) = (tensor.dims(), tensor.dtype());
+            bail!("attention: expected a mask of shape {shape:?} and dtype {expected:?}, got {dims:?} and {dtype:?}");
         }
+        Ok(())
     }
 
-    fn all(&self, _queries: &Range<usize>, _keys: &Range<usize>) -> bool {
-        false
+    /// The mask as a term to add to the scores, of a shape that broadcasts to (B, H, T, S): 0 where allowed and minus
+    /// infinity elsewhere; `None` where everything is allowed.
+    pub(super) fn additive(&self, [b, t, s]: [usize; 3], dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+        if let Mask::Additive(bias) = self {
+            return Ok(Some(bias.to_dtype(dtype)?));
+        }
+        let Some(seen) = Seen::new(self, t, s)? else { return Ok(None) };
+        let sequences = if matches!(self, Mask::Documents(_) | Mask::Keys(_)) { b } else { 1 };
+        let mut terms = vec![f32::NEG_INFINITY; sequences * t * s];
+        for (i, term) in terms.iter_mut().enumerate() {
+            if seen.sees(i / (t * s), i / s % t, i % s) {
+                *term = 0.0;
+            }
+        }
+        Ok(Some(Tensor::from_vec(terms, (sequences, 1, t, s), device)?.to_dtype(dtype)?))
+    }
+}
+
+/// A mask that hides something, with its tensors as plain values: sees(sequence, query, key) is the definition that the
+/// reference follows and the kernel's masks are tested against.
+pub(super) enum Seen {
+    Causal { before: usize },
+    Window { before: usize, len: usize },
+    Prefix { before: usize, len: usize },
+    Documents { before: usize, s: usize, numbers: Vec<u32> },
+    Keys { s: usize, keys: Vec<u8> },
+    Allowed { s: usize, allowed: Vec<u8> },
+}
+
+impl Seen {
+    /// `None` for a mask that hides nothing, or that is a tensor of terms.
+    pub(super) fn new(mask: &Mask, t: usize, s: usize) -> Result<Option<Self>> {
+        let before = s.saturating_sub(t);
+        Ok(Some(match mask {
+            Mask::Full | Mask::Additive(_) => return Ok(None),
+            Mask::Causal => Self::Causal { before },
+            Mask::Window(len) => Self::Window { before, len: *len },
+            Mask::Prefix(len) => Self::Prefix { before, len: *len },
+            Mask::Documents(numbers) => Self::Documents { before, s, numbers: numbers.flatten_all()?.to_vec1()? },
+            Mask::Keys(keys) => Self::Keys { s, keys: keys.flatten_all()?.to_vec1()? },
+            Mask::Allowed(allowed) => Self::Allowed { s, allowed: allowed.flatten_all()?.to_vec1()? },
+        }))
+    }
+
+    pub(super) fn sees(&self, sequence: usize, query: usize, key: usize) -> bool {
+        match self {
+            Self::Causal { before } => key <= query + before,
+            Self::Window { before, len } => key <= query + before && query + before < key + len,
+            Self::Prefix { before, len } => key <= query + before || key < *len,
+            Self::Documents { before, s, numbers } => {
+                let numbers = &numbers[sequence * s..(sequence + 1) * s];
+                key <= query + before && numbers[query + before] == numbers[key]
+            }
+            Self::Keys { s, keys } => keys[sequence * s + key] != 0,
+            Self::Allowed { s, allowed } => allowed[query * s + key] != 0,
+        }
     }
 }

@@ -44,6 +44,7 @@ mod kernel;
 mod layout;
 mod mask;
 mod reference;
+mod visible;
 
 use candle_core::{Layout, Result, Tensor, bail};
 
@@ -92,7 +93,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     check(q, k, v, options)?;
     // The kernel has no use for what is not there, and reads rows of neighbouring channels.
     let is_empty = [q, k, v].iter().any(|tensor| tensor.elem_count() == 0);
-    if is_empty || !has_kernel(&[q, k, v]) {
+    if is_empty || !has_kernel(&[q, k, v]) || matches!(options.mask, Mask::Additive(_)) {
         return Ok(reference::attention(q, k, v, options)?.0);
     }
     let op = Attention::new(options.scale.factor(q.dim(3)?), options.mask.clone());
@@ -117,8 +118,9 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
         bail!("attention: expected packed channels divisible by 3 * {num_heads} heads, got {width}");
     }
     let head_dim = width / 3 / num_heads;
-    options.mask.check(t, t)?;
-    if has_kernel(&[qkv]) && qkv.elem_count() > 0 {
+    options.mask.check([b, num_heads, t, t], qkv.dtype())?;
+    let is_additive = matches!(options.mask, Mask::Additive(_));
+    if has_kernel(&[qkv]) && qkv.elem_count() > 0 && !is_additive {
         let attention = Attention::new(options.scale.factor(head_dim), options.mask.clone());
         return qkv.contiguous()?.apply_op1(PackedAttention { attention, num_heads });
     }
@@ -176,7 +178,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
     if g == 0 || !h.is_multiple_of(g) {
         bail!("attention: expected the heads of k and v to divide the {h} heads of q, got {g}");
     }
-    options.mask.check(t, s)
+    options.mask.check([b, h, t, s], q.dtype())
 }
 
 #[cfg(test)]
@@ -188,6 +190,23 @@ mod tests {
     fn checkers(t: usize, s: usize) -> Mask {
         let allowed: Vec<u8> = (0..t * s).map(|i| u8::from(i / s % 5 != 3 && (i / s + i % s) % 3 != 1)).collect();
         Mask::Allowed(Tensor::from_vec(allowed, (t, s), &Device::Cpu).unwrap())
+    }
+
+    /// One of each kind that has a kernel; in some a query sees nothing, or a whole tile is hidden.
+    fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
+        let documents: Vec<u32> = (0..b * s).map(|i| ((i % s) / (5 + 40 * (i / s))) as u32).collect();
+        let keys: Vec<u8> = (0..b * s).map(|i| u8::from(i % s < s - (i / s * 7) % s && i % 5 != 3)).collect();
+        vec![
+            Mask::Causal,
+            Mask::Full,
+            Mask::Window(9),
+            Mask::Window(70),
+            Mask::Prefix(3),
+            Mask::Prefix(90),
+            Mask::Documents(Tensor::from_vec(documents, (b, s), &Device::Cpu).unwrap()),
+            Mask::Keys(Tensor::from_vec(keys, (b, s), &Device::Cpu).unwrap()),
+            checkers(t, s),
+        ]
     }
 
     /// B, T, S, H, G, D, E: one of everything, off the tiles, many tiles, grouped heads.
@@ -205,8 +224,8 @@ mod tests {
     fn the_kernel_is_the_reference() {
         for [b, t, s, h, g, d, e] in SIZES {
             let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
-            for mask in [Mask::Causal, Mask::Full, checkers(t, s)] {
-                for scale in [Scale::InverseSqrt, Scale::Value(3.0)] {
+            for mask in masks(b, t, s) {
+                for scale in [Scale::InverseSqrt, Scale::Value(1.3)] {
                     let options = AttentionOptions { scale, mask: mask.clone() };
                     let label = format!("attention {:?} {mask:?} {scale:?}", [b, t, s, h, g, d, e]);
                     let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
@@ -269,5 +288,64 @@ mod tests {
         };
         let one = run(1);
         assert!(one == run(2) && one == run(5));
+    }
+
+    #[test]
+    fn a_bias_on_the_scores_has_its_gradient_and_hides_with_minus_infinity() {
+        let (q, k, v) = (randn(1, &[2, 7, 3, 5]), randn(2, &[2, 11, 3, 5]), randn(3, &[2, 11, 3, 5]));
+        let with_bias = |x: &[Tensor]| {
+            attention(
+                &x[0],
+                &x[1],
+                &x[2],
+                &AttentionOptions { mask: Mask::Additive(x[3].clone()), ..Default::default() },
+            )
+        };
+        for shape in [&[7, 11][..], &[2, 1, 7, 11], &[2, 3, 7, 11]] {
+            let inputs = [q.clone(), k.clone(), v.clone(), randn(4, shape)];
+            assert_like_reference("biased attention", &inputs, &with_bias, &with_bias);
+        }
+        let causal = attention(&q, &k, &v, &AttentionOptions::default()).unwrap();
+        let terms = Mask::Causal.additive([2, 7, 11], q.dtype(), &Device::Cpu).unwrap().unwrap();
+        let hidden = with_bias(&[q.clone(), k, v, terms.reshape((7, 11)).unwrap()]).unwrap();
+        let difference = (causal - hidden).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+        assert_eq!(difference, 0.0);
+    }
+
+    /// Where a score decides all alone, the worst of few roundings says little: only masks with many keys are tried here.
+    #[test]
+    fn the_kernel_is_the_reference_for_large_scores() {
+        for (mask, scale) in [(Mask::Causal, 3.0), (Mask::Full, 3.0), (Mask::Full, 30.0)] {
+            let inputs = [randn(1, &[2, 131, 3, 16]), randn(2, &[2, 131, 3, 16]), randn(3, &[2, 131, 3, 16])];
+            let options = AttentionOptions { scale: Scale::Value(scale), mask };
+            let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
+            let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+            assert_like_reference(&format!("attention {options:?}"), &inputs, &fused, &reference);
+        }
+    }
+
+    #[test]
+    fn a_window_of_one_gives_back_the_values() {
+        let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[2, 67, 3, 5]).to_dtype(candle_core::DType::F32).unwrap());
+        let options = AttentionOptions { mask: Mask::Window(1), ..Default::default() };
+        let out = attention(&q, &k, &v, &options).unwrap();
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&out), values(&v));
+    }
+
+    #[test]
+    fn masks_that_do_not_fit_are_named() {
+        let q = randn(1, &[2, 7, 3, 5]);
+        let u32s = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::U32, &Device::Cpu).unwrap();
+        for (mask, expected) in [
+            (Mask::Window(0), "a window of at least 1"),
+            (Mask::Documents(u32s(&[2, 6])), "a mask of shape [2, 7] and dtype U32, got [2, 6] and U32"),
+            (Mask::Keys(u32s(&[2, 7])), "a mask of shape [2, 7] and dtype U8, got [2, 7] and U32"),
+            (Mask::Additive(randn(2, &[2, 2, 7, 7])), "a mask of shape [2, 3, 7, 7] and dtype F64"),
+        ] {
+            let error =
+                attention(&q, &q, &q, &AttentionOptions { mask, ..Default::default() }).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::ops::storage::precise;
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
-    let (_, t, h, d) = q.dims4()?;
+    let (b, t, h, d) = q.dims4()?;
     let (_, s, _, _) = k.dims4()?;
 
     // Sums of half-precision numbers, taken in half precision, would stop growing at a few hundred.
@@ -20,7 +20,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     let v = for_each_query_head(&v, h)?; // (B, H, S, E)
 
     let scores = q.matmul(&k.t()?)?; // (B, H, T, S)
-    let scores = match options.mask.additive(t, s, scores.dtype(), scores.device())? {
+    let scores = match options.mask.additive([b, t, s], scores.dtype(), scores.device())? {
         Some(mask) => scores.broadcast_add(&mask)?,
         None => scores,
     };

@@ -11,6 +11,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod parallel;
+mod rotary;
 mod simd;
 mod storage;
 #[cfg(feature = "lm")]
@@ -25,6 +26,7 @@ pub use gelu::{gelu_erf, gelu_tanh};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;
+pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
     parallel::map,

@@ -49,7 +49,6 @@ fn softmax() {
     assert!(reaches(&q, Ok(weights)));
 }
 
-/// This crate has no rotary embedding yet; candle-nn's own slow one passes gradients on.
 #[test]
 fn rope() {
     let xs = var(1, &[1, 3, 3, 4]);
@@ -58,7 +57,9 @@ fn rope() {
     for fused in [candle_nn::rotary_emb::rope, candle_nn::rotary_emb::rope_i, candle_nn::rotary_emb::rope_thd] {
         assert!(!reaches(&xs, fused(&xs, &cos, &sin)), "candle-nn's rope has learned to pass gradients on");
     }
-    assert!(reaches(&xs, candle_nn::rotary_emb::rope_slow(&xs, &cos, &sin)));
+    for pairs in [ops::RotaryPairs::Halves, ops::RotaryPairs::Neighbours] {
+        assert!(reaches(&xs, ops::rotary(&xs, &cos, &sin, pairs)));
+    }
 }
 
 /// And the optimizer says nothing: a step of candle-nn's AdamW leaves what is cut off as it was.

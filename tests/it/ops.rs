@@ -131,6 +131,16 @@ fn gelus_are_their_formulas_with_exact_gradients() {
 }
 
 #[test]
+fn rotary_embedding_has_exact_gradients() {
+    let xs = Var::from_tensor(&randn(1, &[2, 3, 5, 4])).unwrap();
+    let (cos, sin) = ops::rotary_tables(100.0, 4, 7, 3, &xs).unwrap();
+    for pairs in [ops::RotaryPairs::Halves, ops::RotaryPairs::Neighbours] {
+        let vars = [("x".to_string(), xs.clone())];
+        check_gradients(&vars, || (ops::rotary(&xs, &cos, &sin, pairs)? * randn(2, &[2, 3, 5, 4]))?.sum_all());
+    }
+}
+
+#[test]
 fn cross_entropy_is_its_formula_with_exact_gradients() {
     let logits = Var::from_tensor(&randn(1, &[2, 3, 7])).unwrap();
     let targets = Tensor::new(&[[0u32, 6, 3], [2, 2, 5]], &Device::Cpu).unwrap();

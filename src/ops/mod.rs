@@ -1,7 +1,13 @@
 //! Differentiable functions on tensors: what the layers of [`crate::nn`] are made of.
 //!
-//! Every function here has a gradient with respect to every floating-point tensor it is given, on every
-//! device. Each module states the formula, the shapes and the errors of its function.
+//! Every function here has a gradient with respect to every floating-point tensor it is given, on every device (the
+//! optimizer's step, [`adamw`], needs none). Each states its formula, shapes and errors.
+//!
+//! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or on one thread
+//! inside [`sequential`]. Vector instructions are chosen when the program runs; the environment variable
+//! `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2`, `avx512`) forces a choice. Other dtypes and devices take the same functions
+//! composed of candle's own operations, which are also what the fused ones are tested against. Results are the same to
+//! the last bit for any number of threads.
 
 mod adamw;
 pub mod attention;

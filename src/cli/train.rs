@@ -127,6 +127,8 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
     if trainer.step() == steps {
+        // A crash behind the last checkpoint may have left older weights at the root.
+        folder.begin(&trainer)?;
         writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
         return Ok(());
     }

@@ -82,6 +82,11 @@ impl CausalLm {
         if t == 0 || t > self.config.context_len {
             bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
         }
+        // candle's look-up takes the highest `u32` for a row of zeros, without a word.
+        let ids_read: Vec<u32> = ids.flatten_all()?.to_vec1()?;
+        if let Some(id) = ids_read.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            bail!("causal-lm: expected ids below {}, got {id}", self.config.vocab_size);
+        }
         let positions = self.position_embedding.narrow(0, 0, t)?; // (T, C)
         let mut xs = self.token_embedding.forward(ids)?.broadcast_add(&positions)?; // (B, T, C)
         for block in &self.blocks {

@@ -86,7 +86,8 @@ impl AdamW {
             bail!("optimizer state: {}", problems.join("; "));
         }
         for (slot, moments) in self.slots.iter_mut().zip(taken) {
-            slot.moments = moments;
+            // Copies: the next step changes its moments in place.
+            slot.moments = Moments { first: moments.first.copy()?, second: moments.second.copy()? };
         }
         Ok(())
     }

@@ -192,8 +192,15 @@ impl RunFolder {
     /// Makes the best weights, or the last ones while there is no best, those at the root.
     fn publish(&self, step: u64, best: Option<Best>) -> Result<()> {
         let training = self.root.join(TRAINING);
-        let source = training.join(generation(best.map_or(step, |best| best.step)));
         let target = self.root.join(WEIGHTS);
+        let mut source = training.join(generation(best.map_or(step, |best| best.step)));
+        if !source.exists() {
+            // Validated, but never saved: what lies at the root is as good as can be had.
+            if target.exists() {
+                return Ok(());
+            }
+            source = training.join(generation(step));
+        }
         let expected = checkpoint::read_state(&source)?.checksums.remove(WEIGHTS);
         let is_right = |path: &Path| checkpoint::checksum(path).is_ok_and(|sum| Some(sum) == expected);
         if is_right(&target) {

@@ -20,13 +20,14 @@ pub(super) fn average(average: &mut [f32], gradient: &[f32], decay: f32, weight:
     });
 }
 
-/// `average = decay * average + weight * g^2`.
-pub(super) fn average_of_squares(average: &mut [f32], gradient: &[f32], decay: f32, weight: f32) {
+/// `average = decay * average + weight * (scale g)^2`: scaled first, so that a gradient that is clipped does not overflow.
+pub(super) fn average_of_squares(average: &mut [f32], gradient: &[f32], scale: f32, decay: f32, weight: f32) {
     for_each_chunk(average, CHUNK, |i, average| {
         dispatch(
             #[inline(always)]
             || {
                 for (average, g) in average.iter_mut().zip(&gradient[i * CHUNK..]) {
+                    let g = scale * g;
                     *average = decay * *average + weight * (g * g);
                 }
             },

@@ -62,6 +62,11 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
             bail!("adamw: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
         }
     }
+    let is_decay = |beta: f64| (0.0..1.0).contains(&beta);
+    if step.step == 0 || !is_decay(step.beta1) || !is_decay(step.beta2) {
+        let AdamWStep { step, beta1, beta2, .. } = step;
+        bail!("adamw: expected a step of at least 1 and betas from 0 to below 1, got {step}, {beta1} and {beta2}");
+    }
     if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
         return reference::adamw(var, gradient, moments, step);
     }
@@ -95,7 +100,7 @@ impl InplaceOp2 for Average {
         let (decay, rest) = (self.decay as f32, 1.0 - self.decay);
         match self.of_squares {
             false => kernel::average(average, gradient, decay, (rest * self.scale) as f32),
-            true => kernel::average_of_squares(average, gradient, decay, (rest * self.scale * self.scale) as f32),
+            true => kernel::average_of_squares(average, gradient, self.scale as f32, decay, rest as f32),
         }
         Ok(())
     }

@@ -81,7 +81,9 @@ impl Attention {
 
 /// Whether there are too few sequences to keep all threads busy with one each.
 fn splits_heads(sizes: Sizes) -> bool {
-    sizes.b < parallel::threads() && sizes.g > 1
+    // gemm takes another way, with other roundings, for a single column: its distance may not depend on the threads.
+    let has_columns = sizes.head.d > 1 && sizes.head.e > 1;
+    sizes.b < parallel::threads() && sizes.g > 1 && has_columns
 }
 
 fn forward<V: Visible>(

@@ -89,7 +89,8 @@ impl Seen {
         Ok(Some(match mask {
             Mask::Full | Mask::Additive(_) => return Ok(None),
             Mask::Causal => Self::Causal { before },
-            Mask::Window(len) => Self::Window { before, len: *len },
+            // No window is longer than all keys; an enormous one would overflow.
+            Mask::Window(len) => Self::Window { before, len: (*len).min(s) },
             Mask::Prefix(len) => Self::Prefix { before, len: *len },
             Mask::Documents(numbers) => Self::Documents { before, s, numbers: numbers.flatten_all()?.to_vec1()? },
             Mask::Keys(keys) => Self::Keys { s, keys: keys.flatten_all()?.to_vec1()? },

@@ -91,13 +91,20 @@ pub struct AttentionOptions {
 /// If a tensor is not of rank 4, or sizes, dtypes or devices do not agree.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     check(q, k, v, options)?;
-    // The kernel has no use for what is not there, and reads rows of neighbouring channels.
-    let is_empty = [q, k, v].iter().any(|tensor| tensor.elem_count() == 0);
-    if is_empty || !has_kernel(&[q, k, v]) || matches!(options.mask, Mask::Additive(_)) {
+    if is_empty(q, k, v) {
+        let ((b, t, h, _), e) = (q.dims4()?, v.dim(3)?);
+        return Tensor::zeros((b, t, h, e), q.dtype(), q.device());
+    }
+    if !has_kernel(&[q, k, v]) || matches!(options.mask, Mask::Additive(_)) {
         return Ok(reference::attention(q, k, v, options)?.0);
     }
     let op = Attention::new(options.scale.factor(q.dim(3)?), options.mask.clone());
     with_rows(q)?.apply_op3(&with_rows(k)?, &with_rows(v)?, op)
+}
+
+/// Whether there is nothing to add up: the result is zeros, whatever the sizes.
+fn is_empty(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
+    [q, k, v].iter().any(|tensor| tensor.elem_count() == 0)
 }
 
 /// The tensor, or a copy if its rows of channels are scattered.
@@ -139,6 +146,11 @@ pub fn attention_with_weights(
     options: &AttentionOptions,
 ) -> Result<(Tensor, Tensor)> {
     check(q, k, v, options)?;
+    if is_empty(q, k, v) {
+        let ((b, t, h, _), s) = (q.dims4()?, k.dim(1)?);
+        let zeros = |shape: (usize, usize, usize, usize)| Tensor::zeros(shape, q.dtype(), q.device());
+        return Ok((zeros((b, t, h, v.dim(3)?))?, zeros((b, h, t, s))?));
+    }
     reference::attention(q, k, v, options)
 }
 
@@ -346,6 +358,36 @@ mod tests {
             let error =
                 attention(&q, &q, &q, &AttentionOptions { mask, ..Default::default() }).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_gives_zeros_and_an_enormous_window_is_causal() {
+        for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
+            let of = |[b, t, s]: [usize; 3], mask: Mask| {
+                let like = |rows: usize| randn(1, &[b, rows, 2, 3]).to_dtype(dtype).unwrap();
+                attention(&like(t), &like(s), &like(s), &AttentionOptions { mask, ..Default::default() }).unwrap()
+            };
+            for sizes in [[0, 5, 5], [2, 0, 5], [2, 5, 0], [0, 0, 0]] {
+                let out = of(sizes, Mask::Full);
+                assert_eq!(out.dims(), [sizes[0], sizes[1], 2, 3]);
+                assert_eq!(
+                    out.abs()
+                        .unwrap()
+                        .sum_all()
+                        .unwrap()
+                        .to_dtype(candle_core::DType::F64)
+                        .unwrap()
+                        .to_scalar::<f64>()
+                        .unwrap(),
+                    0.0
+                );
+            }
+            let values = |x: &Tensor| {
+                x.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+            };
+            let (window, causal) = (of([1, 7, 9], Mask::Window(usize::MAX)), of([1, 7, 9], Mask::Causal));
+            assert_eq!(values(&window), values(&causal));
         }
     }
 }

@@ -5,7 +5,7 @@ mod reference;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Problem;
 use super::storage::{has_kernel, slice};
@@ -18,6 +18,7 @@ use super::storage::{has_kernel, slice};
 /// If the shapes or dtypes do not agree, or a target is V or more.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     check("cross-entropy", "logits", logits, targets)?;
+    check_targets("cross-entropy", targets, logits.dim(D::Minus1)?)?;
     reference::cross_entropy(logits, targets)
 }
 
@@ -33,25 +34,31 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// If the shapes or dtypes do not agree, or a target is V or more.
 pub fn linear_cross_entropy(xs: &Tensor, weight: &Tensor, targets: &Tensor, divisor: f64) -> Result<Tensor> {
     check("linear-cross-entropy", "the input", xs, targets)?;
+    let (vocab_size, channels) = weight.dims2()?;
+    let target_ids = check_targets("linear-cross-entropy", targets, vocab_size)?;
     if !has_kernel(&[xs, weight]) {
         let mean = reference::cross_entropy(&super::linear(xs, weight, None)?, targets)?;
         return mean * (targets.elem_count() as f64 / divisor);
     }
-    let (vocab_size, channels) = weight.dims2()?;
     if xs.dims().last() != Some(&channels) {
         bail!("linear-cross-entropy: expected an input of shape (.., {channels}), got {:?}", xs.dims());
     }
-    let targets: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocab_size) {
-        bail!("linear-cross-entropy: expected targets below {vocab_size}, got {target}");
-    }
     let op = LinearCrossEntropy {
-        targets,
+        targets: target_ids,
         divisor,
         wants_gradients: xs.track_op() || weight.track_op(),
         gradients: OnceLock::new(),
     };
     xs.contiguous()?.apply_op2(&weight.contiguous()?, op)
+}
+
+/// The targets, all below V. candle's own look-ups take the highest `u32` for nothing at all, without a word.
+fn check_targets(op: &str, targets: &Tensor, vocab_size: usize) -> Result<Vec<u32>> {
+    let targets: Vec<u32> = targets.flatten_all()?.to_vec1()?;
+    match targets.iter().find(|&&target| target as usize >= vocab_size) {
+        Some(target) => bail!("{op}: expected targets below {vocab_size}, got {target}"),
+        None => Ok(targets),
+    }
 }
 
 fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {

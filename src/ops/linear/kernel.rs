@@ -46,10 +46,11 @@ pub(super) fn backward_weight(dweight: &mut [f32], dys: &[f32], xs: &[f32], dims
 
 /// `dbias = sum over rows of dys`, as `ys = .. + bias`.
 pub(super) fn backward_bias(dbias: &mut [f32], dys: &[f32]) {
+    let out_dim = dbias.len().max(1);
     simd::dispatch(
         #[inline(always)]
         || {
-            for row in dys.chunks_exact(dbias.len()) {
+            for row in dys.chunks_exact(out_dim) {
                 for (sum, dy) in dbias.iter_mut().zip(row) {
                     *sum += dy;
                 }

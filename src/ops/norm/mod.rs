@@ -51,6 +51,7 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
     let channels = match xs.dims() {
+        [.., 0] => bail!("{op}: expected at least one channel, got none"),
         [.., channels] => *channels,
         [] => bail!("{op}: expected an input of shape (.., C), got a scalar"),
     };

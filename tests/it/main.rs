@@ -16,4 +16,6 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
+mod torch;
+#[cfg(feature = "lm")]
 mod training;

@@ -1,0 +1,212 @@
+//! Ten training steps against Hugging Face's own GPT-2, in torch: tests/fixtures/README.md says how they were made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_attention::model::{CausalLm, ModelConfig, load_weights};
+use candle_attention::nn::Parameters;
+use candle_attention::text::{Batch, Corpus};
+use candle_attention::train::{AdamW, Gradients, TrainOptions, Trainer};
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use crate::model::{named, saved};
+use crate::support::{assert_close, max_difference, values};
+
+/// Ten steps of Hugging Face's GPT-2; tests/fixtures/README.md says how they were made.
+#[derive(Deserialize)]
+struct TenSteps {
+    optimizer: Optimizer,
+    batches: Vec<Ids>,
+    logits_first: Vec<Vec<Vec<f64>>>,
+    losses_f64: Vec<f64>,
+    losses_f32: Vec<f64>,
+    grad_norms_f32: Vec<f64>,
+    grad_norms_f64: Vec<f64>,
+    f32_errors: F32Errors,
+}
+
+/// How far torch's f32 strays from its f64, by name.
+#[derive(Deserialize)]
+struct F32Errors {
+    logits_first: f64,
+    first_gradients: BTreeMap<String, f64>,
+    #[serde(rename = "final")]
+    last: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+struct Optimizer {
+    lr: Vec<f64>,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    clip: f64,
+}
+
+#[derive(Deserialize)]
+struct Ids {
+    inputs: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+}
+
+fn fixture(variant: &str) -> (PathBuf, ModelConfig, TenSteps) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(variant);
+    let config = ModelConfig::open(&folder).unwrap();
+    let steps = std::fs::read(folder.join("ten_steps.json")).unwrap();
+    (folder, config, serde_json::from_slice(&steps).unwrap())
+}
+
+/// Holds tensors, in Hugging Face's layout, against a file of the fixture.
+fn assert_like(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, oracle: &Path, tolerance: f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let got = saved(config, tensors, folder.path());
+    for (name, expected) in candle_core::safetensors::load(oracle, &Device::Cpu).unwrap() {
+        assert_close(&name, &got[&name], &expected, tolerance);
+    }
+}
+
+/// Makes the fixture's ten steps in `dtype`; gives the losses and the norms, and checks logits, first gradients and
+/// final weights to within `tolerance`.
+fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec<f64>) {
+    let (folder, config, steps) = fixture(variant);
+    let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
+    let weights = weights.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()));
+    let parameters = Parameters::restored(weights).unwrap();
+    let model = CausalLm::new(&config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
+    assert!(parameters.unread().is_empty());
+    let Optimizer { beta1, beta2, eps, weight_decay, clip, .. } = steps.optimizer;
+    let options = TrainOptions { beta1, beta2, eps, weight_decay, ..Default::default() };
+    let mut optimizer = AdamW::new(parameters.vars(), &options).unwrap();
+
+    let (mut losses, mut norms) = (vec![], vec![]);
+    for (step, batch) in steps.batches.iter().enumerate() {
+        let inputs = Tensor::new(batch.inputs.clone(), &Device::Cpu).unwrap();
+        let targets = Tensor::new(batch.targets.clone(), &Device::Cpu).unwrap();
+        let loss = model.loss(&inputs, &targets).unwrap();
+        let mut gradients = Gradients::collect(loss.backward().unwrap(), &parameters.vars()).unwrap();
+        if step == 0 {
+            let logits = Tensor::new(steps.logits_first.clone(), &Device::Cpu).unwrap();
+            assert_close("logits", &model.forward(&inputs).unwrap(), &logits, tolerance);
+            let names = parameters.vars().into_iter().map(|(name, _)| name);
+            let first = names.zip(gradients.tensors().iter().cloned()).collect();
+            assert_like(&config, first, &folder.join("first_gradients.safetensors"), tolerance);
+        }
+        let norm = gradients.norms().unwrap().iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        gradients.clip(norm, clip);
+        optimizer.step(&gradients, step as u64, steps.optimizer.lr[step]).unwrap();
+        losses.push(values(&loss)[0]);
+        norms.push(norm);
+    }
+    if dtype == DType::F64 {
+        assert_like(&config, named(&parameters), &folder.join("final.safetensors"), tolerance);
+    }
+    (losses, norms)
+}
+
+#[test]
+fn ten_steps_in_f64_are_those_of_hugging_faces_gpt2() {
+    for variant in ["with_bias", "nanogpt"] {
+        let (_, _, oracle) = fixture(variant);
+        let (losses, norms) = make_ten_steps(variant, DType::F64, 1e-9);
+        for (step, expected) in oracle.losses_f64.iter().enumerate() {
+            assert!((losses[step] - expected).abs() < 1e-10, "{variant}, step {step}: {losses:?}, expected {expected}");
+        }
+        for (step, expected) in oracle.grad_norms_f64.iter().enumerate() {
+            assert!((norms[step] - expected).abs() < 1e-9, "{variant}, step {step}: {norms:?}, expected {expected}");
+        }
+    }
+}
+
+/// The trainer itself, in f32 and in three uneven shards, is no further from the truth than three times what torch's f32
+/// is: losses, norms and final weights.
+#[test]
+fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
+    for variant in ["with_bias", "nanogpt"] {
+        let (folder, config, oracle) = fixture(variant);
+        let errors = &oracle.f32_errors;
+        make_ten_steps(variant, DType::F32, 3.0 * errors.logits_first.max(most(&errors.first_gradients)));
+
+        let Optimizer { ref lr, beta1, beta2, eps, weight_decay, clip } = oracle.optimizer;
+        let options = TrainOptions {
+            steps: 10,
+            batch_size: 7,
+            shards: 3,
+            learning_rate: 3e-3,
+            min_learning_rate: 3e-4,
+            warmup_steps: 3,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            clip_norm: clip,
+            ..Default::default()
+        };
+        let corpus = Corpus {
+            train: vec![0; 99],
+            validation: vec![],
+            train_bytes: 99,
+            validation_bytes: 0,
+            fingerprint: String::new(),
+        };
+        let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
+        let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, &Device::Cpu).unwrap();
+        let torch_error =
+            |f32s: &[f64], f64s: &[f64]| f32s.iter().zip(f64s).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let loss_error = 3.0 * torch_error(&oracle.losses_f32, &oracle.losses_f64);
+        let norm_error = 3.0 * torch_error(&oracle.grad_norms_f32, &oracle.grad_norms_f64);
+        for (step, ids) in oracle.batches.iter().enumerate() {
+            let batch = Batch {
+                inputs: ids.inputs.concat(),
+                targets: ids.targets.concat(),
+                batch_size: 7,
+                seq_len: 11,
+                starts: vec![0; 7],
+            };
+            let report = trainer.train_step_on(&batch).unwrap();
+            assert!(
+                (report.learning_rate - lr[step]).abs() < 1e-15,
+                "{variant}, step {step}: {report:?}, expected {}",
+                lr[step]
+            );
+            let (loss, norm) = (oracle.losses_f64[step], oracle.grad_norms_f64[step]);
+            assert!(
+                (report.loss - loss).abs() <= loss_error,
+                "{variant}, step {step}: {report:?}, expected {loss} ± {loss_error}"
+            );
+            assert!(
+                (report.gradient_norm - norm).abs() <= norm_error,
+                "{variant}, step {step}: {report:?}, expected {norm} ± {norm_error}"
+            );
+        }
+        let final_error = 3.0 * most(&errors.last);
+        let space = tempfile::tempdir().unwrap();
+        let got = saved(&config, named(trainer.parameters()), space.path());
+        for (name, expected) in candle_core::safetensors::load(folder.join("final.safetensors"), &Device::Cpu).unwrap()
+        {
+            // The gradient of a key bias is zero; what rounding leaves of it is not, and AdamW makes steps of it.
+            if name.ends_with("c_attn.bias") {
+                for part in [0, 2] {
+                    let third = |tensor: &Tensor| tensor.narrow(0, part * config.embed_dim, config.embed_dim).unwrap();
+                    assert_close(&name, &third(&got[&name]), &third(&expected), final_error);
+                }
+            } else {
+                assert_close(&name, &got[&name], &expected, final_error);
+            }
+        }
+    }
+}
+
+fn most(errors: &BTreeMap<String, f64>) -> f64 {
+    errors.values().copied().fold(0.0, f64::max)
+}
+
+#[test]
+fn a_fixture_differs_from_its_untrained_self() {
+    // Guards the two tests above against comparing a file with itself.
+    let (folder, config, _) = fixture("nanogpt");
+    let start = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
+    let end = load_weights(&folder.join("final.safetensors"), &config, &Device::Cpu).unwrap();
+    assert!(start.iter().all(|(name, tensor)| max_difference(tensor, &end[name]) > 1e-4));
+}

@@ -9,7 +9,7 @@ use candle_attention::run::Run;
 use candle_core::Device;
 use clap::Args;
 
-use super::sample;
+use super::sample::{self, Form};
 
 /// Arguments of `attn generate`.
 #[derive(Args)]
@@ -44,13 +44,13 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<()> {
     let options = SamplingOptions { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     options.validate()?;
     let run = Run::open(&args.run, &Device::Cpu)?;
+    let form = if run.tokenizer.kind_name() == "byte" { Form::Bytes } else { Form::Text };
     for sample in 0..args.samples {
         if sample > 0 {
             writeln!(out, "---------------")?;
         }
         let mut sampler = Sampler::new(options, args.seed, sample)?;
-        let write = if run.tokenizer.kind_name() == "byte" { sample::write_bytes } else { sample::write };
-        write(&run.model, &run.tokenizer, &args.prompt, args.max_tokens, &mut sampler, out)?;
+        sample::write(&run, &args.prompt, args.max_tokens, &mut sampler, form, out)?;
     }
     Ok(())
 }

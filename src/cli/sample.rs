@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Sampler, generate};
 use candle_attention::model::CausalLm;
+use candle_attention::run::Run;
 use candle_attention::text::Tokenizer;
 
 /// The ids to start from: those of `prompt`; without one, the end-of-text token, else a line break, else the first id.
@@ -21,67 +22,58 @@ fn prompt_ids(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str) -> Result<V
     Ok(model.config().end_of_text_id.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
 }
 
-/// Writes the prompt and, token by token, its continuation.
-pub fn write(
-    model: &CausalLm,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    max_tokens: usize,
-    sampler: &mut Sampler,
-    out: &mut dyn Write,
-) -> Result<()> {
-    let ids = prompt_ids(model, tokenizer, prompt)?;
-    write!(out, "{prompt}")?;
-    let mut new = Vec::new();
-    let mut shown = 0;
-    let mut failed = None;
-    generate(model, &ids, max_tokens, sampler, &mut |id| {
-        new.push(id);
-        match show(tokenizer, &new, shown, out) {
-            Ok(bytes) => shown = bytes,
-            Err(error) => failed = Some(error),
-        }
-        if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    // What was held back as an unfinished character is shown as it is.
-    let text = tokenizer.decode(&new)?;
-    writeln!(out, "{}", text.get(shown..).unwrap_or_default())?;
-    Ok(())
+/// In what form a continuation is written.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Form {
+    /// Text: a character that may still be unfinished waits, and bytes that are none are replaced.
+    Text,
+    /// The bytes as they are, which a model of bytes makes and which need not be text.
+    Bytes,
 }
 
-/// As [`write()`], byte by byte: what a model of bytes makes need not be text.
-pub fn write_bytes(
-    model: &CausalLm,
-    tokenizer: &Tokenizer,
+/// Writes the prompt and, token by token, its continuation.
+pub fn write(
+    run: &Run,
     prompt: &str,
     max_tokens: usize,
     sampler: &mut Sampler,
+    form: Form,
     out: &mut dyn Write,
 ) -> Result<()> {
+    let Run { model, tokenizer } = run;
     let ids = prompt_ids(model, tokenizer, prompt)?;
     write!(out, "{prompt}")?;
-    let mut result = Ok(());
+    let (mut new, mut shown, mut result) = (Vec::new(), 0, Ok(()));
     generate(model, &ids, max_tokens, sampler, &mut |id| {
-        result =
-            tokenizer.decode_bytes(&[id]).map_err(anyhow::Error::from).and_then(|bytes| Ok(out.write_all(&bytes)?));
+        new.push(id);
+        result = show(tokenizer, &new, &mut shown, form, out);
         if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     result?;
+    // What was held back as an unfinished character is shown as it is.
+    let rest = decoded(tokenizer, &new, form)?;
+    out.write_all(rest.get(shown..).unwrap_or_default())?;
     Ok(writeln!(out)?)
 }
 
-/// Writes the text of `ids` past the first `shown` bytes, but not a character that may still be unfinished. Returns
-/// how many bytes have been shown.
-fn show(tokenizer: &Tokenizer, ids: &[u32], shown: usize, out: &mut dyn Write) -> Result<usize> {
-    let text = tokenizer.decode(ids)?;
-    let finished = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-    if finished <= shown || !text.is_char_boundary(shown) {
-        return Ok(shown);
+/// Writes what the ids give past the first `shown` bytes, but not a character that may still be unfinished.
+fn show(tokenizer: &Tokenizer, ids: &[u32], shown: &mut usize, form: Form, out: &mut dyn Write) -> Result<()> {
+    let bytes = decoded(tokenizer, ids, form)?;
+    let finished = match form {
+        Form::Bytes => bytes.len(),
+        Form::Text => String::from_utf8_lossy(&bytes).trim_end_matches(char::REPLACEMENT_CHARACTER).len(),
+    };
+    if finished > *shown {
+        out.write_all(&bytes[*shown..finished])?;
+        out.flush()?;
+        *shown = finished;
     }
-    write!(out, "{}", &text[shown..finished])?;
-    out.flush()?;
-    Ok(finished)
+    Ok(())
+}
+
+fn decoded(tokenizer: &Tokenizer, ids: &[u32], form: Form) -> candle_core::Result<Vec<u8>> {
+    match form {
+        Form::Text => tokenizer.decode(ids).map(String::into_bytes),
+        Form::Bytes => tokenizer.decode_bytes(ids),
+    }
 }

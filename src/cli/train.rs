@@ -17,7 +17,8 @@ use clap::Args;
 use super::options::Options;
 use super::prepared::{Prepared, describe, texts};
 use super::progress::{Progress, note};
-use super::{Failure, chart, plan, sample};
+use super::sample::{self, Form};
+use super::{Failure, chart, plan};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -188,7 +189,7 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         0,
     )?;
     writeln!(out, "a sample, at temperature {SAMPLE_TEMPERATURE}:")?;
-    sample::write(&run.model, &run.tokenizer, "", SAMPLE_TOKENS, &mut sampler, out)?;
+    sample::write(&run, "", SAMPLE_TOKENS, &mut sampler, Form::Text, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
         writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;

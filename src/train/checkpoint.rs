@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,6 @@ use crate::ops;
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
-
-/// Files of the run that a checkpoint is of no use without.
-const AT_ROOT: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// The version of this layout; a later one may not be readable by this code.
 const FORMAT: u32 = 1;
@@ -65,8 +62,9 @@ pub struct Checkpoint {
 
 /// Writes the trainer's state as the folder `path` of the run in `root`, which appears complete or not at all.
 pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
-    for (name, var) in trainer.parameters().vars() {
-        if !ops::norm(&var)?.is_finite() {
+    let vars = trainer.parameters().vars();
+    for (name, var) in &vars {
+        if !ops::norm(var)?.is_finite() {
             bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
         }
     }
@@ -75,12 +73,10 @@ pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: 
     remove_folder(path)?;
     fs::create_dir_all(&temporary)?;
 
-    let weights = trainer.parameters().vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
+    let weights = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
     save_weights(&temporary.join(WEIGHTS), trainer.config(), &weights.collect())?;
     write_safetensors(&temporary.join(MOMENTS), trainer.moments())?;
-    let files = [(&temporary, WEIGHTS), (&temporary, MOMENTS)].map(|(folder, name)| (folder.join(name), name));
-    let at_root = AT_ROOT.map(|name| (root.join(name), name));
-    let sums = files.iter().chain(&at_root).map(|(path, name)| Ok((name.to_string(), checksum(path)?)));
+    let sums = vouched_for(root, &temporary).into_iter().map(|(name, path)| Ok((name.to_string(), checksum(&path)?)));
     let checksums = sums.collect::<Result<_>>()?;
     let state = TrainState {
         format: FORMAT,
@@ -97,6 +93,13 @@ pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: 
 
     fs::rename(&temporary, path)?;
     Ok(files::sync_parent(path)?)
+}
+
+/// The files whose checksums the state holds: those of the checkpoint in `folder`, and those at the run's root that it
+/// is of no use without.
+fn vouched_for(root: &Path, folder: &Path) -> [(&'static str, PathBuf); 4] {
+    [(WEIGHTS, folder), (MOMENTS, folder), ("config.json", root), ("tokenizer.json", root)]
+        .map(|(name, folder)| (name, folder.join(name)))
 }
 
 /// Reads the state in the folder `path`.
@@ -116,10 +119,8 @@ pub(super) fn read_state(path: &Path) -> Result<TrainState> {
 /// Reads the folder `path` of the run in `root`, and refuses files that are not those that were written.
 pub(super) fn load(root: &Path, path: &Path, config: &ModelConfig, device: &Device) -> Result<Checkpoint> {
     let state = read_state(path)?;
-    let files = [WEIGHTS, MOMENTS].map(|name| (path.join(name), name));
-    let at_root = AT_ROOT.map(|name| (root.join(name), name));
-    for (path, name) in files.iter().chain(&at_root) {
-        if state.checksums.get(*name) != Some(&checksum(path)?) {
+    for (name, path) in vouched_for(root, path) {
+        if state.checksums.get(name) != Some(&checksum(&path)?) {
             bail!("broken checkpoint: {} is not the file that was written", path.display());
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{AdamW, Best, Checkpoint, GradientAudit, Gradients, TrainOptions};
@@ -52,6 +52,8 @@ pub struct ValidationReport {
 /// function of the seed and the step's number.
 pub struct Trainer {
     parameters: Parameters,
+    /// The variables of `parameters`, in their order, at hand for every step.
+    vars: Vec<(String, Var)>,
     trainable: CausalLm,
     /// The same weights without a graph.
     model: CausalLm,
@@ -109,13 +111,14 @@ impl Trainer {
         );
         Ok(Self {
             model: CausalLm::new(config, parameters.frozen(DType::F32, device))?,
-            optimizer: AdamW::new(vars, options)?,
+            optimizer: AdamW::new(vars.clone(), options)?,
             sampler: BatchSampler {
                 seed: options.seed,
                 batch_size: options.batch_size,
                 context_len: config.context_len,
             },
             parameters,
+            vars,
             trainable,
             corpus,
             options: options.clone(),
@@ -188,12 +191,12 @@ impl Trainer {
     /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
     /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
     fn gradients(&self, batch: &Batch) -> Result<(f64, Gradients)> {
-        let (shards, vars) = (batch.shards(self.options.shards), self.parameters.vars());
+        let shards = batch.shards(self.options.shards);
         let divisor = batch.targets.len() as f64;
         let parts = ops::map(shards.len(), |i| {
             let (ids, targets) = (shards[i].inputs_tensor(&self.device)?, shards[i].targets_tensor(&self.device)?);
             let loss = self.trainable.loss_sum(&ids, &targets, divisor)?;
-            let gradients = Gradients::collect(loss.backward()?, &vars)?;
+            let gradients = Gradients::collect(loss.backward()?, &self.vars)?;
             Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
         });
         let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
@@ -203,8 +206,7 @@ impl Trainer {
 
     /// The global norm of the gradients, once the audit has passed and all is finite.
     fn checked_norm(&mut self, gradients: &Gradients, loss: f64) -> Result<f64> {
-        let vars = self.parameters.vars();
-        let names = || vars.iter().map(|(name, _)| name);
+        let names = || self.vars.iter().map(|(name, _)| name);
         let norms = gradients.norms()?;
         if let Some((name, norm)) = names().zip(&norms).find(|(_, norm)| !norm.is_finite()) {
             bail!(

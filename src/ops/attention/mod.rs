@@ -91,20 +91,17 @@ pub struct AttentionOptions {
 /// If a tensor is not of rank 4, or sizes, dtypes or devices do not agree.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     check(q, k, v, options)?;
-    if is_empty(q, k, v) {
-        let ((b, t, h, _), e) = (q.dims4()?, v.dim(3)?);
-        return Tensor::zeros((b, t, h, e), q.dtype(), q.device());
-    }
-    if !has_kernel(&[q, k, v]) || matches!(options.mask, Mask::Additive(_)) {
+    if !takes_kernel(&[q, k, v], &options.mask) {
         return Ok(reference::attention(q, k, v, options)?.0);
     }
     let op = Attention::new(options.scale.factor(q.dim(3)?), options.mask.clone());
     with_rows(q)?.apply_op3(&with_rows(k)?, &with_rows(v)?, op)
 }
 
-/// Whether there is nothing to add up: the result is zeros, whatever the sizes.
-fn is_empty(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
-    [q, k, v].iter().any(|tensor| tensor.elem_count() == 0)
+/// Whether the kernel takes these tensors: there is something to add up, and no bias whose gradient it does not know.
+fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
+    let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
+    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(_))
 }
 
 /// The tensor, or a copy if its rows of channels are scattered.
@@ -126,8 +123,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     }
     let head_dim = width / 3 / num_heads;
     options.mask.check([b, num_heads, t, t], qkv.dtype())?;
-    let is_additive = matches!(options.mask, Mask::Additive(_));
-    if has_kernel(&[qkv]) && qkv.elem_count() > 0 && !is_additive {
+    if takes_kernel(&[qkv], &options.mask) {
         let attention = Attention::new(options.scale.factor(head_dim), options.mask.clone());
         return qkv.contiguous()?.apply_op1(PackedAttention { attention, num_heads });
     }
@@ -146,11 +142,6 @@ pub fn attention_with_weights(
     options: &AttentionOptions,
 ) -> Result<(Tensor, Tensor)> {
     check(q, k, v, options)?;
-    if is_empty(q, k, v) {
-        let ((b, t, h, _), s) = (q.dims4()?, k.dim(1)?);
-        let zeros = |shape: (usize, usize, usize, usize)| Tensor::zeros(shape, q.dtype(), q.device());
-        return Ok((zeros((b, t, h, v.dim(3)?))?, zeros((b, h, t, s))?));
-    }
     reference::attention(q, k, v, options)
 }
 

@@ -8,7 +8,12 @@ use crate::ops::storage::precise;
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
     let (b, t, h, d) = q.dims4()?;
-    let (_, s, _, _) = k.dims4()?;
+    let (_, s, _, e) = v.dims4()?;
+    if [q, k, v].iter().any(|tensor| tensor.elem_count() == 0) {
+        // Nothing to add up: zeros, which candle's maximum over nothing would refuse.
+        let zeros = |shape: (usize, usize, usize, usize)| Tensor::zeros(shape, q.dtype(), q.device());
+        return Ok((zeros((b, t, h, e))?, zeros((b, h, t, s))?));
+    }
 
     // Sums of half-precision numbers, taken in half precision, would stop growing at a few hundred.
     let (dtype, precise) = (q.dtype(), precise(q.dtype()));

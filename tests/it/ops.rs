@@ -1,7 +1,7 @@
 //! The operations at their edges.
 
 use candle_attention::ops::{self, AttentionOptions, Mask, Scale, attention, attention_with_weights};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::support::{assert_close, check_gradients, randn, values};
 
@@ -128,6 +128,30 @@ fn gelus_are_their_formulas_with_exact_gradients() {
     let tanh = Tensor::new(&[-0.15880800939172324, 0.0, 0.8411919906082768, 1.954597694087775], &Device::Cpu).unwrap();
     assert_close("erf", &ops::gelu_erf(&known).unwrap(), &erf, 1e-7);
     assert_close("tanh", &ops::gelu_tanh(&known).unwrap(), &tanh, 1e-14);
+}
+
+#[test]
+fn activations_and_gated_products_are_their_formulas_with_exact_gradients() {
+    let (gate, up) = (randn(1, &[41]), Var::from_tensor(&randn(2, &[41])).unwrap());
+    let gate = Var::from_tensor(&(gate * 3.0).unwrap()).unwrap();
+    let vars = [("gate".to_string(), gate.clone()), ("up".to_string(), up.clone())];
+    type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let hold = |name: &str, op: Gated, formula: &dyn Fn(f64) -> f64| {
+        let expected: Vec<f64> = values(&gate).into_iter().zip(values(&up)).map(|(x, up)| formula(x) * up).collect();
+        let expected = Tensor::from_vec(expected, 41, &Device::Cpu).unwrap();
+        assert_close(name, &op(&gate, &up).unwrap(), &expected, 1e-14);
+        check_gradients(&vars, || (op(&gate, &up)? * randn(3, &[41]))?.sum_all());
+    };
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    hold("silu", |gate, up| ops::silu(gate)? * up, &silu);
+    hold("swiglu", ops::swiglu, &silu);
+    hold("relu-squared", |gate, up| ops::relu_squared(gate)? * up, &|x| x.max(0.0).powi(2));
+    hold("reglu", ops::reglu, &|x| x.max(0.0));
+    let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    hold("geglu-tanh", ops::geglu_tanh, &|x| x * (1.0 + inner(x).tanh()) / 2.0);
+    let erf = values(&ops::gelu_erf(&gate).unwrap());
+    let at = values(&gate);
+    hold("geglu-erf", ops::geglu_erf, &|x| erf[at.iter().position(|y| *y == x).unwrap()]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::block::Block;
 use super::config::ModelConfig;
 use crate::nn::{LayerNorm, layer_norm};
-use crate::ops;
+use crate::ops::{self, CrossEntropyOptions};
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
 ///
@@ -104,7 +104,8 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::loss`].
     pub fn loss_sum(&self, ids: &Tensor, targets: &Tensor, divisor: f64) -> Result<Tensor> {
-        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, divisor)
+        let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
+        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, &options)
     }
 
     /// The logits (B, V) of the token after the last position of `ids` (B, T).

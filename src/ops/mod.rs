@@ -31,7 +31,7 @@ mod testing;
 pub use activation::{geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, reglu, relu_squared, silu, swiglu};
 pub use adamw::{AdamWStep, Moments, adamw};
 pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
-pub use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use linear::linear;

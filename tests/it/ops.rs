@@ -86,7 +86,9 @@ fn huge_scores_stay_finite() {
     }
     let logits = (randn(4, &[3, 11]).to_dtype(DType::F32).unwrap() * 1e4).unwrap();
     let targets = Tensor::new(&[1u32, 2, 3], &Device::Cpu).unwrap();
-    assert!(ops::cross_entropy(&logits, &targets).unwrap().to_scalar::<f32>().unwrap().is_finite());
+    assert!(
+        ops::cross_entropy(&logits, &targets, &Default::default()).unwrap().to_scalar::<f32>().unwrap().is_finite()
+    );
 }
 
 #[test]
@@ -171,13 +173,15 @@ fn cross_entropy_is_its_formula_with_exact_gradients() {
     let rows = logits.reshape((6, 7)).unwrap().to_vec2::<f64>().unwrap();
     let loss = |row: &Vec<f64>, target: usize| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target];
     let expected = rows.iter().zip([0, 6, 3, 2, 2, 5]).map(|(row, target)| loss(row, target)).sum::<f64>() / 6.0;
-    let got = ops::cross_entropy(&logits, &targets).unwrap().to_scalar::<f64>().unwrap();
+    let got = ops::cross_entropy(&logits, &targets, &Default::default()).unwrap().to_scalar::<f64>().unwrap();
     assert!((got - expected).abs() < 1e-14, "{got}, expected {expected}");
-    check_gradients(&[("logits".to_string(), logits.clone())], || ops::cross_entropy(&logits, &targets));
+    check_gradients(&[("logits".to_string(), logits.clone())], || {
+        ops::cross_entropy(&logits, &targets, &Default::default())
+    });
 
     let outside = Tensor::new(&[[0u32, 7, 3], [2, 2, 5]], &Device::Cpu).unwrap();
-    assert!(ops::cross_entropy(&logits, &outside).is_err());
+    assert!(ops::cross_entropy(&logits, &outside, &Default::default()).is_err());
     let short = Tensor::new(&[[0u32, 6], [2, 2]], &Device::Cpu).unwrap();
-    let message = ops::cross_entropy(&logits, &short).unwrap_err().to_string();
+    let message = ops::cross_entropy(&logits, &short, &Default::default()).unwrap_err().to_string();
     assert!(message.contains("cross-entropy: expected targets of the leading shape of logits [2, 3, 7]"), "{message}");
 }

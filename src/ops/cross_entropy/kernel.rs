@@ -9,6 +9,13 @@ pub(super) struct Targets {
     pub(super) divisor: f64,
 }
 
+impl Targets {
+    /// The rows that count, and their targets.
+    pub(super) fn counting(&self) -> (Vec<u32>, Vec<u32>) {
+        (0..).zip(&self.ids).filter_map(|(row, id)| id.map(|id| (row, id))).unzip()
+    }
+}
+
 /// Of one row: the highest logit, and the sum of the exponentials relative to it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Row {
@@ -73,11 +80,7 @@ pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], target
 }
 
 /// The loss of one row. Where the divisor of the gradients is given, they take the place of the logits.
-pub(super) fn loss_in_place(logits: &mut [f32], target: Option<u32>, divisor: Option<f64>) -> f64 {
-    let Some(target) = target.map(|target| target as usize) else {
-        logits.fill(0.0);
-        return 0.0;
-    };
+pub(super) fn loss_in_place(logits: &mut [f32], target: usize, divisor: Option<f64>) -> f64 {
     let of_target = logits[target];
     let Some(divisor) = divisor else { return sum_up(logits).loss(of_target) };
     let row = exponentiate(logits);

@@ -77,8 +77,14 @@ pub fn linear_cross_entropy(
     if xs.dims().last() != Some(&channels) {
         bail!("linear-cross-entropy: expected an input of shape (.., {channels}), got {:?}", xs.dims());
     }
-    let op = LinearCrossEntropy { targets, tracked: [xs.track_op(), weight.track_op()], gradients: OnceLock::new() };
-    xs.contiguous()?.apply_op2(&weight.contiguous()?, op)
+    let (rows, ids) = targets.counting();
+    let xs = match rows.len() == targets.ids.len() {
+        true => xs.contiguous()?,
+        false => super::embedding(&Tensor::new(rows, xs.device())?, &xs.reshape(((), channels))?)?,
+    };
+    let tracked = [xs.track_op(), weight.track_op()];
+    let op = LinearCrossEntropy { targets: ids, divisor: targets.divisor, tracked, gradients: OnceLock::new() };
+    xs.apply_op2(&weight.contiguous()?, op)
 }
 
 /// The targets that count, all below V. candle's own look-ups take the highest `u32` for nothing at all, without a word.

@@ -9,7 +9,7 @@ use crate::ops::storage::precise;
 pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
     let (dtype, device, vocab_size) = (logits.dtype(), logits.device(), logits.dim(D::Minus1)?);
     let logits = logits.reshape(((), vocab_size))?.to_dtype(precise(dtype))?; // (N, V)
-    let (rows, ids): (Vec<u32>, Vec<u32>) = (0..).zip(&targets.ids).filter_map(|(i, id)| id.map(|id| (i, id))).unzip();
+    let (rows, ids) = targets.counting();
     if rows.is_empty() {
         // Zero, and a gradient of zeros whatever the logits are.
         let nowhere = logits.zeros_like()?.detach().to_dtype(DType::U8)?;

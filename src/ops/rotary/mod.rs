@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn views_give_the_same() {
         let tables = [randn(2, &[11, 5]).narrow(0, 4, 7).unwrap(), randn(3, &[5, 7]).t().unwrap()];
-        let views: [(&[usize], fn(&Tensor) -> Result<Tensor>); 3] = [
+        type View = fn(&Tensor) -> Result<Tensor>;
+        let views: [(&[usize], View); 3] = [
             (&[2, 7, 90], |x| x.reshape((2, 7, 9, 10))?.narrow(2, 3, 3)),
             (&[2, 3, 7, 10], |x| x.transpose(1, 2)),
             (&[2, 10, 7, 3], |x| x.permute((0, 2, 3, 1))),

@@ -121,13 +121,32 @@ fn sizes(kind: Kind) -> impl Strategy<Value = [usize; 7]> {
     )
 }
 
+/// Options but for the mask.
+fn options() -> impl Strategy<Value = AttentionOptions> {
+    // Up to scores of 1e4.
+    let scale = prop_oneof![
+        3 => Just(Scale::InverseSqrt),
+        3 => (0.0..2.0).prop_map(Scale::Value),
+        1 => (100.0..1000.0).prop_map(Scale::Value)
+    ];
+    let dropout = (0.0..0.9, any::<u64>(), any::<u64>()).prop_map(|(rate, seed, first_sequence)| DropoutOptions {
+        rate,
+        key: RandomKey { seed, ..Default::default() },
+        first_sequence,
+    });
+    (scale, prop::option::weighted(0.3, 0.5..50.0), prop::option::weighted(0.3, dropout))
+        .prop_map(|(scale, softcap, dropout)| AttentionOptions { scale, mask: Mask::Full, softcap, dropout })
+}
+
 /// What may be added up and cancel out in attention and its gradients: an error in a score is one of the weights, as
 /// large again as the score.
-fn terms_of_attention(inputs: &[Tensor], scale: f64) -> f64 {
+fn terms_of_attention(inputs: &[Tensor], options: &AttentionOptions) -> f64 {
+    let scale = options.scale.factor(inputs[0].dim(3).unwrap());
+    let kept = 1.0 - options.dropout.map_or(0.0, |dropout| dropout.rate);
     let (q, k, v) = (longest(&inputs[0]), longest(&inputs[1]), longest(&inputs[2]));
     // A random gradient of E channels is about sqrt(E) long.
-    let dweights = 2.0 * (inputs[2].dim(3).unwrap() as f64).sqrt() * v;
-    (1.0 + scale * q * k) * v.max(dweights).max(dweights * scale * q.max(k))
+    let dweights = 2.0 * (inputs[2].dim(3).unwrap() as f64).sqrt() * v / kept;
+    (1.0 + scale * q * k) * (v / kept).max(dweights).max(dweights * scale * q.max(k))
 }
 
 proptest! {
@@ -136,17 +155,15 @@ proptest! {
     #[test]
     fn attention(
         (kind, [b, t, s, h, g, d, e]) in kind().prop_flat_map(|kind| (Just(kind), sizes(kind))),
-        // Up to scores of 1e4.
-        scale in prop_oneof![Just(None), (0.0..2.0).prop_map(Some), (100.0..1000.0).prop_map(Some)],
+        options in options(),
         seed in any::<u64>(),
         heads_first in any::<bool>(),
         sequential in any::<bool>(),
     ) {
-        let scale = scale.map_or(Scale::InverseSqrt, Scale::Value);
-        let options = AttentionOptions { scale, mask: kind.mask(seed, [b, h, t, s]), ..Default::default() };
+        let options = AttentionOptions { mask: kind.mask(seed, [b, h, t, s]), ..options };
         let inputs = [randn(seed, &[b, t, h, d]), randn(seed ^ 1, &[b, s, g, d]), randn(seed ^ 2, &[b, s, g, e])];
-        let terms = terms_of_attention(&inputs, scale.factor(d));
-        let label = format!("attention of {:?}, {kind:?}, {scale:?}", [b, t, s, h, g, d, e]);
+        let terms = terms_of_attention(&inputs, &options);
+        let label = format!("attention of {:?}, {kind:?}", [b, t, s, h, g, d, e]);
         if heads_first {
             let inputs = inputs.map(|x| x.transpose(1, 2).unwrap().contiguous().unwrap());
             let op = |x: &[Tensor]| {
@@ -164,13 +181,14 @@ proptest! {
     fn self_attention(
         (b, t, h, d) in (1..4usize, prop_oneof![1..10usize, 60..72usize], 1..4usize, 1..20usize),
         kind in kind(),
+        options in options(),
         seed in any::<u64>(),
         sequential in any::<bool>(),
     ) {
-        let options = AttentionOptions { mask: kind.mask(seed, [b, h, t, t]), ..Default::default() };
+        let options = AttentionOptions { mask: kind.mask(seed, [b, h, t, t]), ..options };
         let inputs = [randn(seed, &[b, t, 3 * h * d])];
         let heads = inputs[0].reshape((b, t, 3 * h, d)).unwrap();
-        let terms = terms_of_attention(&[heads.clone(), heads.clone(), heads], Scale::InverseSqrt.factor(d));
+        let terms = terms_of_attention(&[heads.clone(), heads.clone(), heads], &options);
         let op = |x: &[Tensor]| ops::self_attention(&x[0], h, &of_dtype(&options, &x[0])?);
         hold(&format!("self-attention of {:?}, {kind:?}", [b, t, h, d]), &inputs, sequential, op, terms);
     }

@@ -65,6 +65,15 @@ fn table() -> Vec<Row> {
         ("attention of many sequences", many, with(Mask::Full)),
         ("attention to windows", few, with(Mask::Window(40))),
         ("attention inside documents", many, with(Mask::Documents(documents))),
+        (
+            "attention with a soft cap and dropout",
+            few,
+            AttentionOptions {
+                softcap: Some(3.0),
+                dropout: Some(DropoutOptions { rate: 0.3, key, first_sequence: 3 }),
+                ..Default::default()
+            },
+        ),
     ];
     rows.extend(
         attention

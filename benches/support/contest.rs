@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
 use super::peer::Peer;
 use super::timing::median;
@@ -19,8 +19,7 @@ pub struct Contest {
 
 struct Side {
     name: &'static str,
-    /// `None` once it has failed.
-    peer: Option<Peer>,
+    peer: Peer,
     /// Of each round of the last question, one number or more.
     answers: Vec<Vec<f64>>,
 }
@@ -28,29 +27,19 @@ struct Side {
 impl Contest {
     /// Adds a side and starts its process.
     pub fn enter(&mut self, name: &'static str, command: Command) -> Result<()> {
-        self.sides.push(Side { name, peer: Some(Peer::start(command)?), answers: Vec::new() });
+        self.sides.push(Side { name, peer: Peer::start(command)?, answers: Vec::new() });
         Ok(())
     }
 
-    /// Asks every side the same question, in turn, so many times. A side that fails, unless it is the first, is left
-    /// out from then on, with a note.
+    /// Asks every side the same question, in turn, so many times.
     pub fn ask(&mut self, question: &str, rounds: usize) -> Result<()> {
         for side in &mut self.sides {
             side.answers.clear();
         }
         for _ in 0..rounds {
-            for (i, side) in self.sides.iter_mut().enumerate() {
-                let Some(peer) = &mut side.peer else { continue };
+            for side in &mut self.sides {
                 std::thread::sleep(PAUSE);
-                match peer.ask(question) {
-                    Ok(numbers) => side.answers.push(numbers),
-                    Err(error) if i == 0 => bail!("{}: {error:#}", side.name),
-                    Err(error) => {
-                        eprintln!("{} is left out: {error:#}", side.name);
-                        side.peer = None;
-                        side.answers.clear();
-                    }
-                }
+                side.answers.push(side.peer.ask(question).context(side.name)?);
             }
         }
         Ok(())
@@ -67,20 +56,20 @@ impl Contest {
     pub fn print_row(&self, label: &str, i: usize) {
         let first: Vec<f64> = self.sides[0].answers.iter().map(|numbers| numbers[i]).collect();
         let others = self.sides.iter().skip(1).map(|side| {
-            if side.answers.is_empty() {
-                return " - | - |".to_string();
-            }
             let own = side.answers.iter().map(|numbers| numbers[i]);
             let ratios = own.clone().zip(&first).map(|(own, first)| own / first).collect();
-            format!(" {} | {:.2} |", rounded(median(own.collect())), median(ratios))
+            format!(" {} | {} |", rounded(median(own.collect())), rounded(median(ratios)))
         });
         let others: String = others.collect();
         println!("| {label} | {} |{others}", rounded(median(first)));
     }
 }
 
-/// Three digits or more.
+/// Three digits or more; a dash for what a side could not measure, and called NaN.
 fn rounded(x: f64) -> String {
+    if x.is_nan() {
+        return "-".to_string();
+    }
     let decimals = if x < 10.0 { 2 } else { usize::from(x < 100.0) };
     format!("{x:.decimals$}")
 }

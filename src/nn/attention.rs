@@ -111,6 +111,7 @@ impl CausalSelfAttention {
             options: AttentionOptions {
                 scale: config.scale,
                 mask: if config.causal { Mask::Causal } else { Mask::Full },
+                ..Default::default()
             },
         })
     }

@@ -1,5 +1,5 @@
 //! Peak memory and time, forward and backward, of what must not hold everything at once: attention over 32768
-//! positions, and linear with cross-entropy over 32768 classes, fused and one after the other.
+//! positions, and linear with cross-entropy over 32768 classes: fused, one operation after the other, and with candle-nn's.
 //!
 //!     cargo bench --bench memory
 //!
@@ -8,7 +8,8 @@
 
 use anyhow::{Context, Result, bail};
 use candle_attention::ops;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Module, Tensor, Var};
+use candle_nn::Linear;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -43,6 +44,10 @@ fn main() -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("fused", peer::this_bench(&format!("fused {n} {c} {v}"))?)?;
     contest.enter("one after the other", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
+    let mut composed = peer::this_bench(&format!("composed {n} {c} {v}"))?;
+    // candle's pool as its users have it.
+    composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+    contest.enter("candle-nn", composed)?;
     contest.ask("once", rounds)?;
     contest.print_head(&format!("linear and cross-entropy, N {n} C {c} V {v}"));
     contest.print_row("forward and backward, ms", 0);
@@ -64,9 +69,14 @@ fn serve(side: &str) -> Result<()> {
             let (xs, weight) = (input(&[n, channels])?, input(&[classes, channels])?);
             let targets: Vec<u32> = (0..n).map(|i| (i * i % classes) as u32).collect();
             let targets = Tensor::from_vec(targets, n, &Device::Cpu)?;
+            let options = ops::CrossEntropyOptions::default();
             match name {
-                "fused" => measure(|| ops::linear_cross_entropy(&xs, &weight, &targets, n as f64)),
-                _ => measure(|| ops::cross_entropy(&ops::linear(&xs, &weight, None)?, &targets)),
+                "fused" => measure(|| ops::linear_cross_entropy(&xs, &weight, &targets, &options)),
+                "unfused" => measure(|| ops::cross_entropy(&ops::linear(&xs, &weight, None)?, &targets, &options)),
+                _ => measure(|| {
+                    let logits = Linear::new(weight.as_tensor().clone(), None).forward(&xs)?;
+                    candle_nn::loss::cross_entropy(&logits, &targets)
+                }),
             }
         }
         _ => bail!("expected sizes, got {side:?}"),

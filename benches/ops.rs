@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
 use candle_attention::ops;
-use candle_core::{D, Device, Module, Result as CandleResult, Tensor, Var};
+use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::Optimizer;
 use criterion::Criterion;
 
@@ -22,8 +22,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod support {
     pub mod composed_attention;
+    pub mod pairs;
 }
-use support::composed_attention;
+use support::pairs::{Op, Pair, pairs};
 
 /// Where the samples are kept.
 const RESULTS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/criterion");
@@ -33,25 +34,6 @@ const COMPOSED: &str = "candle-nn";
 /// B, H, T, D.
 const ATTENTION_SHAPES: [[usize; 4]; 6] =
     [[12, 4, 64, 32], [8, 6, 256, 64], [4, 8, 512, 64], [2, 8, 1024, 64], [1, 8, 2048, 64], [1, 8, 4096, 64]];
-/// Positions of the longest sequence whose weights are still held whole.
-const LONGEST_COMPOSED: usize = 2048;
-
-type Op = Box<dyn Fn(&[Tensor]) -> CandleResult<Tensor>>;
-
-/// The same formula twice.
-struct Pair {
-    name: String,
-    /// The shapes of the tensors that both are given.
-    inputs: Vec<Vec<usize>>,
-    fused: Op,
-    composed: Option<Op>,
-}
-
-impl Pair {
-    fn new(name: String, inputs: &[&[usize]], fused: Op, composed: Op) -> Self {
-        Self { name, inputs: inputs.iter().map(|shape| shape.to_vec()).collect(), fused, composed: Some(composed) }
-    }
-}
 
 fn main() -> Result<()> {
     let begun = SystemTime::now();
@@ -65,8 +47,10 @@ fn main() -> Result<()> {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
 
+    let sizes = if is_bench { [8, 256, 6, 64, 1536, 4096] } else { [2, 3, 5, 2, 7, 11] };
+    let attention_shapes: &[_] = if is_bench { &ATTENTION_SHAPES } else { &[[2, 3, 7, 5]] };
     let mut names = Vec::new();
-    for pair in if is_bench { pairs([8, 256, 384, 1536, 4096])? } else { pairs([2, 3, 5, 7, 11])? } {
+    for pair in pairs(sizes, attention_shapes)? {
         names.extend(compare(&mut criterion, &pair)?);
     }
     names.push(compare_adamw(&mut criterion, if is_bench { (384, 1536) } else { (3, 5) })?);
@@ -76,108 +60,38 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All pairs, for B sequences of T positions with C channels, F channels in the middle and V classes.
-fn pairs([b, t, c, f, v]: [usize; 5]) -> Result<Vec<Pair>> {
-    let mut pairs = attention_pairs(if t < 256 { &[[2, 3, 7, 5]] } else { &ATTENTION_SHAPES })?;
-    let (xs, hidden): (&[usize], &[usize]) = (&[b, t, c], &[b, t, f]);
-    let targets: Vec<u32> = (0..b * t).map(|i| (i * i % v) as u32).collect();
-    let targets = Tensor::from_vec(targets, b * t, &Device::Cpu)?;
-    let composed_targets = targets.clone();
-    pairs.extend([
-        Pair::new(
-            format!("linear {c} to {f}"),
-            &[xs, &[f, c]],
-            Box::new(|x| ops::linear(&x[0], &x[1], None)),
-            Box::new(|x| candle_nn::Linear::new(x[1].clone(), None).forward(&x[0])),
-        ),
-        Pair::new(
-            format!("linear {c} to {f} with bias"),
-            &[xs, &[f, c], &[f]],
-            Box::new(|x| ops::linear(&x[0], &x[1], Some(&x[2]))),
-            Box::new(|x| candle_nn::Linear::new(x[1].clone(), Some(x[2].clone())).forward(&x[0])),
-        ),
-        Pair::new(
-            format!("layer norm {c}"),
-            &[xs, &[c], &[c]],
-            Box::new(|x| ops::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5)),
-            Box::new(|x| candle_nn::ops::layer_norm_slow(&x[0], &x[1], &x[2], 1e-5)),
-        ),
-        Pair::new(
-            format!("rms norm {c}"),
-            &[xs, &[c]],
-            Box::new(|x| ops::rms_norm(&x[0], &x[1], 1e-5)),
-            Box::new(|x| candle_nn::ops::rms_norm_slow(&x[0], &x[1], 1e-5)),
-        ),
-        Pair::new(
-            format!("gelu erf {f}"),
-            &[hidden],
-            Box::new(|x| ops::gelu_erf(&x[0])),
-            Box::new(|x| x[0].gelu_erf()),
-        ),
-        Pair::new(format!("gelu tanh {f}"), &[hidden], Box::new(|x| ops::gelu_tanh(&x[0])), Box::new(|x| x[0].gelu())),
-        Pair::new(
-            format!("linear and cross-entropy {c} to {v}"),
-            &[&[b * t, c], &[v, c]],
-            Box::new(move |x| ops::linear_cross_entropy(&x[0], &x[1], &targets, targets.elem_count() as f64)),
-            Box::new(move |x| {
-                let logits = candle_nn::Linear::new(x[1].clone(), None).forward(&x[0])?;
-                candle_nn::loss::cross_entropy(&logits, &composed_targets)
-            }),
-        ),
-    ]);
-    Ok(pairs)
-}
-
-/// Causal attention for some B, H, T, D.
-fn attention_pairs(shapes: &[[usize; 4]]) -> Result<Vec<Pair>> {
-    let pair = |&[b, h, t, d]: &[usize; 4]| {
-        let mask = composed_attention::causal_mask(t)?;
-        let mut pair = Pair::new(
-            format!("attention B {b} H {h} T {t} D {d}"),
-            &[[b, t, h, d].as_slice(); 3],
-            Box::new(|x| ops::attention(&x[0], &x[1], &x[2], &ops::AttentionOptions::default())),
-            Box::new(move |x| composed_attention::attention(&x[0], &x[1], &x[2], &mask)),
-        );
-        if t > LONGEST_COMPOSED {
-            pair.composed = None;
-        }
-        Ok(pair)
-    };
-    shapes.iter().map(pair).collect()
-}
-
 /// Measures forward, then forward and backward: the names of the two groups.
 fn compare(criterion: &mut Criterion, pair: &Pair) -> Result<[String; 2]> {
     let variable = |shape: &Vec<usize>| Ok(Var::randn(0f32, 1f32, shape.as_slice(), &Device::Cpu)?.into_inner());
-    let variables = pair.inputs.iter().map(variable).collect::<CandleResult<Vec<Tensor>>>()?;
-    let constants: Vec<Tensor> = variables.iter().map(Tensor::detach).collect();
-    let sides: Vec<(&str, &Op)> = [(FUSED, Some(&pair.fused)), (COMPOSED, pair.composed.as_ref())]
-        .into_iter()
-        .filter_map(|(side, op)| Some((side, op?)))
-        .collect();
-    check_agreement(&pair.name, &sides, &variables)?;
+    let mut tracked = pair.inputs.iter().map(variable).collect::<CandleResult<Vec<Tensor>>>()?;
+    tracked.extend_from_slice(&pair.constants);
+    let untracked: Vec<Tensor> = tracked.iter().map(Tensor::detach).collect();
+    let sides = [(FUSED, Some(pair.fused)), (COMPOSED, pair.composed)];
+    let sides: Vec<(&str, Op)> = sides.into_iter().filter_map(|(side, op)| Some((side, op?))).collect();
+    check_agreement(&pair.name, &sides, &tracked, pair.inputs.len())?;
 
     let names = ["forward", "forward and backward"].map(|pass| format!("{} {pass}", pair.name));
     let mut group = criterion.benchmark_group(&names[0]);
     for (side, op) in &sides {
-        group.bench_function(*side, |bencher| bencher.iter(|| op(black_box(&constants))));
+        group.bench_function(*side, |bencher| bencher.iter(|| op(black_box(&untracked))));
     }
     group.finish();
     let mut group = criterion.benchmark_group(&names[1]);
     for (side, op) in &sides {
-        group.bench_function(*side, |bencher| bencher.iter(|| op(black_box(&variables))?.backward()));
+        group.bench_function(*side, |bencher| bencher.iter(|| op(black_box(&tracked))?.backward()));
     }
     group.finish();
     Ok(names)
 }
 
-/// Refuses sides whose outputs or gradients differ by more than `f32` explains.
-fn check_agreement(name: &str, sides: &[(&str, &Op)], variables: &[Tensor]) -> Result<()> {
+/// Refuses sides whose outputs, or gradients of the inputs, differ by more than `f32` explains.
+fn check_agreement(name: &str, sides: &[(&str, Op)], tensors: &[Tensor], inputs: usize) -> Result<()> {
     let mut found: Vec<Vec<Tensor>> = Vec::new();
     for (side, op) in sides {
-        let out = op(variables)?;
+        let out = op(tensors)?;
         let gradients = out.backward()?;
-        let Some(gradients) = variables.iter().map(|x| gradients.get(x).cloned()).collect::<Option<Vec<_>>>() else {
+        let Some(gradients) = tensors[..inputs].iter().map(|x| gradients.get(x).cloned()).collect::<Option<Vec<_>>>()
+        else {
             bail!("{name}: expected {side} to have a gradient of every input")
         };
         found.push([vec![out], gradients].concat());

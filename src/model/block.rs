@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
 use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
-use crate::ops;
+use crate::ops::{self, record};
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
 #[derive(Clone, Debug)]
@@ -30,9 +30,9 @@ impl Block {
 
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = (xs + self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let xs = record::add(xs, &self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
         let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
-        xs + ys
+        record::add(&xs, &ys)
     }
 }
 

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::block::Block;
 use super::config::ModelConfig;
 use crate::nn::{LayerNorm, layer_norm};
-use crate::ops::{self, CrossEntropyOptions};
+use crate::ops::{self, CrossEntropyOptions, record};
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
 ///
@@ -82,8 +82,8 @@ impl CausalLm {
         if t == 0 || t > self.config.context_len {
             bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
         }
-        let positions = self.position_embedding.narrow(0, 0, t)?; // (T, C)
-        let mut xs = ops::embedding(ids, &self.token_embedding)?.broadcast_add(&positions)?; // (B, T, C)
+        let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
+        let mut xs = record::add_positions(&tokens, &self.position_embedding, 0)?; // (B, T, C)
         for block in &self.blocks {
             xs = block.forward(&xs)?;
         }

@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Linear, linear};
-use crate::ops::{self, AttentionOptions, Mask, Scale};
+use crate::ops::{self, AttentionOptions, Mask, Scale, record};
 
 /// The form of a [`CausalSelfAttention`].
 #[derive(Clone, Debug)]
@@ -178,9 +178,9 @@ impl CausalSelfAttention {
     /// Queries, keys and values in one product, (B, T, 3C): the input is read once.
     fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let weight = Tensor::cat(&projections.map(Linear::weight), 0)?; // (3C, C)
+        let weight = record::stack_rows(&projections.map(Linear::weight))?; // (3C, C)
         let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
-        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        let bias = if biases.is_empty() { None } else { Some(record::stack_rows(&biases)?) };
         ops::linear(xs, &weight, bias.as_ref())
     }
 

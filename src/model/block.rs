@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
-use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
+use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear_with};
 use crate::ops;
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
@@ -18,7 +18,7 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
-        let norm = |name| layer_norm(config.embed_dim, config.bias, config.norm_eps, vb.pp(name));
+        let norm = |name| layer_norm(config.embed_dim, config.norm(), vb.pp(name));
         Ok(Self {
             attention_norm: norm("attention_norm")?,
             attention: CausalSelfAttention::new(&config.attention(), vb.pp("attention"))?,
@@ -48,8 +48,8 @@ impl Mlp {
     fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let &ModelConfig { embed_dim: c, hidden_dim: f, bias, activation, .. } = config;
         Ok(Self {
-            up_proj: linear(c, f, bias, config.init(), vb.pp("up_proj"))?,
-            down_proj: linear(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
+            up_proj: linear_with(c, f, bias, config.init(), vb.pp("up_proj"))?,
+            down_proj: linear_with(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
             activation,
         })
     }

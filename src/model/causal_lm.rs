@@ -1,11 +1,11 @@
 //! The causal language model.
 
 use candle_core::{Device, Module, Result, Tensor, bail};
-use candle_nn::{Embedding, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
-use crate::nn::{LayerNorm, layer_norm};
+use crate::nn::{Embedding, LayerNorm, layer_norm};
 use crate::ops;
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
@@ -51,7 +51,7 @@ impl CausalLm {
             blocks: (0..config.num_layers)
                 .map(|i| Block::new(config, vb.pp(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
-            norm: layer_norm(embed_dim, config.bias, config.norm_eps, vb.pp("norm"))?,
+            norm: layer_norm(embed_dim, config.norm(), vb.pp("norm"))?,
             head: if config.tie_embeddings { token_embedding.clone() } else { matrix(vocab_size, "head")? },
             token_embedding: Embedding::new(token_embedding, embed_dim),
             config: config.clone(),

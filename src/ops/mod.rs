@@ -12,11 +12,13 @@
 mod adamw;
 pub mod attention;
 mod cross_entropy;
+mod dropout;
 mod gelu;
 mod linear;
 mod matmul;
 mod norm;
 mod parallel;
+mod random;
 mod rotary;
 mod simd;
 mod storage;
@@ -28,10 +30,12 @@ mod testing;
 pub use adamw::{AdamWStep, Moments, adamw};
 pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
 pub use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use dropout::dropout;
 pub use gelu::{gelu_erf, gelu_tanh};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;
+pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {

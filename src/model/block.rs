@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
-use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear_with};
+use crate::nn::{CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
 use crate::ops;
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
@@ -26,13 +26,22 @@ impl Block {
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
     }
+
+    /// The output at the next positions of a text, of which the cache knows the ones before.
+    pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        self.around(xs, |xs| self.attention.forward_cached(xs, cache))
+    }
+
+    fn around(&self, xs: &Tensor, attention: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let xs = (xs + attention(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
+        xs + ys
+    }
 }
 
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = (xs + self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
-        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
-        xs + ys
+        self.around(xs, |xs| self.attention.forward(xs))
     }
 }
 

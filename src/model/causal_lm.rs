@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
-use crate::nn::{Embedding, LayerNorm, layer_norm};
+use crate::nn::{Embedding, KvCache, LayerNorm, layer_norm};
 use crate::ops;
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
@@ -78,19 +78,30 @@ impl CausalLm {
 
     /// What the head sees: (B, T, C).
     fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        self.hidden_from(0, ids, |_, block, xs| block.forward(xs))
+    }
+
+    /// What the head sees of the positions from `start` on, with the blocks called as `forward` says.
+    fn hidden_from(
+        &self,
+        start: usize,
+        ids: &Tensor,
+        mut forward: impl FnMut(usize, &Block, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
-        if t == 0 || t > self.config.context_len {
-            bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
+        let most = self.config.context_len - start;
+        if t == 0 || t > most {
+            bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
         // candle's look-up takes the highest `u32` for a row of zeros, without a word.
         let ids_read: Vec<u32> = ids.flatten_all()?.to_vec1()?;
         if let Some(id) = ids_read.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             bail!("causal-lm: expected ids below {}, got {id}", self.config.vocab_size);
         }
-        let positions = self.position_embedding.narrow(0, 0, t)?; // (T, C)
+        let positions = self.position_embedding.narrow(0, start, t)?; // (T, C)
         let mut xs = self.token_embedding.forward(ids)?.broadcast_add(&positions)?; // (B, T, C)
-        for block in &self.blocks {
-            xs = block.forward(&xs)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            xs = forward(i, block, &xs)?;
         }
         self.norm.forward(&xs)
     }
@@ -117,7 +128,17 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::forward`].
     pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
-        let xs = self.hidden(ids)?;
+        self.last_logits(&self.hidden(ids)?)
+    }
+
+    /// The same after the next positions of a text, of which `caches`, one for each block, know the ones before.
+    pub(super) fn next_token_logits_cached(&self, ids: &Tensor, caches: &mut [KvCache]) -> Result<Tensor> {
+        let start = caches.first().map_or(0, KvCache::len);
+        let xs = self.hidden_from(start, ids, |i, block, xs| block.forward_cached(xs, &mut caches[i]))?;
+        Ok(self.last_logits(&xs)?.detach())
+    }
+
+    fn last_logits(&self, xs: &Tensor) -> Result<Tensor> {
         let last = xs.narrow(1, xs.dim(1)? - 1, 1)?.squeeze(1)?; // (B, C)
         ops::linear(&last, &self.head, None) // (B, V)
     }

@@ -4,6 +4,7 @@
 //! candle-nn the `use` line is all that changes.
 
 mod attention;
+mod dropout;
 mod embedding;
 mod kv_cache;
 mod linear;
@@ -14,6 +15,7 @@ mod rotary;
 
 pub use attention::{CausalSelfAttention, CausalSelfAttentionConfig, causal_self_attention};
 pub use candle_nn::LayerNormConfig;
+pub use dropout::Dropout;
 pub use embedding::{Embedding, embedding};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, linear, linear_b, linear_no_bias, linear_with};

@@ -88,9 +88,11 @@ impl Decoder<'_> {
     }
 
     fn step(&mut self, ids: Tensor) -> Result<Tensor> {
-        // A position of a small model takes less time than to wake another thread for a part of it.
-        const WORTH_SPLITTING: usize = 1 << 22;
-        let is_small = ids.elem_count() * self.weights_per_layer < WORTH_SPLITTING;
+        // Some positions of a small model take less time than to wake other threads for a part of each operation. To read
+        // the weights takes as long as to multiply so many positions by them.
+        const READING: usize = 16;
+        const WORTH_SPLITTING: usize = 1 << 24;
+        let is_small = (ids.elem_count() + READING) * self.weights_per_layer < WORTH_SPLITTING;
         let mut run = || self.model.next_token_logits_cached(&ids, &mut self.caches);
         let logits = if is_small { ops::sequential(run) } else { run() };
         match &logits {

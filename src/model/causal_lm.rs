@@ -5,8 +5,8 @@ use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
-use crate::nn::{Embedding, KvCache, LayerNorm, layer_norm};
-use crate::ops;
+use crate::nn::{KvCache, LayerNorm, layer_norm};
+use crate::ops::{self, CrossEntropyOptions};
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
 ///
@@ -28,7 +28,7 @@ use crate::ops;
 /// ```
 #[derive(Clone, Debug)]
 pub struct CausalLm {
-    token_embedding: Embedding,
+    token_embedding: Tensor,
     position_embedding: Tensor,
     blocks: Vec<Block>,
     norm: LayerNorm,
@@ -53,7 +53,7 @@ impl CausalLm {
                 .collect::<Result<_>>()?,
             norm: layer_norm(embed_dim, config.norm(), vb.pp("norm"))?,
             head: if config.tie_embeddings { token_embedding.clone() } else { matrix(vocab_size, "head")? },
-            token_embedding: Embedding::new(token_embedding, embed_dim),
+            token_embedding,
             config: config.clone(),
         })
     }
@@ -93,13 +93,8 @@ impl CausalLm {
         if t == 0 || t > most {
             bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
-        // candle's look-up takes the highest `u32` for a row of zeros, without a word.
-        let ids_read: Vec<u32> = ids.flatten_all()?.to_vec1()?;
-        if let Some(id) = ids_read.iter().find(|&&id| id as usize >= self.config.vocab_size) {
-            bail!("causal-lm: expected ids below {}, got {id}", self.config.vocab_size);
-        }
         let positions = self.position_embedding.narrow(0, start, t)?; // (T, C)
-        let mut xs = self.token_embedding.forward(ids)?.broadcast_add(&positions)?; // (B, T, C)
+        let mut xs = ops::embedding(ids, &self.token_embedding)?.broadcast_add(&positions)?; // (B, T, C)
         for (i, block) in self.blocks.iter().enumerate() {
             xs = forward(i, block, &xs)?;
         }
@@ -120,7 +115,8 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::loss`].
     pub fn loss_sum(&self, ids: &Tensor, targets: &Tensor, divisor: f64) -> Result<Tensor> {
-        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, divisor)
+        let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
+        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, &options)
     }
 
     /// The logits (B, V) of the token after the last position of `ids` (B, T).

@@ -1,9 +1,11 @@
 //! A table of learnable rows.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// The rows of a learnable table (V, C) at given ids (..): (.., C). candle-nn's `Embedding`.
+use crate::ops;
+
+/// [`ops::embedding`] with a learnable table (V, C), for ids of any integer dtype: candle-nn's `Embedding`.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     embeddings: Tensor,
@@ -29,8 +31,7 @@ impl Embedding {
 
 impl Module for Embedding {
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let shape = [ids.dims(), &[self.hidden_size]].concat();
-        self.embeddings.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
+        ops::embedding(&ids.to_dtype(DType::U32)?, &self.embeddings)
     }
 }
 

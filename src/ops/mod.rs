@@ -9,11 +9,12 @@
 //! composed of candle's own operations, which are also what the fused ones are tested against. Results are the same to
 //! the last bit for any number of threads.
 
+mod activation;
 mod adamw;
 pub mod attention;
 mod cross_entropy;
 mod dropout;
-mod gelu;
+mod embedding;
 mod linear;
 mod matmul;
 mod norm;
@@ -27,11 +28,12 @@ mod sums;
 #[cfg(test)]
 mod testing;
 
+pub use activation::{geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, reglu, relu_squared, silu, swiglu};
 pub use adamw::{AdamWStep, Moments, adamw};
 pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
-pub use cross_entropy::{cross_entropy, linear_cross_entropy};
+pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
-pub use gelu::{gelu_erf, gelu_tanh};
+pub use embedding::embedding;
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;

@@ -1,7 +1,7 @@
 //! The operations at their edges.
 
 use candle_attention::ops::{self, AttentionOptions, Mask, Scale, attention, attention_with_weights};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::support::{assert_close, check_gradients, randn, values};
 
@@ -86,7 +86,9 @@ fn huge_scores_stay_finite() {
     }
     let logits = (randn(4, &[3, 11]).to_dtype(DType::F32).unwrap() * 1e4).unwrap();
     let targets = Tensor::new(&[1u32, 2, 3], &Device::Cpu).unwrap();
-    assert!(ops::cross_entropy(&logits, &targets).unwrap().to_scalar::<f32>().unwrap().is_finite());
+    assert!(
+        ops::cross_entropy(&logits, &targets, &Default::default()).unwrap().to_scalar::<f32>().unwrap().is_finite()
+    );
 }
 
 #[test]
@@ -131,6 +133,30 @@ fn gelus_are_their_formulas_with_exact_gradients() {
 }
 
 #[test]
+fn activations_and_gated_products_are_their_formulas_with_exact_gradients() {
+    let (gate, up) = (randn(1, &[41]), Var::from_tensor(&randn(2, &[41])).unwrap());
+    let gate = Var::from_tensor(&(gate * 3.0).unwrap()).unwrap();
+    let vars = [("gate".to_string(), gate.clone()), ("up".to_string(), up.clone())];
+    type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let hold = |name: &str, op: Gated, formula: &dyn Fn(f64) -> f64| {
+        let expected: Vec<f64> = values(&gate).into_iter().zip(values(&up)).map(|(x, up)| formula(x) * up).collect();
+        let expected = Tensor::from_vec(expected, 41, &Device::Cpu).unwrap();
+        assert_close(name, &op(&gate, &up).unwrap(), &expected, 1e-14);
+        check_gradients(&vars, || (op(&gate, &up)? * randn(3, &[41]))?.sum_all());
+    };
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    hold("silu", |gate, up| ops::silu(gate)? * up, &silu);
+    hold("swiglu", ops::swiglu, &silu);
+    hold("relu-squared", |gate, up| ops::relu_squared(gate)? * up, &|x| x.max(0.0).powi(2));
+    hold("reglu", ops::reglu, &|x| x.max(0.0));
+    let inner = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    hold("geglu-tanh", ops::geglu_tanh, &|x| x * (1.0 + inner(x).tanh()) / 2.0);
+    let erf = values(&ops::gelu_erf(&gate).unwrap());
+    let at = values(&gate);
+    hold("geglu-erf", ops::geglu_erf, &|x| erf[at.iter().position(|y| *y == x).unwrap()]);
+}
+
+#[test]
 fn rotary_embedding_has_exact_gradients() {
     let xs = Var::from_tensor(&randn(1, &[2, 3, 5, 4])).unwrap();
     let (cos, sin) = ops::rotary_tables(100.0, 4, 7, 3, &xs).unwrap();
@@ -147,13 +173,15 @@ fn cross_entropy_is_its_formula_with_exact_gradients() {
     let rows = logits.reshape((6, 7)).unwrap().to_vec2::<f64>().unwrap();
     let loss = |row: &Vec<f64>, target: usize| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[target];
     let expected = rows.iter().zip([0, 6, 3, 2, 2, 5]).map(|(row, target)| loss(row, target)).sum::<f64>() / 6.0;
-    let got = ops::cross_entropy(&logits, &targets).unwrap().to_scalar::<f64>().unwrap();
+    let got = ops::cross_entropy(&logits, &targets, &Default::default()).unwrap().to_scalar::<f64>().unwrap();
     assert!((got - expected).abs() < 1e-14, "{got}, expected {expected}");
-    check_gradients(&[("logits".to_string(), logits.clone())], || ops::cross_entropy(&logits, &targets));
+    check_gradients(&[("logits".to_string(), logits.clone())], || {
+        ops::cross_entropy(&logits, &targets, &Default::default())
+    });
 
     let outside = Tensor::new(&[[0u32, 7, 3], [2, 2, 5]], &Device::Cpu).unwrap();
-    assert!(ops::cross_entropy(&logits, &outside).is_err());
+    assert!(ops::cross_entropy(&logits, &outside, &Default::default()).is_err());
     let short = Tensor::new(&[[0u32, 6], [2, 2]], &Device::Cpu).unwrap();
-    let message = ops::cross_entropy(&logits, &short).unwrap_err().to_string();
+    let message = ops::cross_entropy(&logits, &short, &Default::default()).unwrap_err().to_string();
     assert!(message.contains("cross-entropy: expected targets of the leading shape of logits [2, 3, 7]"), "{message}");
 }

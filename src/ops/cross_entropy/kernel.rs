@@ -1,76 +1,115 @@
-//! Linear and cross-entropy in one, on slices: the logits of some rows at a time.
+//! Cross-entropy of rows of logits and its gradient, on slices.
 
-use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
+use crate::ops::parallel::{for_each_chunk, for_each_chunk_pair};
 use crate::ops::simd::{dispatch, exp, max_of, sum_of};
 
-/// Logits that are held at once: they stay in the second cache.
-const LOGITS: usize = 128 * 1024;
-
-/// What is asked: rows `xs` (N, C), `weight` (V, C), the target of each row, and what the sum is divided by.
-pub(super) struct Problem<'a> {
-    pub(super) xs: &'a [f32],
-    pub(super) weight: &'a [f32],
-    pub(super) targets: &'a [u32],
-    pub(super) channels: usize,
-    pub(super) vocab_size: usize,
+/// The target of each row (`None` where the row does not count), and what the sum of the losses is divided by.
+pub(super) struct Targets {
+    pub(super) ids: Vec<Option<u32>>,
     pub(super) divisor: f64,
 }
 
-/// The gradients of `xs` and `weight`.
-pub(super) struct Gradients {
-    pub(super) dxs: Vec<f32>,
-    pub(super) dweight: Vec<f32>,
-}
-
-impl Problem<'_> {
-    pub(super) fn zero_gradients(&self) -> Gradients {
-        Gradients { dxs: vec![0.0; self.xs.len()], dweight: vec![0.0; self.weight.len()] }
+impl Targets {
+    /// The rows that count, and their targets.
+    pub(super) fn counting(&self) -> (Vec<u32>, Vec<u32>) {
+        (0..).zip(&self.ids).filter_map(|(row, id)| id.map(|id| (row, id))).unzip()
     }
 }
 
-/// The loss, and where they are wanted its gradients.
-pub(super) fn forward(problem: &Problem, mut gradients: Option<&mut Gradients>) -> f32 {
-    let &Problem { xs, weight, targets, channels: c, vocab_size: v, divisor } = problem;
-    let rows_at_once = (LOGITS / v).clamp(16, 1024);
-    let weight = Matrix::new(weight, v, c, c);
-    let mut logits = vec![0.0; rows_at_once.min(targets.len()) * v];
-    let mut total = 0.0;
-    for (piece, targets) in targets.chunks(rows_at_once).enumerate() {
-        let (first, rows) = (piece * rows_at_once * c, targets.len());
-        let xs = Matrix::new(&xs[first..], rows, c, c);
-        matmul(MatrixMut::new(&mut logits, rows, v, v), Output::Overwrite, 1.0, xs, weight.t());
-        for (logits, &target) in logits.chunks_exact_mut(v).zip(targets) {
-            let of_target = logits[target as usize];
-            let (highest, sum) = exponentiate(logits);
-            total += f64::from(sum).ln() + f64::from(highest - of_target);
-            if gradients.is_some() {
-                // dlogits = (softmax - one at the target) / divisor.
-                let factor = (1.0 / (f64::from(sum) * divisor)) as f32;
-                logits.iter_mut().for_each(|x| *x *= factor);
-                logits[target as usize] -= (1.0 / divisor) as f32;
-            }
-        }
-        if let Some(Gradients { dxs, dweight }) = &mut gradients {
-            // logits = xs W^T: dxs = dlogits W, dW = dlogits^T xs.
-            let dlogits = Matrix::new(&logits, rows, v, v);
-            matmul(MatrixMut::new(&mut dxs[first..], rows, c, c), Output::Overwrite, 1.0, dlogits, weight);
-            let output = if piece == 0 { Output::Overwrite } else { Output::Add };
-            matmul(MatrixMut::new(dweight, v, c, c), output, 1.0, dlogits.t(), xs);
-        }
-    }
-    (total / divisor) as f32
+/// Of one row: the highest logit, and the sum of the exponentials relative to it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Row {
+    highest: f32,
+    sum: f32,
 }
 
-/// Turns a row into exponentials relative to its highest element; gives that and the sum.
-fn exponentiate(row: &mut [f32]) -> (f32, f32) {
+impl Row {
+    /// `log(sum over v of exp(logits[v])) - logits[target]`.
+    fn loss(self, of_target: f32) -> f64 {
+        f64::from(self.sum).ln() + f64::from(self.highest - of_target)
+    }
+}
+
+/// Rows a piece of work, of `v` logits each.
+pub(super) fn rows_together(v: usize) -> usize {
+    /// Elements that are worth handing to a thread.
+    const CHUNK: usize = 16 * 1024;
+    (CHUNK / v).max(1)
+}
+
+/// The loss, with what backward has to know of each row.
+pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
+    let n = targets.ids.len();
+    let v = logits.len() / n;
+    let together = rows_together(v);
+    let (mut rows, mut losses) = (vec![Row::default(); n], vec![0.0; n]);
+    for_each_chunk_pair((&mut rows, together), (&mut losses, together), |piece, rows, losses| {
+        let (logits, ids) = (&logits[piece * together * v..], &targets.ids[piece * together..]);
+        let outputs = rows.iter_mut().zip(losses);
+        for ((row, loss), (logits, id)) in outputs.zip(logits.chunks_exact(v).zip(ids)) {
+            let Some(id) = id else { continue };
+            *row = sum_up(logits);
+            *loss = row.loss(logits[*id as usize]);
+        }
+    });
+    ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
+}
+
+/// `dlogits = dloss (softmax - one at the target) / divisor`; zeros where the row does not count.
+pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], targets: &Targets, dloss: f64) {
+    let v = logits.len() / rows.len();
+    let together = rows_together(v);
+    let share = dloss / targets.divisor;
+    for_each_chunk(dlogits, together * v, |piece, dlogits| {
+        let first = piece * together;
+        let inputs = logits[first * v..].chunks_exact(v).zip(&rows[first..]).zip(&targets.ids[first..]);
+        for (dlogits, ((logits, row), id)) in dlogits.chunks_exact_mut(v).zip(inputs) {
+            let Some(id) = id else { continue };
+            let factor = (share / f64::from(row.sum)) as f32;
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (d, x) in dlogits.iter_mut().zip(logits) {
+                        *d = factor * exp(*x - row.highest);
+                    }
+                },
+            );
+            dlogits[*id as usize] -= share as f32;
+        }
+    });
+}
+
+/// The loss of one row. Where the divisor of the gradients is given, they take the place of the logits.
+pub(super) fn loss_in_place(logits: &mut [f32], target: usize, divisor: Option<f64>) -> f64 {
+    let of_target = logits[target];
+    let Some(divisor) = divisor else { return sum_up(logits).loss(of_target) };
+    let row = exponentiate(logits);
+    let factor = (1.0 / (f64::from(row.sum) * divisor)) as f32;
+    logits.iter_mut().for_each(|x| *x *= factor);
+    logits[target] -= (1.0 / divisor) as f32;
+    row.loss(of_target)
+}
+
+fn sum_up(logits: &[f32]) -> Row {
     dispatch(
         #[inline(always)]
         || {
-            let highest = max_of(row);
-            for x in row.iter_mut() {
+            let highest = max_of(logits);
+            Row { highest, sum: sum_of(logits, logits, |x, _| exp(x - highest)) }
+        },
+    )
+}
+
+/// As [`sum_up`]; leaves the exponentials in place of the logits.
+fn exponentiate(logits: &mut [f32]) -> Row {
+    dispatch(
+        #[inline(always)]
+        || {
+            let highest = max_of(logits);
+            for x in logits.iter_mut() {
                 *x = exp(*x - highest);
             }
-            (highest, sum_of(row, row, |x, _| x))
+            Row { highest, sum: sum_of(logits, logits, |x, _| x) }
         },
     )
 }

@@ -1,19 +1,29 @@
 //! Cross-entropy from candle's own operations, for any dtype and device.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
+use super::kernel::Targets;
 use crate::ops::storage::precise;
 
 /// See [`super::cross_entropy`]; the arguments have been checked.
-pub(super) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let (n, vocab_size) = (targets.elem_count(), logits.dim(D::Minus1)?);
-    let dtype = logits.dtype();
-    let logits = logits.reshape((n, vocab_size))?.to_dtype(precise(dtype))?;
-    let targets = targets.reshape((n, 1))?;
+pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
+    let (dtype, device, vocab_size) = (logits.dtype(), logits.device(), logits.dim(D::Minus1)?);
+    let logits = logits.reshape(((), vocab_size))?.to_dtype(precise(dtype))?; // (N, V)
+    let (rows, ids) = targets.counting();
+    if rows.is_empty() {
+        // Zero, and a gradient of zeros whatever the logits are.
+        let nowhere = logits.zeros_like()?.detach().to_dtype(DType::U8)?;
+        return nowhere.where_cond(&logits, &logits.zeros_like()?.detach())?.sum_all()?.to_dtype(dtype);
+    }
+    let logits = match rows.len() == targets.ids.len() {
+        true => logits,
+        false => logits.index_select(&Tensor::new(rows, device)?, 0)?, // (N', V)
+    };
+    let ids = Tensor::new(ids, device)?.unsqueeze(1)?; // (N', 1)
 
     // Shifting a row changes nothing, so its maximum counts as a constant.
-    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?; // (N, V)
-    let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N, 1)
-    let of_targets = shifted.gather(&targets, D::Minus1)?; // (N, 1)
-    (log_sums - of_targets)?.mean_all()?.to_dtype(dtype)
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?; // (N', V)
+    let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N', 1)
+    let of_targets = shifted.gather(&ids, D::Minus1)?; // (N', 1)
+    ((log_sums - of_targets)?.sum_all()? / targets.divisor)?.to_dtype(dtype)
 }

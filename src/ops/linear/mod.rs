@@ -6,7 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
-use super::storage::{has_kernel, slice, values};
+use super::storage::{check_alike, has_kernel, slice, values};
 
 /// `xs W^T + bias`: `xs` (.., I), `weight` (O, I), `bias` (O), the result (.., O).
 ///
@@ -43,15 +43,9 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<usiz
             bail!("linear: expected an input of shape (.., {in_dim}) for a weight {:?}, got {dims:?}", weight.dims())
         }
     };
-    for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {
-        let Some(tensor) = tensor else { continue };
-        if tensor.dtype() != xs.dtype() {
-            bail!("linear: expected a {name} of the input's dtype {:?}, got {:?}", xs.dtype(), tensor.dtype());
-        }
-        if !tensor.device().same_device(xs.device()) {
-            let (expected, got) = (xs.device().location(), tensor.device().location());
-            bail!("linear: expected a {name} on the input's device {expected:?}, got {got:?}");
-        }
+    check_alike("linear", "a weight", weight, "the input", xs)?;
+    if let Some(bias) = bias {
+        check_alike("linear", "a bias", bias, "the input", xs)?;
     }
     match bias {
         Some(bias) if bias.dims() != [out_dim] => {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
-use super::storage::{has_kernel, slice, values};
+use super::storage::{check_alike, has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
 ///
@@ -61,14 +61,7 @@ fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
     if !xs.dtype().is_float() {
         bail!("{op}: expected an input of a floating-point dtype, got {:?}", xs.dtype());
     }
-    if parameter.dtype() != xs.dtype() {
-        bail!("{op}: expected parameters of the input's dtype {:?}, got {:?}", xs.dtype(), parameter.dtype());
-    }
-    if !parameter.device().same_device(xs.device()) {
-        let (expected, got) = (xs.device().location(), parameter.device().location());
-        bail!("{op}: expected parameters on the input's device {expected:?}, got {got:?}");
-    }
-    Ok(())
+    check_alike(op, "parameters", parameter, "the input", xs)
 }
 
 /// The fused operation; it keeps the statistics of each row for the way back.

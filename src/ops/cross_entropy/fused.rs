@@ -1,0 +1,90 @@
+//! The fused operations: from tensors to rows.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+
+use super::kernel::{self, Row, Targets};
+use super::linear_kernel::{self, Gradients, Problem};
+use crate::ops::storage::{slice, values};
+
+/// Cross-entropy of logits, with what it keeps of each row for the way back.
+pub(super) struct CrossEntropy {
+    pub(super) targets: Targets,
+    pub(super) rows: OnceLock<Vec<Row>>,
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (loss, rows) = kernel::forward(slice(logits, layout)?, &self.targets);
+        // The graph holds one such operation for each call, so nothing is there yet.
+        let _ = self.rows.set(rows);
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
+    }
+
+    fn bwd(&self, logits: &Tensor, _loss: &Tensor, dloss: &Tensor) -> Result<Option<Tensor>> {
+        let Some(rows) = self.rows.get() else { bail!("cross-entropy: backward before forward") };
+        let mut dlogits = vec![0.0; logits.elem_count()];
+        kernel::backward(&mut dlogits, &values(logits)?, rows, &self.targets, dloss.to_scalar::<f32>()?.into());
+        Ok(Some(Tensor::from_vec(dlogits, logits.shape(), &Device::Cpu)?))
+    }
+}
+
+/// Linear and cross-entropy. Forward leaves the gradients of input and weight here, where they are tracked, for a
+/// gradient of 1 of the loss.
+pub(super) struct LinearCrossEntropy {
+    pub(super) targets: Vec<u32>,
+    pub(super) divisor: f64,
+    /// Whether input and weight are tracked.
+    pub(super) tracked: [bool; 2],
+    pub(super) gradients: OnceLock<[Option<Tensor>; 2]>,
+}
+
+impl CustomOp2 for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (vocab_size, channels) = weight_l.shape().dims2()?;
+        let (xs, weight) = (slice(xs, xs_l)?, slice(weight, weight_l)?);
+        let mut gradients = Gradients {
+            dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
+            dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
+        };
+        let problem = Problem { xs, weight, targets: &self.targets, divisor: self.divisor, channels, vocab_size };
+        let loss = linear_kernel::forward(&problem, &mut gradients);
+        let tensor = |gradient: Option<Vec<f32>>, layout: &Layout| {
+            gradient.map(|gradient| Tensor::from_vec(gradient, layout.shape(), &Device::Cpu)).transpose()
+        };
+        // The graph holds one such operation for each call, so nothing is there yet.
+        let _ = self.gradients.set([tensor(gradients.dxs, xs_l)?, tensor(gradients.dweight, weight_l)?]);
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        _xs: &Tensor,
+        _weight: &Tensor,
+        _loss: &Tensor,
+        dloss: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some([dxs, dweight]) = self.gradients.get() else { bail!("linear-cross-entropy: backward before forward") };
+        let dloss = f64::from(dloss.to_scalar::<f32>()?);
+        let scaled = |gradient: &Option<Tensor>| match gradient {
+            Some(gradient) if dloss != 1.0 => (gradient * dloss).map(Some),
+            gradient => Ok(gradient.clone()),
+        };
+        Ok((scaled(dxs)?, scaled(dweight)?))
+    }
+}

@@ -1,0 +1,64 @@
+//! Linear and cross-entropy in one, on slices: the logits of some rows at a time.
+
+use super::kernel;
+use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
+use crate::ops::parallel::for_each_chunk_pair;
+
+/// What is asked: of rows `xs` (N, C) and `weight` (V, C) the loss for the targets of the rows, divided by `divisor`.
+pub(super) struct Problem<'a> {
+    pub(super) xs: &'a [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) targets: &'a [u32],
+    pub(super) divisor: f64,
+    pub(super) channels: usize,
+    pub(super) vocab_size: usize,
+}
+
+/// The gradients of `xs` and `weight`, where they are wanted: zeros, before they are known.
+pub(super) struct Gradients {
+    pub(super) dxs: Option<Vec<f32>>,
+    pub(super) dweight: Option<Vec<f32>>,
+}
+
+/// Rows whose logits are held at once.
+fn rows_at_once(vocab_size: usize) -> usize {
+    /// Logits that stay in the second cache.
+    const LOGITS: usize = 128 * 1024;
+    // The gradient of the weight is read and written for each piece: with few rows that would be most of the work.
+    (LOGITS / vocab_size).clamp(256, 1024)
+}
+
+/// The loss; its gradients are added to `gradients`.
+pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
+    let &Problem { xs, weight, targets, divisor, channels: c, vocab_size: v } = problem;
+    let wants_gradients = gradients.dxs.is_some() || gradients.dweight.is_some();
+    let rows_at_once = rows_at_once(v);
+    let weight = Matrix::new(weight, v, c, c);
+    let mut logits = vec![0.0; rows_at_once.min(targets.len()) * v];
+    let mut losses = vec![0.0; targets.len()];
+    let pieces = targets.chunks(rows_at_once).zip(losses.chunks_mut(rows_at_once));
+    for (piece, (targets, losses)) in pieces.enumerate() {
+        let (first, rows) = (piece * rows_at_once * c, targets.len());
+        let xs = Matrix::new(&xs[first..], rows, c, c);
+        matmul(MatrixMut::new(&mut logits, rows, v, v), Output::Overwrite, 1.0, xs, weight.t());
+
+        let together = kernel::rows_together(v);
+        let logits = &mut logits[..rows * v];
+        for_each_chunk_pair((logits, together * v), (losses, together), |part, logits, losses| {
+            let rows = logits.chunks_exact_mut(v).zip(&targets[part * together..]);
+            for ((logits, target), loss) in rows.zip(losses) {
+                *loss = kernel::loss_in_place(logits, *target as usize, wants_gradients.then_some(divisor));
+            }
+        });
+
+        // logits = xs W^T: dxs = dlogits W, dW = dlogits^T xs.
+        let dlogits = Matrix::new(logits, rows, v, v);
+        if let Some(dxs) = &mut gradients.dxs {
+            matmul(MatrixMut::new(&mut dxs[first..], rows, c, c), Output::Overwrite, 1.0, dlogits, weight);
+        }
+        if let Some(dweight) = &mut gradients.dweight {
+            matmul(MatrixMut::new(dweight, v, c, c), Output::Add, 1.0, dlogits.t(), xs);
+        }
+    }
+    (losses.iter().sum::<f64>() / divisor) as f32
+}

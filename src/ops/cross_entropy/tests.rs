@@ -1,0 +1,149 @@
+//! The kernels against the references, and what does not count.
+
+use super::*;
+use crate::ops::testing::{assert_like_reference, randn};
+use candle_core::{Device, Var};
+
+const MEAN: CrossEntropyOptions = CrossEntropyOptions { ignored: None, divisor: None };
+/// Far above any vocabulary here.
+const IGNORED: u32 = u32::MAX;
+
+fn targets(n: usize, v: usize, ignores: impl Fn(usize) -> bool) -> Tensor {
+    let id = |i: usize| if ignores(i) { IGNORED } else { ((i * i + 3) % v) as u32 };
+    Tensor::from_vec((0..n).map(id).collect::<Vec<_>>(), n, &Device::Cpu).unwrap()
+}
+
+fn f32s(seed: u64, shape: &[usize]) -> Var {
+    Var::from_tensor(&randn(seed, shape).to_dtype(DType::F32).unwrap()).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn the_kernels_are_the_references() {
+    for (rows, c, v, spread) in
+        [(1, 1, 2, 1.0), (7, 13, 5, 1.0), (1103, 31, 131, 1.0), (37, 3, 20_011, 1.0), (67, 5, 11, 1e3), (5, 2, 1, 1.0)]
+    {
+        let inputs = [(randn(1, &[rows, c]) * spread).unwrap(), randn(2, &[v, c])];
+        let logits = [(randn(3, &[rows, v]) * spread).unwrap()];
+        for ignores in [|_| false, |i: usize| i % 3 == 1, |i: usize| i % 7 > 1] {
+            let targets = targets(rows, v, ignores);
+            for divisor in [None, Some(17.0)] {
+                let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor };
+                let read = read_targets("", &targets, v, &options).unwrap();
+                let label = format!("{rows} {c} {v} {spread} {options:?}");
+                let fused = |x: &[Tensor]| linear_cross_entropy(&x[0], &x[1], &targets, &options);
+                let reference =
+                    |x: &[Tensor]| reference::cross_entropy(&crate::ops::linear(&x[0], &x[1], None)?, &read);
+                assert_like_reference(&format!("linear-cross-entropy {label}"), &inputs, &fused, &reference);
+                let fused = |x: &[Tensor]| cross_entropy(&x[0], &targets, &options);
+                let reference = |x: &[Tensor]| reference::cross_entropy(&x[0], &read);
+                assert_like_reference(&format!("cross-entropy {label}"), &logits, &fused, &reference);
+            }
+        }
+    }
+}
+
+#[test]
+fn views_give_the_same() {
+    let ids = targets(30, 7, |i| i % 4 == 0).reshape((5, 6)).unwrap().t().unwrap();
+    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None };
+    let copy = ids.contiguous().unwrap();
+    let view = |x: &Tensor| x.permute((2, 1, 0));
+    let fused = |x: &[Tensor]| cross_entropy(&view(&x[0])?, &ids, &options);
+    let reference = |x: &[Tensor]| {
+        let targets = read_targets("", &copy, 7, &options)?;
+        reference::cross_entropy(&view(&x[0])?.contiguous()?, &targets)
+    };
+    assert_like_reference("cross-entropy of views", &[randn(1, &[7, 5, 6])], &fused, &reference);
+}
+
+#[test]
+fn parts_add_up_to_the_whole() {
+    let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
+    let targets = targets(11, 7, |_| false);
+    let loss = |from: usize, n: usize| {
+        let (xs, targets) = (xs.narrow(0, from, n).unwrap(), targets.narrow(0, from, n).unwrap());
+        let options = CrossEntropyOptions { divisor: Some(11.0), ..MEAN };
+        linear_cross_entropy(&xs, &weight, &targets, &options).unwrap().to_scalar::<f32>().unwrap()
+    };
+    assert!((loss(0, 4) + loss(4, 7) - loss(0, 11)).abs() < 1e-6);
+}
+
+/// The mean is over the rows that count, and is what it would be without the others, however wild these are.
+#[test]
+fn rows_that_are_ignored_might_as_well_not_be_there() {
+    let (logits, weight) = (f32s(1, &[3, 5]), f32s(2, &[7, 5]));
+    let wild = Tensor::new(&[[f32::NAN; 5], [f32::INFINITY; 5]], &Device::Cpu).unwrap();
+    let all = Tensor::cat(&[&wild, logits.as_tensor()], 0).unwrap();
+    let ids = Tensor::new(&[9u32, 9, 4, 0, 1], &Device::Cpu).unwrap();
+    let options = CrossEntropyOptions { ignored: Some(9), divisor: None };
+    type Loss = fn(&Tensor, &Tensor, &Tensor, &CrossEntropyOptions) -> Result<Tensor>;
+    let plain: Loss = |xs, _, ids, options| cross_entropy(xs, ids, options);
+    for loss in [plain, linear_cross_entropy] {
+        let part = loss(&logits, &weight, &ids.narrow(0, 2, 3).unwrap(), &MEAN).unwrap();
+        let whole = loss(&all, &weight, &ids, &options).unwrap();
+        assert_eq!(values(&part), values(&whole));
+        let (part, whole) = (part.backward().unwrap(), whole.backward().unwrap());
+        assert_eq!(values(part.get(&logits).unwrap()), values(whole.get(&logits).unwrap()));
+        assert_eq!(part.get(&weight).map(|x| values(x)), whole.get(&weight).map(|x| values(x)));
+    }
+}
+
+#[test]
+fn nothing_that_counts_gives_nothing() {
+    for dtype in [DType::F32, DType::F64, DType::BF16] {
+        let [xs, weight] =
+            [[3, 5], [7, 5]].map(|shape| Var::from_tensor(&randn(1, &shape).to_dtype(dtype).unwrap()).unwrap());
+        let ids = Tensor::new(&[9u32, 9, 9], &Device::Cpu).unwrap();
+        for divisor in [None, Some(0.0), Some(3.0)] {
+            let options = CrossEntropyOptions { ignored: Some(9), divisor };
+            let linear = linear_cross_entropy(&xs, &weight, &ids, &options).unwrap();
+            let plain = cross_entropy(&xs, &ids, &options).unwrap();
+            for (loss, vars) in [(linear, &[&xs, &weight][..]), (plain, &[&xs])] {
+                let gradients = loss.backward().unwrap();
+                let gradients = vars.iter().map(|var| gradients.get(var).unwrap());
+                for tensor in gradients.chain([&loss]) {
+                    assert!(values(&tensor.to_dtype(DType::F32).unwrap()).iter().all(|x| *x == 0.0));
+                }
+            }
+        }
+    }
+}
+
+/// The gradients are computed in forward, and only those that somebody may ask for.
+#[test]
+fn what_is_not_tracked_changes_nothing() {
+    let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
+    let ids = targets(11, 7, |i| i == 5);
+    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None };
+    let run = |xs: &Tensor, weight: &Tensor| {
+        let loss = (linear_cross_entropy(xs, weight, &ids, &options).unwrap() * 3.0).unwrap();
+        (values(&loss), loss.backward().unwrap())
+    };
+    let (loss, both) = run(&xs, &weight);
+    let (loss_of_xs, of_xs) = run(&xs, &weight.as_detached_tensor());
+    let (loss_of_weight, of_weight) = run(&xs.as_detached_tensor(), &weight);
+    assert!(loss == loss_of_xs && loss == loss_of_weight);
+    assert_eq!(values(both.get(&xs).unwrap()), values(of_xs.get(&xs).unwrap()));
+    assert_eq!(values(both.get(&weight).unwrap()), values(of_weight.get(&weight).unwrap()));
+    assert!(of_xs.get(&weight).is_none() && of_weight.get(&xs).is_none());
+    let (untracked, _) = run(&xs.as_detached_tensor(), &weight.as_detached_tensor());
+    assert!((untracked[0] - loss[0]).abs() < 1e-5);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
+    let error = |target: u32, n: usize, divisor: Option<f64>| {
+        let targets = Tensor::from_vec(vec![target; n], n, &Device::Cpu).unwrap();
+        let options = CrossEntropyOptions { ignored: Some(8), divisor };
+        linear_cross_entropy(&xs, &weight, &targets, &options).unwrap_err().to_string()
+    };
+    assert!(error(7, 11, None).contains("linear-cross-entropy: expected targets below 7, got 7"));
+    assert!(error(0, 10, None).contains("expected targets of the leading shape of the input [11, 3], got [10]"));
+    assert!(error(0, 11, Some(0.0)).contains("linear-cross-entropy: expected a divisor above 0, got 0"));
+    assert!(error(0, 11, Some(f64::NAN)).contains("expected a divisor above 0, got NaN"));
+}

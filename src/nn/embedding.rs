@@ -31,7 +31,8 @@ impl Embedding {
 
 impl Module for Embedding {
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        ops::embedding(&ids.to_dtype(DType::U32)?, &self.embeddings)
+        let ids = if ids.dtype().is_int() { ids.to_dtype(DType::U32)? } else { ids.clone() };
+        ops::embedding(&ids, &self.embeddings)
     }
 }
 

@@ -7,22 +7,7 @@ use candle_attention::nn::{
 use candle_attention::ops::Scale;
 use candle_core::{DType, Device, Module, Tensor, Var};
 
-use crate::support::{assert_close, check_gradients, randn};
-
-fn parameters_in_f64(build: impl Fn(candle_nn::VarBuilder)) -> Parameters {
-    let parameters = Parameters::new(5);
-    build(parameters.var_builder(DType::F64, &Device::Cpu));
-    // Norm weights of one and biases of zero would hide mistakes.
-    for (i, (_, var)) in parameters.vars().iter().enumerate() {
-        var.set(&randn(100 + i as u64, var.dims())).unwrap();
-    }
-    parameters
-}
-
-/// The sum of `ys` with random coefficients: a scalar on which every element has another influence.
-fn weighted_sum(ys: &Tensor) -> candle_core::Result<Tensor> {
-    (ys * randn(99, ys.dims()))?.sum_all()
-}
+use crate::support::{assert_close, check_gradients, parameters_in_f64, randn, weighted_sum};
 
 #[test]
 fn gradients_of_the_layer_are_those_of_finite_differences() {

@@ -6,6 +6,7 @@
 mod chapter;
 mod gradient_traps;
 mod layer;
+mod multi_head;
 mod ops;
 mod support;
 
@@ -13,6 +14,8 @@ mod support;
 mod command;
 #[cfg(feature = "lm")]
 mod corpus;
+#[cfg(feature = "lm")]
+mod decoding;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]

@@ -119,6 +119,11 @@ impl CausalSelfAttention {
         Self::new(&config, vb)
     }
 
+    /// The same layer with all that the general one offers: a mask or dropout for one call, another sequence to look at.
+    pub fn multi_head(&self) -> &MultiHeadAttention {
+        &self.0
+    }
+
     /// The projection to queries, W^Q.
     pub fn q_proj(&self) -> &Linear {
         self.0.q_proj()

@@ -6,13 +6,19 @@
 
 use std::sync::OnceLock;
 
-use pulp::{Arch, NullaryFnOnce};
+use pulp::{Arch, NullaryFnOnce, WithSimd};
 
 /// Runs a kernel in the version for this processor.
 #[inline]
 pub(crate) fn dispatch<R>(kernel: impl FnMut() -> R) -> R {
+    dispatch_vectors(Kernel(kernel))
+}
+
+/// Runs a kernel that names its vectors in the version for this processor.
+#[inline]
+pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    ARCH.get_or_init(choose).dispatch(Kernel(kernel))
+    ARCH.get_or_init(choose).dispatch(kernel)
 }
 
 /// A closure that is certain to be compiled into each version. Called as `FnOnce`, as pulp calls closures of its own
@@ -76,41 +82,76 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e_r * two_n }
 }
 
-/// The sum of `f(a[i], b[i])`, in sixteen running sums: the same additions in the same order in every version.
+/// `tanh(x)` to within three units in the last place: near 0 by the polynomial of Cephes' `tanhf`, elsewhere
+/// `1 - 2 / (e^2x + 1)`.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let s = x * x;
+    let near = -5.704_988_7e-3f32;
+    let near = near * s + 2.063_908_8e-2;
+    let near = near * s - 5.373_971_5e-2;
+    let near = near * s + 1.333_144_2e-1;
+    let near = near * s - 3.333_328_2e-1;
+    let near = near * s * x + x;
+    let t = x.abs();
+    let far = (1.0 - 2.0 / (exp(2.0 * t) + 1.0)).copysign(x);
+    if t > 0.625 { far } else { near }
+}
+
+/// Running sums and maxima: the same operations in the same order in every version.
+const LANES: usize = 16;
+
+/// The sum of `f(a[i], b[i])`, in sixteen running sums.
 #[inline(always)]
 pub(crate) fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    const LANES: usize = 16;
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0.0f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_lanes.remainder(), b_lanes.remainder());
-    for (a, b) in a_lanes.zip(b_lanes) {
+    for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
             sums[lane] += f(a[lane], b[lane]);
         }
     }
-    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] += f(*a, *b);
-    }
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
+    let rest = a_rest.len().min(b_rest.len());
+    if rest > 0 {
+        let (a, b) = (padded(&a_rest[..rest]), padded(&b_rest[..rest]));
+        for lane in 0..LANES {
+            sums[lane] += if lane < rest { f(a[lane], b[lane]) } else { 0.0 };
         }
     }
-    sums[0]
+    across(sums, |a, b| a + b)
 }
 
 /// The highest element; minus infinity of none. NaN is passed over.
 #[inline(always)]
 pub(crate) fn max_of(xs: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = xs.chunks_exact(16);
-    let rest = chunks.remainder();
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = xs.as_chunks::<LANES>();
+    let mut highest = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = if *x > *lane { *x } else { *lane };
+        for lane in 0..LANES {
+            highest[lane] = higher(highest[lane], chunk[lane]);
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, x| most.max(*x))
+    rest.iter().fold(across(highest, higher), |highest, x| higher(highest, *x))
+}
+
+/// A slice of fewer elements than lanes, with zeros behind it.
+#[inline(always)]
+fn padded(xs: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..xs.len()].copy_from_slice(xs);
+    lanes
+}
+
+/// All lanes in one, by halves.
+#[inline(always)]
+fn across(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] = f(lanes[lane], lanes[lane + half]);
+        }
+    }
+    lanes[0]
 }
 
 /// `erf(x)` to within 2e-7, by the two minimax polynomials of Norbert Juffa's `erff`: near 0 one for `erf(x) / x`,
@@ -151,6 +192,17 @@ mod tests {
         assert!(worst < 2e-7, "{worst}");
         assert!(erf(f32::NAN).is_nan());
         assert!(erf(f32::INFINITY) == 1.0 && erf(f32::NEG_INFINITY) == -1.0);
+    }
+
+    #[test]
+    fn tanh_is_within_three_units_in_the_last_place() {
+        for i in -100_000..=100_000 {
+            let x = i as f32 * 1e-4 + 1e-7;
+            let (got, expected) = (f64::from(tanh(x)), f64::from(x).tanh());
+            assert!((got / expected - 1.0).abs() < 3.6e-7, "tanh({x}) = {got}, expected {expected}");
+        }
+        assert_eq!((tanh(0.0), tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)), (0.0, 1.0, -1.0));
+        assert!(tanh(f32::NAN).is_nan());
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn what_holds_of_translations() {
     let moved = x.broadcast_add(&t).unwrap();
     let of = |keys_from: &Tensor, values_from: &Tensor| {
         let project = |x: &Tensor, w| x.matmul(&fixture(w)).unwrap().reshape((1, 3, 1, 4)).unwrap();
-        let options = AttentionOptions { scale: Scale::None, mask: Mask::Causal };
+        let options = AttentionOptions { scale: Scale::None, ..Default::default() };
         let (q, k, v) = (project(&x, "w_q"), project(keys_from, "w_k"), project(values_from, "w_v"));
         attention_with_weights(&q, &k, &v, &options).unwrap()
     };

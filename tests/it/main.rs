@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chapter;
+mod drop_in;
 mod gradient_traps;
 mod layer;
 mod multi_head;

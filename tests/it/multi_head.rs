@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use candle_attention::nn::{
-    AttentionInputs, KvCache, MultiHeadAttention, MultiHeadAttentionConfig, Parameters, RotaryEmbedding,
+    AttentionInputs, KvCache, Linear, MultiHeadAttention, MultiHeadAttentionConfig, Parameters, RotaryEmbedding,
     RotaryEmbeddingConfig,
 };
 use candle_attention::ops::{self, Mask, RotaryPairs, Scale};
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 
 use crate::support::{assert_close, check_gradients, max_difference, parameters_in_f64, randn, values, weighted_sum};
 
@@ -31,6 +31,7 @@ fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
                 num_kv_heads: Some(1),
                 value_dim: Some(7),
                 scale: Scale::Value(0.3),
+                softcap: Some(2.0),
                 ..plain.clone()
             },
         ),
@@ -247,6 +248,41 @@ fn the_weights_are_those_of_the_output_and_a_call_may_bring_its_mask() {
     }
 }
 
+/// The options reach the operation, on the packed way and on the other; the numbers of dropout change with each call.
+#[test]
+fn a_soft_cap_and_dropout_are_those_of_the_operation() {
+    let xs = randn(3, &[2, 5, 24]);
+    let key = ops::RandomKey { seed: 1, step: 2, site: 3 };
+    let dropout = ops::DropoutOptions { rate: 0.4, key, first_sequence: 0 };
+    for num_kv_heads in [6, 2] {
+        let config = MultiHeadAttentionConfig {
+            softcap: Some(0.5),
+            dropout: 0.4,
+            mask: Mask::Causal,
+            num_kv_heads: Some(num_kv_heads),
+            output_projection: false,
+            ..MultiHeadAttentionConfig::new(24, 6)
+        };
+        let layer = layer_of(&config, DType::F64);
+        let heads = |projection: &Linear, n| projection.forward(&xs).unwrap().reshape((2, 5, n, 4)).unwrap();
+        let q = heads(layer.q_proj(), 6);
+        let (k, v) = (heads(layer.k_proj(), num_kv_heads), heads(layer.v_proj(), num_kv_heads));
+        for dropout in [None, Some(dropout)] {
+            let options = ops::AttentionOptions { softcap: Some(0.5), dropout, ..Default::default() };
+            let expected = ops::attention(&q, &k, &v, &options).unwrap().reshape((2, 5, 24)).unwrap();
+            let inputs = AttentionInputs { dropout, ..Default::default() };
+            assert_close("options", &layer.forward_with(&xs, &inputs).unwrap(), &expected, 1e-12);
+        }
+        let evaluated = layer.forward(&xs).unwrap();
+        assert_close("evaluation", &layer.forward_t(&xs, false).unwrap(), &evaluated, 0.0);
+        let trained = [(); 2].map(|()| layer.forward_t(&xs, true).unwrap());
+        assert!(max_difference(&trained[0], &evaluated) > 0.01);
+        assert!(max_difference(&trained[0], &trained[1]) > 0.01);
+        let uncapped = layer_of(&MultiHeadAttentionConfig { softcap: None, ..config }, DType::F64);
+        assert!(max_difference(&uncapped.forward(&xs).unwrap(), &evaluated) > 0.01);
+    }
+}
+
 #[test]
 fn it_is_torchs() {
     /// Shape and values.
@@ -293,6 +329,7 @@ fn what_does_not_go_together_is_named() {
     let turning = MultiHeadAttention::new(&with_rotary, vb()).unwrap();
     let xs = Tensor::zeros((1, 3, 24), DType::F32, &Device::Cpu).unwrap();
     for (message, expected) in [
+        (refused(MultiHeadAttentionConfig { dropout: 1.0, ..plain.clone() }), "dropout from 0 to below 1, got 1"),
         (
             refused(MultiHeadAttentionConfig::new(24, 5)),
             "num_heads to divide embed_dim, got num_heads 5 and embed_dim 24",

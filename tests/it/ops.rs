@@ -45,14 +45,14 @@ fn by_the_formula(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sees: impl Fn(
 fn attention_is_its_formula() {
     let (q, k, v) = (randn(1, &[2, 5, 3, 7]), randn(2, &[2, 11, 3, 7]), randn(3, &[2, 11, 3, 13]));
     for (scale, factor) in [(Scale::InverseSqrt, 7f64.powf(-0.5)), (Scale::None, 1.0), (Scale::Value(0.3), 0.3)] {
-        let of = |mask| attention(&q, &k, &v, &AttentionOptions { scale, mask }).unwrap();
+        let of = |mask| attention(&q, &k, &v, &AttentionOptions { scale, mask, ..Default::default() }).unwrap();
         let formula = |sees: &dyn Fn(usize, usize) -> bool| by_the_formula(&q, &k, &v, factor, sees);
         assert_close("full", &of(Mask::Full), &formula(&|_, _| true), 1e-13);
         assert_close("causal", &of(Mask::Causal), &formula(&|t, s| s <= t + 6), 1e-13);
     }
     let checkers: Vec<Vec<u8>> = (0..5).map(|t| (0..11).map(|s| u8::from((t + s) % 3 == 0)).collect()).collect();
     let rows: Vec<&[u8]> = checkers.iter().map(Vec::as_slice).collect();
-    let options = AttentionOptions { scale: Scale::None, mask: allowed(&rows) };
+    let options = AttentionOptions { scale: Scale::None, mask: allowed(&rows), ..Default::default() };
     let expected = by_the_formula(&q, &k, &v, 1.0, |t, s| (t + s) % 3 == 0);
     assert_close("checkers", &attention(&q, &k, &v, &options).unwrap(), &expected, 1e-13);
 }

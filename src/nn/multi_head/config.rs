@@ -47,6 +47,10 @@ pub struct MultiHeadAttentionConfig {
     pub scale: Scale,
     /// Which positions see which, unless a call says otherwise.
     pub mask: Mask,
+    /// A bound on the scores: `score` becomes `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f64>,
+    /// The share of attention weights dropped in training.
+    pub dropout: f32,
     /// Positions as angles, by which queries and keys turn. Only where keys and values come from the input itself.
     pub rotary: Option<RotaryEmbedding>,
     /// With what `eps` the heads of queries and of keys are normalised by their root mean square, each with a learnable
@@ -76,6 +80,8 @@ impl MultiHeadAttentionConfig {
             output_projection: true,
             scale: Scale::InverseSqrt,
             mask: Mask::Full,
+            softcap: None,
+            dropout: 0.0,
             rotary: None,
             qk_norm: None,
             init,
@@ -100,6 +106,9 @@ impl MultiHeadAttentionConfig {
             if size == 0 {
                 bail!("multi-head-attention: expected {name} of at least 1, got 0");
             }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            bail!("multi-head-attention: expected dropout from 0 to below 1, got {}", self.dropout);
         }
         if self.rotary.is_some() && m != c {
             bail!(

@@ -1,15 +1,18 @@
 //! Multi-head attention.
 
+mod cached;
 mod config;
+mod inputs;
 
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{Module, ModuleT, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use self::config::Sizes;
-use super::{KvCache, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
-use crate::ops::{self, AttentionOptions, Mask};
+use super::{Dropout, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
+use crate::ops::{self, AttentionOptions};
 
 pub use config::MultiHeadAttentionConfig;
+pub use inputs::{AttentionInputs, KeysValues};
 
 /// Multi-head attention with learnable W^Q, W^K and W^V (Vaswani et al. 2017, arXiv:1706.03762).
 ///
@@ -30,13 +33,13 @@ pub use config::MultiHeadAttentionConfig;
 /// | output | (B, T, C) or (T, C); without an output projection H * E channels |
 /// | weights | (B, H, T, S), or (H, T, S) for an input (T, C) |
 ///
-/// `forward` is self-attention, [`forward_cross`](Self::forward_cross) takes keys and values from another sequence, and
+/// [`forward`](Self::forward) is self-attention, `forward_t` (of [`ModuleT`]) the same with dropout in training, [`forward_cross`](Self::forward_cross) takes keys and values from another sequence, and
 /// [`forward_cached`](Self::forward_cached) reads a text piece by piece.
 ///
 /// ```
 /// use candle_attention::nn::{KvCache, MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
 /// use candle_attention::ops::Mask;
-/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_core::{DType, Device, Tensor};
 ///
 /// let vb = Parameters::new(42).var_builder(DType::F32, &Device::Cpu);
 /// let config = MultiHeadAttentionConfig {
@@ -65,26 +68,9 @@ pub struct MultiHeadAttention {
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     rotary: Option<RotaryEmbedding>,
+    dropout: Dropout,
     sizes: Sizes,
     options: AttentionOptions,
-}
-
-/// Keys (B, S, G, D) and values (B, S, G, E) that [`MultiHeadAttention::keys_values`] has made of a memory: once for
-/// all the queries that look at it.
-#[derive(Clone, Debug)]
-pub struct KeysValues {
-    k: Tensor,
-    v: Tensor,
-}
-
-/// What a call of [`MultiHeadAttention::forward_with`] has beside its input. The default is self-attention with the
-/// layer's own mask.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AttentionInputs<'a> {
-    /// Keys and values of another sequence, in place of the input's own.
-    pub memory: Option<&'a KeysValues>,
-    /// Which positions see which, in place of the layer's mask.
-    pub mask: Option<&'a Mask>,
 }
 
 impl MultiHeadAttention {
@@ -108,8 +94,14 @@ impl MultiHeadAttention {
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
             rotary: config.rotary.clone(),
+            dropout: Dropout::new(config.dropout),
             sizes,
-            options: AttentionOptions { scale: config.scale, mask: config.mask.clone() },
+            options: AttentionOptions {
+                scale: config.scale,
+                mask: config.mask.clone(),
+                softcap: config.softcap,
+                dropout: None,
+            },
         })
     }
 
@@ -131,6 +123,14 @@ impl MultiHeadAttention {
     /// The projection of the output, W^O, where there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
         self.o_proj.as_ref()
+    }
+
+    /// Self-attention with the layer's own mask, as in evaluation: nothing is dropped.
+    ///
+    /// # Errors
+    /// Those of [`forward_with`](Self::forward_with).
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.forward_with(xs, &AttentionInputs::default())
     }
 
     /// Attention of the input to `memory`, a sequence of its own length and width.
@@ -187,39 +187,6 @@ impl MultiHeadAttention {
         let [q, k, v] = self.project(xs, inputs)?;
         let (ys, weights) = ops::attention_with_weights(&q, &k, &v, &self.options(inputs))?;
         Ok((self.merge_heads(ys)?, weights))
-    }
-
-    /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and all before them, whose keys
-    /// and values the cache holds; it gets those of the new ones. One position or many at a time: with a mask by which no
-    /// position sees a later one, the output is that of `forward` on the whole text.
-    ///
-    /// This is for evaluation: the output carries no graph, so no gradient comes back from it.
-    ///
-    /// # Errors
-    /// Those of [`forward_with`](Self::forward_with), and if the cache has no room. The cache is then as it was.
-    pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        self.forward_cached_with(xs, &self.options.mask, cache)
-    }
-
-    /// [`forward_cached`](Self::forward_cached) with another mask, of the T new positions (the last) and all S.
-    ///
-    /// # Errors
-    /// Those of [`forward_cached`](Self::forward_cached).
-    pub fn forward_cached_with(&self, xs: &Tensor, mask: &Mask, cache: &mut KvCache) -> Result<Tensor> {
-        check("an input", xs, &self.q_proj)?;
-        if xs.rank() == 2 {
-            return self.forward_cached_with(&xs.unsqueeze(0)?, mask, cache)?.squeeze(0);
-        }
-        let before = cache.len();
-        let q = self.project_queries(xs, before)?; // (B, T, H, D)
-        let (k, v) = self.project_keys_values(xs, before)?;
-        let (k, v) = cache.append(&k.detach(), &v.detach())?; // (B, S, G, D), (B, S, G, E)
-        let options = AttentionOptions { mask: mask.clone(), ..self.options };
-        let ys = ops::attention(&q, &k, &v, &options).and_then(|ys| self.merge_heads(ys));
-        if ys.is_err() {
-            cache.truncate(before);
-        }
-        Ok(ys?.detach())
     }
 
     /// Queries, keys and values of a call.
@@ -288,13 +255,17 @@ impl MultiHeadAttention {
     }
 
     fn options(&self, inputs: &AttentionInputs) -> AttentionOptions {
-        AttentionOptions { mask: inputs.mask.unwrap_or(&self.options.mask).clone(), ..self.options }
+        let mask = inputs.mask.unwrap_or(&self.options.mask).clone();
+        AttentionOptions { mask, dropout: inputs.dropout, ..self.options }
     }
 }
 
-impl Module for MultiHeadAttention {
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.forward_with(xs, &AttentionInputs::default())
+/// No [`Module`]: candle makes a `ModuleT` of each of these by itself, one that takes no notice of training.
+impl ModuleT for MultiHeadAttention {
+    /// In training, attention weights are dropped at the layer's rate, in the way of [`Dropout::new`].
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let dropout = self.dropout.next_call(train);
+        self.forward_with(xs, &AttentionInputs { dropout, ..Default::default() })
     }
 }
 

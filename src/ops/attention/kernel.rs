@@ -1,17 +1,17 @@
 //! Attention and its gradients, on slices: tile by tile, with memory linear in the number of positions.
 //!
-//! One head of one sequence is worked through in tiles of [`TILE`] queries and keys. Forward keeps two numbers for each
+//! One head of keys and values is copied into the forms that the products of tiles want, and serves all heads of queries
+//! that share it. Each of those is worked through in tiles of [`TILE`] queries and keys. Forward keeps two numbers for each
 //! query, from which backward recomputes a tile's weights, as FlashAttention does (Dao et al. 2022, arXiv:2205.14135).
-//! Tiles in which nothing is allowed are never computed.
+//! Tiles in which nothing is allowed are never computed, and of the others only the blocks that a query sees into.
 
-use std::ops::Range;
+use pulp::{Simd, WithSimd};
 
+use super::product::{GROUP, Left, Right, Target, product};
+use super::rows::{Rows, RowsMut, tiles};
+use super::scores::{Online, Scoring, Softmax, TILE, Tile};
 use super::visible::Visible;
-use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
-use crate::ops::simd::{dispatch, exp, max_of, sum_of};
-
-/// Queries and keys of a tile: its scores stay in the first cache.
-const TILE: usize = 64;
+use crate::ops::simd::{dispatch, dispatch_vectors, sum_of};
 
 /// Queries (T) and keys (S) of a sequence, channels of queries and keys (D) and of values (E).
 #[derive(Clone, Copy)]
@@ -22,162 +22,115 @@ pub(super) struct Dims {
     pub(super) e: usize,
 }
 
-/// Of one query: `weights = exp(score - highest) * factor`. Kept apart they are more exact than in one logarithm of the
-/// sum, whose rounding grows with the scores.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Softmax {
-    /// The highest score, or 0 if the query sees nothing.
-    highest: f32,
-    /// One over the sum of the exponentials, or 0 if the query sees nothing.
-    factor: f32,
+/// Channels, rounded up to whole groups.
+fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(GROUP)
 }
 
-/// The rows of one head: `len` channels each, `stride` elements apart.
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn tile(self, rows: &Range<usize>, len: usize) -> Matrix<'a> {
-        Matrix::new(&self.data[rows.start * self.stride..], rows.len(), len, self.stride)
-    }
-
-    fn row(self, i: usize, len: usize) -> &'a [f32] {
-        &self.data[i * self.stride..i * self.stride + len]
-    }
-}
-
-/// The rows of one head, to write to.
-pub(super) struct RowsMut<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) stride: usize,
-}
-
-impl RowsMut<'_> {
-    fn tile(&mut self, rows: &Range<usize>, len: usize) -> MatrixMut<'_> {
-        MatrixMut::new(&mut self.data[rows.start * self.stride..], rows.len(), len, self.stride)
-    }
-
-    fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
-        &mut self.data[i * self.stride..i * self.stride + len]
-    }
-}
-
-fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    (range.start / TILE * TILE..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
-}
-
-/// One head: `out[t] = sum over s of weights[t, s] v[s]`, and what backward needs of each query.
-pub(super) fn forward(
-    mut out: RowsMut,
-    softmax: &mut [Softmax],
-    [q, k, v]: [Rows; 3],
-    scale: f32,
-    visible: &impl Visible,
+/// Forward over the heads of queries that share a head of keys and values.
+pub(super) struct Forward {
     dims: Dims,
-) {
-    let Dims { t, s, d, e } = dims;
-    let mut scores = [0.0; TILE * TILE];
-    for queries in tiles(0..t) {
-        let (mut highest, mut sums) = ([f32::NEG_INFINITY; TILE], [0.0; TILE]);
-        let mut output = Output::Overwrite;
-        for keys in tiles(visible.keys(&queries, s)) {
-            // Pass 1: scores.
-            let tile = MatrixMut::new(&mut scores, queries.len(), keys.len(), TILE);
-            matmul(tile, Output::Overwrite, scale, q.tile(&queries, d), k.tile(&keys, d).t());
-            hide(&mut scores, &queries, &keys, visible);
-            // Pass 2: exponentials, relative to the highest score so far; what was summed before shrinks with it.
-            for (i, query) in queries.clone().enumerate() {
-                let row = &mut scores[i * TILE..i * TILE + keys.len()];
-                let factor = exponentiate(row, &mut highest[i], &mut sums[i]);
-                if output == Output::Add && factor != 1.0 {
-                    out.row(query, e).iter_mut().for_each(|x| *x *= factor);
+    k_columns: Vec<f32>,
+    v: Vec<f32>,
+    q: Vec<f32>,
+    out: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+impl Forward {
+    /// Room for heads of these sizes.
+    pub(super) fn new(dims: Dims) -> Self {
+        let Dims { s, d, e, .. } = dims;
+        let s = s.next_multiple_of(TILE);
+        Self {
+            dims,
+            k_columns: vec![0.0; s * d],
+            v: vec![0.0; s * padded(e)],
+            q: vec![0.0; TILE * padded(d)],
+            out: vec![0.0; TILE * padded(e)],
+            scores: vec![0.0; TILE * TILE],
+        }
+    }
+
+    /// Takes up a head of keys and values.
+    pub(super) fn load(&mut self, k: Rows, v: Rows) {
+        let Dims { s, d, e, .. } = self.dims;
+        dispatch(
+            #[inline(always)]
+            || {
+                k.copy_columns(s, d, &mut self.k_columns);
+                v.copy(0..s, e, 1.0, &mut self.v, padded(e));
+            },
+        );
+    }
+
+    /// A head of queries: `out[t] = sum over s of weights[t, s] v[s]`, and what backward needs of each query.
+    pub(super) fn head<V: Visible>(
+        &mut self,
+        out: RowsMut,
+        softmax: &mut [Softmax],
+        q: Rows,
+        scoring: Scoring,
+        visible: &V,
+    ) {
+        dispatch_vectors(ForwardHead { work: self, out, softmax, q, scoring, visible });
+    }
+}
+
+struct ForwardHead<'a, V> {
+    work: &'a mut Forward,
+    out: RowsMut<'a>,
+    softmax: &'a mut [Softmax],
+    q: Rows<'a>,
+    scoring: Scoring<'a>,
+    visible: &'a V,
+}
+
+impl<V: Visible> WithSimd for ForwardHead<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { work, mut out, softmax, q, scoring, visible } = self;
+        let Dims { t, s, d, e } = work.dims;
+        let (d_stride, e_stride) = (padded(d), padded(e));
+        for queries in tiles(0..t) {
+            let rows = queries.len();
+            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            let mut online = Online::new();
+            work.out.fill(0.0);
+            for keys in tiles(visible.keys(&queries, s)) {
+                let tile = Tile { queries: queries.clone(), keys: keys.clone(), scoring, visible };
+                // Pass 1: scores.
+                let scores = Target { data: &mut work.scores, stride: TILE, adds: false };
+                let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };
+                let k = Right { data: &work.k_columns[keys.start * d..], stride: TILE };
+                product(simd, scores, q, k, rows, |row| (tile.reach(row), 0..d));
+                // Pass 2: exponentials, relative to the highest score so far; what was summed before shrinks with it.
+                tile.weigh_online(&mut work.scores, &mut online);
+                for (out, factor) in work.out.chunks_exact_mut(e_stride).zip(online.factors) {
+                    if factor != 1.0 {
+                        out.iter_mut().for_each(|x| *x *= factor);
+                    }
+                }
+                // Pass 3: the weighted sum of the values.
+                let out = Target { data: &mut work.out, stride: e_stride, adds: true };
+                let weights = Left { data: &work.scores, row_stride: TILE, k_stride: 1 };
+                let v = Right { data: &work.v[keys.start * e_stride..], stride: e_stride };
+                product(simd, out, weights, v, rows, |row| (e, 0..tile.reach(row)));
+            }
+            for (row, query) in queries.enumerate() {
+                softmax[query] = online.softmax(row);
+                let factor = softmax[query].factor;
+                for (out, x) in out.row(query, e).iter_mut().zip(&work.out[row * e_stride..]) {
+                    *out = x * factor;
                 }
             }
-            // Pass 3: the weighted sum of the values.
-            let weights = Matrix::new(&scores, queries.len(), keys.len(), TILE);
-            matmul(out.tile(&queries, e), output, 1.0, weights, v.tile(&keys, e));
-            output = Output::Add;
-        }
-        for (i, query) in queries.enumerate() {
-            // A query that sees nothing has a sum of 0, and its output is 0.
-            let is_empty = sums[i] == 0.0;
-            let factor = if is_empty { 0.0 } else { 1.0 / sums[i] };
-            softmax[query] = Softmax { highest: if is_empty { 0.0 } else { highest[i] }, factor };
-            match output {
-                Output::Add => out.row(query, e).iter_mut().for_each(|x| *x *= factor),
-                Output::Overwrite => out.row(query, e).fill(0.0),
-            }
         }
     }
 }
 
-/// Turns a row of scores into exponentials relative to the highest so far, and adds them to the sum. Returns the factor
-/// by which what was added up before has shrunk.
-fn exponentiate(row: &mut [f32], highest: &mut f32, sum: &mut f32) -> f32 {
-    let before = *highest;
-    dispatch(
-        #[inline(always)]
-        || {
-            let now = max_of(row).max(before);
-            // Nothing allowed so far: any finite reference gives exponentials of 0.
-            let reference = if now == f32::NEG_INFINITY { 0.0 } else { now };
-            for x in row.iter_mut() {
-                *x = exp(*x - reference);
-            }
-            let factor = if before == f32::NEG_INFINITY { 0.0 } else { exp(before - reference) };
-            *sum = *sum * factor + sum_of(row, row, |x, _| x);
-            *highest = now;
-            factor
-        },
-    )
-}
-
-/// Puts minus infinity where a query does not see a key.
-fn hide(scores: &mut [f32], queries: &Range<usize>, keys: &Range<usize>, visible: &impl Visible) {
-    if visible.all(queries, keys) {
-        return;
-    }
-    for (i, query) in queries.clone().enumerate() {
-        let row = &mut scores[i * TILE..i * TILE + keys.len()];
-        for (score, key) in row.iter_mut().zip(keys.clone()) {
-            if !visible.sees(query, key) {
-                *score = f32::NEG_INFINITY;
-            }
-        }
-    }
-}
-
-/// Where the rows of a gradient lie in a buffer.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    pub(super) offset: usize,
-    pub(super) stride: usize,
-}
-
-impl Place {
-    fn tile<'a>(self, data: &'a mut [f32], rows: &Range<usize>, len: usize) -> MatrixMut<'a> {
-        MatrixMut::new(&mut data[self.offset + rows.start * self.stride..], rows.len(), len, self.stride)
-    }
-
-    /// Copies contiguous rows of `len` elements to this place.
-    pub(super) fn fill(self, data: &mut [f32], rows: &[f32], len: usize) {
-        for (i, row) in rows.chunks_exact(len).enumerate() {
-            data[self.offset + i * self.stride..][..len].copy_from_slice(row);
-        }
-    }
-}
-
-/// The gradients of queries, keys and values in one buffer, since they may be interleaved there.
-pub(super) struct Gradients<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) places: [Place; 3],
-}
-
-/// What forward left, and the gradient of its output.
+/// What forward left of one head, and the gradient of its output.
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
     pub(super) out: Rows<'a>,
@@ -185,61 +138,135 @@ pub(super) struct Saved<'a> {
     pub(super) softmax: &'a [Softmax],
 }
 
-/// One head: adds to the gradients of queries, keys and values.
-pub(super) fn backward(
-    gradients: Gradients,
-    saved: Saved,
-    [q, k, v]: [Rows; 3],
-    scale: f32,
-    visible: &impl Visible,
+/// Backward over the heads of queries that share a head of keys and values, whose gradients gather here.
+pub(super) struct Backward {
     dims: Dims,
-) {
-    let Dims { t, s, d, e } = dims;
-    let Gradients { data, places: [dq, dk, dv] } = gradients;
-    let (mut weights, mut dscores) = ([0.0; TILE * TILE], [0.0; TILE * TILE]);
-    let mut dots = [0.0; TILE];
-    for queries in tiles(0..t) {
-        // The gradient of a row's softmax subtracts the mean of dweights under the weights, which is dout . out.
-        for (dot, query) in dots.iter_mut().zip(queries.clone()) {
-            let (dout, out) = (saved.dout.row(query, e), saved.out.row(query, e));
-            *dot = dispatch(
-                #[inline(always)]
-                || sum_of(dout, out, |dout, out| dout * out),
-            );
+    k: Vec<f32>,
+    k_columns: Vec<f32>,
+    v_columns: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    q: Vec<f32>,
+    dq: Vec<f32>,
+    dout: Vec<f32>,
+    weights: Vec<f32>,
+    dscores: Vec<f32>,
+}
+
+impl Backward {
+    /// Room for heads of these sizes.
+    pub(super) fn new(dims: Dims) -> Self {
+        let Dims { s, d, e, .. } = dims;
+        let s = s.next_multiple_of(TILE);
+        Self {
+            dims,
+            k: vec![0.0; s * padded(d)],
+            k_columns: vec![0.0; s * d],
+            v_columns: vec![0.0; s * e],
+            dk: vec![0.0; s * padded(d)],
+            dv: vec![0.0; s * padded(e)],
+            q: vec![0.0; TILE * padded(d)],
+            dq: vec![0.0; TILE * padded(d)],
+            dout: vec![0.0; TILE * padded(e)],
+            weights: vec![0.0; TILE * TILE],
+            dscores: vec![0.0; TILE * TILE],
         }
-        for keys in tiles(visible.keys(&queries, s)) {
-            let (rows, cols) = (queries.len(), keys.len());
-            // In forward, passes 1 and 2: weights = exp(scale q . k - highest) * factor.
-            let tile = MatrixMut::new(&mut weights, rows, cols, TILE);
-            matmul(tile, Output::Overwrite, scale, q.tile(&queries, d), k.tile(&keys, d).t());
-            hide(&mut weights, &queries, &keys, visible);
-            // Pass 3 was out = weights v: dweights = dout v^T, dv = weights^T dout.
-            let tile = MatrixMut::new(&mut dscores, rows, cols, TILE);
-            matmul(tile, Output::Overwrite, 1.0, saved.dout.tile(&queries, e), v.tile(&keys, e).t());
-            for (i, query) in queries.clone().enumerate() {
-                let row = i * TILE..i * TILE + cols;
-                softmax_backward(&mut dscores[row.clone()], &mut weights[row], saved.softmax[query], dots[i]);
-            }
-            let w = Matrix::new(&weights, rows, cols, TILE);
-            matmul(dv.tile(data, &keys, e), Output::Add, 1.0, w.t(), saved.dout.tile(&queries, e));
-            // Pass 1 was scores = scale q k^T: dq = scale dscores k, dk = scale dscores^T q.
-            let ds = Matrix::new(&dscores, rows, cols, TILE);
-            matmul(dq.tile(data, &queries, d), Output::Add, scale, ds, k.tile(&keys, d));
-            matmul(dk.tile(data, &keys, d), Output::Add, scale, ds.t(), q.tile(&queries, d));
-        }
+    }
+
+    /// Takes up a head of keys and values.
+    pub(super) fn load(&mut self, k: Rows, v: Rows) {
+        let Dims { s, d, e, .. } = self.dims;
+        self.dk.fill(0.0);
+        self.dv.fill(0.0);
+        dispatch(
+            #[inline(always)]
+            || {
+                k.copy(0..s, d, 1.0, &mut self.k, padded(d));
+                k.copy_columns(s, d, &mut self.k_columns);
+                v.copy_columns(s, e, &mut self.v_columns);
+            },
+        );
+    }
+
+    /// A head of queries: their gradient, and its part of those of keys and values.
+    pub(super) fn head<V: Visible>(&mut self, dq: RowsMut, saved: Saved, q: Rows, scoring: Scoring, visible: &V) {
+        dispatch_vectors(BackwardHead { work: self, dq, saved, q, scoring, visible });
+    }
+
+    /// The gradient of the keys that were taken up.
+    pub(super) fn store_dk(&self, mut dk: RowsMut) {
+        let Dims { s, d, .. } = self.dims;
+        (0..s).zip(self.dk.chunks_exact(padded(d))).for_each(|(key, row)| dk.row(key, d).copy_from_slice(&row[..d]));
+    }
+
+    /// The gradient of the values that were taken up.
+    pub(super) fn store_dv(&self, mut dv: RowsMut) {
+        let Dims { s, e, .. } = self.dims;
+        (0..s).zip(self.dv.chunks_exact(padded(e))).for_each(|(key, row)| dv.row(key, e).copy_from_slice(&row[..e]));
     }
 }
 
-/// `weights`, which holds scores, becomes the weights; `dscores`, which holds dweights, becomes
-/// `weights * (dweights - dot)`.
-fn softmax_backward(dscores: &mut [f32], weights: &mut [f32], Softmax { highest, factor }: Softmax, dot: f32) {
-    dispatch(
-        #[inline(always)]
-        || {
-            for (dscore, weight) in dscores.iter_mut().zip(weights.iter_mut()) {
-                *weight = exp(*weight - highest) * factor;
-                *dscore = *weight * (*dscore - dot);
+struct BackwardHead<'a, V> {
+    work: &'a mut Backward,
+    dq: RowsMut<'a>,
+    saved: Saved<'a>,
+    q: Rows<'a>,
+    scoring: Scoring<'a>,
+    visible: &'a V,
+}
+
+impl<V: Visible> WithSimd for BackwardHead<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { work, mut dq, saved, q, scoring, visible } = self;
+        let Dims { t, s, d, e } = work.dims;
+        let (d_stride, e_stride) = (padded(d), padded(e));
+        let mut dots = [0.0; TILE];
+        for queries in tiles(0..t) {
+            let rows = queries.len();
+            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
+            // The gradient of a row's softmax subtracts the mean of dweights under the weights, which is dout . out.
+            for (dot, query) in dots.iter_mut().zip(queries.clone()) {
+                *dot = sum_of(saved.dout.row(query, e), saved.out.row(query, e), |dout, out| dout * out);
             }
-        },
-    );
+            work.dq.fill(0.0);
+            for keys in tiles(visible.keys(&queries, s)) {
+                let tile = Tile { queries: queries.clone(), keys: keys.clone(), scoring, visible };
+                // In forward, pass 1: scores = (scale q) k^T.
+                let scores = Target { data: &mut work.weights, stride: TILE, adds: false };
+                let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };
+                let k = Right { data: &work.k_columns[keys.start * d..], stride: TILE };
+                product(simd, scores, q, k, rows, |row| (tile.reach(row), 0..d));
+                // Pass 3 was out = weights v: dweights = dout v^T.
+                let dweights = Target { data: &mut work.dscores, stride: TILE, adds: false };
+                let dout = Left { data: &work.dout, row_stride: e_stride, k_stride: 1 };
+                let v = Right { data: &work.v_columns[keys.start * e..], stride: TILE };
+                product(simd, dweights, dout, v, rows, |row| (tile.reach(row), 0..e));
+                // Pass 2 was weights = softmax(scores).
+                tile.weigh_again(&mut work.weights, &mut work.dscores, saved.softmax, &dots);
+                // Pass 3 again: dv = weights^T dout.
+                let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
+                let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };
+                let dout = Right { data: &work.dout, stride: e_stride };
+                product(simd, dv, weights, dout, keys.len(), |key| (e, tile.first_row(key)..rows));
+                // Pass 1 again: dq = scale dscores k, dk = dscores^T (scale q).
+                let dq = Target { data: &mut work.dq, stride: d_stride, adds: true };
+                let dscores = Left { data: &work.dscores, row_stride: TILE, k_stride: 1 };
+                let k = Right { data: &work.k[keys.start * d_stride..], stride: d_stride };
+                product(simd, dq, dscores, k, rows, |row| (d, 0..tile.reach(row)));
+                let dk = Target { data: &mut work.dk[keys.start * d_stride..], stride: d_stride, adds: true };
+                let dscores = Left { data: &work.dscores, row_stride: 1, k_stride: TILE };
+                let q = Right { data: &work.q, stride: d_stride };
+                product(simd, dk, dscores, q, keys.len(), |key| (d, tile.first_row(key)..rows));
+            }
+            for (query, row) in queries.zip(work.dq.chunks_exact(d_stride)) {
+                for (dq, x) in dq.row(query, d).iter_mut().zip(row) {
+                    *dq = x * scoring.scale;
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! Sizes of a call of attention, and where its gradients lie.
 
-use super::kernel::{Dims, Place};
+use std::ops::Range;
+
+use super::kernel::Dims;
+use super::rows::Place;
 
 /// Sizes of a call: sequences, heads of queries, heads of keys and values, and those of a head.
 #[derive(Clone, Copy)]
@@ -9,6 +12,19 @@ pub(super) struct Sizes {
     pub(super) h: usize,
     pub(super) g: usize,
     pub(super) head: Dims,
+}
+
+impl Sizes {
+    /// The heads of queries that share head `g` of keys and values.
+    pub(super) fn heads(self, g: usize) -> Range<usize> {
+        let per_group = self.h / self.g;
+        g * per_group..(g + 1) * per_group
+    }
+
+    /// Where the rows of a head of sequence 0 lie in a tensor (B, T, H, E).
+    pub(super) fn out(self, h: usize) -> Place {
+        Place { offset: h * self.head.e, stride: self.h * self.head.e }
+    }
 }
 
 /// Where the gradients of one sequence lie in its piece of the buffer: the places of the first head of queries, keys

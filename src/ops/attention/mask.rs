@@ -25,7 +25,7 @@ pub enum Mask {
     /// Query `t` sees key `s` where the (T, S) tensor of `u8` is not 0.
     Allowed(Tensor),
     /// The (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides, anything else
-    /// biases. It has a gradient; memory is that of the scores.
+    /// biases. Where the bias is tracked it has its gradient, and memory is that of the scores.
     Additive(Tensor),
 }
 
@@ -74,20 +74,43 @@ impl Mask {
 /// A mask that hides something, with its tensors as plain values: sees(sequence, query, key) is the definition that the
 /// reference follows and the kernel's masks are tested against.
 pub(super) enum Seen {
-    Causal { before: usize },
-    Window { before: usize, len: usize },
-    Prefix { before: usize, len: usize },
-    Documents { before: usize, s: usize, numbers: Vec<u32> },
-    Keys { s: usize, keys: Vec<u8> },
-    Allowed { s: usize, allowed: Vec<u8> },
+    Causal {
+        before: usize,
+    },
+    Window {
+        before: usize,
+        len: usize,
+    },
+    Prefix {
+        before: usize,
+        len: usize,
+    },
+    Documents {
+        before: usize,
+        s: usize,
+        numbers: Vec<u32>,
+    },
+    Keys {
+        s: usize,
+        keys: Vec<u8>,
+    },
+    Allowed {
+        s: usize,
+        allowed: Vec<u8>,
+    },
+    /// Terms of the scores, which may hide too.
+    Additive {
+        bias: Vec<f32>,
+        dims: [usize; 4],
+    },
 }
 
 impl Seen {
-    /// `None` for a mask that hides nothing, or that is a tensor of terms.
+    /// `None` for a mask that hides nothing.
     pub(super) fn new(mask: &Mask, t: usize, s: usize) -> Result<Option<Self>> {
         let before = s.saturating_sub(t);
         Ok(Some(match mask {
-            Mask::Full | Mask::Additive(_) => return Ok(None),
+            Mask::Full => return Ok(None),
             Mask::Causal => Self::Causal { before },
             // No window is longer than all keys; an enormous one would overflow.
             Mask::Window(len) => Self::Window { before, len: (*len).min(s) },
@@ -95,6 +118,10 @@ impl Seen {
             Mask::Documents(numbers) => Self::Documents { before, s, numbers: numbers.flatten_all()?.to_vec1()? },
             Mask::Keys(keys) => Self::Keys { s, keys: keys.flatten_all()?.to_vec1()? },
             Mask::Allowed(allowed) => Self::Allowed { s, allowed: allowed.flatten_all()?.to_vec1()? },
+            Mask::Additive(bias) => {
+                let dims = if bias.rank() == 4 { bias.dims4()?.into() } else { [1, 1, t, s] };
+                Self::Additive { bias: bias.flatten_all()?.to_vec1()?, dims }
+            }
         }))
     }
 
@@ -109,6 +136,8 @@ impl Seen {
             }
             Self::Keys { s, keys } => keys[sequence * s + key] != 0,
             Self::Allowed { s, allowed } => allowed[query * s + key] != 0,
+            // What is seen is said by the terms.
+            Self::Additive { .. } => true,
         }
     }
 }

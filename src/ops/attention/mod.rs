@@ -3,7 +3,7 @@
 //! For query position `t` and key position `s`, head by head,
 //!
 //! ```text
-//! scores[t, s]  = scale * (q[t] . k[s])
+//! scores[t, s]  = scale * (q[t] . k[s])                          (with a soft cap: cap * tanh(scores / cap))
 //! weights[t, s] = exp(scores[t, s]) / sum over allowed s' of exp(scores[t, s'])     (0 where s is not allowed)
 //! out[t]        = sum over s of weights[t, s] * v[s]
 //! ```
@@ -40,15 +40,20 @@
 //! ```
 
 mod fused;
+mod heads;
 mod kernel;
 mod layout;
 mod mask;
+mod product;
 mod reference;
+mod rows;
+mod scores;
 mod visible;
 
-use candle_core::{Layout, Result, Tensor, bail};
+use candle_core::{DType, Layout, Result, Tensor, bail};
 
 use self::fused::{Attention, PackedAttention};
+use super::DropoutOptions;
 use super::storage::has_kernel;
 
 pub use mask::Mask;
@@ -83,6 +88,28 @@ pub struct AttentionOptions {
     pub scale: Scale,
     /// Which keys a query may see.
     pub mask: Mask,
+    /// A bound on the scores, before the mask: `score` becomes `softcap * tanh(score / softcap)` (Gemma 2,
+    /// arXiv:2408.00118).
+    pub softcap: Option<f64>,
+    /// Dropout of the weights, drawn again on the way back instead of being kept. The random numbers of head `h` of
+    /// sequence `b` are those of the stream `(first_sequence + b) * H + h`, the word of query `t` and key `s` that of
+    /// number `t * 2^32 + s`.
+    pub dropout: Option<DropoutOptions>,
+}
+
+impl AttentionOptions {
+    /// Refuses options that mean nothing, or a mask that does not go with `b` sequences of `h` heads, `t` queries and
+    /// `s` keys.
+    fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
+        match self.softcap {
+            Some(cap) if !(cap > 0.0 && cap.is_finite()) => bail!("attention: expected a softcap above 0, got {cap}"),
+            _ => {}
+        }
+        if let Some(dropout) = &self.dropout {
+            dropout.factors()?;
+        }
+        self.mask.check([b, h, t, s], dtype)
+    }
 }
 
 /// The weighted sums of `v`: (B, T, H, E). Shapes and formula stand in the [module's documentation](self).
@@ -94,14 +121,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     if !takes_kernel(&[q, k, v], &options.mask) {
         return Ok(reference::attention(q, k, v, options)?.0);
     }
-    let op = Attention::new(options.scale.factor(q.dim(3)?), options.mask.clone());
+    let op = Attention::new(options, q.dim(3)?)?;
     with_rows(q)?.apply_op3(&with_rows(k)?, &with_rows(v)?, op)
 }
 
-/// Whether the kernel takes these tensors: there is something to add up, and no bias whose gradient it does not know.
+/// Whether the kernel takes these tensors: there is something to add up, and no bias whose gradient is wanted, which it
+/// does not know.
 fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
     let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
-    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(_))
+    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if bias.track_op())
 }
 
 /// The tensor, or a copy if its rows of channels are scattered.
@@ -122,16 +150,16 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
         bail!("attention: expected packed channels divisible by 3 * {num_heads} heads, got {width}");
     }
     let head_dim = width / 3 / num_heads;
-    options.mask.check([b, num_heads, t, t], qkv.dtype())?;
+    options.check([b, num_heads, t, t], qkv.dtype())?;
     if takes_kernel(&[qkv], &options.mask) {
-        let attention = Attention::new(options.scale.factor(head_dim), options.mask.clone());
+        let attention = Attention::new(options, head_dim)?;
         return qkv.contiguous()?.apply_op1(PackedAttention { attention, num_heads });
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, options)?.reshape((b, t, width / 3))
 }
 
-/// As [`attention`], with the weights (B, H, T, S) beside the output. Both are differentiable.
+/// As [`attention`], with the weights (B, H, T, S), those before dropout, beside the output. Both are differentiable.
 ///
 /// # Errors
 /// Those of [`attention`].
@@ -181,7 +209,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
     if g == 0 || !h.is_multiple_of(g) {
         bail!("attention: expected the heads of k and v to divide the {h} heads of q, got {g}");
     }
-    options.mask.check([b, h, t, s], q.dtype())
+    options.check([b, h, t, s], q.dtype())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use candle_core::{D, Result, Tensor};
 
 use super::AttentionOptions;
+use crate::ops::random::DropoutOptions;
 use crate::ops::storage::precise;
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
@@ -25,13 +26,32 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     let v = for_each_query_head(&v, h)?; // (B, H, S, E)
 
     let scores = q.matmul(&k.t()?)?; // (B, H, T, S)
+    let scores = match options.softcap {
+        Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+        None => scores,
+    };
     let scores = match options.mask.additive([b, t, s], scores.dtype(), scores.device())? {
         Some(mask) => scores.broadcast_add(&mask)?,
         None => scores,
     };
     let weights = softmax(&scores)?; // (B, H, T, S)
-    let out = weights.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
+    let kept = match &options.dropout {
+        Some(dropout) if dropout.rate > 0.0 => (&weights * dropout_factors(dropout, &weights)?)?,
+        _ => weights.clone(),
+    };
+    let out = kept.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
     Ok((out.to_dtype(dtype)?, weights.to_dtype(dtype)?))
+}
+
+/// What dropout multiplies the weights (B, H, T, S) by.
+fn dropout_factors(options: &DropoutOptions, weights: &Tensor) -> Result<Tensor> {
+    let (_, h, t, s) = weights.dims4()?;
+    let (factors, first_stream) = (options.factors()?, options.first_sequence * h as u64);
+    let mut values = vec![0f32; weights.elem_count()];
+    for (row, values) in values.chunks_exact_mut(s).enumerate() {
+        factors.fill(first_stream + (row / t) as u64, ((row % t) as u64) << 32, values);
+    }
+    Tensor::from_vec(values, weights.shape(), weights.device())?.to_dtype(weights.dtype())
 }
 
 /// (B, S, G, D) to (B, H, S, D): each head as often as there are heads of queries that use it.

@@ -1,6 +1,7 @@
 //! The kernel against the reference, at every mask and off every tile.
 
 use super::*;
+use crate::ops::RandomKey;
 use crate::ops::testing::{assert_like_reference, randn};
 use candle_core::Device;
 
@@ -43,7 +44,7 @@ fn the_kernel_is_the_reference() {
         let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
         for mask in masks(b, t, s) {
             for scale in [Scale::InverseSqrt, Scale::Value(1.3)] {
-                let options = AttentionOptions { scale, mask: mask.clone() };
+                let options = AttentionOptions { scale, mask: mask.clone(), ..Default::default() };
                 let label = format!("attention {:?} {mask:?} {scale:?}", [b, t, s, h, g, d, e]);
                 let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
                 let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
@@ -54,6 +55,58 @@ fn the_kernel_is_the_reference() {
             }
         }
     }
+}
+
+#[test]
+fn soft_cap_and_dropout_are_those_of_the_reference() {
+    let dropout = DropoutOptions { rate: 0.3, key: RandomKey { seed: 5, step: 7, site: 11 }, first_sequence: 13 };
+    for [b, t, s, h, g, d, e] in SIZES {
+        let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
+        for mask in [Mask::Causal, Mask::Full, checkers(t, s)] {
+            for (softcap, dropout) in
+                [(Some(0.7), None), (Some(30.0), None), (None, Some(dropout)), (Some(2.0), Some(dropout))]
+            {
+                let options = AttentionOptions { scale: Scale::Value(1.3), mask: mask.clone(), softcap, dropout };
+                let label = format!("attention {:?} {options:?}", [b, t, s, h, g, d, e]);
+                let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
+                let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+                assert_like_reference(&label, &inputs, &fused, &reference);
+            }
+        }
+    }
+}
+
+/// A bias that is not tracked has a kernel, which may not be told from the reference.
+#[test]
+fn a_constant_bias_is_that_of_the_reference() {
+    for [b, t, s, h, g, d, e] in SIZES {
+        let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
+        for shape in [&[t, s][..], &[b, 1, t, s], &[b, h, t, s]] {
+            // Some hidden, in the end a whole row.
+            let bias = randn(4, shape).flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let hide = |(i, x): (usize, f64)| if i % 7 == 3 || i / s == 1 { f64::NEG_INFINITY } else { x };
+            let bias = Tensor::from_vec(bias.into_iter().enumerate().map(hide).collect(), shape, &Device::Cpu).unwrap();
+            let options = |x: &[Tensor]| AttentionOptions {
+                mask: Mask::Additive(bias.to_dtype(x[0].dtype()).unwrap()),
+                ..Default::default()
+            };
+            let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options(x));
+            let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options(x))?.0);
+            assert_like_reference(&format!("biased attention {shape:?}"), &inputs, &fused, &reference);
+        }
+    }
+}
+
+#[test]
+fn shards_drop_what_the_whole_drops() {
+    let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[5, 67, 3, 5]).to_dtype(candle_core::DType::F32).unwrap());
+    let dropped = |first: usize, n: usize| {
+        let part = |x: &Tensor| x.narrow(0, first, n).unwrap();
+        let dropout = Some(DropoutOptions { rate: 0.5, first_sequence: first as u64, ..Default::default() });
+        let options = AttentionOptions { dropout, ..Default::default() };
+        attention(&part(&q), &part(&k), &part(&v), &options).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(dropped(0, 5), [dropped(0, 2), dropped(2, 3)].concat());
 }
 
 #[test]
@@ -127,7 +180,7 @@ fn a_bias_on_the_scores_has_its_gradient_and_hides_with_minus_infinity() {
 fn the_kernel_is_the_reference_for_large_scores() {
     for (mask, scale) in [(Mask::Causal, 3.0), (Mask::Full, 3.0), (Mask::Full, 30.0)] {
         let inputs = [randn(1, &[2, 131, 3, 16]), randn(2, &[2, 131, 3, 16]), randn(3, &[2, 131, 3, 16])];
-        let options = AttentionOptions { scale: Scale::Value(scale), mask };
+        let options = AttentionOptions { scale: Scale::Value(scale), mask, ..Default::default() };
         let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
         let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
         assert_like_reference(&format!("attention {options:?}"), &inputs, &fused, &reference);

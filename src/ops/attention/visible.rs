@@ -6,30 +6,34 @@ use super::mask::Seen;
 
 /// The mask of one sequence. A kernel is compiled for each kind.
 pub(super) trait Visible {
-    /// Whether a query sees a key.
-    fn sees(&self, query: usize, key: usize) -> bool;
-
     /// A range, of all `s` keys, outside of which none of these queries sees anything.
     fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize>;
 
-    /// Whether each of these queries sees each of these keys; to say no is always right.
-    fn all(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool;
+    /// How many of the first of these keys hold all that the query sees of them; never fewer than for an earlier query.
+    fn reach(&self, query: usize, keys: &Range<usize>) -> usize;
+
+    /// Puts minus infinity where the query does not see a key. `scores` begins with those of `keys`; what stands behind
+    /// them, up to a whole vector, is hidden too.
+    fn hide(&self, scores: &mut [f32], query: usize, keys: &Range<usize>);
 }
 
 /// Nothing is hidden.
 pub(super) struct Full;
 
 impl Visible for Full {
-    fn sees(&self, _query: usize, _key: usize) -> bool {
-        true
-    }
-
+    #[inline(always)]
     fn keys(&self, _queries: &Range<usize>, s: usize) -> Range<usize> {
         0..s
     }
 
-    fn all(&self, _queries: &Range<usize>, _keys: &Range<usize>) -> bool {
-        true
+    #[inline(always)]
+    fn reach(&self, _query: usize, keys: &Range<usize>) -> usize {
+        keys.len()
+    }
+
+    #[inline(always)]
+    fn hide(&self, scores: &mut [f32], _query: usize, keys: &Range<usize>) {
+        hide_from(scores, keys.len());
     }
 }
 
@@ -39,16 +43,27 @@ pub(super) struct Causal {
 }
 
 impl Visible for Causal {
-    fn sees(&self, query: usize, key: usize) -> bool {
-        key <= query + self.before
-    }
-
+    #[inline(always)]
     fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize> {
         0..s.min(queries.end + self.before)
     }
 
-    fn all(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
-        keys.end <= queries.start + self.before + 1
+    #[inline(always)]
+    fn reach(&self, query: usize, keys: &Range<usize>) -> usize {
+        (query + self.before + 1).saturating_sub(keys.start).min(keys.len())
+    }
+
+    #[inline(always)]
+    fn hide(&self, scores: &mut [f32], query: usize, keys: &Range<usize>) {
+        hide_from(scores, self.reach(query, keys));
+    }
+}
+
+/// Hides all scores but the first so many.
+#[inline(always)]
+fn hide_from(scores: &mut [f32], first: usize) {
+    if let Some(hidden) = scores.get_mut(first..) {
+        hidden.fill(f32::NEG_INFINITY);
     }
 }
 
@@ -56,31 +71,49 @@ impl Visible for Causal {
 pub(super) struct Other<'a> {
     pub(super) seen: &'a Seen,
     pub(super) sequence: usize,
+    pub(super) head: usize,
+}
+
+impl Other<'_> {
+    /// The terms of a query's scores, of an additive mask.
+    fn terms(&self, query: usize) -> Option<&[f32]> {
+        let Seen::Additive { bias, dims: [b, h, t, s] } = self.seen else { return None };
+        // One sequence or head stands for all.
+        let (b_i, h_i) = (self.sequence % b, self.head % h);
+        Some(&bias[((b_i * h + h_i) * t + query) * s..][..*s])
+    }
 }
 
 impl Visible for Other<'_> {
-    fn sees(&self, query: usize, key: usize) -> bool {
-        self.seen.sees(self.sequence, query, key)
-    }
-
     fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize> {
-        if let Seen::Window { before, len } = self.seen {
-            return (queries.start + before + 1).saturating_sub(*len)..s.min(queries.end + before);
+        match self.seen {
+            Seen::Window { before, len } => {
+                return (queries.start + before + 1).saturating_sub(*len)..s.min(queries.end + before);
+            }
+            Seen::Additive { .. } => return 0..s,
+            _ => {}
         }
-        let is_seen = |key: &usize| queries.clone().any(|query| self.sees(query, *key));
+        let is_seen = |key: &usize| queries.clone().any(|query| self.seen.sees(self.sequence, query, *key));
         match ((0..s).find(is_seen), (0..s).rfind(is_seen)) {
             (Some(first), Some(last)) => first..last + 1,
             _ => 0..0,
         }
     }
 
-    fn all(&self, queries: &Range<usize>, keys: &Range<usize>) -> bool {
-        match self.seen {
-            Seen::Window { before, len } => {
-                keys.end <= queries.start + before + 1 && queries.end + before <= keys.start + len
+    fn reach(&self, _query: usize, keys: &Range<usize>) -> usize {
+        keys.len()
+    }
+
+    fn hide(&self, scores: &mut [f32], query: usize, keys: &Range<usize>) {
+        hide_from(scores, keys.len());
+        if let Some(terms) = self.terms(query) {
+            scores.iter_mut().zip(&terms[keys.clone()]).for_each(|(score, term)| *score += term);
+            return;
+        }
+        for (score, key) in scores.iter_mut().zip(keys.clone()) {
+            if !self.seen.sees(self.sequence, query, key) {
+                *score = f32::NEG_INFINITY;
             }
-            Seen::Prefix { before, len } => keys.end <= (queries.start + before + 1).max(*len),
-            _ => false,
         }
     }
 }

@@ -1,0 +1,136 @@
+//! All heads of all sequences: which thread works on which, and where their rows lie.
+
+use super::kernel::{Backward, Dims, Forward, Saved};
+use super::layout::{GradientLayout, Sizes};
+use super::rows::{Place, Rows};
+use super::scores::{Scoring, Softmax};
+use super::visible::Visible;
+use crate::ops::parallel;
+
+/// Queries, keys or values of all sequences and heads: (B, T, H, D) with any strides but the last, which is 1.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) batch_stride: usize,
+    pub(super) position_stride: usize,
+    pub(super) head_stride: usize,
+}
+
+impl<'a> View<'a> {
+    fn rows(self, b: usize, h: usize) -> Rows<'a> {
+        Rows { data: &self.data[b * self.batch_stride + h * self.head_stride..], stride: self.position_stride }
+    }
+}
+
+/// The mask, scale and dropout of each head, by the numbers of sequence and head.
+pub(super) trait Heads: Sync {
+    type Visible: Visible;
+
+    fn visible(&self, sequence: usize, head: usize) -> Self::Visible;
+
+    fn scoring(&self, sequence: usize, head: usize) -> Scoring<'_>;
+}
+
+/// Whether there are too few sequences to keep all threads busy with one each.
+fn splits_heads(sizes: Sizes) -> bool {
+    sizes.b < parallel::threads() && sizes.g > 1
+}
+
+/// The output (B, T, H, E), and what backward needs: (B, H, T).
+pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
+    let Sizes { b, h, g, head: Dims { t, e, .. } } = sizes;
+    let per_group = h / g;
+    // The heads of queries that share a head of keys and values; `places` says where the output of each belongs.
+    let group = |work: &mut Forward,
+                 [b_i, g_i]: [usize; 2],
+                 out: &mut [f32],
+                 softmax: &mut [Softmax],
+                 places: &dyn Fn(usize) -> Place| {
+        work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));
+        for (h_i, softmax) in sizes.heads(g_i).zip(softmax.chunks_exact_mut(t)) {
+            let out = places(h_i).rows_mut(out);
+            work.head(out, softmax, q.rows(b_i, h_i), heads.scoring(b_i, h_i), &heads.visible(b_i, h_i));
+        }
+    };
+    let mut out = vec![0.0; b * t * h * e];
+    let mut softmax = vec![Softmax::default(); b * h * t];
+    if splits_heads(sizes) {
+        let groups = parallel::map(b * g, |i| {
+            let (mut out, mut softmax) = (vec![0.0; per_group * t * e], vec![Softmax::default(); per_group * t]);
+            let local = |h_i: usize| Place { offset: h_i % per_group * t * e, stride: e };
+            group(&mut Forward::new(sizes.head), [i / g, i % g], &mut out, &mut softmax, &local);
+            (out, softmax)
+        });
+        for (i, (group_out, group_softmax)) in groups.iter().enumerate() {
+            softmax[i * per_group * t..][..per_group * t].copy_from_slice(group_softmax);
+            let out = &mut out[i / g * t * h * e..];
+            for (h_i, rows) in sizes.heads(i % g).zip(group_out.chunks_exact(t * e)) {
+                sizes.out(h_i).fill(out, rows, e);
+            }
+        }
+    } else {
+        parallel::for_each_chunk_pair((&mut out, t * h * e), (&mut softmax, h * t), |b_i, out, softmax| {
+            let mut work = Forward::new(sizes.head);
+            for (g_i, softmax) in softmax.chunks_exact_mut(per_group * t).enumerate() {
+                group(&mut work, [b_i, g_i], out, softmax, &|h_i| sizes.out(h_i));
+            }
+        });
+    }
+    (out, softmax)
+}
+
+/// The gradients of queries, keys and values, for each sequence in one piece that `layout` divides.
+pub(super) fn backward(
+    [q, k, v]: [View; 3],
+    (out, dout, softmax): (&[f32], &[f32], &[Softmax]),
+    heads: &impl Heads,
+    layout: GradientLayout,
+    sizes: Sizes,
+) -> Vec<f32> {
+    let Sizes { b, h, g, head: Dims { t, s, d, e } } = sizes;
+    // The owner of a piece of gradient is a head of keys and values, with all heads of queries that share it.
+    let group =
+        |work: &mut Backward, [b_i, g_i]: [usize; 2], data: &mut [f32], places: &dyn Fn(usize) -> [Place; 3]| {
+            work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));
+            for h_i in sizes.heads(g_i) {
+                let [out, dout] = [out, dout].map(|x| sizes.out(h_i).rows(&x[b_i * t * h * e..]));
+                let saved = Saved { out, dout, softmax: &softmax[(b_i * h + h_i) * t..][..t] };
+                let dq = places(h_i)[0].rows_mut(data);
+                work.head(dq, saved, q.rows(b_i, h_i), heads.scoring(b_i, h_i), &heads.visible(b_i, h_i));
+            }
+            let [_, dk, dv] = places(sizes.heads(g_i).start);
+            work.store_dk(dk.rows_mut(data));
+            work.store_dv(dv.rows_mut(data));
+        };
+    let mut gradients = vec![0.0; b * layout.len];
+    if splits_heads(sizes) {
+        let per_group = h / g;
+        let (dk, dv) = (per_group * t * d, per_group * t * d + s * d);
+        let local = |h_i: usize| {
+            let dq = h_i % per_group * t * d;
+            [(dq, d), (dk, d), (dv, e)].map(|(offset, stride)| Place { offset, stride })
+        };
+        let groups = parallel::map(b * g, |i| {
+            let mut data = vec![0.0; dv + s * e];
+            group(&mut Backward::new(sizes.head), [i / g, i % g], &mut data, &local);
+            data
+        });
+        for (i, data) in groups.iter().enumerate() {
+            let piece = &mut gradients[i / g * layout.len..][..layout.len];
+            for (h_i, dq) in sizes.heads(i % g).zip(data[..dk].chunks_exact(t * d)) {
+                layout.head(h_i, i % g)[0].fill(piece, dq, d);
+            }
+            let [_, place_k, place_v] = layout.head(0, i % g);
+            place_k.fill(piece, &data[dk..dv], d);
+            place_v.fill(piece, &data[dv..], e);
+        }
+    } else {
+        parallel::for_each_chunk(&mut gradients, layout.len, |b_i, piece| {
+            let mut work = Backward::new(sizes.head);
+            for g_i in 0..g {
+                group(&mut work, [b_i, g_i], piece, &|h_i| layout.head(h_i, g_i));
+            }
+        });
+    }
+    gradients
+}

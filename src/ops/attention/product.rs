@@ -1,0 +1,94 @@
+//! Products of small matrices that stay in the caches: what a tile of attention is made of.
+//!
+//! `C(r) += sum over k of A(r, k) B(k)`, where B and C are rows of columns in groups of [`GROUP`] and A is read number by
+//! number, with any strides, so that no product needs a transposed copy of A. A block of [`ROWS`] rows stays in
+//! registers while `k` runs.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+/// Rows of C in a block.
+pub(super) const ROWS: usize = 4;
+
+/// Columns come in groups of so many: the lanes of the longest vectors.
+pub(super) const GROUP: usize = 16;
+
+/// `A(r, k) = data[r * row_stride + k * k_stride]`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) row_stride: usize,
+    pub(super) k_stride: usize,
+}
+
+/// B: rows `stride` apart, whole groups of columns.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// C: rows `stride` apart, whole groups of columns and whole blocks of rows.
+pub(super) struct Target<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) stride: usize,
+    /// Whether the product is added to what is there.
+    pub(super) adds: bool,
+}
+
+/// The product for `rows` rows, rounded up to whole blocks. `extent` gives for the block that begins at a row the
+/// columns wanted, rounded up to whole groups, and the range of `k` outside of which A is zero there.
+#[inline(always)]
+pub(super) fn product<S: Simd>(
+    simd: S,
+    c: Target,
+    a: Left,
+    b: Right,
+    rows: usize,
+    extent: impl Fn(usize) -> (usize, Range<usize>),
+) {
+    for row in (0..rows).step_by(ROWS) {
+        let (columns, k) = extent(row);
+        let a = Left { data: &a.data[row * a.row_stride + k.start * a.k_stride..], ..a };
+        let b = Right { data: &b.data[k.start * b.stride..], ..b };
+        let mut column = 0;
+        while column < columns {
+            let b = Right { data: &b.data[column..], ..b };
+            let c = Target { data: &mut c.data[row * c.stride + column..], ..c };
+            // As many groups at once as registers hold; a constant of each version of the code, but for the first.
+            column += match (S::F32_LANES, (columns - column).div_ceil(GROUP)) {
+                (16, 1) => block::<S, 1>(simd, c, a, b, k.len()),
+                (16, 2) => block::<S, 2>(simd, c, a, b, k.len()),
+                (16, 3) => block::<S, 3>(simd, c, a, b, k.len()),
+                (16, _) => block::<S, 4>(simd, c, a, b, k.len()),
+                (8, _) => block::<S, 2>(simd, c, a, b, k.len()),
+                (4, _) => block::<S, 4>(simd, c, a, b, k.len()),
+                (_, _) => block::<S, 16>(simd, c, a, b, k.len()),
+            };
+        }
+    }
+}
+
+/// One block of `N` vectors a row. Returns its number of columns.
+#[inline(always)]
+fn block<S: Simd, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) -> usize {
+    let columns = N * S::F32_LANES;
+    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
+    for k in 0..k {
+        let b = &S::as_simd_f32s(&b.data[k * b.stride..][..columns]).0[..N];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let a = simd.splat_f32s(a.data[r * a.row_stride + k * a.k_stride]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = simd.mul_add_e_f32s(a, *b, *sum);
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        let row = &mut c.data[r * c.stride..][..columns];
+        for (out, sum) in S::as_mut_simd_f32s(row).0.iter_mut().zip(sums) {
+            *out = if c.adds { simd.add_f32s(*out, sum) } else { sum };
+        }
+    }
+    columns
+}

@@ -1,0 +1,91 @@
+//! The rows of a head, wherever they lie, and copies of them in the forms that products want.
+
+use std::ops::Range;
+
+use super::product::GROUP;
+use super::scores::TILE;
+
+/// The rows of one head, `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn row(self, i: usize, len: usize) -> &'a [f32] {
+        &self.data[i * self.stride..i * self.stride + len]
+    }
+
+    /// Some rows of `len` channels times `factor`, one `stride` after the other.
+    #[inline(always)]
+    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) {
+        for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
+            for (to, x) in to.iter_mut().zip(self.row(row, len)) {
+                *to = x * factor;
+            }
+        }
+    }
+
+    /// All `s` rows, turned into columns tile by tile: (S / TILE, len, TILE).
+    #[inline(always)]
+    pub(super) fn copy_columns(self, s: usize, len: usize, to: &mut [f32]) {
+        for (keys, to) in tiles(0..s).zip(to.chunks_exact_mut((len * TILE).max(1))) {
+            for (first, group) in keys.clone().step_by(GROUP).zip((0..TILE).step_by(GROUP)) {
+                // Rows past the last repeat it: nobody asks for their columns.
+                let mut starts = [0; GROUP];
+                for (i, start) in starts.iter_mut().enumerate() {
+                    *start = (first + i).min(s - 1) * self.stride;
+                }
+                for (channel, to) in to.chunks_exact_mut(TILE).enumerate().take(len) {
+                    let mut column = [0.0; GROUP];
+                    for (x, start) in column.iter_mut().zip(starts) {
+                        *x = self.data[start + channel];
+                    }
+                    to[group..group + GROUP].copy_from_slice(&column);
+                }
+            }
+        }
+    }
+}
+
+/// The rows of one head, to write to.
+pub(super) struct RowsMut<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) stride: usize,
+}
+
+impl RowsMut<'_> {
+    pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
+        &mut self.data[i * self.stride..i * self.stride + len]
+    }
+}
+
+/// Where the rows of a head lie in a buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) offset: usize,
+    pub(super) stride: usize,
+}
+
+impl Place {
+    pub(super) fn rows(self, data: &[f32]) -> Rows<'_> {
+        Rows { data: &data[self.offset..], stride: self.stride }
+    }
+
+    pub(super) fn rows_mut(self, data: &mut [f32]) -> RowsMut<'_> {
+        RowsMut { data: &mut data[self.offset..], stride: self.stride }
+    }
+
+    /// Copies contiguous rows of `len` elements to this place.
+    pub(super) fn fill(self, data: &mut [f32], rows: &[f32], len: usize) {
+        let mut to = self.rows_mut(data);
+        rows.chunks_exact(len).enumerate().for_each(|(i, row)| to.row(i, len).copy_from_slice(row));
+    }
+}
+
+/// A range cut at the multiples of [`TILE`].
+pub(super) fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    (range.start / TILE * TILE..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
+}

@@ -7,7 +7,7 @@ use candle_attention::model::CausalLm;
 use candle_core::{DType, Device, Tensor};
 
 use crate::model::{ids, random_model, tiny};
-use crate::support::{assert_close, max_difference, values};
+use crate::support::{assert_as_exact, assert_close};
 
 const CONTEXT_LEN: usize = 7;
 
@@ -39,10 +39,8 @@ fn the_kernels_step_by_step_are_as_exact_as_at_once() {
         let logits = decoder.next_token_logits(&all.narrow(1, t, 1).unwrap()).unwrap();
         let so_far = all.narrow(1, 0, t + 1).unwrap();
         let truth = in_f64.next_token_logits(&so_far).unwrap();
-        let at_once = model.next_token_logits(&so_far).unwrap().to_dtype(DType::F64).unwrap();
-        let largest = values(&truth).iter().fold(0.0, |most: f64, x| most.max(x.abs()));
-        let allowed = 2.0 * max_difference(&at_once, &truth) + 4.0 * f64::from(f32::EPSILON) * largest;
-        assert_close(&format!("{} ids", t + 1), &logits, &truth, allowed);
+        let at_once = model.next_token_logits(&so_far).unwrap();
+        assert_as_exact(&format!("{} ids", t + 1), &logits, &at_once, &truth);
     }
 }
 

@@ -1,9 +1,9 @@
-//! Multi-head attention: torch and the formula as oracles, gradients, and step-by-step decoding.
+//! Multi-head attention: torch and the formula as oracles, and gradients.
 
 use std::collections::HashMap;
 
 use candle_attention::nn::{
-    AttentionInputs, KvCache, Linear, MultiHeadAttention, MultiHeadAttentionConfig, Parameters, RotaryEmbedding,
+    AttentionInputs, Linear, MultiHeadAttention, MultiHeadAttentionConfig, Parameters, RotaryEmbedding,
     RotaryEmbeddingConfig,
 };
 use candle_attention::ops::{self, Mask, RotaryPairs, Scale};
@@ -19,7 +19,7 @@ fn rotary(dtype: DType, pairs: RotaryPairs) -> RotaryEmbedding {
 }
 
 /// Layers with everything that decoding must carry along, by name.
-fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
+pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
     let plain = MultiHeadAttentionConfig { mask: Mask::Causal, ..MultiHeadAttentionConfig::new(24, 6) };
     let grouped = MultiHeadAttentionConfig { num_kv_heads: Some(2), ..plain.clone() };
     vec![
@@ -55,101 +55,12 @@ fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
     ]
 }
 
-fn layer_of(config: &MultiHeadAttentionConfig, dtype: DType) -> MultiHeadAttention {
-    let in_f64 = parameters_in_f64(|vb| {
-        // The tables of a form in f32 are not those of the store in f64; nothing is computed here.
-        drop(MultiHeadAttention::new(config, vb).unwrap());
-    });
+/// A layer of random weights.
+pub fn layer_of(config: &MultiHeadAttentionConfig, dtype: DType) -> MultiHeadAttention {
+    let in_f64 = parameters_in_f64(|vb| drop(MultiHeadAttention::new(config, vb).unwrap()));
     let weights = in_f64.vars().into_iter().map(|(name, var)| (name, var.to_dtype(dtype).unwrap()));
     let store = Parameters::restored(weights).unwrap();
     MultiHeadAttention::new(config, store.var_builder(dtype, &Device::Cpu)).unwrap()
-}
-
-/// The outputs of `xs` read in pieces of `len` positions.
-fn in_pieces(layer: &MultiHeadAttention, xs: &Tensor, len: usize, cache: &mut KvCache) -> Tensor {
-    let t = xs.dim(1).unwrap();
-    let pieces = (0..t).step_by(len).map(|start| {
-        let piece = xs.narrow(1, start, len.min(t - start)).unwrap();
-        layer.forward_cached(&piece, cache).unwrap()
-    });
-    Tensor::cat(&pieces.collect::<Vec<_>>(), 1).unwrap()
-}
-
-#[test]
-fn step_by_step_is_all_at_once() {
-    let xs = randn(3, &[2, 11, 24]);
-    for (name, in_f64) in causal_forms(DType::F64) {
-        let truth = layer_of(&in_f64, DType::F64).forward(&xs).unwrap();
-        for (form, in_f32) in causal_forms(DType::F32) {
-            if form != name {
-                continue;
-            }
-            let layer = layer_of(&in_f32, DType::F32);
-            let xs = xs.to_dtype(DType::F32).unwrap();
-            let all_at_once = layer.forward(&xs).unwrap().to_dtype(DType::F64).unwrap();
-            // As far from the truth as the other way to compute it, twice; where that is exact, four roundings.
-            let largest = values(&truth).iter().fold(0.0, |most: f64, y| most.max(y.abs()));
-            let allowed = 2.0 * max_difference(&all_at_once, &truth) + 4.0 * f64::from(f32::EPSILON) * largest;
-            for len in [1, 2, 3, 5, 11] {
-                let mut cache = KvCache::new(11);
-                let pieces = in_pieces(&layer, &xs, len, &mut cache);
-                assert_close(&format!("{name}, pieces of {len}"), &pieces, &truth, allowed);
-                assert!(!pieces.track_op());
-            }
-        }
-        let layer = layer_of(&in_f64, DType::F64);
-        for len in [1, 2, 3, 5, 11] {
-            let pieces = in_pieces(&layer, &xs, len, &mut KvCache::new(13));
-            assert_close(&format!("{name} in f64, pieces of {len}"), &pieces, &truth, 1e-11);
-        }
-    }
-}
-
-/// The first positions, which all may see, must come in one piece; the rest in any.
-#[test]
-fn step_by_step_with_a_prefix() {
-    let config = MultiHeadAttentionConfig { mask: Mask::Prefix(4), ..MultiHeadAttentionConfig::new(24, 6) };
-    let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 11, 24]));
-    let mut cache = KvCache::new(11);
-    let prefix = layer.forward_cached(&xs.narrow(1, 0, 4).unwrap(), &mut cache).unwrap();
-    let rest = in_pieces(&layer, &xs.narrow(1, 4, 7).unwrap(), 2, &mut cache);
-    let pieces = Tensor::cat(&[prefix, rest], 1).unwrap();
-    assert_close("prefix", &pieces, &layer.forward(&xs).unwrap(), 1e-11);
-}
-
-#[test]
-fn a_cache_goes_back_and_starts_again() {
-    for (name, config) in causal_forms(DType::F64) {
-        let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 9, 24]));
-        let truth = layer.forward(&xs).unwrap();
-        let mut cache = KvCache::new(9);
-        in_pieces(&layer, &xs.narrow(1, 0, 5).unwrap(), 5, &mut cache);
-        // Two other positions, thought better of.
-        in_pieces(&layer, &randn(4, &[2, 2, 24]), 1, &mut cache);
-        cache.truncate(5);
-        let rest = in_pieces(&layer, &xs.narrow(1, 5, 4).unwrap(), 1, &mut cache);
-        assert_close(name, &rest, &truth.narrow(1, 5, 4).unwrap(), 1e-11);
-        cache.reset();
-        assert_close(name, &in_pieces(&layer, &xs, 4, &mut cache), &truth, 1e-11);
-    }
-}
-
-#[test]
-fn a_cache_that_is_full_or_refused_stays_as_it_was() {
-    let (_, config) = causal_forms(DType::F32).swap_remove(0);
-    let layer = layer_of(&config, DType::F32);
-    let xs = randn(3, &[2, 5, 24]).to_dtype(DType::F32).unwrap();
-    let mut cache = KvCache::new(6);
-    layer.forward_cached(&xs, &mut cache).unwrap();
-    let error = layer.forward_cached(&xs, &mut cache).unwrap_err().to_string();
-    assert!(error.contains("kv-cache: expected at most 6 positions, got 5 and 5 more"), "{error}");
-    let one = xs.narrow(1, 0, 1).unwrap();
-    let mask = Mask::Allowed(Tensor::zeros((1, 7), DType::U8, &Device::Cpu).unwrap());
-    assert!(layer.forward_cached_with(&one, &mask, &mut cache).is_err());
-    assert_eq!(cache.len(), 5);
-    let all = layer.forward(&Tensor::cat(&[&xs, &one], 1).unwrap()).unwrap();
-    let last = layer.forward_cached(&one, &mut cache).unwrap();
-    assert_close("after the refusals", &last, &all.narrow(1, 5, 1).unwrap(), 1e-5);
 }
 
 #[test]
@@ -157,7 +68,8 @@ fn gradients_are_those_of_finite_differences() {
     for (name, config) in causal_forms(DType::F64) {
         let parameters = parameters_in_f64(|vb| drop(MultiHeadAttention::new(&config, vb).unwrap()));
         let layer = MultiHeadAttention::new(&config, parameters.var_builder(DType::F64, &Device::Cpu)).unwrap();
-        let xs = Var::from_tensor(&randn(6, &[2, 5, 24])).unwrap();
+        // Small, so that the scores are: the softmax of large ones is too steep for differences.
+        let xs = Var::from_tensor(&(randn(6, &[2, 5, 24]) * 0.1).unwrap()).unwrap();
         let vars: Vec<_> = parameters.vars().into_iter().chain([(format!("{name}: input"), xs.clone())]).collect();
         check_gradients(&vars, || weighted_sum(&layer.forward(&xs)?));
     }

@@ -32,6 +32,14 @@ pub fn assert_close(label: &str, got: &Tensor, expected: &Tensor, tolerance: f64
     }
 }
 
+/// Fails where `got` is further from the truth than twice another way to compute it is or, where that is exact, than four
+/// roundings of the largest value.
+pub fn assert_as_exact(label: &str, got: &Tensor, other: &Tensor, truth: &Tensor) {
+    let largest = values(truth).iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let allowed = 2.0 * max_difference(other, truth) + 4.0 * f64::from(f32::EPSILON) * largest;
+    assert_close(label, got, truth, allowed);
+}
+
 /// The parameters of what `build` builds, all random.
 pub fn parameters_in_f64(build: impl Fn(candle_nn::VarBuilder)) -> Parameters {
     let parameters = Parameters::new(5);

@@ -27,6 +27,8 @@ mod storage;
 mod sums;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use activation::{geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, reglu, relu_squared, silu, swiglu};
 pub use adamw::{AdamWStep, Moments, adamw};

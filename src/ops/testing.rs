@@ -1,5 +1,7 @@
 //! Holds a fused operation against its reference.
 
+use std::cell::Cell;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -42,15 +44,40 @@ fn worst(got: &[f64], truth: &[f64]) -> (f64, usize) {
 /// In `f32`, the fused operation may be twice as far from the truth, which is the reference in `f64`, as the reference
 /// in `f32` is; its gradients three times.
 pub(crate) fn assert_like_reference(label: &str, inputs: &[Tensor], fused: Function, reference: Function) {
+    hold(label, inputs, fused, reference, &[1.0], 0.0);
+}
+
+/// [`assert_like_reference`] of the same function with kernels and without, for small random inputs: the reference may be
+/// right to the last bit by luck, so its error is the worst of some inputs nearby; and what is added up may be of the size
+/// `terms` where the sum is nothing.
+pub(crate) fn assert_like_itself(label: &str, inputs: &[Tensor], function: Function, terms: f64) {
+    let reference = |x: &[Tensor]| without_kernels(|| function(x));
+    hold(label, inputs, function, &reference, &[1.0, 0.97, 0.98, 0.99, 1.01, 1.02, 1.03, 1.04], terms);
+}
+
+/// `nearby`: factors on the inputs for which the error of the reference is taken.
+fn hold(label: &str, inputs: &[Tensor], fused: Function, reference: Function, nearby: &[f64], terms: f64) {
     let truth = run(reference, inputs, DType::F64);
-    let yardstick = run(reference, inputs, DType::F32);
     let got = run(fused, inputs, DType::F32);
-    for (i, ((got, yardstick), truth)) in got.iter().zip(&yardstick).zip(&truth).enumerate() {
+    let mut yardsticks = vec![0.0f64; truth.len()];
+    for factor in nearby {
+        // Rounded, so that both dtypes are given the same.
+        let scaled = |input: &Tensor| (input * *factor)?.to_dtype(DType::F32)?.to_dtype(DType::F64);
+        let inputs: Vec<Tensor> = match *factor == 1.0 {
+            true => inputs.to_vec(),
+            false => inputs.iter().map(scaled).collect::<Result<_>>().unwrap(),
+        };
+        let (truth, got) = (run(reference, &inputs, DType::F64), run(reference, &inputs, DType::F32));
+        for (yardstick, (got, truth)) in yardsticks.iter_mut().zip(got.iter().zip(&truth)) {
+            *yardstick = yardstick.max(worst(got, truth).0);
+        }
+    }
+    for (i, ((got, yardstick), truth)) in got.iter().zip(yardsticks).zip(&truth).enumerate() {
         let what = if i == 0 { "result".into() } else { format!("gradient of input {}", i - 1) };
         let factor = if i == 0 { 2.0 } else { 3.0 };
-        let magnitude = truth.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+        let magnitude = truth.iter().fold(terms, |most: f64, x| most.max(x.abs()));
         // Where the reference happens to be exact, four roundings of the largest value.
-        let allowed = factor * worst(yardstick, truth).0 + 4.0 * f64::from(f32::EPSILON) * magnitude;
+        let allowed = factor * yardstick + 4.0 * f64::from(f32::EPSILON) * magnitude;
         let (error, at) = worst(got, truth);
         assert!(
             error <= allowed,
@@ -58,5 +85,39 @@ pub(crate) fn assert_like_reference(label: &str, inputs: &[Tensor], fused: Funct
             got[at],
             truth[at]
         );
+    }
+}
+
+thread_local! {
+    static WITHOUT_KERNELS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with every operation going the way of its reference.
+pub(crate) fn without_kernels<R>(work: impl FnOnce() -> R) -> R {
+    let before = WITHOUT_KERNELS.replace(true);
+    let result = work();
+    WITHOUT_KERNELS.set(before);
+    result
+}
+
+pub(crate) fn kernels_are_off() -> bool {
+    WITHOUT_KERNELS.get()
+}
+
+/// The result of `f` and its gradients have the same bits on 1, 2 and 5 threads.
+pub(crate) fn assert_same_bits(label: &str, inputs: &[Tensor], f: &(dyn Fn(&[Tensor]) -> Result<Tensor> + Sync)) {
+    let bits = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(f, inputs, DType::F32))
+    };
+    let one = bits(1);
+    for threads in [2, 5] {
+        for (i, (one, more)) in one.iter().zip(bits(threads)).enumerate() {
+            let differs = one.iter().zip(&more).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(
+                differs, None,
+                "{label}: on {threads} threads, {i} differs (0 is the result, then the gradients)"
+            );
+        }
     }
 }

@@ -88,7 +88,7 @@ fn rows_that_are_ignored_might_as_well_not_be_there() {
         assert_eq!(values(&part), values(&whole));
         let (part, whole) = (part.backward().unwrap(), whole.backward().unwrap());
         assert_eq!(values(part.get(&logits).unwrap()), values(whole.get(&logits).unwrap()));
-        assert_eq!(part.get(&weight).map(|x| values(x)), whole.get(&weight).map(|x| values(x)));
+        assert_eq!(part.get(&weight).map(values), whole.get(&weight).map(values));
     }
 }
 

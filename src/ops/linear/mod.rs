@@ -186,30 +186,6 @@ mod tests {
         assert_like_reference("strided linear", &inputs, &fused, &reference);
     }
 
-    /// Large enough that the products are split.
-    #[test]
-    fn the_same_bits_for_any_number_of_threads() {
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let var = |seed, shape: &[usize]| {
-                    candle_core::Var::from_tensor(&randn(seed, shape).to_dtype(candle_core::DType::F32).unwrap())
-                        .unwrap()
-                };
-                let (xs, weight) = (var(1, &[517, 263]), var(2, &[389, 263]));
-                let ys = linear(&xs, &weight, None).unwrap();
-                let gradients = ys.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-                let bits = |x: &Tensor| {
-                    let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                    values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-                };
-                [bits(&ys), bits(gradients.get(&xs).unwrap()), bits(gradients.get(&weight).unwrap())]
-            })
-        };
-        let one = run(1);
-        assert!(one == run(2) && one == run(5));
-    }
-
     #[test]
     fn sizes_that_do_not_go_together_are_named() {
         let [xs, weight, bias] = [&[3, 5][..], &[7, 4], &[6]].map(|shape| randn(1, shape));

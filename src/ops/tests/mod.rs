@@ -1,0 +1,4 @@
+//! What holds for every operation.
+
+mod properties;
+mod same_bits;

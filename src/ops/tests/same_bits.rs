@@ -1,0 +1,112 @@
+//! The same bits for any number of threads.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use crate::ops::testing::{assert_same_bits, randn};
+use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Mask, RandomKey};
+
+type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Sync>;
+
+/// A name, the shapes of the inputs and the operation: large enough that everything is split that can be.
+type Row = (&'static str, Vec<Vec<usize>>, Op);
+
+fn row(name: &'static str, shapes: &[&[usize]], op: impl Fn(&[Tensor]) -> Result<Tensor> + Sync + 'static) -> Row {
+    (name, shapes.iter().map(|shape| shape.to_vec()).collect(), Box::new(op))
+}
+
+/// `n` ids below `v`.
+fn ids(n: usize, v: usize) -> Tensor {
+    Tensor::from_vec((0..n).map(|i| (i * i % v) as u32).collect::<Vec<_>>(), n, &Device::Cpu).unwrap()
+}
+
+fn table() -> Vec<Row> {
+    let with = |mask| AttentionOptions { mask, ..Default::default() };
+    let (few, many) = ([&[2, 131, 4, 32][..], &[2, 131, 2, 32], &[2, 131, 2, 32]], [&[7, 67, 3, 16][..]; 3]);
+    let documents = Tensor::from_vec((0..7 * 67).map(|i| i as u32 / 23).collect(), (7, 67), &Device::Cpu).unwrap();
+    let key = RandomKey { seed: 1, step: 2, site: 3 };
+    let losses = CrossEntropyOptions { ignored: Some(5), divisor: None };
+    let mut rows = vec![
+        row("linear", &[&[517, 263], &[389, 263]], |x| ops::linear(&x[0], &x[1], None)),
+        row("linear with a bias", &[&[517, 263], &[389, 263], &[389]], |x| ops::linear(&x[0], &x[1], Some(&x[2]))),
+        row("layer-norm", &[&[1009, 67], &[67], &[67]], |x| ops::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5)),
+        row("rms-norm", &[&[1009, 67], &[67]], |x| ops::rms_norm(&x[0], &x[1], 1e-5)),
+        row("embedding", &[&[131, 67]], |x| ops::embedding(&ids(1009, 131), &x[0])),
+        row("cross-entropy", &[&[1009, 67]], move |x| ops::cross_entropy(&x[0], &ids(1009, 67), &losses)),
+        row("linear-cross-entropy", &[&[1009, 67], &[263, 67]], move |x| {
+            ops::linear_cross_entropy(&x[0], &x[1], &ids(1009, 263), &losses)
+        }),
+        row("dropout", &[&[7, 10_007]], move |x| {
+            ops::dropout(&x[0], &DropoutOptions { rate: 0.3, key, first_sequence: 3 })
+        }),
+        row("rotary", &[&[3, 131, 5, 34]], |x| {
+            let (cos, sin) = ops::rotary_tables(1e4, 34, 0, 131, &x[0])?;
+            ops::rotary(&x[0], &cos, &sin, ops::RotaryPairs::Halves)
+        }),
+        row("self-attention", &[&[5, 67, 96]], |x| ops::self_attention(&x[0], 4, &AttentionOptions::default())),
+    ];
+    type Unary = fn(&Tensor) -> Result<Tensor>;
+    let unary: [(_, Unary); 4] = [
+        ("gelu-erf", ops::gelu_erf),
+        ("gelu-tanh", ops::gelu_tanh),
+        ("silu", ops::silu),
+        ("relu-squared", ops::relu_squared),
+    ];
+    rows.extend(unary.map(|(name, op)| row(name, &[&[40_009]], move |x| op(&x[0]))));
+    type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let gated: [(_, Gated); 4] = [
+        ("swiglu", ops::swiglu),
+        ("geglu-erf", ops::geglu_erf),
+        ("geglu-tanh", ops::geglu_tanh),
+        ("reglu", ops::reglu),
+    ];
+    rows.extend(gated.map(|(name, op)| row(name, &[&[40_009], &[40_009]], move |x| op(&x[0], &x[1]))));
+    let attention = [
+        ("attention of few sequences", few, with(Mask::Causal)),
+        ("attention of many sequences", many, with(Mask::Full)),
+        ("attention to windows", few, with(Mask::Window(40))),
+        ("attention inside documents", many, with(Mask::Documents(documents))),
+        (
+            "attention with a soft cap and dropout",
+            few,
+            AttentionOptions {
+                softcap: Some(3.0),
+                dropout: Some(DropoutOptions { rate: 0.3, key, first_sequence: 3 }),
+                ..Default::default()
+            },
+        ),
+    ];
+    rows.extend(
+        attention
+            .map(|(name, shapes, options)| row(name, &shapes, move |x| ops::attention(&x[0], &x[1], &x[2], &options))),
+    );
+    rows
+}
+
+#[test]
+fn every_operation_has_the_same_bits_for_any_number_of_threads() {
+    for (name, shapes, op) in table() {
+        let inputs: Vec<Tensor> = (1..).zip(&shapes).map(|(seed, shape)| randn(seed, shape)).collect();
+        assert_same_bits(name, &inputs, &*op);
+    }
+}
+
+/// The optimizer's step has no gradient, and changes what it is given.
+#[test]
+fn adamw_has_the_same_bits_for_any_number_of_threads() {
+    let step = ops::AdamWStep {
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        gradient_scale: 0.3,
+        step: 1,
+    };
+    assert_same_bits("adamw", &[randn(1, &[40_009])], &|x| {
+        let var = Var::from_tensor(&randn(2, &[40_009]).to_dtype(DType::F32)?)?;
+        let mut moments = ops::Moments::zeros(&var)?;
+        ops::adamw(&var, &x[0], &mut moments, &step)?;
+        let after = Tensor::cat(&[var.as_tensor(), &moments.first, &moments.second], 0)?.detach();
+        after.broadcast_add(&x[0].sum_all()?)
+    });
+}

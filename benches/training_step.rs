@@ -1,61 +1,113 @@
-//! Milliseconds of a training step, and how near they come to the arithmetic alone.
+//! Milliseconds of a training step, beside the arithmetic alone, torch and candle-nn's operations in the same run.
 //!
-//!     cargo bench --bench training_step
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench training_step
 //!
-//! The arithmetic: 6 * (weights of the matrix products, a tied head counted once) * B * T, and 7 * L * B * T^2 * C for
-//! causal attention, at the rate that `gemm` reaches on large matrices on all threads in the same run.
+//! Without that variable torch's columns are missing; torch.compile's is, if it finds no C++ compiler.
+//! `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench built with other flags, adds a column for it.
+//!
+//! A turn is the median of some steps after one that is not counted; a figure the median of the turns. The arithmetic:
+//! 6 * (weights of the matrix products, a tied head counted once) * B * T, and 7 * L * B * T^2 * C for causal
+//! attention, at the rate that `gemm` reaches on large matrices in the same round.
 
-use std::time::Instant;
-
+use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
 use candle_attention::text::Corpus;
 use candle_attention::train::{TrainOptions, Trainer};
-use candle_core::{Device, Result};
+use candle_core::Device;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod support {
+    pub mod arithmetic;
+    pub mod composed;
+    pub mod composed_attention;
+    pub mod contest;
+    pub mod peer;
+    pub mod rivals;
+    pub mod timing;
+}
+use support::{arithmetic, composed::Composed, contest::Contest, peer, rivals, timing};
+
+/// L, H, C, T and B; the steps of a turn, and the number of turns.
+const CPU: ([usize; 5], usize, usize) = ([4, 4, 128, 64, 12], 20, 9);
+const BABY: ([usize; 5], usize, usize) = ([6, 6, 384, 256, 8], 3, 5);
+const TINY: ([usize; 5], usize, usize) = ([2, 2, 8, 16, 3], 1, 1);
+
 fn main() -> Result<()> {
-    // SAFETY: nothing else runs yet. candle's own pool would spin beside the shards.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    if let Some(side) = peer::served_side() {
+        return serve(&side);
+    }
     // Without `--bench`, which `cargo bench` passes, it is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
-    let cpu = ModelConfig::gpt2(65);
-    let baby = ModelConfig {
-        context_len: 256,
-        embed_dim: 384,
-        num_layers: 6,
-        num_heads: 6,
-        hidden_dim: 1536,
-        ..ModelConfig::gpt2(65)
-    };
-    let rate = if is_bench { gemm_rate(1024, 20) } else { gemm_rate(64, 1) };
-    println!("gemm, {} threads: {:.0} GFLOP/s", rayon::current_num_threads(), rate / 1e9);
-    println!("                         median ms   p10 ms  tokens/s  GFLOP/s  of the arithmetic limit");
-    for (name, config, batch_size, steps) in
-        [("A: 4L 4H 128C T64 B12", &cpu, 12, 60), ("B: 6L 6H 384C T256 B8", &baby, 8, 7)]
-    {
-        let mut times = step_times(config, batch_size, if is_bench { steps } else { 1 })?;
-        times.sort_by(f64::total_cmp);
-        let (median, p10) = (times[times.len() / 2], times[times.len() / 10]);
-        let (tokens, flops) = ((batch_size * config.context_len) as f64, flops(config, batch_size));
-        println!(
-            "{name:24} {:9.1} {:8.1} {:9.0} {:8.0} {:11.0} %",
-            median * 1e3,
-            p10 * 1e3,
-            tokens / median,
-            flops / median / 1e9,
-            100.0 * flops / rate / median
-        );
-        if !is_bench {
-            break;
+    let sizes: &[_] = if is_bench { &[("A: ", CPU), ("B: ", BABY)] } else { &[("", TINY)] };
+    for (i, &(name, (sizes, steps, turns))) in sizes.iter().enumerate() {
+        let mut contest = contest(sizes)?;
+        contest.ask(&steps.to_string(), turns)?;
+        if i == 0 {
+            contest.print_head("ms a step");
         }
+        let [layers, heads, channels, context, batch] = sizes;
+        contest.print_row(&format!("{name}{layers}L {heads}H {channels}C T{context} B{batch}"), 0);
     }
     Ok(())
 }
 
-/// Seconds of each of some training steps on random ids, after some that are not counted.
-fn step_times(config: &ModelConfig, batch_size: usize, steps: usize) -> Result<Vec<f64>> {
+/// The sides, each with a model of these sizes.
+fn contest(sizes: [usize; 5]) -> Result<Contest> {
+    let side = |name: &str| sizes.iter().fold(name.to_string(), |side, size| format!("{side} {size}"));
+    let mut contest = Contest::default();
+    contest.enter("candle-attention", peer::this_bench(&side("ours"))?)?;
+    contest.enter("arithmetic limit", peer::this_bench(&side("limit"))?)?;
+    if let Some(command) = rivals::other_build(&side("ours")) {
+        contest.enter("other build", command)?;
+    }
+    for (name, option) in [("torch eager", None), ("torch.compile", Some("--compile"))] {
+        if let Some(mut command) = rivals::python("nanogpt_cpu.py") {
+            let names = ["--layers", "--heads", "--dim", "--context", "--batch"];
+            command.args(names.iter().zip(sizes).flat_map(|(name, size)| [name.to_string(), size.to_string()]));
+            command.arg("--serve").args(option);
+            contest.enter(name, command)?;
+        }
+    }
+    let mut composed = peer::this_bench(&side("composed"))?;
+    // candle's pool as its users have it.
+    composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+    contest.enter("candle-nn composed", composed)?;
+    Ok(contest)
+}
+
+/// Answers as the side: to a number of steps with their median.
+fn serve(side: &str) -> Result<()> {
+    let (name, sizes) = side.split_once(' ').context("expected a side and its sizes")?;
+    let sizes = sizes.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    let [num_layers, num_heads, embed_dim, context_len, batch_size] = sizes[..] else {
+        bail!("expected five sizes, got {}", sizes.len());
+    };
+    let hidden_dim = 4 * embed_dim;
+    let config = ModelConfig { num_layers, num_heads, embed_dim, context_len, hidden_dim, ..ModelConfig::gpt2(65) };
+    match name {
+        "limit" => peer::serve(|_| Ok(vec![arithmetic::limit_ms(flops(&config, batch_size))])),
+        "composed" => {
+            let mut composed = Composed::new(&config, batch_size)?;
+            peer::serve(|steps| median_ms(steps, || Ok(composed.train_step()?)))
+        }
+        _ => {
+            let mut trainer = trainer(&config, batch_size)?;
+            peer::serve(|steps| median_ms(steps, || Ok(trainer.train_step()?)))
+        }
+    }
+}
+
+/// The median of so many steps, after one that is not counted.
+fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
+    step()?;
+    let times = (0..steps.parse()?).map(|_: usize| timing::ms(&mut step)).collect::<Result<_>>()?;
+    Ok(vec![timing::median(times)])
+}
+
+/// A trainer with a shard a thread, on some ids.
+fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
     let ids: Vec<u32> = (0..100_000u64).map(|i| (i * i % 9973 % 65) as u32).collect();
     let corpus = Corpus {
         train: ids,
@@ -64,18 +116,8 @@ fn step_times(config: &ModelConfig, batch_size: usize, steps: usize) -> Result<V
         validation_bytes: 0,
         fingerprint: String::new(),
     };
-    let options = TrainOptions { batch_size, ..Default::default() };
-    let mut trainer = Trainer::new(config, &options, corpus, &Device::Cpu)?;
-    for _ in 0..steps.div_ceil(6) {
-        trainer.train_step()?;
-    }
-    (0..steps)
-        .map(|_| {
-            let begun = Instant::now();
-            trainer.train_step()?;
-            Ok(begun.elapsed().as_secs_f64())
-        })
-        .collect()
+    let options = TrainOptions { batch_size, shards: peer::THREADS, ..Default::default() };
+    Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }
 
 /// Multiplications and additions of a step.
@@ -86,42 +128,4 @@ fn flops(config: &ModelConfig, batch_size: usize) -> f64 {
     let (b, t, c, l) =
         (batch_size as f64, config.context_len as f64, config.embed_dim as f64, config.num_layers as f64);
     6.0 * weights as f64 * b * t + 7.0 * l * b * t * t * c
-}
-
-/// Multiplications and additions a second of products of matrices of `n` by `n`, the best of some.
-fn gemm_rate(n: usize, repeats: usize) -> f64 {
-    let (a, b) = (vec![1f32; n * n], vec![1f32; n * n]);
-    let mut c = vec![0f32; n * n];
-    let stride = n as isize;
-    let parallelism = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    let mut best = f64::INFINITY;
-    for _ in 0..repeats {
-        let begun = Instant::now();
-        // SAFETY: all three are whole matrices of n rows of n elements.
-        unsafe {
-            gemm::gemm(
-                n,
-                n,
-                n,
-                c.as_mut_ptr(),
-                1,
-                stride,
-                false,
-                a.as_ptr(),
-                1,
-                stride,
-                b.as_ptr(),
-                1,
-                stride,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-        best = best.min(begun.elapsed().as_secs_f64());
-    }
-    2.0 * (n * n * n) as f64 / best
 }

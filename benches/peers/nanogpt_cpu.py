@@ -1,9 +1,13 @@
 """A GPT of nanoGPT's shape, trained with torch on the CPU at character level: the loss and the milliseconds to hold `attn train` against.
 
     python nanogpt_cpu.py --text FILE [--seed N] [--steps 2000] [--every 250] [--compile] ...
+    python nanogpt_cpu.py --serve [--compile] ...
 
 The defaults are nanoGPT's CPU recipe. The last tenth of the text's characters validates, read whole, in non-overlapping
 windows, so that the loss carries no sampling noise. Seconds count from the start of the process, evaluation included.
+
+With --serve it only times steps, for `cargo bench --bench training_step`: for each line on the standard input, a number of
+steps, it makes one and then so many on ids at random, and answers with a line: their median in milliseconds, or nan where torch.compile can't.
 """
 import time
 
@@ -11,6 +15,7 @@ BEGIN = time.perf_counter()
 import argparse
 import math
 import statistics
+import sys
 
 import torch
 import torch.nn as nn
@@ -19,8 +24,11 @@ import torch.nn.functional as F
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--text", required=True)
-    integers = dict(seed=1, steps=2000, layers=4, heads=4, dim=128, context=64, batch=12, warmup=100, threads=2, every=250)
+    task = p.add_mutually_exclusive_group(required=True)
+    task.add_argument("--text")
+    task.add_argument("--serve", action="store_true")
+    sizes = dict(layers=4, heads=4, dim=128, context=64, batch=12)
+    integers = dict(seed=1, steps=2000, **sizes, warmup=100, threads=2, every=250)
     reals = dict(lr=1e-3, min_lr=1e-4, beta2=0.99)
     for name, default in {**integers, **reals}.items():
         p.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
@@ -107,45 +115,73 @@ def rate(step, a):
     return a.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (a.lr - a.min_lr)
 
 
-def main():
-    a = arguments()
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(a.seed)
+class Training:
+    """A model in training; `step` makes one step and returns the seconds that it took."""
+
+    def __init__(self, a, train, vocab):
+        self.a, self.train, self.done = a, train, 0
+        self.model = Gpt(vocab, a.layers, a.heads, a.dim, a.context)
+        self.forward = torch.compile(self.model) if a.compile else self.model
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [dict(params=matrices, weight_decay=0.1), dict(params=vectors, weight_decay=0.0)]
+        self.optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, a.beta2))
+
+    def step(self):
+        start = time.perf_counter()
+        inputs, targets = batch(self.train, self.a.batch, self.a.context)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.done, self.a)
+        loss = self.forward(inputs, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.done += 1
+        return time.perf_counter() - start
+
+
+def serve(a):
+    vocab = 65  # that of Tiny Shakespeare
+    training = Training(a, torch.randint(vocab, (100_000,)), vocab)
+    for line in sys.stdin:
+        try:
+            training.step()
+            print(statistics.median(training.step() for _ in range(int(line))) * 1e3, flush=True)
+        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for one
+            print(f"torch.compile is left out: {error}", file=sys.stderr)
+            print("nan", flush=True)
+
+
+def learn(a):
     train, val, vocab = load(a.text)
-    model = Gpt(vocab, a.layers, a.heads, a.dim, a.context)
-    forward = torch.compile(model) if a.compile else model
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [dict(params=matrices, weight_decay=0.1), dict(params=vectors, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, a.beta2))
+    training = Training(a, train, vocab)
 
     def report(step):
         # the uncompiled model: other shapes would compile again
-        loss = validate(model, val, a.context)
+        loss = validate(training.model, val, a.context)
         print(f"step {step}  val {loss:.4f}  seconds {time.perf_counter() - BEGIN:.1f}", flush=True)
 
     times = []
     for step in range(a.steps):
         if step % a.every == 0:
             report(step)
-        start = time.perf_counter()
-        inputs, targets = batch(train, a.batch, a.context)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, a)
-        loss = forward(inputs, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        times.append(time.perf_counter() - start)
+        times.append(training.step())
     report(a.steps)
     median = statistics.median(times)
     print(
         f"torch {torch.__version__} {'compile' if a.compile else 'eager'}  seed {a.seed}  threads {a.threads}  "
         f"L{a.layers} H{a.heads} C{a.dim} T{a.context} B{a.batch} V{vocab}  "
-        f"parameters {sum(p.numel() for p in model.parameters())}  "
+        f"parameters {sum(p.numel() for p in training.model.parameters())}  "
         f"median {median * 1e3:.2f} ms  {a.batch * a.context / median:.0f} tokens/s"
     )
+
+
+def main():
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    serve(a) if a.serve else learn(a)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+//! Peak memory and time, forward and backward, of what must not hold everything at once: attention over 32768
+//! positions, and linear with cross-entropy over 32768 classes: fused, one operation after the other, and with candle-nn's.
+//!
+//!     cargo bench --bench memory
+//!
+//! Each side is a process of its own; its peak is the `VmHWM` of Linux, so elsewhere there are only times. Of the
+//! second table the memory is counted from what the process holds once its inputs are made.
+
+use anyhow::{Context, Result, bail};
+use candle_attention::ops;
+use candle_core::{Device, Module, Tensor, Var};
+use candle_nn::Linear;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+mod support {
+    pub mod contest;
+    pub mod peer;
+    pub mod timing;
+}
+use support::{contest::Contest, peer, timing};
+
+/// B, T, H, D of attention, and N, C, V of linear with cross-entropy.
+const LONG: [usize; 4] = [1, 32768, 8, 64];
+const WIDE: [usize; 3] = [4096, 384, 32768];
+
+fn main() -> Result<()> {
+    if let Some(side) = peer::served_side() {
+        return serve(&side);
+    }
+    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let ([b, t, h, d], [n, c, v], rounds) = if is_bench { (LONG, WIDE, 3) } else { ([1, 7, 2, 3], [7, 3, 5], 1) };
+
+    let mut contest = Contest::default();
+    contest.enter("fused", peer::this_bench(&format!("attention {b} {t} {h} {d}"))?)?;
+    contest.ask("once", 1)?;
+    contest.print_head(&format!("causal attention, B {b} H {h} D {d} T {t}"));
+    contest.print_row("forward and backward, ms", 0);
+    contest.print_row("peak of the process, MiB", 1);
+    println!();
+
+    let mut contest = Contest::default();
+    contest.enter("fused", peer::this_bench(&format!("fused {n} {c} {v}"))?)?;
+    contest.enter("one after the other", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
+    let mut composed = peer::this_bench(&format!("composed {n} {c} {v}"))?;
+    // candle's pool as its users have it.
+    composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+    contest.enter("candle-nn", composed)?;
+    contest.ask("once", rounds)?;
+    contest.print_head(&format!("linear and cross-entropy, N {n} C {c} V {v}"));
+    contest.print_row("forward and backward, ms", 0);
+    contest.print_row("peak above the inputs, MiB", 2);
+    Ok(())
+}
+
+/// Answers as the side: with milliseconds of forward and backward, the peak so far, and what of it is above the inputs.
+fn serve(side: &str) -> Result<()> {
+    let (name, sizes) = side.split_once(' ').context("expected a side and its sizes")?;
+    let sizes = sizes.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    match (name, &sizes[..]) {
+        ("attention", &[b, t, h, d]) => {
+            let [q, k, v] = [input(&[b, t, h, d])?, input(&[b, t, h, d])?, input(&[b, t, h, d])?];
+            let options = ops::AttentionOptions::default();
+            measure(|| ops::attention(&q, &k, &v, &options))
+        }
+        (_, &[n, channels, classes]) => {
+            let (xs, weight) = (input(&[n, channels])?, input(&[classes, channels])?);
+            let targets: Vec<u32> = (0..n).map(|i| (i * i % classes) as u32).collect();
+            let targets = Tensor::from_vec(targets, n, &Device::Cpu)?;
+            let options = ops::CrossEntropyOptions::default();
+            match name {
+                "fused" => measure(|| ops::linear_cross_entropy(&xs, &weight, &targets, &options)),
+                "unfused" => measure(|| ops::cross_entropy(&ops::linear(&xs, &weight, None)?, &targets, &options)),
+                _ => measure(|| {
+                    let logits = Linear::new(weight.as_tensor().clone(), None).forward(&xs)?;
+                    candle_nn::loss::cross_entropy(&logits, &targets)
+                }),
+            }
+        }
+        _ => bail!("expected sizes, got {side:?}"),
+    }
+}
+
+fn input(shape: &[usize]) -> Result<Var> {
+    Ok(Var::randn(0f32, 0.1f32, shape, &Device::Cpu)?)
+}
+
+/// Answers with what `forward` and its backward take.
+fn measure(forward: impl Fn() -> candle_core::Result<Tensor>) -> Result<()> {
+    let held = mebibytes("VmRSS");
+    peer::serve(|_| {
+        let ms = timing::ms(|| forward()?.backward())?;
+        let peak = mebibytes("VmHWM");
+        Ok(vec![ms, peak, peak - held])
+    })
+}
+
+/// A field of this process's status; NaN where there is none.
+fn mebibytes(field: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().nth(1)?.parse::<f64>().ok());
+    kib.map_or(f64::NAN, |kib| kib / 1024.0)
+}

@@ -1,0 +1,75 @@
+//! Several sides measured in turn, round by round, because a machine's speed drifts: ratios are taken within a round.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::peer::Peer;
+use super::timing::median;
+
+/// Between two turns, so that threads of the last side that still spin go to sleep.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The sides; the others are compared with the first.
+#[derive(Default)]
+pub struct Contest {
+    sides: Vec<Side>,
+}
+
+struct Side {
+    name: &'static str,
+    peer: Peer,
+    /// Of each round of the last question, one number or more.
+    answers: Vec<Vec<f64>>,
+}
+
+impl Contest {
+    /// Adds a side and starts its process.
+    pub fn enter(&mut self, name: &'static str, command: Command) -> Result<()> {
+        self.sides.push(Side { name, peer: Peer::start(command)?, answers: Vec::new() });
+        Ok(())
+    }
+
+    /// Asks every side the same question, in turn, so many times.
+    pub fn ask(&mut self, question: &str, rounds: usize) -> Result<()> {
+        for side in &mut self.sides {
+            side.answers.clear();
+        }
+        for _ in 0..rounds {
+            for side in &mut self.sides {
+                std::thread::sleep(PAUSE);
+                side.answers.push(side.peer.ask(question).context(side.name)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The head of a table in Markdown.
+    pub fn print_head(&self, title: &str) {
+        let others = self.sides.iter().skip(1).map(|side| format!(" {} | ratio |", side.name));
+        println!("| {title} | {} |{}", self.sides[0].name, others.collect::<String>());
+        println!("|---|---|{}", "---|---|".repeat(self.sides.len() - 1));
+    }
+
+    /// A row of it, from number `i` of the answers: the median of each side, and of its ratios to the first.
+    pub fn print_row(&self, label: &str, i: usize) {
+        let first: Vec<f64> = self.sides[0].answers.iter().map(|numbers| numbers[i]).collect();
+        let others = self.sides.iter().skip(1).map(|side| {
+            let own = side.answers.iter().map(|numbers| numbers[i]);
+            let ratios = own.clone().zip(&first).map(|(own, first)| own / first).collect();
+            format!(" {} | {} |", rounded(median(own.collect())), rounded(median(ratios)))
+        });
+        let others: String = others.collect();
+        println!("| {label} | {} |{others}", rounded(median(first)));
+    }
+}
+
+/// Three digits or more; a dash for what a side could not measure, and called NaN.
+fn rounded(x: f64) -> String {
+    if x.is_nan() {
+        return "-".to_string();
+    }
+    let decimals = if x < 10.0 { 2 } else { usize::from(x < 100.0) };
+    format!("{x:.decimals$}")
+}

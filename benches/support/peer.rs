@@ -1,0 +1,86 @@
+//! Processes that measure something each time they are told to: one line in, one line of numbers out.
+//!
+//! All that is compared runs in processes of their own, so that no side's threads, allocator or environment reach
+//! another's.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Threads of every side.
+pub const THREADS: usize = 2;
+
+/// The first argument of a bench that is to answer as one of the sides.
+const SERVE: &str = "serve";
+
+/// This bench, answering as `side`.
+pub fn this_bench(side: &str) -> Result<Command> {
+    Ok(bench(std::env::current_exe()?.as_os_str(), side))
+}
+
+/// A bench's program, answering as `side`. candle's own pool would spin beside rayon's threads.
+pub fn bench(program: &OsStr, side: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args([SERVE, side]).env("RAYON_NUM_THREADS", THREADS.to_string()).env("CANDLE_NUM_THREADS", "1");
+    command
+}
+
+/// The side that this process is to answer as, if a bench has started it for that.
+pub fn served_side() -> Option<String> {
+    let mut args = std::env::args().skip(1);
+    args.next().filter(|arg| arg == SERVE).and(args.next())
+}
+
+/// Answers each line of the standard input with a line of numbers.
+pub fn serve(mut answer: impl FnMut(&str) -> Result<Vec<f64>>) -> Result<()> {
+    for question in std::io::stdin().lines() {
+        let numbers: Vec<String> = answer(&question?)?.iter().map(f64::to_string).collect();
+        println!("{}", numbers.join(" "));
+    }
+    Ok(())
+}
+
+/// A running process that answers questions.
+pub struct Peer {
+    process: Child,
+    /// `None` once there are no more questions.
+    questions: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// Starts the process.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", command.get_program().display()))?;
+        let questions = process.stdin.take();
+        let answers = process.stdout.take().context("peer: expected a standard output")?;
+        Ok(Self { process, questions, answers: BufReader::new(answers) })
+    }
+
+    /// The numbers that the process answers with.
+    pub fn ask(&mut self, question: &str) -> Result<Vec<f64>> {
+        let questions = self.questions.as_mut().context("peer: expected a standard input")?;
+        writeln!(questions, "{question}")?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<Result<_, _>>().context(answer)?;
+        if numbers.is_empty() {
+            bail!("peer: expected an answer to {question:?}, got the end of the process");
+        }
+        Ok(numbers)
+    }
+}
+
+impl Drop for Peer {
+    /// Waits for the end of the process, which comes with that of the questions.
+    fn drop(&mut self) {
+        self.questions = None;
+        let _ = self.process.wait();
+    }
+}

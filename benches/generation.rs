@@ -1,64 +1,75 @@
-//! Tokens a second of generation with the key-value cache and without, at the sizes of nanoGPT's recipe for the CPU.
+//! Generation with the key-value cache, without it, and by torch in nanoGPT's way, which has none.
 //!
-//!     cargo bench --bench generation
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench generation
 //!
-//! The peer is `benches/peers/nanogpt_sample.py`, which samples as nanoGPT does: without a cache.
+//! Without that variable torch's column is missing. The model has the sizes of nanoGPT's recipe for the CPU and weights at
+//! random; the prompt is one token. 63 tokens stay within the context. 500, which nanoGPT's `sample.py` writes, go past it: there
+//! nanoGPT reads the last 64 tokens again for each new one, and the cache the last 32 each time it is full. A turn writes the
+//! text twice, and the second time counts.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
+use anyhow::Result;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{CausalLm, ModelConfig};
 use candle_attention::nn::Parameters;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod support {
+    pub mod contest;
+    pub mod peer;
+    pub mod rivals;
+    pub mod timing;
+}
+use support::{contest::Contest, peer, rivals, timing};
+
 fn main() -> Result<()> {
-    // SAFETY: nothing else runs yet. candle's own pool would spin beside rayon's.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    match peer::served_side().as_deref() {
+        Some("cached") => return serve(cached),
+        Some(_) => return serve(uncached),
+        None => {}
+    }
     // Without `--bench`, which `cargo bench` passes, it is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
-    let config = ModelConfig::gpt2(65);
-    let model = CausalLm::new(&config, Parameters::new(1).frozen(DType::F32, &Device::Cpu))?;
-    println!("{} threads, {} parameters", rayon::current_num_threads(), config.parameter_count());
-    println!("prompt 1                tokens/s   us a token");
-    let rounds = if is_bench { 5 } else { 1 };
-    for tokens in if is_bench { [63, 500] } else { [5, 70] } {
-        report(&format!("cached,   {tokens:3} tokens"), tokens, rounds, || cached(&model, tokens))?;
-        report(&format!("uncached, {tokens:3} tokens"), tokens, rounds, || uncached(&model, tokens))?;
+    let (lengths, turns): (&[usize], _) = if is_bench { (&[63, 500], 7) } else { (&[70], 1) };
+
+    let mut contest = Contest::default();
+    contest.enter("candle-attention", peer::this_bench("cached")?)?;
+    contest.enter("without a cache", peer::this_bench("uncached")?)?;
+    if let Some(command) = rivals::python("nanogpt_sample.py") {
+        contest.enter("torch", command)?;
+    }
+    contest.print_head("microseconds a token");
+    for tokens in lengths {
+        contest.ask(&tokens.to_string(), turns)?;
+        contest.print_row(&format!("{tokens} tokens"), 0);
     }
     Ok(())
 }
 
-/// The median rate of some rounds, after one that warms up.
-fn report(name: &str, tokens: usize, rounds: usize, generate: impl Fn() -> Result<()>) -> Result<()> {
-    generate()?;
-    let mut seconds = Vec::new();
-    for _ in 0..rounds {
-        let begun = Instant::now();
-        generate()?;
-        seconds.push(begun.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    let each = seconds[rounds / 2] / tokens as f64;
-    println!("{name:22} {:9.0} {:12.1}", 1.0 / each, each * 1e6);
-    Ok(())
+/// Answers numbers of tokens with the microseconds that each of them took.
+fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
+    let model = CausalLm::new(&ModelConfig::gpt2(65), Parameters::new(1).frozen(DType::F32, &Device::Cpu))?;
+    peer::serve(|question| {
+        let tokens: usize = question.parse()?;
+        write(&model, tokens)?;
+        Ok(vec![timing::ms(|| write(&model, tokens))? * 1e3 / tokens as f64])
+    })
 }
 
-fn sampler() -> Result<Sampler> {
+fn sampler() -> CandleResult<Sampler> {
     Sampler::new(SamplingOptions { top_k: Some(200), ..Default::default() }, 1, 0)
 }
 
-fn cached(model: &CausalLm, tokens: usize) -> Result<()> {
-    let ids = generate(model, &[1], tokens, &mut sampler()?, &mut |_| ControlFlow::Continue(()))?;
-    assert_eq!(ids.len(), tokens);
-    Ok(())
+fn cached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
+    generate(model, &[1], tokens, &mut sampler()?, &mut |_| ControlFlow::Continue(())).map(drop)
 }
 
-/// nanoGPT's way: each new token reads the last `context_len` tokens again.
-fn uncached(model: &CausalLm, tokens: usize) -> Result<()> {
+/// Each new token reads the last `context_len` tokens again.
+fn uncached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
     let (mut ids, mut sampler) = (vec![1u32], sampler()?);
     for _ in 0..tokens {
         let visible = &ids[ids.len().saturating_sub(model.config().context_len)..];

@@ -2,7 +2,8 @@
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench generation
 //!
-//! Without that variable torch's column is missing. The model has the sizes of nanoGPT's recipe for the CPU and weights at
+//! Without that variable torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench
+//! built with other flags, adds a column for it. The model has the sizes of nanoGPT's recipe for the CPU and weights at
 //! random; the prompt is one token. 63 tokens stay within the context. 500, which nanoGPT's `sample.py` writes, go past it: there
 //! nanoGPT reads the last 64 tokens again for each new one, and the cache the last 32 each time it is full. A turn writes the
 //! text twice, and the second time counts.
@@ -39,6 +40,9 @@ fn main() -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench("cached")?)?;
     contest.enter("without a cache", peer::this_bench("uncached")?)?;
+    if let Some(command) = rivals::other_build("cached") {
+        contest.enter("other build", command)?;
+    }
     if let Some(command) = rivals::python("nanogpt_sample.py") {
         contest.enter("torch", command)?;
     }

@@ -4,8 +4,13 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
+<<<<<<< HEAD
 use crate::nn::{CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
 use crate::ops;
+=======
+use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
+use crate::ops::{self, record};
+>>>>>>> main
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
 #[derive(Clone, Debug)]
@@ -41,7 +46,13 @@ impl Block {
 
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+<<<<<<< HEAD
         self.around(xs, |xs| self.attention.forward(xs))
+=======
+        let xs = record::add(xs, &self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
+        record::add(&xs, &ys)
+>>>>>>> main
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, 
 
 use super::parallel::for_each_chunk;
 use super::random::{DropoutFactors, DropoutOptions};
+use super::record;
 use super::simd::dispatch;
 use super::storage::{has_kernel, slice, values};
 
@@ -40,7 +41,7 @@ pub fn dropout(xs: &Tensor, options: &DropoutOptions) -> Result<Tensor> {
     let sequence_len = xs.elem_count() / sequences;
     let op = Dropout { factors, first_sequence: options.first_sequence, sequence_len };
     match has_kernel(&[xs]) {
-        true => xs.contiguous()?.apply_op1(op),
+        true => record::apply1(&record::contiguous(xs)?, op),
         false => op.reference(xs),
     }
 }

@@ -58,25 +58,52 @@ pub(crate) enum Output {
 
 /// `out = scale * a b`, or `out += scale * a b`.
 pub(crate) fn matmul(out: MatrixMut, output: Output, scale: f32, a: Matrix, b: Matrix) {
-    assert!(a.rows == out.rows && b.cols == out.cols && a.cols == b.rows, "the sizes of a product do not agree");
-    let (m, n, k) = (out.rows, out.cols, a.cols);
+    assert!(a.rows == out.rows && b.cols == out.cols, "the sizes of a product do not agree");
+    // SAFETY: `MatrixMut::new` has checked that every element the stride reaches lies inside its slice, and `out` is a
+    // unique borrow whose rows do not overlap, so nothing is written twice at once or read while written.
+    unsafe { gemm_into(out.data.as_mut_ptr(), out.row_stride, output, scale, a, b) }
+}
+
+/// `a b`, in rows. Nothing is written before the product is, as zeros would be.
+pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
+    let len = a.rows * b.cols;
+    if a.cols == 0 {
+        return vec![0.0; len];
+    }
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: the vector has room for all rows, one right behind the other, and nobody else knows of it. With
+    // `Overwrite` and at least one term to add up, gemm writes every element and reads none.
+    unsafe {
+        gemm_into(out.as_mut_ptr(), b.cols, Output::Overwrite, 1.0, a, b);
+        out.set_len(len);
+    }
+    out
+}
+
+/// The product of `a` and `b`, written or added to rows `row_stride` apart.
+///
+/// # Safety
+/// For each of `a.rows` rows, `b.cols` elements from `out + row * row_stride` on must be valid for writes by this call
+/// alone, and with [`Output::Add`] initialised.
+unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32, a: Matrix, b: Matrix) {
+    assert!(a.cols == b.rows, "the sizes of a product do not agree");
+    let (m, n, k) = (a.rows, b.cols, a.cols);
     // A split costs a wake-up of threads, some ten microseconds: as much as this many multiplications.
     const WORTH_SPLITTING: usize = 1 << 20;
     let parallelism = match parallel::threads() {
         threads if threads > 1 && m * n * k >= WORTH_SPLITTING => Parallelism::Rayon(threads),
         _ => Parallelism::None,
     };
-    // SAFETY: `Matrix::new` and `MatrixMut::new` have checked that every element the strides reach lies inside its
-    // slice (a transpose reaches the same elements), the sizes agree, and `out` is a unique borrow whose rows do not
-    // overlap, so nothing is written twice at once or read while written.
+    // SAFETY: the caller answers for `out`; `Matrix::new` has checked that every element the strides of `a` and `b`
+    // reach lies inside their slices (a transpose reaches the same elements).
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.data.as_mut_ptr(),
+            out,
             1,
-            out.row_stride as isize,
+            row_stride as isize,
             output == Output::Add,
             a.data.as_ptr(),
             a.col_stride as isize,

@@ -20,6 +20,8 @@ mod matmul;
 mod norm;
 mod parallel;
 mod random;
+#[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer records"))]
+pub(crate) mod record;
 mod rotary;
 mod simd;
 mod storage;

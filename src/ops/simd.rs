@@ -91,7 +91,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let near = near * s + 2.063_908_8e-2;
     let near = near * s - 5.373_971_5e-2;
     let near = near * s + 1.333_144_2e-1;
-    let near = near * s - 3.333_328_2e-1;
+    let near = near * s - 3.333_328e-1;
     let near = near * s * x + x;
     let t = x.abs();
     let far = (1.0 - 2.0 / (exp(2.0 * t) + 1.0)).copysign(x);

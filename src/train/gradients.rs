@@ -1,9 +1,9 @@
 //! The gradients of one step, and the audit that says whether they reach everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, TensorId, Var, bail};
 
 use crate::ops;
 
@@ -19,9 +19,18 @@ impl Gradients {
     /// # Errors
     /// If no gradient reached one of them: every such tensor is named.
     pub fn collect(mut store: GradStore, vars: &[(String, Var)]) -> Result<Self> {
+        Self::take(|var| store.remove(var), vars)
+    }
+
+    /// As [`Gradients::collect`], from what a recorded forward pass left.
+    pub(super) fn collect_recorded(mut store: HashMap<TensorId, Tensor>, vars: &[(String, Var)]) -> Result<Self> {
+        Self::take(|var| store.remove(&var.id()), vars)
+    }
+
+    fn take(mut gradient: impl FnMut(&Var) -> Option<Tensor>, vars: &[(String, Var)]) -> Result<Self> {
         let (mut tensors, mut missing) = (Vec::with_capacity(vars.len()), Vec::new());
         for (name, var) in vars {
-            match store.remove(var) {
+            match gradient(var) {
                 Some(gradient) => tensors.push(gradient),
                 None => missing.push(name.as_str()),
             }

@@ -194,14 +194,27 @@ impl Trainer {
         let shards = batch.shards(self.options.shards);
         let divisor = batch.targets.len() as f64;
         let parts = ops::map(shards.len(), |i| {
-            let (ids, targets) = (shards[i].inputs_tensor(&self.device)?, shards[i].targets_tensor(&self.device)?);
-            let loss = self.trainable.loss_sum(&ids, &targets, divisor)?;
-            let gradients = Gradients::collect(loss.backward()?, &self.vars)?;
-            Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+            if self.device.is_cpu() { self.recorded(&shards[i], divisor) } else { self.by_graph(&shards[i], divisor) }
         });
         let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
             parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
         Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
+    }
+
+    /// The loss of a shard, divided by the targets of the whole batch, and its gradients, by [`ops::record`].
+    fn recorded(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
+        let (ids, targets) = (shard.inputs_tensor(&self.device)?, shard.targets_tensor(&self.device)?);
+        let (loss, recording) = ops::record::record(|| self.trainable.loss_sum(&ids, &targets, divisor))?;
+        let gradients = Gradients::collect_recorded(recording.backward(&loss)?, &self.vars)?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+
+    /// The same by candle's graph.
+    fn by_graph(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
+        let (ids, targets) = (shard.inputs_tensor(&self.device)?, shard.targets_tensor(&self.device)?);
+        let loss = self.trainable.loss_sum(&ids, &targets, divisor)?;
+        let gradients = Gradients::collect(loss.backward()?, &self.vars)?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 
     /// The global norm of the gradients, once the audit has passed and all is finite.

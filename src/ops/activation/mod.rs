@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
+use super::record;
 use super::storage::{check_alike, has_kernel, precise, slice, values};
 
 /// `x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2`, element by element; any shape. The Gaussian error linear unit (Hendrycks
@@ -88,7 +89,7 @@ pub fn reglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     check(name, xs)?;
     match has_kernel(&[xs]) {
-        true => xs.contiguous()?.apply_op1(Fused::<A> { name, activation: PhantomData }),
+        true => record::apply1(&record::contiguous(xs)?, Fused::<A> { name, activation: PhantomData }),
         false => A::reference(&xs.to_dtype(precise(xs.dtype()))?)?.to_dtype(xs.dtype()),
     }
 }
@@ -100,7 +101,11 @@ fn apply_gated<A: Activation>(name: &'static str, gate: &Tensor, up: &Tensor) ->
         bail!("{name}: expected a gate and a product of one shape, got {:?} and {:?}", gate.dims(), up.dims());
     }
     match has_kernel(&[gate, up]) {
-        true => gate.contiguous()?.apply_op2(&up.contiguous()?, Fused::<A> { name, activation: PhantomData }),
+        true => record::apply2(
+            &record::contiguous(gate)?,
+            &record::contiguous(up)?,
+            Fused::<A> { name, activation: PhantomData },
+        ),
         false => {
             let precise = precise(gate.dtype());
             (A::reference(&gate.to_dtype(precise)?)? * up.to_dtype(precise)?)?.to_dtype(gate.dtype())

@@ -55,6 +55,7 @@ use candle_core::{DType, Layout, Result, Tensor, bail};
 
 use self::fused::{Attention, PackedAttention};
 use super::DropoutOptions;
+use super::record;
 use super::storage::has_kernel;
 
 pub use mask::Mask;
@@ -123,20 +124,20 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
         return Ok(reference::attention(q, k, v, options)?.0);
     }
     let op = Attention::new(options, q.dim(3)?)?;
-    with_rows(q)?.apply_op3(&with_rows(k)?, &with_rows(v)?, op)
+    record::apply3(&with_rows(q)?, &with_rows(k)?, &with_rows(v)?, op)
 }
 
 /// Whether the kernel takes these tensors: there is something to add up, and no bias whose gradient is wanted, which it
 /// does not know.
 fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
     let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
-    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if bias.track_op())
+    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if record::is_tracked(bias))
 }
 
 /// The tensor, or a copy if its rows of channels are scattered.
 fn with_rows(tensor: &Tensor) -> Result<Tensor> {
     let has_rows = |layout: &Layout| layout.stride()[3] == 1;
-    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { tensor.force_contiguous() }
+    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
 }
 
 /// [`attention`] of a sequence with itself, where one projection has made queries, keys and values:
@@ -154,7 +155,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     options.check([b, num_heads, t, t], qkv.dtype())?;
     if takes_kernel(&[qkv], &options.mask) {
         let attention = Attention::new(options, head_dim)?;
-        return qkv.contiguous()?.apply_op1(PackedAttention { attention, num_heads });
+        return record::apply1(&record::contiguous(qkv)?, PackedAttention { attention, num_heads });
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, options)?.reshape((b, t, width / 3))

@@ -15,6 +15,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::Targets;
+use super::record;
 use super::storage::has_kernel;
 
 /// Which positions count, and what the sum of their losses is divided by. The default is the mean over all.
@@ -48,7 +49,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
     check("cross-entropy", "logits", logits, targets)?;
     let targets = read_targets("cross-entropy", targets, logits.dim(D::Minus1)?, options)?;
     match has_kernel(&[logits]) {
-        true => logits.contiguous()?.apply_op1(CrossEntropy { targets, rows: OnceLock::new() }),
+        true => record::apply1(&record::contiguous(logits)?, CrossEntropy { targets, rows: OnceLock::new() }),
         false => reference::cross_entropy(logits, &targets),
     }
 }
@@ -79,12 +80,12 @@ pub fn linear_cross_entropy(
     }
     let (rows, ids) = targets.counting();
     let xs = match rows.len() == targets.ids.len() {
-        true => xs.contiguous()?,
+        true => record::contiguous(xs)?,
         false => super::embedding(&Tensor::new(rows, xs.device())?, &xs.reshape(((), channels))?)?,
     };
-    let tracked = [xs.track_op(), weight.track_op()];
+    let tracked = [&xs, weight].map(record::is_tracked);
     let op = LinearCrossEntropy { targets: ids, divisor: targets.divisor, tracked, gradients: OnceLock::new() };
-    xs.apply_op2(&weight.contiguous()?, op)
+    record::apply2(&xs, &record::contiguous(weight)?, op)
 }
 
 /// The targets that count, all below V. candle's own look-ups take the highest `u32` for nothing at all, without a word.

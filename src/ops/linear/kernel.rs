@@ -1,6 +1,6 @@
 //! `y = x W^T + b` and its gradients, on slices.
 
-use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
+use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul, product};
 use crate::ops::simd;
 
 /// Sizes: rows of the input (all leading dimensions), their channels, those of the output.
@@ -19,29 +19,28 @@ impl Dims {
 }
 
 /// `ys = xs W^T + bias`; an empty bias is none.
-pub(super) fn forward(ys: &mut [f32], xs: &[f32], weight: &[f32], bias: &[f32], dims: Dims) {
+pub(super) fn forward(xs: &[f32], weight: &[f32], bias: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { rows, in_dim, out_dim } = dims;
-    // The product adds to the bias instead of the other way round: one pass less.
-    let output = if bias.is_empty() { Output::Overwrite } else { Output::Add };
-    if !bias.is_empty() {
-        ys.chunks_exact_mut(out_dim).for_each(|row| row.copy_from_slice(bias));
-    }
     let (xs, weight) = (Matrix::new(xs, rows, in_dim, in_dim), Matrix::new(weight, out_dim, in_dim, in_dim));
-    matmul(MatrixMut::new(ys, rows, out_dim, out_dim), output, 1.0, xs, weight.t());
+    if bias.is_empty() {
+        return product(xs, weight.t());
+    }
+    // The product adds to the bias instead of the other way round: one pass less.
+    let mut ys = bias.repeat(rows);
+    matmul(MatrixMut::new(&mut ys, rows, out_dim, out_dim), Output::Add, 1.0, xs, weight.t());
+    ys
 }
 
 /// `dxs = dys W`, as `ys = xs W^T`.
-pub(super) fn backward_input(dxs: &mut [f32], dys: &[f32], weight: &[f32], dims: Dims) {
+pub(super) fn backward_input(dys: &[f32], weight: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { rows, in_dim, out_dim } = dims;
-    let (dys, weight) = (Matrix::new(dys, rows, out_dim, out_dim), Matrix::new(weight, out_dim, in_dim, in_dim));
-    matmul(MatrixMut::new(dxs, rows, in_dim, in_dim), Output::Overwrite, 1.0, dys, weight);
+    product(Matrix::new(dys, rows, out_dim, out_dim), Matrix::new(weight, out_dim, in_dim, in_dim))
 }
 
 /// `dW = dys^T xs`, as `ys = xs W^T`.
-pub(super) fn backward_weight(dweight: &mut [f32], dys: &[f32], xs: &[f32], dims: Dims) {
+pub(super) fn backward_weight(dys: &[f32], xs: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { rows, in_dim, out_dim } = dims;
-    let (dys, xs) = (Matrix::new(dys, rows, out_dim, out_dim), Matrix::new(xs, rows, in_dim, in_dim));
-    matmul(MatrixMut::new(dweight, out_dim, in_dim, in_dim), Output::Overwrite, 1.0, dys.t(), xs);
+    product(Matrix::new(dys, rows, out_dim, out_dim).t(), Matrix::new(xs, rows, in_dim, in_dim))
 }
 
 /// `dbias = sum over rows of dys`, as `ys = .. + bias`.

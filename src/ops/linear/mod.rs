@@ -6,6 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
+use super::record;
 use super::storage::{check_alike, has_kernel, slice, values};
 
 /// `xs W^T + bias`: `xs` (.., I), `weight` (O, I), `bias` (O), the result (.., O).
@@ -28,10 +29,11 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if !has_kernel(&tensors) {
         return reference::linear(xs, weight, bias, out_shape);
     }
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    let (xs, weight) = (record::contiguous(xs)?, record::contiguous(weight)?);
+    let op = Linear { tracked: [&xs, &weight].map(record::is_tracked) };
     match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Linear),
-        None => xs.apply_op2(&weight, Linear),
+        Some(bias) => record::apply3(&xs, &weight, &record::contiguous(bias)?, op),
+        None => record::apply2(&xs, &weight, op),
     }
 }
 
@@ -56,7 +58,10 @@ fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<usiz
 }
 
 /// The fused operation, with and without a bias.
-struct Linear;
+struct Linear {
+    /// Whether gradients of input and weight are wanted.
+    tracked: [bool; 2],
+}
 
 impl Linear {
     fn forward(
@@ -66,8 +71,7 @@ impl Linear {
         bias: &[f32],
     ) -> Result<(CpuStorage, Shape)> {
         let dims = Dims::new(xs.1.dims(), weight.1.dims());
-        let mut ys = vec![0.0; dims.rows * dims.out_dim];
-        kernel::forward(&mut ys, slice(xs.0, xs.1)?, slice(weight.0, weight.1)?, bias, dims);
+        let ys = kernel::forward(slice(xs.0, xs.1)?, slice(weight.0, weight.1)?, bias, dims);
         let mut shape = xs.1.dims().to_vec();
         shape.pop();
         shape.push(dims.out_dim);
@@ -78,23 +82,16 @@ impl Linear {
     fn backward(&self, xs: &Tensor, weight: &Tensor, dys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dims = Dims::new(xs.dims(), weight.dims());
         let dys = values(dys)?;
-        let dxs = match xs.track_op() {
-            true => {
-                let mut dxs = vec![0.0; xs.elem_count()];
-                kernel::backward_input(&mut dxs, &dys, &values(weight)?, dims);
-                Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?)
-            }
-            false => None,
-        };
-        let dweight = match weight.track_op() {
-            true => {
-                let mut dweight = vec![0.0; weight.elem_count()];
-                kernel::backward_weight(&mut dweight, &dys, &values(xs)?, dims);
-                Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?)
-            }
-            false => None,
-        };
-        Ok((dxs, dweight))
+        let mut gradients = (None, None);
+        if self.tracked[0] {
+            let dxs = kernel::backward_input(&dys, &values(weight)?, dims);
+            gradients.0 = Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?);
+        }
+        if self.tracked[1] {
+            let dweight = kernel::backward_weight(&dys, &values(xs)?, dims);
+            gradients.1 = Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?);
+        }
+        Ok(gradients)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
+use super::record;
 use super::storage::{check_alike, has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
@@ -28,10 +29,10 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
     if !has_kernel(&tensors) {
         return reference::layer_norm(xs, weight, bias, eps);
     }
-    let (xs, weight, norm) = (xs.contiguous()?, weight.contiguous()?, Norm::new(Kind::Layer, eps));
+    let (xs, weight, norm) = (record::contiguous(xs)?, record::contiguous(weight)?, Norm::new(Kind::Layer, eps));
     match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, norm),
-        None => xs.apply_op2(&weight, norm),
+        Some(bias) => record::apply3(&xs, &weight, &record::contiguous(bias)?, norm),
+        None => record::apply2(&xs, &weight, norm),
     }
 }
 
@@ -44,7 +45,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight)?;
     match has_kernel(&[xs, weight]) {
-        true => xs.contiguous()?.apply_op2(&weight.contiguous()?, Norm::new(Kind::Rms, eps)),
+        true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
         false => reference::rms_norm(xs, weight, eps),
     }
 }

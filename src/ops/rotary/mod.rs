@@ -6,6 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Angles, Dims, Heads};
+use super::record;
 use super::storage::{check_alike, has_kernel, values};
 
 /// Which channels of a head turn together.
@@ -40,12 +41,12 @@ pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Re
             bail!("rotary: expected {name} of shape {:?}, got {:?}", [t, d / 2], table.dims());
         }
     }
-    let tables_are_fixed = !cos.track_op() && !sin.track_op();
+    let tables_are_fixed = !record::is_tracked(cos) && !record::is_tracked(sin);
     if !has_kernel(&[xs, cos, sin]) || !tables_are_fixed || xs.elem_count() == 0 {
         return reference::rotary(xs, cos, sin, pairs);
     }
-    let xs = if xs.layout().stride()[3] == 1 { xs.clone() } else { xs.force_contiguous()? };
-    xs.apply_op1(Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs })
+    let xs = if xs.layout().stride()[3] == 1 { xs.clone() } else { record::contiguous(xs)? };
+    record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs })
 }
 
 /// The fused operation.

@@ -1,0 +1,199 @@
+//! The trainer's own record of what a forward pass did, and the way back along it.
+//!
+//! candle's backward pass gives every edge of its graph a tensor of zeros and adds the gradient to it. Inside [`record`]
+//! the operations of this crate leave the graph alone and note themselves here instead; [`Recording::backward`] then
+//! hands each gradient on as it is, adds only where two meet, and frees what forward kept as soon as it is used. The
+//! gradients are those of candle's own backward pass: the trainer holds the two against each other when it starts.
+//!
+//! Only operations of this crate are recorded, and only on the thread that records. A composed operation on a trainable
+//! tensor is refused.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
+
+thread_local! {
+    static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
+}
+
+/// What gives the gradients of an operation's inputs, in their order, from that of its result.
+type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>>>;
+
+struct Node {
+    inputs: Vec<TensorId>,
+    out: TensorId,
+    backward: Backward,
+}
+
+/// The operations of a forward pass, in their order.
+#[derive(Default)]
+pub(crate) struct Recording {
+    nodes: Vec<Node>,
+    /// The results so far that depend on a variable.
+    tracked: HashSet<TensorId>,
+}
+
+/// Runs a forward pass on this thread and records it.
+///
+/// # Errors
+/// Those of `work`.
+pub(crate) fn record<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Recording)> {
+    /// Puts the former recording back, also when `work` panics.
+    struct Restore(Option<Recording>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0.take());
+        }
+    }
+    let _restore = Restore(RECORDING.replace(Some(Recording::default())));
+    let result = work()?;
+    Ok((result, RECORDING.take().unwrap_or_default()))
+}
+
+impl Recording {
+    /// The gradients of the variables, by their ids, for a result whose own gradient is 1.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    pub(crate) fn backward(self, result: &Tensor) -> Result<HashMap<TensorId, Tensor>> {
+        let mut gradients = HashMap::from([(result.id(), result.ones_like()?)]);
+        for Node { inputs, out, backward } in self.nodes.into_iter().rev() {
+            let Some(gradient) = gradients.remove(&out) else { continue };
+            for (input, gradient) in inputs.into_iter().zip(backward(&gradient)?) {
+                let Some(gradient) = gradient else { continue };
+                let sum = match gradients.remove(&input) {
+                    Some(before) => (before + gradient)?,
+                    None => gradient,
+                };
+                gradients.insert(input, sum);
+            }
+        }
+        Ok(gradients)
+    }
+}
+
+/// Whether a gradient of this tensor may be asked for.
+pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
+    let is_recorded = |recording: &Option<Recording>| {
+        recording.as_ref().is_some_and(|recording| recording.tracked.contains(&tensor.id()))
+    };
+    tensor.track_op() || RECORDING.with_borrow(is_recorded)
+}
+
+fn is_recording() -> bool {
+    RECORDING.with_borrow(Option::is_some)
+}
+
+/// Notes an operation, if one of its inputs is tracked.
+fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
+    if let Some(input) = inputs.iter().find(|input| input.track_op() && !input.is_variable()) {
+        bail!("record: a tensor of shape {:?} comes from an operation that is not recorded", input.dims());
+    }
+    let is_tracked = inputs.iter().any(|input| is_tracked(input));
+    RECORDING.with_borrow_mut(|recording| {
+        if let Some(recording) = recording.as_mut().filter(|_| is_tracked) {
+            recording.tracked.insert(out.id());
+            let inputs = inputs.iter().map(|input| input.id()).collect();
+            recording.nodes.push(Node { inputs, out: out.id(), backward });
+        }
+    });
+    Ok(())
+}
+
+/// The result of an operation, in candle's graph or in the recording.
+pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return a.apply_op1(op);
+    }
+    let out = a.apply_op1_no_bwd(&op)?;
+    let (kept_a, kept_out) = (a.clone(), out.clone());
+    push(&[a], &out, Box::new(move |dout| Ok(vec![op.bwd(&kept_a, &kept_out, dout)?])))?;
+    Ok(out)
+}
+
+/// As [`apply1`], of two tensors.
+pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return a.apply_op2(b, op);
+    }
+    let out = a.apply_op2_no_bwd(b, &op)?;
+    let (kept, kept_out) = ([a.clone(), b.clone()], out.clone());
+    let backward = move |dout: &Tensor| {
+        let (da, db) = op.bwd(&kept[0], &kept[1], &kept_out, dout)?;
+        Ok(vec![da, db])
+    };
+    push(&[a, b], &out, Box::new(backward))?;
+    Ok(out)
+}
+
+/// As [`apply1`], of three tensors.
+pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return a.apply_op3(b, c, op);
+    }
+    let out = a.apply_op3_no_bwd(b, c, &op)?;
+    let (kept, kept_out) = ([a.clone(), b.clone(), c.clone()], out.clone());
+    let backward = move |dout: &Tensor| {
+        let (da, db, dc) = op.bwd(&kept[0], &kept[1], &kept[2], &kept_out, dout)?;
+        Ok(vec![da, db, dc])
+    };
+    push(&[a, b, c], &out, Box::new(backward))?;
+    Ok(out)
+}
+
+/// The tensor, or a contiguous copy.
+pub(crate) fn contiguous(a: &Tensor) -> Result<Tensor> {
+    let out = a.contiguous()?;
+    if is_recording() && out.id() != a.id() {
+        push(&[a], &out, Box::new(|dout| Ok(vec![Some(dout.clone())])))?;
+    }
+    Ok(out)
+}
+
+/// `a + b`, of one shape.
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !is_recording() {
+        return a + b;
+    }
+    let out = (a.detach() + b.detach())?;
+    push(&[a, b], &out, Box::new(|dout| Ok(vec![Some(dout.clone()), Some(dout.clone())])))?;
+    Ok(out)
+}
+
+/// The rows of a table (L, C) from `start` on, as many as there are positions in `xs`, added to each sequence of `xs`
+/// (B, T, C).
+pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
+    let t = xs.dim(1)?;
+    if !is_recording() {
+        return xs.broadcast_add(&table.narrow(0, start, t)?);
+    }
+    let out = xs.detach().broadcast_add(&table.detach().narrow(0, start, t)?)?;
+    let rest = table.dim(0)? - start - t;
+    let backward = move |dout: &Tensor| {
+        let dtable = dout.sum(0)?; // (T, C)
+        let dtable = if start + rest == 0 { dtable } else { dtable.pad_with_zeros(0, start, rest)? };
+        Ok(vec![Some(dout.clone()), Some(dtable)])
+    };
+    push(&[xs, table], &out, Box::new(backward))?;
+    Ok(out)
+}
+
+/// Matrices of equal width, one above the other.
+pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
+    if !is_recording() {
+        return Tensor::cat(parts, 0);
+    }
+    let out = Tensor::cat(&parts.iter().map(|part| part.detach()).collect::<Vec<_>>(), 0)?;
+    let rows = parts.iter().map(|part| part.dim(0)).collect::<Result<Vec<_>>>()?;
+    let backward = move |dout: &Tensor| {
+        let mut first = 0;
+        let part = |rows: usize| {
+            first += rows;
+            dout.narrow(0, first - rows, rows).map(Some)
+        };
+        rows.into_iter().map(part).collect()
+    };
+    push(parts, &out, Box::new(backward))?;
+    Ok(out)
+}

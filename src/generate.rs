@@ -1,8 +1,9 @@
 //! Text from a model, token by token.
 
+use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -71,27 +72,10 @@ impl Sampler {
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
             bail!("sampler: expected logits that are numbers, got {} of which some may be NaN", logits.len());
         }
-        let mut ranked: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&logit| f64::from(logit))).collect();
-        // A stable order: of equal logits the lower id comes first.
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        if self.options.temperature == 0.0 {
-            return Ok(ranked[0].0);
+        if self.options.temperature == 0.0 || self.options.top_k == Some(1) {
+            return Ok(likeliest(logits));
         }
-        ranked.truncate(self.options.top_k.unwrap_or(usize::MAX));
-        let highest = ranked[0].1;
-        let mut total = 0.0;
-        for (_, weight) in &mut ranked {
-            *weight = ((*weight - highest) / self.options.temperature).exp();
-            total += *weight;
-        }
-        let nucleus = self.options.top_p.unwrap_or(1.0) * total;
-        let mut sum = 0.0;
-        let kept = ranked.iter().take_while(|(_, weight)| {
-            let is_needed = sum < nucleus;
-            sum += weight;
-            is_needed
-        });
-        let kept: Vec<_> = kept.copied().collect();
+        let kept = self.candidates(logits);
         let mut left = self.rng.random::<f64>() * kept.iter().map(|(_, weight)| weight).sum::<f64>();
         for (id, weight) in &kept {
             left -= weight;
@@ -100,14 +84,59 @@ impl Sampler {
             }
         }
         // Rounding may leave a rest above the sum: it belongs to the last.
-        Ok(kept.last().unwrap_or(&ranked[0]).0)
+        Ok(kept.last().map_or_else(|| likeliest(logits), |(id, _)| *id))
     }
+
+    /// The tokens to choose among, with weights proportional to their probabilities. They are sorted only where the options
+    /// ask which are the likeliest.
+    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
+        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+        if let Some(k) = self.options.top_k.filter(|k| *k < all.len()) {
+            all.select_nth_unstable_by(k - 1, by_rank);
+            all.truncate(k);
+        }
+        let highest = all.iter().fold(f32::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
+        let weight = |logit: f32| (f64::from(logit - highest) / self.options.temperature).exp();
+        let Some(p) = self.options.top_p.filter(|p| *p < 1.0) else {
+            // In the order of ids, whatever the selection above has left: a seed means the same everywhere.
+            all.sort_unstable_by_key(|(id, _)| *id);
+            return all.into_iter().map(|(id, logit)| (id, weight(logit))).collect();
+        };
+        all.sort_unstable_by(by_rank);
+        let nucleus = p * all.iter().map(|(_, logit)| weight(*logit)).sum::<f64>();
+        let mut sum = 0.0;
+        let ranked = all.into_iter().map(|(id, logit)| (id, weight(logit)));
+        ranked
+            .take_while(|(_, weight)| {
+                let is_needed = sum < nucleus;
+                sum += weight;
+                is_needed
+            })
+            .collect()
+    }
+}
+
+/// The higher logit first, of equal ones the lower id.
+fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The first of the highest.
+fn likeliest(logits: &[f32]) -> u32 {
+    let best = (0..).zip(logits).fold(
+        (0, f32::NEG_INFINITY),
+        |best: (u32, f32), (id, logit)| {
+            if *logit > best.1 { (id, *logit) } else { best }
+        },
+    );
+    best.0
 }
 
 /// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
 /// new tokens. Generation ends at the end-of-text token, which is not returned.
 ///
-/// Once prompt and continuation are longer than the context, the model sees the last `context_len` tokens.
+/// Once prompt and continuation are longer than the context, the model sees between half and all of the last `context_len`
+/// tokens: see [`Decoder`](crate::model::Decoder).
 ///
 /// # Errors
 /// If the prompt is empty, or has an id that the vocabulary lacks.
@@ -125,11 +154,11 @@ pub fn generate(
     if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
         bail!("generate: expected ids below {}, got {id}", config.vocab_size);
     }
-    let mut ids = prompt.to_vec();
+    let mut decoder = model.decoder();
+    let (mut ids, mut unread) = (Vec::new(), prompt.to_vec());
     for _ in 0..max_tokens {
-        let visible = &ids[ids.len().saturating_sub(config.context_len)..];
-        let input = Tensor::new(visible, &Device::Cpu)?.unsqueeze(0)?.to_device(model.device())?; // (1, T)
-        let logits = model.next_token_logits(&input)?.squeeze(0)?.to_dtype(DType::F32)?; // (V)
+        let input = Tensor::from_vec(unread, (1, ()), model.device())?; // (1, T)
+        let logits = decoder.next_token_logits(&input)?.squeeze(0)?.to_dtype(DType::F32)?; // (V)
         let id = sampler.sample(&logits.to_vec1()?)?;
         if Some(id) == config.end_of_text_id {
             break;
@@ -138,6 +167,7 @@ pub fn generate(
         if on_token(id).is_break() {
             break;
         }
+        unread = vec![id];
     }
-    Ok(ids.split_off(prompt.len()))
+    Ok(ids)
 }

@@ -43,37 +43,24 @@ pub fn write(
     let Run { model, tokenizer } = run;
     let ids = prompt_ids(model, tokenizer, prompt)?;
     write!(out, "{prompt}")?;
-    let (mut new, mut shown, mut result) = (Vec::new(), 0, Ok(()));
+    let (mut stream, mut result) = (tokenizer.stream(), Ok(()));
     generate(model, &ids, max_tokens, sampler, &mut |id| {
-        new.push(id);
-        result = show(tokenizer, &new, &mut shown, form, out);
+        let new = match form {
+            Form::Text => stream.push(id).map(String::into_bytes),
+            Form::Bytes => tokenizer.decode_bytes(&[id]),
+        };
+        result = new.map_err(Into::into).and_then(|new| show(&new, out));
         if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     result?;
     // What was held back as an unfinished character is shown as it is.
-    let rest = decoded(tokenizer, &new, form)?;
-    out.write_all(rest.get(shown..).unwrap_or_default())?;
-    Ok(writeln!(out)?)
+    Ok(writeln!(out, "{}", stream.finish()?)?)
 }
 
-/// Writes what the ids give past the first `shown` bytes, but not a character that may still be unfinished.
-fn show(tokenizer: &Tokenizer, ids: &[u32], shown: &mut usize, form: Form, out: &mut dyn Write) -> Result<()> {
-    let bytes = decoded(tokenizer, ids, form)?;
-    let finished = match form {
-        Form::Bytes => bytes.len(),
-        Form::Text => String::from_utf8_lossy(&bytes).trim_end_matches(char::REPLACEMENT_CHARACTER).len(),
-    };
-    if finished > *shown {
-        out.write_all(&bytes[*shown..finished])?;
+fn show(new: &[u8], out: &mut dyn Write) -> Result<()> {
+    if !new.is_empty() {
+        out.write_all(new)?;
         out.flush()?;
-        *shown = finished;
     }
     Ok(())
-}
-
-fn decoded(tokenizer: &Tokenizer, ids: &[u32], form: Form) -> candle_core::Result<Vec<u8>> {
-    match form {
-        Form::Text => tokenizer.decode(ids).map(String::into_bytes),
-        Form::Bytes => tokenizer.decode_bytes(ids),
-    }
 }

@@ -4,8 +4,13 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
+<<<<<<< HEAD
+use crate::nn::{CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
+use crate::ops;
+=======
 use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
 use crate::ops::{self, record};
+>>>>>>> main
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
 #[derive(Clone, Debug)]
@@ -18,7 +23,7 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
-        let norm = |name| layer_norm(config.embed_dim, config.bias, config.norm_eps, vb.pp(name));
+        let norm = |name| layer_norm(config.embed_dim, config.norm(), vb.pp(name));
         Ok(Self {
             attention_norm: norm("attention_norm")?,
             attention: CausalSelfAttention::new(&config.attention(), vb.pp("attention"))?,
@@ -26,13 +31,28 @@ impl Block {
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
     }
+
+    /// The output at the next positions of a text, of which the cache knows the ones before.
+    pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        self.around(xs, |xs| self.attention.forward_cached(xs, cache))
+    }
+
+    fn around(&self, xs: &Tensor, attention: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let xs = (xs + attention(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
+        xs + ys
+    }
 }
 
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+<<<<<<< HEAD
+        self.around(xs, |xs| self.attention.forward(xs))
+=======
         let xs = record::add(xs, &self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
         let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
         record::add(&xs, &ys)
+>>>>>>> main
     }
 }
 
@@ -48,8 +68,8 @@ impl Mlp {
     fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let &ModelConfig { embed_dim: c, hidden_dim: f, bias, activation, .. } = config;
         Ok(Self {
-            up_proj: linear(c, f, bias, config.init(), vb.pp("up_proj"))?,
-            down_proj: linear(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
+            up_proj: linear_with(c, f, bias, config.init(), vb.pp("up_proj"))?,
+            down_proj: linear_with(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
             activation,
         })
     }

@@ -5,8 +5,13 @@ use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
+<<<<<<< HEAD
+use crate::nn::{KvCache, LayerNorm, layer_norm};
+use crate::ops::{self, CrossEntropyOptions};
+=======
 use crate::nn::{LayerNorm, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
+>>>>>>> main
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
 ///
@@ -51,7 +56,7 @@ impl CausalLm {
             blocks: (0..config.num_layers)
                 .map(|i| Block::new(config, vb.pp(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
-            norm: layer_norm(embed_dim, config.bias, config.norm_eps, vb.pp("norm"))?,
+            norm: layer_norm(embed_dim, config.norm(), vb.pp("norm"))?,
             head: if config.tie_embeddings { token_embedding.clone() } else { matrix(vocab_size, "head")? },
             token_embedding,
             config: config.clone(),
@@ -78,14 +83,32 @@ impl CausalLm {
 
     /// What the head sees: (B, T, C).
     fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        self.hidden_from(0, ids, |_, block, xs| block.forward(xs))
+    }
+
+    /// What the head sees of the positions from `start` on, with the blocks called as `forward` says.
+    fn hidden_from(
+        &self,
+        start: usize,
+        ids: &Tensor,
+        mut forward: impl FnMut(usize, &Block, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
-        if t == 0 || t > self.config.context_len {
-            bail!("causal-lm: expected 1 to {} positions, got {t}", self.config.context_len);
+        let most = self.config.context_len - start;
+        if t == 0 || t > most {
+            bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
+<<<<<<< HEAD
+        let positions = self.position_embedding.narrow(0, start, t)?; // (T, C)
+        let mut xs = ops::embedding(ids, &self.token_embedding)?.broadcast_add(&positions)?; // (B, T, C)
+        for (i, block) in self.blocks.iter().enumerate() {
+            xs = forward(i, block, &xs)?;
+=======
         let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
         let mut xs = record::add_positions(&tokens, &self.position_embedding, 0)?; // (B, T, C)
         for block in &self.blocks {
             xs = block.forward(&xs)?;
+>>>>>>> main
         }
         self.norm.forward(&xs)
     }
@@ -113,7 +136,17 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::forward`].
     pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
-        let xs = self.hidden(ids)?;
+        self.last_logits(&self.hidden(ids)?)
+    }
+
+    /// The same after the next positions of a text, of which `caches`, one for each block, know the ones before.
+    pub(super) fn next_token_logits_cached(&self, ids: &Tensor, caches: &mut [KvCache]) -> Result<Tensor> {
+        let start = caches.first().map_or(0, KvCache::len);
+        let xs = self.hidden_from(start, ids, |i, block, xs| block.forward_cached(xs, &mut caches[i]))?;
+        Ok(self.last_logits(&xs)?.detach())
+    }
+
+    fn last_logits(&self, xs: &Tensor) -> Result<Tensor> {
         let last = xs.narrow(1, xs.dim(1)? - 1, 1)?.squeeze(1)?; // (B, C)
         ops::linear(&last, &self.head, None) // (B, V)
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Result, bail};
-use candle_nn::Init;
+use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::gpt2_json;
@@ -118,6 +118,11 @@ impl ModelConfig {
     /// The initial values of weights that do: 2L of them add up, so each is smaller by sqrt(2L) (GPT-2's rule).
     pub(super) fn residual_init(&self) -> Init {
         Init::Randn { mean: 0.0, stdev: INIT_STDEV / (2.0 * self.num_layers as f64).sqrt() }
+    }
+
+    /// The norms in front of attention, MLP and head.
+    pub(super) fn norm(&self) -> LayerNormConfig {
+        LayerNormConfig { affine: self.bias, ..self.norm_eps.into() }
     }
 
     /// The attention inside each block.

@@ -3,10 +3,12 @@
 mod block;
 mod causal_lm;
 mod config;
+mod decoder;
 mod gpt2_json;
 mod weights;
 
 pub use causal_lm::CausalLm;
 pub use config::{Activation, ModelConfig};
+pub use decoder::Decoder;
 pub use weights::{load_weights, save_weights};
 pub(crate) use weights::{read_safetensors, write_safetensors};

@@ -1,10 +1,15 @@
 //! Causal self-attention.
 
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+<<<<<<< HEAD
+use super::{AttentionInputs, KvCache, Linear, MultiHeadAttention, MultiHeadAttentionConfig};
+use crate::ops::{Mask, Scale};
+=======
 use super::{Linear, linear};
 use crate::ops::{self, AttentionOptions, Mask, Scale, record};
+>>>>>>> main
 
 /// The form of a [`CausalSelfAttention`].
 #[derive(Clone, Debug)]
@@ -46,6 +51,21 @@ impl CausalSelfAttentionConfig {
     }
 }
 
+impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
+    fn from(config: &CausalSelfAttentionConfig) -> Self {
+        Self {
+            bias: config.bias,
+            output_bias: config.bias,
+            output_projection: config.output_projection,
+            scale: config.scale,
+            mask: if config.causal { Mask::Causal } else { Mask::Full },
+            init: config.init,
+            output_init: config.output_init,
+            ..Self::new(config.embed_dim, config.num_heads)
+        }
+    }
+}
+
 /// Causal self-attention with learnable W^Q, W^K and W^V.
 ///
 /// For the rows `x[t]` of an input of T positions and C channels,
@@ -79,14 +99,7 @@ impl CausalSelfAttentionConfig {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct CausalSelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Option<Linear>,
-    num_heads: usize,
-    options: AttentionOptions,
-}
+pub struct CausalSelfAttention(MultiHeadAttention);
 
 impl CausalSelfAttention {
     /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`: each a `weight`
@@ -95,25 +108,7 @@ impl CausalSelfAttention {
     /// # Errors
     /// If `num_heads` does not divide `embed_dim`, or the builder lacks a tensor or holds it in another shape.
     pub fn new(config: &CausalSelfAttentionConfig, vb: VarBuilder) -> Result<Self> {
-        let &CausalSelfAttentionConfig { embed_dim: c, num_heads, bias, .. } = config;
-        if c == 0 || num_heads == 0 || !c.is_multiple_of(num_heads) {
-            bail!(
-                "causal-self-attention: expected num_heads to divide embed_dim, got num_heads {num_heads} and embed_dim {c}"
-            );
-        }
-        let projection = |name, init| linear(c, c, bias, init, vb.pp(name));
-        Ok(Self {
-            q_proj: projection("q_proj", config.init)?,
-            k_proj: projection("k_proj", config.init)?,
-            v_proj: projection("v_proj", config.init)?,
-            o_proj: config.output_projection.then(|| projection("o_proj", config.output_init)).transpose()?,
-            num_heads,
-            options: AttentionOptions {
-                scale: config.scale,
-                mask: if config.causal { Mask::Causal } else { Mask::Full },
-                ..Default::default()
-            },
-        })
+        Ok(Self(MultiHeadAttention::new(&config.into(), vb)?))
     }
 
     /// The textbook's form: one head, no biases, no output projection, scaled or not.
@@ -129,24 +124,29 @@ impl CausalSelfAttention {
         Self::new(&config, vb)
     }
 
+    /// The same layer with all that the general one offers: a mask or dropout for one call, another sequence to look at.
+    pub fn multi_head(&self) -> &MultiHeadAttention {
+        &self.0
+    }
+
     /// The projection to queries, W^Q.
     pub fn q_proj(&self) -> &Linear {
-        &self.q_proj
+        self.0.q_proj()
     }
 
     /// The projection to keys, W^K.
     pub fn k_proj(&self) -> &Linear {
-        &self.k_proj
+        self.0.k_proj()
     }
 
     /// The projection to values, W^V.
     pub fn v_proj(&self) -> &Linear {
-        &self.v_proj
+        self.0.v_proj()
     }
 
     /// The projection of the output, W^O, where there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
-        self.o_proj.as_ref()
+        self.0.o_proj()
     }
 
     /// The output, and the attention weights (B, H, T, T), or (H, T, T) for an input (T, C). Both are differentiable.
@@ -154,20 +154,17 @@ impl CausalSelfAttention {
     /// # Errors
     /// If the input's shape, dtype or device is not the layer's.
     pub fn forward_with_weights(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.check(xs)?;
-        if xs.rank() == 2 {
-            let (ys, weights) = self.forward_with_weights(&xs.unsqueeze(0)?)?;
-            return Ok((ys.squeeze(0)?, weights.squeeze(0)?));
-        }
-        let (b, t, c) = xs.dims3()?;
-        let heads = (b, t, self.num_heads, c / self.num_heads);
-        let q = self.q_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
-        let k = self.k_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
-        let v = self.v_proj.forward(xs)?.reshape(heads)?; // (B, T, H, D)
-        let (ys, weights) = ops::attention_with_weights(&q, &k, &v, &self.options)?;
-        Ok((self.project_output(ys.reshape((b, t, c))?)?, weights))
+        self.0.forward_with_weights(xs, &AttentionInputs::default())
     }
 
+<<<<<<< HEAD
+    /// The output at the next positions of a text, without a graph: [`MultiHeadAttention::forward_cached`].
+    ///
+    /// # Errors
+    /// If the input's shape, dtype or device is not the layer's, or the cache has no room.
+    pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        self.0.forward_cached(xs, cache)
+=======
     fn project_output(&self, ys: Tensor) -> Result<Tensor> {
         match &self.o_proj {
             Some(o_proj) => o_proj.forward(&ys),
@@ -208,17 +205,13 @@ impl CausalSelfAttention {
             );
         }
         Ok(())
+>>>>>>> main
     }
 }
 
 impl Module for CausalSelfAttention {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.check(xs)?;
-        if xs.rank() == 2 {
-            return self.forward(&xs.unsqueeze(0)?)?.squeeze(0);
-        }
-        let qkv = self.project_qkv(xs)?; // (B, T, 3C)
-        self.project_output(ops::self_attention(&qkv, self.num_heads, &self.options)?) // (B, T, C)
+        self.0.forward(xs)
     }
 }
 

@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
 
-/// [`ops::linear`] with a learnable weight (out, in) and, if wanted, a bias (out).
+/// [`ops::linear`] with a learnable weight (out, in) and, if wanted, a bias (out): candle-nn's `Linear`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -35,12 +35,44 @@ impl Module for Linear {
     }
 }
 
-/// Reads or creates `weight` (out, in), drawn from `init`, and with `bias` also `bias` (out), zeros.
+/// Reads or creates `weight` (out, in) and `bias` (out), drawn as candle-nn draws them: Kaiming's normal distribution,
+/// and uniform in `±1 / sqrt(in)`.
 ///
 /// # Errors
 /// If the builder lacks a tensor or holds it in another shape.
-pub fn linear(in_dim: usize, out_dim: usize, bias: bool, init: Init, vb: VarBuilder) -> Result<Linear> {
-    let weight = vb.get_with_hints((out_dim, in_dim), "weight", init)?;
+pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    let bound = 1.0 / (in_dim as f64).sqrt();
+    let weight = weight(in_dim, out_dim, candle_nn::init::DEFAULT_KAIMING_NORMAL, &vb)?;
+    let bias = vb.get_with_hints(out_dim, "bias", Init::Uniform { lo: -bound, up: bound })?;
+    Ok(Linear::new(weight, Some(bias)))
+}
+
+/// As [`linear`], without a bias.
+///
+/// # Errors
+/// Those of [`linear`].
+pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    linear_with(in_dim, out_dim, false, candle_nn::init::DEFAULT_KAIMING_NORMAL, vb)
+}
+
+/// [`linear`] or [`linear_no_bias`].
+///
+/// # Errors
+/// Those of [`linear`].
+pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
+    if bias { linear(in_dim, out_dim, vb) } else { linear_no_bias(in_dim, out_dim, vb) }
+}
+
+/// As [`linear_b`], with a weight drawn from `init` and a bias of zeros.
+///
+/// # Errors
+/// Those of [`linear`].
+pub fn linear_with(in_dim: usize, out_dim: usize, bias: bool, init: Init, vb: VarBuilder) -> Result<Linear> {
+    let weight = weight(in_dim, out_dim, init, &vb)?;
     let bias = if bias { Some(vb.get_with_hints(out_dim, "bias", candle_nn::init::ZERO)?) } else { None };
     Ok(Linear::new(weight, bias))
+}
+
+fn weight(in_dim: usize, out_dim: usize, init: Init, vb: &VarBuilder) -> Result<Tensor> {
+    vb.get_with_hints((out_dim, in_dim), "weight", init)
 }

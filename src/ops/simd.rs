@@ -143,15 +143,13 @@ fn padded(xs: &[f32]) -> [f32; LANES] {
     lanes
 }
 
-/// All lanes in one, by halves.
+/// All lanes in one, by halves. Spelt out: a loop over the halves keeps the lanes in memory, one by one, and with them
+/// the loop that filled them.
 #[inline(always)]
-fn across(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            lanes[lane] = f(lanes[lane], lanes[lane + half]);
-        }
-    }
-    lanes[0]
+fn across(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|lane| f(lanes[lane], lanes[lane + 8]));
+    let four: [f32; 4] = std::array::from_fn(|lane| f(eight[lane], eight[lane + 4]));
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 /// `erf(x)` to within 2e-7, by the two minimax polynomials of Norbert Juffa's `erff`: near 0 one for `erf(x) / x`,

@@ -27,4 +27,4 @@ pub use batches::{Batch, BatchSampler, Rest, windows};
 pub use choice::{TokenizerChoice, prepare};
 pub use corpus::{Corpus, Validation};
 pub use document::Document;
-pub use tokenizer::{BpeProgress, Tokenizer};
+pub use tokenizer::{BpeProgress, TextStream, Tokenizer};

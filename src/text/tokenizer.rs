@@ -33,6 +33,7 @@ mod file;
 mod foreign;
 mod kind;
 mod place;
+mod stream;
 mod train;
 
 use candle_core::{Error, Result};
@@ -41,6 +42,7 @@ use tokenizers::Tokenizer as HfTokenizer;
 use kind::Kind;
 use place::Place;
 
+pub use stream::TextStream;
 pub use train::BpeProgress;
 
 /// The token that ends a document.

@@ -2,27 +2,12 @@
 
 use candle_attention::nn::{
     CausalSelfAttention, CausalSelfAttentionConfig, LayerNorm, Parameters, RmsNorm, causal_self_attention, layer_norm,
-    rms_norm,
+    layer_norm_no_bias, rms_norm,
 };
 use candle_attention::ops::Scale;
 use candle_core::{DType, Device, Module, Tensor, Var};
 
-use crate::support::{assert_close, check_gradients, randn};
-
-fn parameters_in_f64(build: impl Fn(candle_nn::VarBuilder)) -> Parameters {
-    let parameters = Parameters::new(5);
-    build(parameters.var_builder(DType::F64, &Device::Cpu));
-    // Norm weights of one and biases of zero would hide mistakes.
-    for (i, (_, var)) in parameters.vars().iter().enumerate() {
-        var.set(&randn(100 + i as u64, var.dims())).unwrap();
-    }
-    parameters
-}
-
-/// The sum of `ys` with random coefficients: a scalar on which every element has another influence.
-fn weighted_sum(ys: &Tensor) -> candle_core::Result<Tensor> {
-    (ys * randn(99, ys.dims()))?.sum_all()
-}
+use crate::support::{assert_close, check_gradients, parameters_in_f64, randn, weighted_sum};
 
 #[test]
 fn gradients_of_the_layer_are_those_of_finite_differences() {
@@ -49,8 +34,8 @@ fn gradients_of_the_layer_are_those_of_finite_differences() {
 fn gradients_of_the_norms_are_those_of_finite_differences() {
     type Build = fn(candle_nn::VarBuilder) -> Box<dyn Module>;
     let norms: [Build; 3] = [
-        |vb| Box::new(layer_norm(7, true, 1e-5, vb).unwrap()),
-        |vb| Box::new(layer_norm(7, false, 1e-5, vb).unwrap()),
+        |vb| Box::new(layer_norm(7, 1e-5, vb).unwrap()),
+        |vb| Box::new(layer_norm_no_bias(7, 1e-5, vb).unwrap()),
         |vb| Box::new(rms_norm(7, 1e-6, vb).unwrap()),
     ];
     for build in norms {
@@ -89,7 +74,7 @@ fn the_dtypes_below_f32_work_and_have_gradients() {
         let parameters = Parameters::new(1);
         let vb = parameters.var_builder(dtype, &Device::Cpu);
         let layer = causal_self_attention(6, 2, vb.pp("attention")).unwrap();
-        let norm = layer_norm(6, true, 1e-5, vb.pp("norm")).unwrap();
+        let norm = layer_norm(6, 1e-5, vb.pp("norm")).unwrap();
         let xs = randn(10, &[2, 7, 6]).to_dtype(dtype).unwrap();
         let loss = layer.forward(&norm.forward(&xs).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap();
         let gradients = loss.backward().unwrap();
@@ -132,7 +117,7 @@ fn a_wrong_input_is_named_with_what_was_expected() {
             "expected num_heads to divide embed_dim, got num_heads 3 and embed_dim 16",
         ),
     ] {
-        assert!(message.contains(&format!("causal-self-attention: {expected}")), "{message}");
+        assert!(message.contains(&format!("multi-head-attention: {expected}")), "{message}");
     }
 }
 
@@ -140,7 +125,7 @@ fn a_wrong_input_is_named_with_what_was_expected() {
 fn a_norm_of_another_width_is_named() {
     let xs = Tensor::zeros((2, 7), DType::F32, &Device::Cpu).unwrap();
     let weight = Tensor::ones(6, DType::F32, &Device::Cpu).unwrap();
-    let layer_norm = LayerNorm::new(weight.clone(), None, 1e-5).forward(&xs).unwrap_err().to_string();
+    let layer_norm = LayerNorm::new_no_bias(weight.clone(), 1e-5).forward(&xs).unwrap_err().to_string();
     assert!(layer_norm.contains("layer-norm: expected parameters of shape [7], got [6]"), "{layer_norm}");
     let rms_norm = RmsNorm::new(weight, 1e-5).forward(&xs).unwrap_err().to_string();
     assert!(rms_norm.contains("rms-norm: expected parameters of shape [7], got [6]"), "{rms_norm}");

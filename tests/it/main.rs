@@ -3,9 +3,12 @@
 // Tests may fail by a panic; clippy knows only those marked so, not their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod attention_cache;
 mod chapter;
+mod drop_in;
 mod gradient_traps;
 mod layer;
+mod multi_head;
 mod ops;
 mod support;
 
@@ -13,6 +16,8 @@ mod support;
 mod command;
 #[cfg(feature = "lm")]
 mod corpus;
+#[cfg(feature = "lm")]
+mod decoding;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]

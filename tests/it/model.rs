@@ -9,17 +9,17 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::support::{assert_close, check_gradients, randn, values};
 
-fn tiny() -> ModelConfig {
+pub fn tiny() -> ModelConfig {
     ModelConfig { context_len: 7, embed_dim: 6, num_heads: 3, num_layers: 2, hidden_dim: 13, ..ModelConfig::gpt2(11) }
 }
 
-fn ids(rows: usize, t: usize, vocab_size: u32) -> Tensor {
+pub fn ids(rows: usize, t: usize, vocab_size: u32) -> Tensor {
     let ids: Vec<u32> = (0..(rows * t) as u32).map(|i| (i * i + 3 * i + 1) % vocab_size).collect();
     Tensor::from_vec(ids, (rows, t), &Device::Cpu).unwrap()
 }
 
 /// A model of random weights, all well away from 0.
-fn random_model(config: &ModelConfig, dtype: DType) -> (CausalLm, Parameters) {
+pub fn random_model(config: &ModelConfig, dtype: DType) -> (CausalLm, Parameters) {
     let parameters = Parameters::new(3);
     let model = CausalLm::new(config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
     for (i, (_, var)) in parameters.vars().iter().enumerate() {

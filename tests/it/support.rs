@@ -1,5 +1,6 @@
 //! What several tests need: seeded tensors, comparisons that say where they fail, and finite differences.
 
+use candle_attention::nn::Parameters;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +30,30 @@ pub fn assert_close(label: &str, got: &Tensor, expected: &Tensor, tolerance: f64
     for (i, (got, expected)) in values(got).into_iter().zip(values(expected)).enumerate() {
         assert!((got - expected).abs() <= tolerance, "{label}: at {i} got {got}, expected {expected} ± {tolerance}");
     }
+}
+
+/// Fails where `got` is further from the truth than twice another way to compute it is or, where that is exact, than four
+/// roundings of the largest value.
+pub fn assert_as_exact(label: &str, got: &Tensor, other: &Tensor, truth: &Tensor) {
+    let largest = values(truth).iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let allowed = 2.0 * max_difference(other, truth) + 4.0 * f64::from(f32::EPSILON) * largest;
+    assert_close(label, got, truth, allowed);
+}
+
+/// The parameters of what `build` builds, all random.
+pub fn parameters_in_f64(build: impl Fn(candle_nn::VarBuilder)) -> Parameters {
+    let parameters = Parameters::new(5);
+    build(parameters.var_builder(DType::F64, &Device::Cpu));
+    // Norm weights of one and biases of zero would hide mistakes.
+    for (i, (_, var)) in parameters.vars().iter().enumerate() {
+        var.set(&randn(100 + i as u64, var.dims())).unwrap();
+    }
+    parameters
+}
+
+/// The sum of `ys` with random coefficients: a scalar on which every element has another influence.
+pub fn weighted_sum(ys: &Tensor) -> Result<Tensor> {
+    (ys * randn(99, ys.dims()))?.sum_all()
 }
 
 /// Holds the gradients that `loss` gives for `vars` (in `f64`) against central differences, at up to 40 elements of

@@ -4,6 +4,7 @@ use super::kernel::{Backward, Dims, Forward, Saved};
 use super::layout::{GradientLayout, Sizes};
 use super::rows::{Place, Rows};
 use super::scores::{Scoring, Softmax};
+use super::single;
 use super::visible::Visible;
 use crate::ops::parallel;
 
@@ -17,7 +18,7 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn rows(self, b: usize, h: usize) -> Rows<'a> {
+    pub(super) fn rows(self, b: usize, h: usize) -> Rows<'a> {
         Rows { data: &self.data[b * self.batch_stride + h * self.head_stride..], stride: self.position_stride }
     }
 }
@@ -39,6 +40,9 @@ fn splits_heads(sizes: Sizes) -> bool {
 /// The output (B, T, H, E), and what backward needs: (B, H, T).
 pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
     let Sizes { b, h, g, head: Dims { t, e, .. } } = sizes;
+    if t == 1 {
+        return single::forward([q, k, v], heads, sizes);
+    }
     let per_group = h / g;
     // The heads of queries that share a head of keys and values; `places` says where the output of each belongs.
     let group = |work: &mut Forward,

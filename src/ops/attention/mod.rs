@@ -48,6 +48,7 @@ mod product;
 mod reference;
 mod rows;
 mod scores;
+mod single;
 mod visible;
 
 use candle_core::{DType, Layout, Result, Tensor, bail};

@@ -28,13 +28,14 @@ fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
 }
 
 /// B, T, S, H, G, D, E: one of everything, off the tiles, many tiles, grouped heads.
-const SIZES: [[usize; 7]; 7] = [
+const SIZES: [[usize; 7]; 8] = [
     [1, 1, 1, 1, 1, 1, 1],
     [2, 7, 7, 3, 3, 5, 5],
     [3, 5, 11, 2, 1, 7, 13],
     [1, 64, 64, 4, 2, 32, 32],
     [2, 67, 131, 6, 3, 8, 3],
     [1, 131, 131, 2, 2, 16, 16],
+    [3, 1, 131, 6, 2, 5, 7],
     [5, 65, 65, 2, 2, 33, 31],
 ];
 

@@ -280,3 +280,40 @@ fn a_byte_level_bpe_from_elsewhere_is_known_as_one() {
     let other = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     assert_eq!(other.kind, Kind::Other { unknown_id: None });
 }
+
+/// The texts of a stream, put together: those of the ids and what is left at the end.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream();
+    let mut texts: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    texts.push(stream.finish().unwrap());
+    texts
+}
+
+#[test]
+fn a_stream_gives_the_same_text_piece_by_piece() {
+    for tokenizer in all_kinds(&TEXTS) {
+        for text in TEXTS {
+            let ids = tokenizer.encode(text).unwrap();
+            let texts = streamed(&tokenizer, &ids);
+            assert_eq!(texts.concat(), text, "{tokenizer:?}");
+            assert!(texts.iter().all(|text| !text.contains(char::REPLACEMENT_CHARACTER)), "{tokenizer:?}");
+        }
+        assert!(tokenizer.stream().push(tokenizer.vocab_size() as u32).is_err());
+    }
+    // Bytes that are no text: a cut character, what can never be one, and a cut one at the end.
+    let bytes = Tokenizer::bytes(false).unwrap();
+    let ids = [b'a', 0xc3, b'b', 0xff, 0xe2, 0x82].map(u32::from);
+    assert_eq!(streamed(&bytes, &ids), ["a", "", "\u{fffd}b", "\u{fffd}", "", "", "\u{fffd}"]);
+    assert_eq!(streamed(&bytes, &ids).concat(), bytes.decode(&ids).unwrap());
+}
+
+#[test]
+fn a_stream_of_a_foreign_tokenizer_gives_the_same_text() {
+    let model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "c": 2, "ab": 3, "▁": 4, "▁ab": 5 }, "merges": [] });
+    let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+    let tokenizer = foreign(model, metaspace.clone(), json!({ "decoder": metaspace })).unwrap();
+    let ids = [5, 4, 0, 2, 5, 1];
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "ab ac abb");
+    assert_eq!(streamed(&tokenizer, &ids), ["ab", " ", "a", "c", " ab", "b", ""]);
+    assert!(tokenizer.stream().push(9).is_err());
+}

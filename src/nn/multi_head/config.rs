@@ -1,0 +1,132 @@
+//! The form of multi-head attention.
+
+use candle_core::{Result, bail};
+use candle_nn::Init;
+
+use crate::nn::RotaryEmbedding;
+use crate::ops::{Mask, Scale};
+
+/// The form of a [`MultiHeadAttention`](super::MultiHeadAttention).
+///
+/// ```
+/// use candle_attention::nn::MultiHeadAttentionConfig;
+/// use candle_attention::ops::Mask;
+///
+/// // Qwen3's: few heads of keys and values, whose width is its own, and norms of queries and keys.
+/// let config = MultiHeadAttentionConfig {
+///     num_kv_heads: Some(2),
+///     head_dim: Some(16),
+///     qk_norm: Some(1e-6),
+///     mask: Mask::Causal,
+///     ..MultiHeadAttentionConfig::new(64, 8)
+/// };
+/// # let _ = config;
+/// ```
+#[derive(Clone, Debug)]
+pub struct MultiHeadAttentionConfig {
+    /// Channels of the input and, with an output projection, of the output (C).
+    pub embed_dim: usize,
+    /// Channels of the sequence that keys and values come from; `embed_dim` unless said otherwise.
+    pub memory_dim: Option<usize>,
+    /// Heads of queries (H).
+    pub num_heads: usize,
+    /// Heads of keys and values (G), which divide `num_heads`; `num_heads` unless said otherwise, 1 for multi-query
+    /// attention (Shazeer 2019, arXiv:1911.02150).
+    pub num_kv_heads: Option<usize>,
+    /// Channels of a query and of a key (D); `embed_dim / num_heads` unless said otherwise.
+    pub head_dim: Option<usize>,
+    /// Channels of a value (E); `head_dim` unless said otherwise.
+    pub value_dim: Option<usize>,
+    /// Whether the projections to queries, keys and values have biases.
+    pub bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+    /// Whether the heads' outputs go through a learnable W^O.
+    pub output_projection: bool,
+    /// What the dot products are multiplied by.
+    pub scale: Scale,
+    /// Which positions see which, unless a call says otherwise.
+    pub mask: Mask,
+    /// A bound on the scores: `score` becomes `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f64>,
+    /// The share of attention weights dropped in training.
+    pub dropout: f32,
+    /// Positions as angles, by which queries and keys turn. Only where keys and values come from the input itself.
+    pub rotary: Option<RotaryEmbedding>,
+    /// With what `eps` the heads of queries and of keys are normalised by their root mean square, each with a learnable
+    /// weight (D), before they turn.
+    pub qk_norm: Option<f64>,
+    /// Initialisation of W^Q, W^K and W^V.
+    pub init: Init,
+    /// Initialisation of W^O.
+    pub output_init: Init,
+}
+
+impl MultiHeadAttentionConfig {
+    /// Every position sees all, scaled by `1 / sqrt(D)`; an output projection; no biases, and weights uniform in
+    /// `±1 / sqrt(C)`.
+    pub fn new(embed_dim: usize, num_heads: usize) -> Self {
+        let bound = 1.0 / (embed_dim as f64).sqrt();
+        let init = Init::Uniform { lo: -bound, up: bound };
+        Self {
+            embed_dim,
+            memory_dim: None,
+            num_heads,
+            num_kv_heads: None,
+            head_dim: None,
+            value_dim: None,
+            bias: false,
+            output_bias: false,
+            output_projection: true,
+            scale: Scale::InverseSqrt,
+            mask: Mask::Full,
+            softcap: None,
+            dropout: 0.0,
+            rotary: None,
+            qk_norm: None,
+            init,
+            output_init: init,
+        }
+    }
+
+    /// The sizes, with what was left open filled in.
+    pub(super) fn sizes(&self) -> Result<Sizes> {
+        let &Self { embed_dim: c, num_heads: h, .. } = self;
+        if self.head_dim.is_none() && (h == 0 || !c.is_multiple_of(h)) {
+            bail!("multi-head-attention: expected num_heads to divide embed_dim, got num_heads {h} and embed_dim {c}");
+        }
+        let g = self.num_kv_heads.unwrap_or(h);
+        if g == 0 || !h.is_multiple_of(g) {
+            bail!("multi-head-attention: expected num_kv_heads to divide num_heads, got {g} and {h}");
+        }
+        let d = self.head_dim.unwrap_or_else(|| c / h.max(1));
+        let sizes = Sizes { c, m: self.memory_dim.unwrap_or(c), h, g, d, e: self.value_dim.unwrap_or(d) };
+        let Sizes { m, e, .. } = sizes;
+        for (name, size) in [("embed_dim", c), ("memory_dim", m), ("num_heads", h), ("head_dim", d), ("value_dim", e)] {
+            if size == 0 {
+                bail!("multi-head-attention: expected {name} of at least 1, got 0");
+            }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            bail!("multi-head-attention: expected dropout from 0 to below 1, got {}", self.dropout);
+        }
+        if self.rotary.is_some() && m != c {
+            bail!(
+                "multi-head-attention: expected rotary positions where keys come from the input, got memory_dim {m} and \
+                 embed_dim {c}"
+            );
+        }
+        Ok(sizes)
+    }
+}
+
+/// Channels of input and memory, heads of queries and of keys, channels of keys and of values.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) c: usize,
+    pub(super) m: usize,
+    pub(super) h: usize,
+    pub(super) g: usize,
+    pub(super) d: usize,
+    pub(super) e: usize,
+}

@@ -1,0 +1,302 @@
+//! Multi-head attention.
+
+mod cached;
+mod config;
+mod inputs;
+
+use candle_core::{Module, ModuleT, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+use self::config::Sizes;
+use super::{Dropout, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
+use crate::ops::{self, AttentionOptions};
+
+pub use config::MultiHeadAttentionConfig;
+pub use inputs::{AttentionInputs, KeysValues};
+
+/// Multi-head attention with learnable W^Q, W^K and W^V (Vaswani et al. 2017, arXiv:1706.03762).
+///
+/// For the rows `x[t]` of the input and `m[s]` of the memory, which is the input itself in self-attention,
+///
+/// ```text
+/// q = x W^Q    k = m W^K    v = m W^V
+/// y[t] = sum over the s that t may see of softmax(scale * q[t] . k[s]) * v[s]
+/// ```
+///
+/// in each of H heads; with an output projection, `y W^O`. See [`ops::attention`](crate::ops::attention) for masks and
+/// grouped heads, and [`MultiHeadAttentionConfig`] for what else there is.
+///
+/// | tensor | shape |
+/// |---|---|
+/// | input | (B, T, C) or (T, C) |
+/// | memory | (B, S, M), or (S, M) beside an input (T, C) |
+/// | output | (B, T, C) or (T, C); without an output projection H * E channels |
+/// | weights | (B, H, T, S), or (H, T, S) for an input (T, C) |
+///
+/// [`forward`](Self::forward) is self-attention, `forward_t` (of [`ModuleT`]) the same with dropout in training, [`forward_cross`](Self::forward_cross) takes keys and values from another sequence, and
+/// [`forward_cached`](Self::forward_cached) reads a text piece by piece.
+///
+/// ```
+/// use candle_attention::nn::{KvCache, MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
+/// use candle_attention::ops::Mask;
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let vb = Parameters::new(42).var_builder(DType::F32, &Device::Cpu);
+/// let config = MultiHeadAttentionConfig {
+///     num_kv_heads: Some(2),
+///     mask: Mask::Causal,
+///     ..MultiHeadAttentionConfig::new(24, 4)
+/// };
+/// let layer = MultiHeadAttention::new(&config, vb)?;
+/// let xs = Tensor::ones((3, 5, 24), DType::F32, &Device::Cpu)?;
+/// assert_eq!(layer.forward(&xs)?.dims(), [3, 5, 24]);
+///
+/// // The same, position by position.
+/// let mut cache = KvCache::new(5);
+/// for t in 0..5 {
+///     let ys = layer.forward_cached(&xs.narrow(1, t, 1)?, &mut cache)?;
+///     assert_eq!(ys.dims(), [3, 1, 24]);
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct MultiHeadAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Option<Linear>,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    rotary: Option<RotaryEmbedding>,
+    dropout: Dropout,
+    sizes: Sizes,
+    options: AttentionOptions,
+}
+
+impl MultiHeadAttention {
+    /// Reads or creates `q_proj` (H * D, C), `k_proj` (G * D, M), `v_proj` (G * E, M) and, with an output projection,
+    /// `o_proj` (C, H * E): each a `weight`, stored as (out, in), and where wanted a `bias` (out); with norms of queries and
+    /// keys `q_norm` and `k_norm`, each a `weight` (D).
+    ///
+    /// # Errors
+    /// If the sizes do not go together, or the builder lacks a tensor or holds it in another shape.
+    pub fn new(config: &MultiHeadAttentionConfig, vb: VarBuilder) -> Result<Self> {
+        let sizes = config.sizes()?;
+        let Sizes { c, m, h, g, d, e } = sizes;
+        let input = |name, from, to| linear_with(from, to, config.bias, config.init, vb.pp(name));
+        let output = || linear_with(h * e, c, config.output_bias, config.output_init, vb.pp("o_proj"));
+        let norm = |name| config.qk_norm.map(|eps| rms_norm(d, eps, vb.pp(name))).transpose();
+        Ok(Self {
+            q_proj: input("q_proj", c, h * d)?,
+            k_proj: input("k_proj", m, g * d)?,
+            v_proj: input("v_proj", m, g * e)?,
+            o_proj: config.output_projection.then(output).transpose()?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            rotary: config.rotary.clone(),
+            dropout: Dropout::new(config.dropout),
+            sizes,
+            options: AttentionOptions {
+                scale: config.scale,
+                mask: config.mask.clone(),
+                softcap: config.softcap,
+                dropout: None,
+            },
+        })
+    }
+
+    /// The projection to queries, W^Q.
+    pub fn q_proj(&self) -> &Linear {
+        &self.q_proj
+    }
+
+    /// The projection to keys, W^K.
+    pub fn k_proj(&self) -> &Linear {
+        &self.k_proj
+    }
+
+    /// The projection to values, W^V.
+    pub fn v_proj(&self) -> &Linear {
+        &self.v_proj
+    }
+
+    /// The projection of the output, W^O, where there is one.
+    pub fn o_proj(&self) -> Option<&Linear> {
+        self.o_proj.as_ref()
+    }
+
+    /// Self-attention with the layer's own mask, as in evaluation: nothing is dropped.
+    ///
+    /// # Errors
+    /// Those of [`forward_with`](Self::forward_with).
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.forward_with(xs, &AttentionInputs::default())
+    }
+
+    /// Attention of the input to `memory`, a sequence of its own length and width.
+    ///
+    /// # Errors
+    /// If a shape, dtype or device is not the layer's, or the layer has rotary positions, which the two do not share.
+    pub fn forward_cross(&self, xs: &Tensor, memory: &Tensor) -> Result<Tensor> {
+        let memory = self.keys_values(memory)?;
+        self.forward_with(xs, &AttentionInputs { memory: Some(&memory), ..Default::default() })
+    }
+
+    /// Keys and values of a memory (B, S, M) or (S, M), for any number of calls. Gradients flow through them.
+    ///
+    /// # Errors
+    /// If the shape, dtype or device is not the layer's, or the layer has rotary positions.
+    pub fn keys_values(&self, memory: &Tensor) -> Result<KeysValues> {
+        check("a memory", memory, &self.k_proj)?;
+        if self.rotary.is_some() {
+            bail!("multi-head-attention: expected no rotary positions beside a memory, which has none in common");
+        }
+        let (k, v) = self.project_keys_values(&batched(memory)?, 0)?;
+        Ok(KeysValues { k, v })
+    }
+
+    /// Attention as [`AttentionInputs`] say.
+    ///
+    /// # Errors
+    /// If a shape, dtype or device is not the layer's.
+    pub fn forward_with(&self, xs: &Tensor, inputs: &AttentionInputs) -> Result<Tensor> {
+        check("an input", xs, &self.q_proj)?;
+        if xs.rank() == 2 {
+            return self.forward_with(&xs.unsqueeze(0)?, inputs)?.squeeze(0);
+        }
+        let options = self.options(inputs);
+        if inputs.memory.is_none() && self.is_packable() {
+            let qkv = self.project_qkv(xs)?; // (B, T, 3 * H * D)
+            return self.project_output(ops::self_attention(&qkv, self.sizes.h, &options)?);
+        }
+        let [q, k, v] = self.project(xs, inputs)?;
+        self.merge_heads(ops::attention(&q, &k, &v, &options)?)
+    }
+
+    /// As [`forward_with`](Self::forward_with), and the attention weights (B, H, T, S), or (H, T, S) for an input (T, C).
+    /// Both are differentiable.
+    ///
+    /// # Errors
+    /// Those of [`forward_with`](Self::forward_with).
+    pub fn forward_with_weights(&self, xs: &Tensor, inputs: &AttentionInputs) -> Result<(Tensor, Tensor)> {
+        check("an input", xs, &self.q_proj)?;
+        if xs.rank() == 2 {
+            let (ys, weights) = self.forward_with_weights(&xs.unsqueeze(0)?, inputs)?;
+            return Ok((ys.squeeze(0)?, weights.squeeze(0)?));
+        }
+        let [q, k, v] = self.project(xs, inputs)?;
+        let (ys, weights) = ops::attention_with_weights(&q, &k, &v, &self.options(inputs))?;
+        Ok((self.merge_heads(ys)?, weights))
+    }
+
+    /// Queries, keys and values of a call.
+    fn project(&self, xs: &Tensor, inputs: &AttentionInputs) -> Result<[Tensor; 3]> {
+        let q = self.project_queries(xs, 0)?;
+        let (k, v) = match inputs.memory {
+            Some(KeysValues { k, v }) => (k.clone(), v.clone()),
+            None => self.project_keys_values(xs, 0)?,
+        };
+        Ok([q, k, v])
+    }
+
+    /// The queries of positions from `offset` on.
+    fn project_queries(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
+        let Sizes { h, d, .. } = self.sizes;
+        let q = heads(&self.q_proj, xs, h, d)?; // (B, T, H, D)
+        self.place(q, self.q_norm.as_ref(), offset)
+    }
+
+    /// The keys and values of positions from `offset` on.
+    fn project_keys_values(&self, memory: &Tensor, offset: usize) -> Result<(Tensor, Tensor)> {
+        let Sizes { m, g, d, e, .. } = self.sizes;
+        if memory.dim(2)? != m {
+            bail!("multi-head-attention: expected keys from a memory of {m} channels, got {}", memory.dim(2)?);
+        }
+        let k = heads(&self.k_proj, memory, g, d)?; // (B, S, G, D)
+        Ok((self.place(k, self.k_norm.as_ref(), offset)?, heads(&self.v_proj, memory, g, e)?))
+    }
+
+    /// Normalised and turned, where the layer does so.
+    fn place(&self, mut heads: Tensor, norm: Option<&RmsNorm>, offset: usize) -> Result<Tensor> {
+        if let Some(norm) = norm {
+            heads = norm.forward(&heads)?;
+        }
+        match &self.rotary {
+            Some(rotary) => rotary.forward(&heads, offset),
+            None => Ok(heads),
+        }
+    }
+
+    fn merge_heads(&self, ys: Tensor) -> Result<Tensor> {
+        let (b, t, h, e) = ys.dims4()?;
+        self.project_output(ys.reshape((b, t, h * e))?)
+    }
+
+    fn project_output(&self, ys: Tensor) -> Result<Tensor> {
+        match &self.o_proj {
+            Some(o_proj) => o_proj.forward(&ys),
+            None => Ok(ys),
+        }
+    }
+
+    /// Whether one product can make queries, keys and values, and attention take them as they lie.
+    fn is_packable(&self) -> bool {
+        let Sizes { c, m, h, g, d, e } = self.sizes;
+        c == m && h == g && d == e && self.q_norm.is_none() && self.rotary.is_none()
+    }
+
+    /// Queries, keys and values in one product, (B, T, 3 * H * D): the input is read once.
+    fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let weight = Tensor::cat(&projections.map(Linear::weight), 0)?; // (3 * H * D, C)
+        let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        ops::linear(xs, &weight, bias.as_ref())
+    }
+
+    fn options(&self, inputs: &AttentionInputs) -> AttentionOptions {
+        let mask = inputs.mask.unwrap_or(&self.options.mask).clone();
+        AttentionOptions { mask, dropout: inputs.dropout, ..self.options }
+    }
+}
+
+/// No [`Module`]: candle makes a `ModuleT` of each of these by itself, one that takes no notice of training.
+impl ModuleT for MultiHeadAttention {
+    /// In training, attention weights are dropped at the layer's rate, in the way of [`Dropout::new`].
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let dropout = self.dropout.next_call(train);
+        self.forward_with(xs, &AttentionInputs { dropout, ..Default::default() })
+    }
+}
+
+/// A projection in its heads: (B, T, n, channels).
+fn heads(projection: &Linear, xs: &Tensor, n: usize, channels: usize) -> Result<Tensor> {
+    let (b, t, _) = xs.dims3()?;
+    projection.forward(xs)?.reshape((b, t, n, channels))
+}
+
+/// (B, T, C), where (T, C) is a batch of one.
+fn batched(xs: &Tensor) -> Result<Tensor> {
+    if xs.rank() == 2 { xs.unsqueeze(0) } else { Ok(xs.clone()) }
+}
+
+/// Refuses what the projection cannot take.
+fn check(what: &str, xs: &Tensor, projection: &Linear) -> Result<()> {
+    let weight = projection.weight();
+    let channels = weight.dim(1)?;
+    if !matches!(xs.dims(), [_, c] | [_, _, c] if *c == channels) {
+        bail!(
+            "multi-head-attention: expected {what} of shape (B, T, {channels}) or (T, {channels}), got {:?}",
+            xs.shape()
+        );
+    }
+    if xs.dtype() != weight.dtype() {
+        let (expected, got) = (weight.dtype(), xs.dtype());
+        bail!("multi-head-attention: expected {what} of the weights' dtype {expected:?}, got {got:?}");
+    }
+    if !xs.device().same_device(weight.device()) {
+        let (expected, got) = (weight.device().location(), xs.device().location());
+        bail!("multi-head-attention: expected {what} on the weights' device {expected:?}, got {got:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Rotary position embedding as a layer without weights.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::ops::{self, RotaryPairs};
+
+/// The form of a [`RotaryEmbedding`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct RotaryEmbeddingConfig {
+    /// Channels of a head (D).
+    pub head_dim: usize,
+    /// Positions for which there are angles; in Hugging Face's files `max_position_embeddings`.
+    pub max_positions: usize,
+    /// The base of the frequencies `theta^(-2i/D)`; in Hugging Face's files `rope_theta`.
+    pub theta: f64,
+    /// Which channels turn together.
+    pub pairs: RotaryPairs,
+}
+
+impl RotaryEmbeddingConfig {
+    /// Halves that turn together and a base of 10 000, as in Hugging Face's llama.
+    pub fn new(head_dim: usize, max_positions: usize) -> Self {
+        Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves }
+    }
+}
+
+/// [`ops::rotary`] with its tables of cosines and sines, computed once, in `f64`, from the position and the frequency
+/// and from nothing else: no table comes out of a file or a store of weights, where it might be missing.
+///
+/// One is enough for all layers of a model; clones share the tables.
+///
+/// ```
+/// use candle_attention::nn::{RotaryEmbedding, RotaryEmbeddingConfig};
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let config = RotaryEmbeddingConfig { theta: 1e6, ..RotaryEmbeddingConfig::new(8, 64) };
+/// let rotary = RotaryEmbedding::new(&config, DType::F32, &Device::Cpu)?;
+/// let q = Tensor::ones((2, 5, 3, 8), DType::F32, &Device::Cpu)?; // (B, T, H, D)
+/// let (before, all) = (7, 64);
+/// assert_eq!(rotary.forward(&q, before)?.dims(), q.dims());
+/// assert!(rotary.forward(&q, all).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RotaryEmbedding {
+    cos: Tensor,
+    sin: Tensor,
+    pairs: RotaryPairs,
+}
+
+impl RotaryEmbedding {
+    /// Computes the tables, for heads of `dtype` on `device`.
+    ///
+    /// # Errors
+    /// If `head_dim` is odd or 0, or `theta` is not above 0.
+    pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
+        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs } = config;
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            bail!("rotary-embedding: expected an even head_dim above 0, got {head_dim}");
+        }
+        if !(theta > 0.0 && theta.is_finite()) {
+            bail!("rotary-embedding: expected theta above 0, got {theta}");
+        }
+        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
+    }
+
+    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for the models
+    /// that stretch some of them to longer texts (`rope_scaling` in Hugging Face's files). With fewer angles the channels
+    /// from twice their number on stay as they are (`partial_rotary_factor`).
+    ///
+    /// # Errors
+    /// If there is no angle, or one is not finite.
+    pub fn from_frequencies(
+        frequencies: &[f64],
+        max_positions: usize,
+        pairs: RotaryPairs,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
+            bail!("rotary-embedding: expected at least one frequency, and finite ones, got {frequencies:?}");
+        }
+        let table = |f: fn(f64) -> f64| {
+            let angles = (0..max_positions).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
+            let values: Vec<f64> = angles.map(f).collect();
+            Tensor::from_vec(values, (max_positions, frequencies.len()), device)?.to_dtype(dtype)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, pairs })
+    }
+
+    /// Positions for which there are angles.
+    pub fn max_positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Channels of a head that turn.
+    pub fn turned_channels(&self) -> usize {
+        2 * self.cos.dims()[1]
+    }
+
+    /// Queries or keys (B, T, H, D) at the positions `offset..offset + T`, turned.
+    ///
+    /// # Errors
+    /// If a position has no angle, or the tables are not of the tensor's width, dtype or device.
+    pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
+        let (_, t, _, d) = xs.dims4()?;
+        let (most, turned) = (self.max_positions(), self.turned_channels());
+        if offset.checked_add(t).is_none_or(|end| end > most) {
+            bail!("rotary-embedding: expected positions below {most}, got {t} from {offset} on");
+        }
+        if turned > d {
+            bail!("rotary-embedding: expected heads of at least {turned} channels, got {d}");
+        }
+        let (cos, sin) = (self.cos.narrow(0, offset, t)?, self.sin.narrow(0, offset, t)?); // (T, D/2)
+        if turned == d {
+            return ops::rotary(xs, &cos, &sin, self.pairs);
+        }
+        let first = ops::rotary(&xs.narrow(3, 0, turned)?, &cos, &sin, self.pairs)?;
+        Tensor::cat(&[first, xs.narrow(3, turned, d - turned)?], 3)
+    }
+}

@@ -1,0 +1,110 @@
+//! Text from ids as they come.
+
+use candle_core::Result;
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, tokenizer::DecodeStream,
+};
+
+use super::{Tokenizer, foreign, outside_vocabulary};
+
+/// Decodes ids one by one: the texts it gives, put together, are [`Tokenizer::decode`] of all ids, and each id costs the same
+/// however many came before.
+///
+/// ```
+/// use candle_attention::text::Tokenizer;
+///
+/// let tokenizer = Tokenizer::bytes(false)?;
+/// let mut stream = tokenizer.stream();
+/// // The two bytes of "ß" are no text before they are both there.
+/// let texts = [b'a', 0xc3, 0x9f].map(|byte| stream.push(byte.into()).unwrap_or_default());
+/// assert_eq!(texts, ["a", "", "ß"]);
+/// assert_eq!(stream.finish()?, "");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    state: State<'a>,
+}
+
+type ForeignStream<'a> =
+    DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+enum State<'a> {
+    /// A tokenizer of this crate: the bytes that are no whole character yet.
+    Bytes(Vec<u8>),
+    /// Any other: all ids, the bytes of text given so far, and the library's own stream until it loses its way.
+    Foreign { ids: Vec<u32>, given: usize, stream: Option<ForeignStream<'a>> },
+}
+
+impl Tokenizer {
+    /// A decoder for ids as they come.
+    pub fn stream(&self) -> TextStream<'_> {
+        let state = match self.kind.pieces() {
+            Some(_) => State::Bytes(Vec::new()),
+            None => State::Foreign { ids: Vec::new(), given: 0, stream: Some(self.inner.decode_stream(true)) },
+        };
+        TextStream { tokenizer: self, state }
+    }
+}
+
+impl TextStream<'_> {
+    /// The text that is finished with `id`: nothing where a character is still unfinished.
+    ///
+    /// # Errors
+    /// If the id is outside the vocabulary.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        match &mut self.state {
+            State::Bytes(bytes) => {
+                bytes.extend_from_slice(&self.tokenizer.decode_bytes(&[id])?);
+                Ok(take_finished(bytes))
+            }
+            State::Foreign { ids, given, stream } => {
+                if self.tokenizer.inner.id_to_token(id).is_none() {
+                    return Err(outside_vocabulary(id, self.tokenizer.vocab_size));
+                }
+                ids.push(id);
+                // A decoder that changes what it has written ends the stream: the rest comes at the end.
+                let text = match stream.as_mut().map(|stream| stream.step(id)) {
+                    Some(Ok(text)) => text.unwrap_or_default(),
+                    Some(Err(_)) | None => {
+                        *stream = None;
+                        String::new()
+                    }
+                };
+                *given += text.len();
+                Ok(text)
+            }
+        }
+    }
+
+    /// What is left: bytes that are no character become U+FFFD.
+    ///
+    /// # Errors
+    /// If the ids cannot be decoded.
+    pub fn finish(self) -> Result<String> {
+        match self.state {
+            State::Bytes(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            State::Foreign { ids, given, .. } => {
+                let all = foreign::decode(&self.tokenizer.inner, &ids, self.tokenizer.vocab_size)?;
+                Ok(all.get(given..).unwrap_or_default().to_string())
+            }
+        }
+    }
+}
+
+/// Takes the characters off the front, with U+FFFD for what cannot become one, up to bytes that still may.
+fn take_finished(bytes: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    let mut done = 0;
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        done += chunk.valid().len();
+        let is_unfinished = |rest: &[u8]| std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_none());
+        if !chunk.invalid().is_empty() && !is_unfinished(&bytes[done..]) {
+            text.push(char::REPLACEMENT_CHARACTER);
+            done += chunk.invalid().len();
+        }
+    }
+    bytes.drain(..done);
+    text
+}

@@ -4,13 +4,8 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
-<<<<<<< HEAD
 use crate::nn::{CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
-use crate::ops;
-=======
-use crate::nn::{CausalSelfAttention, LayerNorm, Linear, layer_norm, linear};
 use crate::ops::{self, record};
->>>>>>> main
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
 #[derive(Clone, Debug)]
@@ -38,21 +33,15 @@ impl Block {
     }
 
     fn around(&self, xs: &Tensor, attention: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let xs = (xs + attention(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
+        let xs = record::add(xs, &attention(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
         let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
-        xs + ys
+        record::add(&xs, &ys)
     }
 }
 
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-<<<<<<< HEAD
         self.around(xs, |xs| self.attention.forward(xs))
-=======
-        let xs = record::add(xs, &self.attention.forward(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
-        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
-        record::add(&xs, &ys)
->>>>>>> main
     }
 }
 

@@ -5,13 +5,8 @@ use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
-<<<<<<< HEAD
 use crate::nn::{KvCache, LayerNorm, layer_norm};
-use crate::ops::{self, CrossEntropyOptions};
-=======
-use crate::nn::{LayerNorm, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
->>>>>>> main
 
 /// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
 ///
@@ -98,17 +93,10 @@ impl CausalLm {
         if t == 0 || t > most {
             bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
-<<<<<<< HEAD
-        let positions = self.position_embedding.narrow(0, start, t)?; // (T, C)
-        let mut xs = ops::embedding(ids, &self.token_embedding)?.broadcast_add(&positions)?; // (B, T, C)
+        let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
+        let mut xs = record::add_positions(&tokens, &self.position_embedding, start)?; // (B, T, C)
         for (i, block) in self.blocks.iter().enumerate() {
             xs = forward(i, block, &xs)?;
-=======
-        let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
-        let mut xs = record::add_positions(&tokens, &self.position_embedding, 0)?; // (B, T, C)
-        for block in &self.blocks {
-            xs = block.forward(&xs)?;
->>>>>>> main
         }
         self.norm.forward(&xs)
     }

@@ -3,13 +3,8 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-<<<<<<< HEAD
 use super::{AttentionInputs, KvCache, Linear, MultiHeadAttention, MultiHeadAttentionConfig};
 use crate::ops::{Mask, Scale};
-=======
-use super::{Linear, linear};
-use crate::ops::{self, AttentionOptions, Mask, Scale, record};
->>>>>>> main
 
 /// The form of a [`CausalSelfAttention`].
 #[derive(Clone, Debug)]
@@ -157,55 +152,12 @@ impl CausalSelfAttention {
         self.0.forward_with_weights(xs, &AttentionInputs::default())
     }
 
-<<<<<<< HEAD
     /// The output at the next positions of a text, without a graph: [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors
     /// If the input's shape, dtype or device is not the layer's, or the cache has no room.
     pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.0.forward_cached(xs, cache)
-=======
-    fn project_output(&self, ys: Tensor) -> Result<Tensor> {
-        match &self.o_proj {
-            Some(o_proj) => o_proj.forward(&ys),
-            None => Ok(ys),
-        }
-    }
-
-    /// Queries, keys and values in one product, (B, T, 3C): the input is read once.
-    fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
-        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let weight = record::stack_rows(&projections.map(Linear::weight))?; // (3C, C)
-        let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
-        let bias = if biases.is_empty() { None } else { Some(record::stack_rows(&biases)?) };
-        ops::linear(xs, &weight, bias.as_ref())
-    }
-
-    fn check(&self, xs: &Tensor) -> Result<()> {
-        let weight = self.q_proj.weight();
-        let embed_dim = weight.dim(1)?;
-        if !matches!(xs.dims(), [_, c] | [_, _, c] if *c == embed_dim) {
-            bail!(
-                "causal-self-attention: expected an input of shape (B, T, {embed_dim}) or (T, {embed_dim}), got {:?}",
-                xs.shape()
-            );
-        }
-        if xs.dtype() != weight.dtype() {
-            bail!(
-                "causal-self-attention: expected an input of the weights' dtype {:?}, got {:?}",
-                weight.dtype(),
-                xs.dtype()
-            );
-        }
-        if !xs.device().same_device(weight.device()) {
-            bail!(
-                "causal-self-attention: expected an input on the weights' device {:?}, got {:?}",
-                weight.device().location(),
-                xs.device().location()
-            );
-        }
-        Ok(())
->>>>>>> main
     }
 }
 

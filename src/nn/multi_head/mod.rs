@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 
 use self::config::Sizes;
 use super::{Dropout, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
-use crate::ops::{self, AttentionOptions};
+use crate::ops::{self, AttentionOptions, record};
 
 pub use config::MultiHeadAttentionConfig;
 pub use inputs::{AttentionInputs, KeysValues};
@@ -248,9 +248,9 @@ impl MultiHeadAttention {
     /// Queries, keys and values in one product, (B, T, 3 * H * D): the input is read once.
     fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let weight = Tensor::cat(&projections.map(Linear::weight), 0)?; // (3 * H * D, C)
+        let weight = record::stack_rows(&projections.map(Linear::weight))?; // (3 * H * D, C)
         let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
-        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        let bias = if biases.is_empty() { None } else { Some(record::stack_rows(&biases)?) };
         ops::linear(xs, &weight, bias.as_ref())
     }
 

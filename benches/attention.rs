@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use candle_attention::ops::{AttentionOptions, attention};
 use candle_core::{Device, Result as CandleResult, Var};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 mod support {
     pub mod arithmetic;
@@ -37,6 +37,7 @@ const SHAPES: [([usize; 4], usize); 6] = [
 ];
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     match peer::served_side().as_deref() {
         Some("limit") => return peer::serve(|question| limit(shape(question)?)),
         Some(_) => return peer::serve(|question| measure(shape(question)?)),

@@ -16,8 +16,8 @@ use candle_attention::model::{CausalLm, ModelConfig};
 use candle_attention::nn::Parameters;
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 mod support {
     pub mod contest;
@@ -28,6 +28,7 @@ mod support {
 use support::{contest::Contest, peer, rivals, timing};
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     match peer::served_side().as_deref() {
         Some("cached") => return serve(cached),
         Some(_) => return serve(uncached),

@@ -11,8 +11,8 @@ use candle_attention::ops;
 use candle_core::{Device, Module, Tensor, Var};
 use candle_nn::Linear;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 mod support {
     pub mod contest;
@@ -26,6 +26,7 @@ const LONG: [usize; 4] = [1, 32768, 8, 64];
 const WIDE: [usize; 3] = [4096, 384, 32768];
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }

@@ -17,8 +17,8 @@ use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::Optimizer;
 use criterion::Criterion;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 mod support {
     pub mod composed_attention;
@@ -36,6 +36,7 @@ const ATTENTION_SHAPES: [[usize; 4]; 6] =
     [[12, 4, 64, 32], [8, 6, 256, 64], [4, 8, 512, 64], [2, 8, 1024, 64], [1, 8, 2048, 64], [1, 8, 4096, 64]];
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     let begun = SystemTime::now();
     // Without `--bench`, which `cargo bench` passes, everything is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");

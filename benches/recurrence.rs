@@ -11,14 +11,15 @@ use candle_attention::nn::{Parameters, causal_self_attention};
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 const BATCH: usize = 8;
 const WIDTH: usize = 128;
 const HEADS: usize = 4;
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     // Without `--bench`, which `cargo bench` passes, it is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     let (lengths, repeats): (&[usize], usize) = if is_bench { (&[16, 32, 64, 128, 256, 512], 7) } else { (&[8], 1) };

@@ -15,8 +15,8 @@ use candle_attention::text::Corpus;
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 mod support {
     pub mod arithmetic;
@@ -35,6 +35,7 @@ const BABY: ([usize; 5], usize, usize) = ([6, 6, 384, 256, 8], 3, 5);
 const TINY: ([usize; 5], usize, usize) = ([2, 2, 8, 16, 3], 1, 1);
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }

@@ -14,6 +14,7 @@ mod adamw;
 pub mod attention;
 mod cross_entropy;
 mod dropout;
+mod elementwise;
 mod embedding;
 mod linear;
 mod matmul;

@@ -41,7 +41,7 @@ pub(crate) fn threads() -> usize {
 }
 
 /// Calls `work` with the index and the content of each chunk of `out` of `len` elements (the last may be shorter).
-pub(crate) fn for_each_chunk(out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync) {
     if threads() == 1 {
         out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
     } else {

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::elementwise::zip_map;
 use super::simd::dispatch;
 use super::storage::{has_kernel, values};
 
@@ -35,23 +36,18 @@ pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
 /// The sum of tensors of one shape, added in their order.
 pub(crate) fn add(tensors: &[&Tensor]) -> Result<Tensor> {
     let [first, rest @ ..] = tensors else { candle_core::bail!("add: expected at least one tensor, got none") };
-    if rest.is_empty() {
-        return Ok((*first).clone());
-    }
     if !has_kernel(tensors) {
         return rest.iter().try_fold((*first).clone(), |sum, tensor| sum + *tensor);
     }
-    let mut sum = first.flatten_all()?.to_vec1::<f32>()?;
+    let [first, second, rest @ ..] = tensors else { return Ok((*first).clone()) };
+    let contiguous = [first.contiguous()?, second.contiguous()?];
+    let mut sum = zip_map(&values(&contiguous[0])?, &values(&contiguous[1])?, |a, b| a + b);
     for tensor in rest {
         let tensor = tensor.contiguous()?;
         let tensor = values(&tensor)?;
         dispatch(
             #[inline(always)]
-            || {
-                for (sum, x) in sum.iter_mut().zip(&*tensor) {
-                    *sum += x;
-                }
-            },
+            || sum.iter_mut().zip(&*tensor).for_each(|(sum, x)| *sum += x),
         );
     }
     Tensor::from_vec(sum, first.shape(), &Device::Cpu)

@@ -133,15 +133,12 @@ impl<A: Activation> CustomOp1 for Fused<A> {
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = slice(xs, layout)?;
-        let mut ys = vec![0.0; xs.len()];
-        kernel::forward::<A>(&mut ys, xs);
-        Ok((CpuStorage::F32(ys), layout.shape().clone()))
+        Ok((CpuStorage::F32(kernel::forward::<A>(xs)), layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
         let dys = dys.contiguous()?;
-        let mut dxs = vec![0.0; xs.elem_count()];
-        kernel::backward::<A>(&mut dxs, &values(xs)?, &values(&dys)?);
+        let dxs = kernel::backward::<A>(&values(xs)?, &values(&dys)?);
         Ok(Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?))
     }
 }
@@ -159,9 +156,7 @@ impl<A: Activation> CustomOp2 for Fused<A> {
         up_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(gate, gate_l)?, slice(up, up_l)?);
-        let mut ys = vec![0.0; gate.len()];
-        kernel::gated_forward::<A>(&mut ys, gate, up);
-        Ok((CpuStorage::F32(ys), gate_l.shape().clone()))
+        Ok((CpuStorage::F32(kernel::gated_forward::<A>(gate, up)), gate_l.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

@@ -1,0 +1,42 @@
+//! Element by element into a new vector.
+
+use super::parallel::for_each_chunk;
+use super::simd::dispatch;
+
+/// Elements a piece of work: enough to be worth handing to a thread.
+const CHUNK: usize = 16 * 1024;
+
+/// `f(a[i], b[i])` for slices of one length. Nothing is written before the results are, as zeros would be.
+#[inline(always)]
+pub(crate) fn zip_map(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    assert_eq!(a.len(), b.len(), "element by element takes slices of one length");
+    let mut out = Vec::with_capacity(a.len());
+    for_each_chunk(&mut out.spare_capacity_mut()[..a.len()], CHUNK, |i, out| {
+        let (a, b) = (&a[i * CHUNK..][..out.len()], &b[i * CHUNK..][..out.len()]);
+        dispatch(
+            #[inline(always)]
+            || {
+                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                    out.write(f(*a, *b));
+                }
+            },
+        );
+    });
+    // SAFETY: the chunks are all of the first `a.len()` elements, and each chunk was written to its end: `a` and `b` are
+    // as long as it is.
+    unsafe { out.set_len(a.len()) };
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_is_written() {
+        for n in [0, 1, 31, CHUNK, 2 * CHUNK + 7] {
+            let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            assert_eq!(zip_map(&a, &a, |a, b| a + b), a.iter().map(|a| 2.0 * a).collect::<Vec<_>>());
+        }
+    }
+}

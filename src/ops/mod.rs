@@ -45,6 +45,6 @@ pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
-    parallel::map,
+    parallel::{for_each, map},
     sums::{add, norm},
 };

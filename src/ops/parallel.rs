@@ -63,6 +63,16 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     }
 }
 
+/// Calls `work` with each item.
+#[cfg(feature = "lm")]
+pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
+    if threads() == 1 {
+        items.iter_mut().for_each(work);
+    } else {
+        items.par_iter_mut().for_each(|item| sequential(|| work(item)));
+    }
+}
+
 /// The results of `work` for `0..n`, in order.
 pub(crate) fn map<R: Send>(n: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     if threads() == 1 {

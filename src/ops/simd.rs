@@ -152,27 +152,25 @@ fn across(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
-/// `erf(x)` to within 2e-7, by the two minimax polynomials of Norbert Juffa's `erff`: near 0 one for `erf(x) / x`,
-/// elsewhere one for the exponent of `1 - erf(|x|)`.
+/// `erf(x)` to within 2e-7: an odd polynomial over an even one, the minimax coefficients of Eigen's and XLA's `erf`. Past 4
+/// it is 1 in `f32`.
 #[inline(always)]
 pub(crate) fn erf(x: f32) -> f32 {
-    let (t, s) = (x.abs(), x * x);
-    let near = -5.967_617e-4f32;
-    let near = near * s + 4.991_194e-3;
-    let near = near * s - 2.676_813_5e-2;
-    let near = near * s + 1.128_199_25e-1;
-    let near = near * s - 3.761_253_4e-1;
-    let near = near * s + 1.283_791_7e-1;
-    let near = near * x + x;
-
-    let far = (-1.728_534_7e-5 * t + 3.831_971_3e-4) * s + (-3.883_964_4e-3 * t + 2.425_462_2e-2);
-    let far = far * t - 1.067_778_8e-1;
-    let far = far * t - 6.348_467e-1;
-    let far = far * t - 1.287_175_1e-1;
-    let far = far * t - t;
-    // Past 10 the polynomial no longer holds, and erf is 1.
-    let far = (1.0 - exp(if t > 10.0 { -100.0 } else { far })).copysign(x);
-    if t > 0.927_734_4 { far } else { near }
+    let x = x.clamp(-4.0, 4.0);
+    let s = x * x;
+    let p = -2.726_142_3e-10f32;
+    let p = p * s + 2.770_681_4e-8;
+    let p = p * s - 2.101_024e-6;
+    let p = p * s - 5.692_506_3e-5;
+    let p = p * s - 7.349_906_3e-4;
+    let p = p * s - 2.954_6e-3;
+    let p = p * s - 1.609_603_3e-2;
+    let q = -1.456_607_2e-5f32;
+    let q = q * s - 2.133_740_5e-4;
+    let q = q * s - 1.682_827e-3;
+    let q = q * s - 7.373_329_2e-3;
+    let q = q * s - 1.426_473_9e-2;
+    x * p / q
 }
 
 #[cfg(test)]

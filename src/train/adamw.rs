@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var, bail};
 
 use super::{Gradients, TrainOptions};
-use crate::ops::{AdamWStep, Moments, adamw};
+use crate::ops::{self, AdamWStep, Moments, adamw};
 
 /// [`adamw`] over a set of variables. Only tensors of two or more dimensions decay.
 pub struct AdamW {
@@ -38,13 +38,26 @@ impl AdamW {
             bail!("adamw: expected {} gradients, got {}", self.slots.len(), gradients.tensors().len());
         }
         let TrainOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
-        for (slot, gradient) in self.slots.iter_mut().zip(gradients.tensors()) {
+        let update = |slot: &mut Slot, gradient: &Tensor| {
             let weight_decay = if slot.var.rank() >= 2 { weight_decay } else { 0.0 };
             let gradient_scale = gradients.scale();
             let step = AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, gradient_scale, step: step + 1 };
-            adamw(&slot.var, gradient, &mut slot.moments, &step)?;
+            adamw(&slot.var, gradient, &mut slot.moments, &step)
+        };
+        // A large tensor is worth all threads; small ones are updated side by side.
+        const LARGE: usize = 1 << 20;
+        let mut updates: Vec<_> = self.slots.iter_mut().zip(gradients.tensors()).map(|pair| (pair, Ok(()))).collect();
+        for ((slot, gradient), result) in &mut updates {
+            if gradient.elem_count() >= LARGE {
+                *result = update(slot, gradient);
+            }
         }
-        Ok(())
+        ops::for_each(&mut updates, |((slot, gradient), result)| {
+            if gradient.elem_count() < LARGE {
+                *result = update(slot, gradient);
+            }
+        });
+        updates.into_iter().map(|(_, result)| result).collect()
     }
 
     /// The moments by name, `first_moment.NAME` and `second_moment.NAME`; the next step changes them in place.

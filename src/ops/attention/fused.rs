@@ -40,7 +40,7 @@ impl<V: Visible, F: Fn(usize, usize) -> V + Sync> Heads for Masked<'_, F> {
 
     fn scoring(&self, sequence: usize, head: usize) -> Scoring<'_> {
         let &Attention { scale, softcap, ref dropout, .. } = self.op;
-        let stream = |first: u64| (first + sequence as u64) * self.num_heads as u64 + head as u64;
+        let stream = |first: u64| first.wrapping_add(sequence as u64).wrapping_mul(self.num_heads as u64).wrapping_add(head as u64);
         let dropout = dropout.as_ref().map(|(factors, first)| (factors, stream(*first)));
         Scoring { scale, softcap, dropout }
     }

@@ -46,10 +46,10 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
 /// What dropout multiplies the weights (B, H, T, S) by.
 fn dropout_factors(options: &DropoutOptions, weights: &Tensor) -> Result<Tensor> {
     let (_, h, t, s) = weights.dims4()?;
-    let (factors, first_stream) = (options.factors()?, options.first_sequence * h as u64);
+    let (factors, first_stream) = (options.factors()?, options.first_sequence.wrapping_mul(h as u64));
     let mut values = vec![0f32; weights.elem_count()];
     for (row, values) in values.chunks_exact_mut(s).enumerate() {
-        factors.fill(first_stream + (row / t) as u64, ((row % t) as u64) << 32, values);
+        factors.fill(first_stream.wrapping_add((row / t) as u64), ((row % t) as u64) << 32, values);
     }
     Tensor::from_vec(values, weights.shape(), weights.device())?.to_dtype(weights.dtype())
 }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::product::GROUP;
 use super::scores::TILE;
 
 /// The rows of one head, `stride` elements apart.
@@ -31,18 +30,12 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub(super) fn copy_columns(self, s: usize, len: usize, to: &mut [f32]) {
         for (keys, to) in tiles(0..s).zip(to.chunks_exact_mut((len * TILE).max(1))) {
-            for (first, group) in keys.clone().step_by(GROUP).zip((0..TILE).step_by(GROUP)) {
-                // Rows past the last repeat it: nobody asks for their columns.
-                let mut starts = [0; GROUP];
-                for (i, start) in starts.iter_mut().enumerate() {
-                    *start = (first + i).min(s - 1) * self.stride;
-                }
-                for (channel, to) in to.chunks_exact_mut(TILE).enumerate().take(len) {
-                    let mut column = [0.0; GROUP];
-                    for (x, start) in column.iter_mut().zip(starts) {
-                        *x = self.data[start + channel];
-                    }
-                    to[group..group + GROUP].copy_from_slice(&column);
+            // Four rows at a time. Behind the last it stands again: nobody asks for those columns.
+            for first in keys.clone().step_by(4) {
+                let row = |i: usize| self.row((first + i).min(s - 1), len);
+                let (rows, column) = (row(0).iter().zip(row(1)).zip(row(2)).zip(row(3)), first - keys.start);
+                for ((((a, b), c), d), to) in rows.zip(to.chunks_exact_mut(TILE)) {
+                    to[column..column + 4].copy_from_slice(&[*a, *b, *c, *d]);
                 }
             }
         }

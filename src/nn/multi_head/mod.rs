@@ -23,7 +23,7 @@ pub use inputs::{AttentionInputs, KeysValues};
 /// y[t] = sum over the s that t may see of softmax(scale * q[t] . k[s]) * v[s]
 /// ```
 ///
-/// in each of H heads; with an output projection, `y W^O`. See [`ops::attention`](crate::ops::attention) for masks and
+/// in each of H heads; with an output projection, `y W^O`. See [`ops::attention`](mod@crate::ops::attention) for masks and
 /// grouped heads, and [`MultiHeadAttentionConfig`] for what else there is.
 ///
 /// | tensor | shape |

@@ -12,6 +12,7 @@ use super::mask::{Mask, Seen};
 use super::scores::{Scoring, Softmax};
 use super::visible::{Causal, Full, Other, Visible};
 use crate::ops::random::DropoutFactors;
+use crate::ops::record::is_tracked;
 use crate::ops::storage::{slice, values};
 
 /// The operation, with what it keeps for the way back: (B, H, T).
@@ -21,6 +22,8 @@ pub(super) struct Attention {
     softcap: Option<f32>,
     /// The factors, and the number of the first sequence.
     dropout: Option<(DropoutFactors, u64)>,
+    /// Whether nobody will ask for gradients.
+    is_forward_only: bool,
     softmax: OnceLock<Vec<Softmax>>,
 }
 
@@ -46,11 +49,15 @@ impl<V: Visible, F: Fn(usize, usize) -> V + Sync> Heads for Masked<'_, F> {
         let dropout = dropout.as_ref().map(|(factors, first)| (factors, stream(*first)));
         Scoring { scale, softcap, dropout }
     }
+
+    fn is_forward_only(&self) -> bool {
+        self.op.is_forward_only
+    }
 }
 
 impl Attention {
-    /// For checked options and heads of `head_dim` channels.
-    pub(super) fn new(options: &AttentionOptions, head_dim: usize) -> Result<Self> {
+    /// For checked options, heads of `head_dim` channels, and the tensors it will be applied to.
+    pub(super) fn new(options: &AttentionOptions, head_dim: usize, tensors: &[&Tensor]) -> Result<Self> {
         let dropout = match options.dropout.filter(|dropout| dropout.rate > 0.0) {
             Some(dropout) => Some((dropout.factors()?, dropout.first_sequence)),
             None => None,
@@ -60,6 +67,7 @@ impl Attention {
             mask: options.mask.clone(),
             softcap: options.softcap.map(|cap| cap as f32),
             dropout,
+            is_forward_only: !tensors.iter().any(|tensor| is_tracked(tensor)),
             softmax: OnceLock::new(),
         })
     }

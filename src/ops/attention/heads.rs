@@ -30,6 +30,9 @@ pub(super) trait Heads: Sync {
     fn visible(&self, sequence: usize, head: usize) -> Self::Visible;
 
     fn scoring(&self, sequence: usize, head: usize) -> Scoring<'_>;
+
+    /// Whether there is no way back.
+    fn is_forward_only(&self) -> bool;
 }
 
 /// Whether there are too few sequences to keep all threads busy with one each.
@@ -40,7 +43,7 @@ fn splits_heads(sizes: Sizes) -> bool {
 /// The output (B, T, H, E), and what backward needs: (B, H, T).
 pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
     let Sizes { b, h, g, head: Dims { t, e, .. } } = sizes;
-    if t == 1 {
+    if t == 1 && heads.is_forward_only() {
         return single::forward([q, k, v], heads, sizes);
     }
     let per_group = h / g;

@@ -123,7 +123,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     if !takes_kernel(&[q, k, v], &options.mask) {
         return Ok(reference::attention(q, k, v, options)?.0);
     }
-    let op = Attention::new(options, q.dim(3)?)?;
+    let op = Attention::new(options, q.dim(3)?, &[q, k, v])?;
     record::apply3(&with_rows(q)?, &with_rows(k)?, &with_rows(v)?, op)
 }
 
@@ -154,7 +154,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     let head_dim = width / 3 / num_heads;
     options.check([b, num_heads, t, t], qkv.dtype())?;
     if takes_kernel(&[qkv], &options.mask) {
-        let attention = Attention::new(options, head_dim)?;
+        let attention = Attention::new(options, head_dim, &[qkv])?;
         return record::apply1(&record::contiguous(qkv)?, PackedAttention { attention, num_heads });
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));

@@ -1,5 +1,6 @@
 //! One query for each head, as every step of decoding has: keys and values are read where they lie. To copy them into the
-//! forms that products of tiles want would take longer than the rest.
+//! forms that products of tiles want would take longer than the rest. Only where no gradient is wanted: backward computes
+//! the scores again by tiles, whose roundings are others.
 
 use super::heads::{Heads, View};
 use super::kernel::Dims;
@@ -10,7 +11,7 @@ use super::visible::Visible;
 use crate::ops::parallel::{for_each_chunk_pair, sequential};
 use crate::ops::simd::{dispatch, sum_of};
 
-/// The output (B, 1, H, E), and what backward needs: (B, H, 1).
+/// The output (B, 1, H, E), and the softmax of each query (B, H, 1).
 pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
     /// Multiplications that take as long as to wake a thread.
     const WORTH_SPLITTING: usize = 1 << 18;

@@ -77,6 +77,28 @@ fn soft_cap_and_dropout_are_those_of_the_reference() {
     }
 }
 
+/// Without gradients a single query has a kernel of its own.
+#[test]
+fn a_single_query_is_that_of_the_reference() {
+    for [b, s, h, g, d, e] in [[1, 1, 1, 1, 1, 1], [3, 131, 6, 2, 5, 7], [2, 64, 4, 4, 32, 32], [1, 65, 3, 1, 67, 33]] {
+        let inputs = [randn(1, &[b, 1, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
+        for mask in masks(b, 1, s) {
+            for softcap in [None, Some(0.7)] {
+                let options = AttentionOptions { scale: Scale::Value(1.3), mask: mask.clone(), softcap, dropout: None };
+                let label = format!("attention {:?} {options:?}", [b, s, h, g, d, e]);
+                let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+                let fused = |x: &[Tensor]| {
+                    let out = attention(&x[0].detach(), &x[1].detach(), &x[2].detach(), &options)?;
+                    // Zeros, for the gradients that are compared too.
+                    let slow = reference(x)?;
+                    out + (&slow - slow.detach())?
+                };
+                assert_like_reference(&label, &inputs, &fused, &reference);
+            }
+        }
+    }
+}
+
 /// A bias that is not tracked has a kernel, which may not be told from the reference.
 #[test]
 fn a_constant_bias_is_that_of_the_reference() {

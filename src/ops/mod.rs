@@ -29,7 +29,7 @@ mod storage;
 #[cfg(feature = "lm")]
 mod sums;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -152,43 +152,9 @@ fn across(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
-/// `erf(x)` to within 2e-7: an odd polynomial over an even one, the minimax coefficients of Eigen's and XLA's `erf`. Past 4
-/// it is 1 in `f32`.
-#[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
-    let p = -2.726_142_3e-10f32;
-    let p = p * s + 2.770_681_4e-8;
-    let p = p * s - 2.101_024e-6;
-    let p = p * s - 5.692_506_3e-5;
-    let p = p * s - 7.349_906_3e-4;
-    let p = p * s - 2.954_6e-3;
-    let p = p * s - 1.609_603_3e-2;
-    let q = -1.456_607_2e-5f32;
-    let q = q * s - 2.133_740_5e-4;
-    let q = q * s - 1.682_827e-3;
-    let q = q * s - 7.373_329_2e-3;
-    let q = q * s - 1.426_473_9e-2;
-    x * p / q
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn erf_is_within_its_bound() {
-        let mut worst = 0f64;
-        for i in -60_000..=60_000 {
-            let x = i as f32 * 1e-4;
-            let expected = candle_core::cpu::erf::erf_f64(f64::from(x));
-            worst = worst.max((f64::from(erf(x)) - expected).abs());
-        }
-        assert!(worst < 2e-7, "{worst}");
-        assert!(erf(f32::NAN).is_nan());
-        assert!(erf(f32::INFINITY) == 1.0 && erf(f32::NEG_INFINITY) == -1.0);
-    }
 
     #[test]
     fn tanh_is_within_three_units_in_the_last_place() {

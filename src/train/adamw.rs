@@ -57,7 +57,7 @@ impl AdamW {
                 *result = update(slot, gradient);
             }
         });
-        updates.into_iter().map(|(_, result)| result).collect()
+        updates.into_iter().try_for_each(|(_, result)| result)
     }
 
     /// The moments by name, `first_moment.NAME` and `second_moment.NAME`; the next step changes them in place.

@@ -4,6 +4,7 @@
 //! around it; a [`RunFolder`] keeps its checkpoints and metrics.
 
 mod adamw;
+mod backward;
 mod checkpoint;
 mod folder;
 mod gradients;

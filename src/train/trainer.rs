@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
+use super::backward::Backward;
 use super::{AdamW, Best, Checkpoint, GradientAudit, Gradients, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
-use crate::ops;
 use crate::text::{Batch, BatchSampler, Corpus, Rest, windows};
 
 /// Steps within which every trainable tensor must have had a gradient other than zero.
@@ -62,6 +62,7 @@ pub struct Trainer {
     sampler: BatchSampler,
     options: TrainOptions,
     audit: GradientAudit,
+    is_recording_checked: bool,
     step: u64,
     best: Option<Best>,
     device: Device,
@@ -123,6 +124,7 @@ impl Trainer {
             corpus,
             options: options.clone(),
             audit,
+            is_recording_checked: false,
             step: 0,
             best: None,
             device: device.clone(),
@@ -177,7 +179,12 @@ impl Trainer {
     /// # Errors
     /// Those of [`Trainer::train_step`].
     pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
-        let (loss, mut gradients) = self.gradients(batch)?;
+        let backward = Backward { model: &self.trainable, vars: &self.vars, device: &self.device };
+        if !self.is_recording_checked {
+            backward.check_recording(batch)?;
+            self.is_recording_checked = true;
+        }
+        let (loss, mut gradients) = backward.gradients(batch, self.options.shards)?;
         let gradient_norm = self.checked_norm(&gradients, loss)?;
         if self.options.clip_norm > 0.0 {
             gradients.clip(gradient_norm, self.options.clip_norm);
@@ -186,35 +193,6 @@ impl Trainer {
         self.optimizer.step(&gradients, self.step, learning_rate)?;
         self.step += 1;
         Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() })
-    }
-
-    /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
-    /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
-    fn gradients(&self, batch: &Batch) -> Result<(f64, Gradients)> {
-        let shards = batch.shards(self.options.shards);
-        let divisor = batch.targets.len() as f64;
-        let parts = ops::map(shards.len(), |i| {
-            if self.device.is_cpu() { self.recorded(&shards[i], divisor) } else { self.by_graph(&shards[i], divisor) }
-        });
-        let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
-            parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
-    }
-
-    /// The loss of a shard, divided by the targets of the whole batch, and its gradients, by [`ops::record`].
-    fn recorded(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(&self.device)?, shard.targets_tensor(&self.device)?);
-        let (loss, recording) = ops::record::record(|| self.trainable.loss_sum(&ids, &targets, divisor))?;
-        let gradients = Gradients::collect_recorded(recording.backward(&loss)?, &self.vars)?;
-        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
-    }
-
-    /// The same by candle's graph.
-    fn by_graph(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(&self.device)?, shard.targets_tensor(&self.device)?);
-        let loss = self.trainable.loss_sum(&ids, &targets, divisor)?;
-        let gradients = Gradients::collect(loss.backward()?, &self.vars)?;
-        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 
     /// The global norm of the gradients, once the audit has passed and all is finite.

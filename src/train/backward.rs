@@ -1,0 +1,141 @@
+//! From a batch to its loss and gradients.
+
+use candle_core::{Device, Result, Var, bail};
+
+use super::Gradients;
+use crate::model::CausalLm;
+use crate::ops;
+use crate::text::Batch;
+
+/// A model in training, as its gradients are computed.
+pub(super) struct Backward<'a> {
+    pub(super) model: &'a CausalLm,
+    /// The variables of the model.
+    pub(super) vars: &'a [(String, Var)],
+    pub(super) device: &'a Device,
+}
+
+impl Backward<'_> {
+    /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
+    /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
+    pub(super) fn gradients(&self, batch: &Batch, shards: usize) -> Result<(f64, Gradients)> {
+        let shards = batch.shards(shards);
+        let divisor = batch.targets.len() as f64;
+        let parts = ops::map(shards.len(), |i| match self.records() {
+            true => self.recorded(&shards[i], divisor),
+            false => self.by_graph(&shards[i], divisor),
+        });
+        let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
+            parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
+    }
+
+    /// Only what has kernels is recorded.
+    fn records(&self) -> bool {
+        self.device.is_cpu()
+    }
+
+    /// The loss of a shard, divided by the targets of the whole batch, and its gradients, by [`ops::record`].
+    fn recorded(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
+        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
+        let (loss, recording) = ops::record::record(|| self.model.loss_sum(&ids, &targets, divisor))?;
+        let gradients = Gradients::collect_recorded(recording.backward(&loss)?, self.vars)?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+
+    /// The same by candle's graph.
+    fn by_graph(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
+        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
+        let loss = self.model.loss_sum(&ids, &targets, divisor)?;
+        let gradients = Gradients::collect(loss.backward()?, self.vars)?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+
+    /// Holds the recorded gradients of the batch's first sequence against those of candle's graph: an operation that was
+    /// not recorded would have cut its part away.
+    ///
+    /// # Errors
+    /// If they differ by more than roundings: the first such tensor is named.
+    pub(super) fn check_recording(&self, batch: &Batch) -> Result<()> {
+        /// Two orders of the same additions in `f32` stay well below it, and a part cut away well above.
+        const TOLERANCE: f64 = 1e-3;
+        if !self.records() {
+            return Ok(());
+        }
+        let sequences = batch.shards(batch.batch_size);
+        let Some(first) = sequences.first() else { return Ok(()) };
+        let divisor = first.targets.len() as f64;
+        let (recorded, by_graph) = (self.recorded(first, divisor)?.1, self.by_graph(first, divisor)?.1);
+        for ((name, _), (recorded, expected)) in self.vars.iter().zip(recorded.tensors().iter().zip(by_graph.tensors()))
+        {
+            let (difference, norm) = (ops::norm(&(recorded - expected)?)?, ops::norm(expected)?);
+            if difference > TOLERANCE * norm {
+                bail!("recording: the gradient of {name} is {difference:.1e} from candle's, whose norm is {norm:.1e}");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Activation, ModelConfig};
+    use crate::nn::Parameters;
+    use crate::ops::testing::randn;
+    use candle_core::{DType, Tensor};
+
+    fn batch(b: usize, t: usize) -> Batch {
+        let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
+        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b] }
+    }
+
+    /// Every form of the model, with contexts that are full and not.
+    #[test]
+    fn recorded_gradients_are_those_of_candles_graph() {
+        let base = ModelConfig {
+            context_len: 7,
+            embed_dim: 12,
+            num_heads: 3,
+            num_layers: 2,
+            hidden_dim: 20,
+            ..ModelConfig::gpt2(11)
+        };
+        let forms = [
+            base.clone(),
+            ModelConfig { bias: true, ..base.clone() },
+            ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base },
+        ];
+        for config in forms {
+            let parameters = Parameters::new(3);
+            let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+            let vars = parameters.vars();
+            let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu };
+            for t in [1, 5, 7] {
+                let batch = batch(3, t);
+                backward.check_recording(&batch).unwrap();
+                let (recorded, by_graph) =
+                    (backward.recorded(&batch, 5.0).unwrap(), backward.by_graph(&batch, 5.0).unwrap());
+                assert_eq!(recorded.0, by_graph.0);
+                for ((name, _), (a, b)) in vars.iter().zip(recorded.1.tensors().iter().zip(by_graph.1.tensors())) {
+                    let difference = ops::norm(&(a - b).unwrap()).unwrap();
+                    assert!(difference <= 1e-6 * ops::norm(b).unwrap(), "{name}: {difference} at {t} positions");
+                }
+            }
+        }
+    }
+
+    /// What the check at the start is for: a part of the gradient that is missing.
+    #[test]
+    fn an_operation_that_is_not_recorded_is_refused_or_leaves_its_variable_without_gradient() {
+        let var = Var::from_tensor(&randn(1, &[3, 4]).to_dtype(DType::F32).unwrap()).unwrap();
+        let composed = ops::record::record(|| ops::silu(&var.t()?)).err().unwrap().to_string();
+        assert!(composed.contains("comes from an operation that is not recorded"), "{composed}");
+
+        let cut = |x: &Tensor| ops::silu(&(x * 2.0)?)?.sum_all();
+        let (loss, recording) = ops::record::record(|| cut(&ops::silu(&var)?)).unwrap();
+        let vars = [("weight".to_string(), var)];
+        let error = Gradients::collect_recorded(recording.backward(&loss).unwrap(), &vars).err().unwrap().to_string();
+        assert!(error.contains("no gradient reaches weight"), "{error}");
+    }
+}

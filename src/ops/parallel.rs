@@ -63,13 +63,12 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     }
 }
 
-/// Calls `work` with each item.
-#[cfg(feature = "lm")]
-pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
+/// Calls `work` with the index of each item and the item.
+pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
     if threads() == 1 {
-        items.iter_mut().for_each(work);
+        items.iter_mut().enumerate().for_each(|(i, item)| work(i, item));
     } else {
-        items.par_iter_mut().for_each(|item| sequential(|| work(item)));
+        items.par_iter_mut().enumerate().for_each(|(i, item)| sequential(|| work(i, item)));
     }
 }
 

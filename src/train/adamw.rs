@@ -52,7 +52,7 @@ impl AdamW {
                 *result = update(slot, gradient);
             }
         }
-        ops::for_each(&mut updates, |((slot, gradient), result)| {
+        ops::for_each(&mut updates, |_, ((slot, gradient), result)| {
             if gradient.elem_count() < LARGE {
                 *result = update(slot, gradient);
             }

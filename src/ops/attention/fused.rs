@@ -90,7 +90,7 @@ impl Attention {
         Ok(out)
     }
 
-    /// The gradients of queries, keys and values, for each sequence in one piece that `layout` divides.
+    /// The gradients of queries, keys and values, in the buffers of `layout`.
     fn backward(
         &self,
         views: [View; 3],
@@ -98,7 +98,7 @@ impl Attention {
         dout: &Tensor,
         layout: GradientLayout,
         sizes: Sizes,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Vec<Vec<f32>>> {
         let Some(softmax) = self.softmax.get() else { bail!("attention: backward before forward") };
         let dout = dout.contiguous()?;
         let (out, dout) = (values(out)?, values(&dout)?);
@@ -153,17 +153,17 @@ impl CustomOp3 for Attention {
         dout: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let sizes = sizes(q.shape(), k.shape(), v.shape())?;
-        let layout = GradientLayout::separate(sizes);
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         let (q_values, k_values, v_values) = (values(&q)?, values(&k)?, values(&v)?);
         let views =
             [view(&q_values, &contiguous(&q)), view(&k_values, &contiguous(&k)), view(&v_values, &contiguous(&v))];
-        let gradients = self.backward(views, out, dout, layout, sizes)?;
-        let gradients = Tensor::from_vec(gradients, (sizes.b, layout.len), &Device::Cpu)?;
-        let part = |i: usize, like: &Tensor| {
-            gradients.narrow(1, layout.places[i].offset, like.elem_count() / sizes.b)?.reshape(like.shape())
-        };
-        Ok((Some(part(0, &q)?), Some(part(1, &k)?), Some(part(2, &v)?)))
+        let gradients = self.backward(views, out, dout, GradientLayout::Separate, sizes)?;
+        let mut gradients = gradients
+            .into_iter()
+            .zip([&q, &k, &v])
+            .map(|(values, like)| Tensor::from_vec(values, like.shape(), &Device::Cpu));
+        let mut next = || gradients.next().transpose();
+        Ok((next()?, next()?, next()?))
     }
 }
 
@@ -215,10 +215,9 @@ impl CustomOp1 for PackedAttention {
 
     fn bwd(&self, packed: &Tensor, out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
         let dims = packed.dims3()?;
-        let sizes = self.sizes(dims);
-        let layout = GradientLayout::packed(sizes.h, sizes.head.d, sizes.head.t);
         let packed_values = values(packed)?;
-        let gradients = self.attention.backward(self.views(&packed_values, dims), out, dout, layout, sizes)?;
-        Ok(Some(Tensor::from_vec(gradients, packed.shape(), &Device::Cpu)?))
+        let (views, sizes) = (self.views(&packed_values, dims), self.sizes(dims));
+        let gradients = self.attention.backward(views, out, dout, GradientLayout::Packed, sizes)?;
+        gradients.into_iter().next().map(|values| Tensor::from_vec(values, packed.shape(), &Device::Cpu)).transpose()
     }
 }

@@ -1,7 +1,7 @@
 //! All heads of all sequences: which thread works on which, and where their rows lie.
 
 use super::kernel::{Backward, Dims, Forward, Saved};
-use super::layout::{GradientLayout, Sizes};
+use super::layout::{GradientLayout, Piece, Sizes};
 use super::rows::{Place, Rows};
 use super::scores::{Scoring, Softmax};
 use super::single;
@@ -86,58 +86,61 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) ->
     (out, softmax)
 }
 
-/// The gradients of queries, keys and values, for each sequence in one piece that `layout` divides.
+/// The gradients of queries, keys and values, in the buffers of `layout`.
 pub(super) fn backward(
     [q, k, v]: [View; 3],
     (out, dout, softmax): (&[f32], &[f32], &[Softmax]),
     heads: &impl Heads,
     layout: GradientLayout,
     sizes: Sizes,
-) -> Vec<f32> {
+) -> Vec<Vec<f32>> {
     let Sizes { b, h, g, head: Dims { t, s, d, e } } = sizes;
     // The owner of a piece of gradient is a head of keys and values, with all heads of queries that share it.
     let group =
-        |work: &mut Backward, [b_i, g_i]: [usize; 2], data: &mut [f32], places: &dyn Fn(usize) -> [Place; 3]| {
+        |work: &mut Backward, [b_i, g_i]: [usize; 2], piece: &mut Piece, places: &dyn Fn(usize) -> [Place; 3]| {
             work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));
             for h_i in sizes.heads(g_i) {
                 let [out, dout] = [out, dout].map(|x| sizes.out(h_i).rows(&x[b_i * t * h * e..]));
                 let saved = Saved { out, dout, softmax: &softmax[(b_i * h + h_i) * t..][..t] };
-                let dq = places(h_i)[0].rows_mut(data);
+                let dq = places(h_i)[0].rows_mut(piece.buffer(0));
                 work.head(dq, saved, q.rows(b_i, h_i), heads.scoring(b_i, h_i), &heads.visible(b_i, h_i));
             }
             let [_, dk, dv] = places(sizes.heads(g_i).start);
-            work.store_dk(dk.rows_mut(data));
-            work.store_dv(dv.rows_mut(data));
+            work.store_dk(dk.rows_mut(piece.buffer(1)));
+            work.store_dv(dv.rows_mut(piece.buffer(2)));
         };
-    let mut gradients = vec![0.0; b * layout.len];
+    let lens = layout.lens(sizes);
+    let mut gradients: Vec<Vec<f32>> = lens.iter().map(|len| vec![0.0; b * len]).collect();
+    let mut pieces = Piece::all(&mut gradients, &lens);
     if splits_heads(sizes) {
         let per_group = h / g;
-        let (dk, dv) = (per_group * t * d, per_group * t * d + s * d);
         let local = |h_i: usize| {
             let dq = h_i % per_group * t * d;
-            [(dq, d), (dk, d), (dv, e)].map(|(offset, stride)| Place { offset, stride })
+            [(dq, d), (0, d), (0, e)].map(|(offset, stride)| Place { offset, stride })
         };
         let groups = parallel::map(b * g, |i| {
-            let mut data = vec![0.0; dv + s * e];
-            group(&mut Backward::new(sizes.head), [i / g, i % g], &mut data, &local);
+            let mut data = [vec![0.0; per_group * t * d], vec![0.0; s * d], vec![0.0; s * e]];
+            let mut piece = Piece::Separate(data.each_mut().map(Vec::as_mut_slice));
+            group(&mut Backward::new(sizes.head), [i / g, i % g], &mut piece, &local);
             data
         });
-        for (i, data) in groups.iter().enumerate() {
-            let piece = &mut gradients[i / g * layout.len..][..layout.len];
-            for (h_i, dq) in sizes.heads(i % g).zip(data[..dk].chunks_exact(t * d)) {
-                layout.head(h_i, i % g)[0].fill(piece, dq, d);
+        for (i, [dq, dk, dv]) in groups.iter().enumerate() {
+            let (piece, g_i) = (&mut pieces[i / g], i % g);
+            for (h_i, dq) in sizes.heads(g_i).zip(dq.chunks_exact(t * d)) {
+                layout.places(h_i, g_i, sizes)[0].fill(piece.buffer(0), dq, d);
             }
-            let [_, place_k, place_v] = layout.head(0, i % g);
-            place_k.fill(piece, &data[dk..dv], d);
-            place_v.fill(piece, &data[dv..], e);
+            let [_, place_k, place_v] = layout.places(0, g_i, sizes);
+            place_k.fill(piece.buffer(1), dk, d);
+            place_v.fill(piece.buffer(2), dv, e);
         }
     } else {
-        parallel::for_each_chunk(&mut gradients, layout.len, |b_i, piece| {
+        parallel::for_each(&mut pieces, |b_i, piece| {
             let mut work = Backward::new(sizes.head);
             for g_i in 0..g {
-                group(&mut work, [b_i, g_i], piece, &|h_i| layout.head(h_i, g_i));
+                group(&mut work, [b_i, g_i], piece, &|h_i| layout.places(h_i, g_i, sizes));
             }
         });
     }
+    drop(pieces);
     gradients
 }

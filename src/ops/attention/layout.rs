@@ -27,42 +27,62 @@ impl Sizes {
     }
 }
 
-/// Where the gradients of one sequence lie in its piece of the buffer: the places of the first head of queries, keys
-/// and values, the distance from one head to the next, and the length of a piece.
+/// How the gradients of queries, keys and values lie.
 #[derive(Clone, Copy)]
-pub(super) struct GradientLayout {
-    pub(super) places: [Place; 3],
-    pub(super) head_strides: [usize; 3],
-    pub(super) len: usize,
+pub(super) enum GradientLayout {
+    /// In one buffer, as the packed input: (B, T, 3, H, D).
+    Packed,
+    /// In three: (B, T, H, D), (B, S, G, D), (B, S, G, E).
+    Separate,
 }
 
 impl GradientLayout {
-    /// As the packed input: (T, 3, H, D).
-    pub(super) fn packed(h: usize, d: usize, t: usize) -> Self {
-        let place = |i| Place { offset: i * h * d, stride: 3 * h * d };
-        Self { places: [place(0), place(1), place(2)], head_strides: [d; 3], len: t * 3 * h * d }
-    }
-
-    /// One after the other: (T, H, D), (S, G, D), (S, G, E).
-    pub(super) fn separate(Sizes { h, g, head: Dims { t, s, d, e }, .. }: Sizes) -> Self {
-        let (dk, dv) = (t * h * d, t * h * d + s * g * d);
-        Self {
-            places: [
-                Place { offset: 0, stride: h * d },
-                Place { offset: dk, stride: g * d },
-                Place { offset: dv, stride: g * e },
-            ],
-            head_strides: [d, d, e],
-            len: dv + s * g * e,
+    /// The elements of one sequence in each buffer.
+    pub(super) fn lens(self, Sizes { h, g, head: Dims { t, s, d, e }, .. }: Sizes) -> Vec<usize> {
+        match self {
+            Self::Packed => vec![t * 3 * h * d],
+            Self::Separate => vec![t * h * d, s * g * d, s * g * e],
         }
     }
 
-    /// The places of query head `h` and key-value head `g`.
-    pub(super) fn head(self, h: usize, g: usize) -> [Place; 3] {
-        let shifted = |i: usize, head: usize| {
-            let Place { offset, stride } = self.places[i];
-            Place { offset: offset + head * self.head_strides[i], stride }
-        };
-        [shifted(0, h), shifted(1, g), shifted(2, g)]
+    /// The places of query head `h_i` and of key-value head `g_i` of a sequence, each in its buffer.
+    pub(super) fn places(self, h_i: usize, g_i: usize, Sizes { h, g, head, .. }: Sizes) -> [Place; 3] {
+        let Dims { d, e, .. } = head;
+        match self {
+            Self::Packed => [(0, h_i), (1, g_i), (2, g_i)]
+                .map(|(part, head)| Place { offset: (part * h + head) * d, stride: 3 * h * d }),
+            Self::Separate => [
+                Place { offset: h_i * d, stride: h * d },
+                Place { offset: g_i * d, stride: g * d },
+                Place { offset: g_i * e, stride: g * e },
+            ],
+        }
+    }
+}
+
+/// The gradients of one sequence, in one buffer or three.
+pub(super) enum Piece<'a> {
+    Packed(&'a mut [f32]),
+    Separate([&'a mut [f32]; 3]),
+}
+
+impl<'a> Piece<'a> {
+    /// Of all sequences, from the buffers that a layout asks for.
+    pub(super) fn all(buffers: &'a mut [Vec<f32>], lens: &[usize]) -> Vec<Self> {
+        match buffers {
+            [dq, dk, dv] => {
+                let (dq, dk, dv) = (dq.chunks_mut(lens[0]), dk.chunks_mut(lens[1]), dv.chunks_mut(lens[2]));
+                dq.zip(dk).zip(dv).map(|((dq, dk), dv)| Self::Separate([dq, dk, dv])).collect()
+            }
+            buffers => buffers.iter_mut().flat_map(|packed| packed.chunks_mut(lens[0])).map(Self::Packed).collect(),
+        }
+    }
+
+    /// The buffer of queries (0), keys (1) or values (2).
+    pub(super) fn buffer(&mut self, which: usize) -> &mut [f32] {
+        match self {
+            Self::Packed(buffer) => buffer,
+            Self::Separate(buffers) => buffers[which],
+        }
     }
 }

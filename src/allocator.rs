@@ -13,10 +13,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub(crate) fn keep_freed_memory() {
     /// `mi_option_purge_delay` of mimalloc.h, in milliseconds; the crate has no name for it.
     const PURGE_DELAY: i32 = 15;
+    let is_chosen = std::env::var_os("MIMALLOC_PURGE_DELAY").is_some();
     // SAFETY: both functions may be called at any time with the number of any option, and refuse others. Should a later
     // version give the number to another option, it would hardly have the same default.
     unsafe {
-        if mi_option_get(PURGE_DELAY) == 1000 {
+        if !is_chosen && mi_option_get(PURGE_DELAY) == 1000 {
             mi_option_set(PURGE_DELAY, -1);
         }
     }

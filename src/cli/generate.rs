@@ -35,7 +35,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Texts to write, separated by lines of dashes
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N", default_value_t = 1)]
     samples: u64,
 }
 

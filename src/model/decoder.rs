@@ -82,7 +82,7 @@ impl Decoder<'_> {
             return self.step(ids.clone());
         }
         let all = Tensor::cat(&[&self.read[..], std::slice::from_ref(ids)].concat(), 1)?; // (B, all so far)
-        let kept = if remembered == 0 { context_len } else { context_len.div_ceil(2) };
+        let kept = if remembered == 0 { context_len } else { context_len.div_ceil(2).max(t.min(context_len)) };
         self.reset();
         self.step(all.narrow(1, remembered + t - kept, kept)?)
     }

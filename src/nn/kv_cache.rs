@@ -100,6 +100,15 @@ impl KvCache {
         }
         let buffer = |like: &Tensor| {
             let (b, _, g, d) = like.dims4()?;
+            let len = [b, g, d].into_iter().try_fold(self.capacity, usize::checked_mul);
+            let bytes = len.and_then(|len| len.checked_mul(like.dtype().size_in_bytes()));
+            // candle aborts where memory is missing, so that is tried before.
+            if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
+                bail!(
+                    "kv-cache: expected a capacity that memory can hold, got {} positions of {like:?}",
+                    self.capacity
+                );
+            }
             Tensor::zeros((b, self.capacity, g, d), like.dtype(), like.device())
         };
         let buffers = [buffer(k)?, buffer(v)?];
@@ -128,6 +137,15 @@ mod tests {
 
     fn numbers(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_capacity_that_no_memory_holds_is_refused() {
+        let rows = counting((1, 1, 2, 3));
+        for capacity in [usize::MAX / 2, 1 << 50] {
+            let error = KvCache::new(capacity).append(&rows, &rows).unwrap_err().to_string();
+            assert!(error.contains("expected a capacity that memory can hold"), "{error}");
+        }
     }
 
     #[test]

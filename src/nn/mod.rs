@@ -1,7 +1,7 @@
 //! Layers: candle [`Module`](candle_nn::Module)s whose gradients reach every parameter and the input.
 //!
-//! Those that candle-nn has too have its names, arguments, initial values and names of tensors: in a model written for
-//! candle-nn the `use` line is all that changes.
+//! `Linear`, `LayerNorm`, `RmsNorm`, `Embedding` and `Dropout` have candle-nn's names, arguments, initial values and names
+//! of tensors: in a model written for candle-nn the `use` line is all that changes.
 
 mod attention;
 mod dropout;

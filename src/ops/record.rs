@@ -5,12 +5,14 @@
 //! hands each gradient on as it is, adds only where two meet, and frees what forward kept as soon as it is used. The
 //! gradients are those of candle's own backward pass: the trainer holds the two against each other when it starts.
 //!
-//! Only operations of this crate are recorded, and only on the thread that records. A composed operation on a trainable
-//! tensor is refused.
+//! Only operations of this crate are recorded, and only on the thread that records. One of candle's on a variable is
+//! refused. On a recorded result it would cut the gradient: what a recorded forward pass calls must go through this
+//! module, and the trainer's check is there to see that it does.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
+use candle_core::shape::ShapeWithOneHole;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
 
 thread_local! {
@@ -148,6 +150,17 @@ pub(crate) fn contiguous(a: &Tensor) -> Result<Tensor> {
     if is_recording() && out.id() != a.id() {
         push(&[a], &out, Box::new(|dout| Ok(vec![Some(dout.clone())])))?;
     }
+    Ok(out)
+}
+
+/// The same elements in another shape.
+pub(crate) fn reshape(a: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
+    if !is_recording() {
+        return a.reshape(shape);
+    }
+    let out = a.detach().reshape(shape)?;
+    let before = a.shape().clone();
+    push(&[a], &out, Box::new(move |dout| Ok(vec![Some(dout.reshape(before)?)])))?;
     Ok(out)
 }
 

@@ -81,7 +81,7 @@ impl Backward<'_> {
 mod tests {
     use super::*;
     use crate::model::{Activation, ModelConfig};
-    use crate::nn::Parameters;
+    use crate::nn::{MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
     use crate::ops::testing::randn;
     use candle_core::{DType, Tensor};
 
@@ -122,6 +122,31 @@ mod tests {
                     assert!(difference <= 1e-6 * ops::norm(b).unwrap(), "{name}: {difference} at {t} positions");
                 }
             }
+        }
+    }
+
+    /// Shapes and rows that change on the way to the loss.
+    #[test]
+    fn targets_that_do_not_count_and_heads_that_are_not_packed_are_recorded() {
+        let f32s = |seed, shape: &[usize]| Var::from_tensor(&randn(seed, shape).to_dtype(DType::F32).unwrap()).unwrap();
+        let (xs, weight) = (f32s(1, &[2, 3, 8]), f32s(2, &[5, 8]));
+        let parameters = Parameters::new(3);
+        let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+        let config = MultiHeadAttentionConfig { num_kv_heads: Some(1), ..MultiHeadAttentionConfig::new(8, 2) };
+        let attention = MultiHeadAttention::new(&config, vb).unwrap();
+        let targets = Tensor::new(&[[0u32, 9, 4], [9, 1, 2]], &Device::Cpu).unwrap();
+        let options = ops::CrossEntropyOptions { ignored: Some(9), ..Default::default() };
+        let loss = || {
+            let ys = ops::record::add(&xs, &attention.forward_with(&xs, &Default::default())?)?;
+            ops::linear_cross_entropy(&ys, &weight, &targets, &options)
+        };
+        let (recorded_loss, recording) = ops::record::record(loss).unwrap();
+        let recorded = recording.backward(&recorded_loss).unwrap();
+        let by_graph = loss().unwrap().backward().unwrap();
+        for var in parameters.vars().iter().map(|(_, var)| var).chain([&xs, &weight]) {
+            let (got, expected) = (&recorded[&var.id()], by_graph.get(var).unwrap());
+            let difference = ops::norm(&(got - expected).unwrap()).unwrap();
+            assert!(difference <= 1e-6 * ops::norm(expected).unwrap(), "{difference} of {expected}");
         }
     }
 

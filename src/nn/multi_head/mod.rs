@@ -229,7 +229,7 @@ impl MultiHeadAttention {
 
     fn merge_heads(&self, ys: Tensor) -> Result<Tensor> {
         let (b, t, h, e) = ys.dims4()?;
-        self.project_output(ys.reshape((b, t, h * e))?)
+        self.project_output(record::reshape(&ys, (b, t, h * e))?)
     }
 
     fn project_output(&self, ys: Tensor) -> Result<Tensor> {
@@ -272,7 +272,7 @@ impl ModuleT for MultiHeadAttention {
 /// A projection in its heads: (B, T, n, channels).
 fn heads(projection: &Linear, xs: &Tensor, n: usize, channels: usize) -> Result<Tensor> {
     let (b, t, _) = xs.dims3()?;
-    projection.forward(xs)?.reshape((b, t, n, channels))
+    record::reshape(&projection.forward(xs)?, (b, t, n, channels))
 }
 
 /// (B, T, C), where (T, C) is a batch of one.

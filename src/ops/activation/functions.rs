@@ -78,6 +78,7 @@ impl GeluTanh {
 impl Activation for GeluTanh {
     #[inline(always)]
     fn value(x: f32) -> f32 {
+        let x = floored(x);
         x * sigmoid(Self::SCALE * (x + Self::CUBIC * x * x * x)).0
     }
 
@@ -85,6 +86,7 @@ impl Activation for GeluTanh {
     #[inline(always)]
     fn value_and_slope(x: f32) -> (f32, f32) {
         // The sigmoid has long been 0 or 1, and the square does not overflow.
+        let x = floored(x);
         let near = x.clamp(-100.0, 100.0);
         let (s, rest) = sigmoid(Self::SCALE * (near + Self::CUBIC * near * near * near));
         let slope = Self::SCALE * (1.0 + 3.0 * Self::CUBIC * near * near);
@@ -105,21 +107,24 @@ pub(super) struct Silu;
 impl Activation for Silu {
     #[inline(always)]
     fn value(x: f32) -> f32 {
+        let x = floored(x);
         x * sigmoid(x).0
     }
 
     /// `f' = sigma (1 + x (1 - sigma))`.
     #[inline(always)]
     fn value_and_slope(x: f32) -> (f32, f32) {
+        let x = floored(x);
         let (s, rest) = sigmoid(x);
         (x * s, s * (1.0 + x * rest))
     }
 
     /// The gradient of candle's own `silu` takes a difference that leaves nothing of large inputs.
     fn reference(xs: &Tensor) -> Result<Tensor> {
-        // Further out nothing changes, but the exponential and its square would overflow.
+        // Further out the exponential and its square would overflow, and nothing changes: below, what is left is 0.
         let sigma = (xs.clamp(-80.0, 80.0)?.neg()?.exp()? + 1.0)?.recip()?;
-        xs * sigma
+        let is_far = xs.lt(-80.0)?;
+        is_far.where_cond(&xs.zeros_like()?.detach(), &(xs * sigma)?)
     }
 }
 
@@ -164,6 +169,12 @@ impl Activation for ReluSquared {
     }
 }
 
+/// `x`, but not below where a sigmoid leaves nothing of it: however large a number, times hardly anything, is not 0.
+#[inline(always)]
+fn floored(x: f32) -> f32 {
+    if x < -100.0 { -100.0 } else { x }
+}
+
 /// `sigma(x) = 1 / (1 + e^-x)`, and `1 - sigma(x)` without taking a difference.
 #[inline(always)]
 fn sigmoid(x: f32) -> (f32, f32) {
@@ -192,5 +203,17 @@ mod tests {
         assert!(normal_distribution(f32::NAN).0.is_nan());
         assert_eq!(normal_distribution(f32::INFINITY), (1.0, 0.0));
         assert_eq!(normal_distribution(f32::NEG_INFINITY), (0.0, 0.0));
+    }
+
+    #[test]
+    fn nothing_is_left_far_below_zero() {
+        for x in [-101.0, -1e10, -1e38, f32::MIN] {
+            let values = [Silu::value(x), GeluTanh::value(x), GeluErf::value(x)];
+            let slopes = [Silu::value_and_slope(x), GeluTanh::value_and_slope(x), GeluErf::value_and_slope(x)];
+            assert!(values.iter().all(|y| y.abs() < 1e-36), "{x}: {values:?}");
+            assert!(slopes.iter().all(|(y, slope)| y.abs() < 1e-36 && slope.abs() < 1e-30), "{x}: {slopes:?}");
+        }
+        let x = Tensor::new(-1e38f64, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(Silu::reference(&x).unwrap().to_scalar::<f64>().unwrap(), 0.0);
     }
 }

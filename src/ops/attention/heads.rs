@@ -35,7 +35,8 @@ pub(super) trait Heads: Sync {
     fn is_forward_only(&self) -> bool;
 }
 
-/// Whether there are too few sequences to keep all threads busy with one each.
+/// Whether there are too few sequences to keep all threads busy with one each. One head of keys and values is the least
+/// that a thread takes: its gradients have one owner, which makes their sums the same for any number of threads.
 fn splits_heads(sizes: Sizes) -> bool {
     sizes.b < parallel::threads() && sizes.g > 1
 }

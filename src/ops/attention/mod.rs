@@ -103,8 +103,17 @@ impl AttentionOptions {
     /// Refuses options that mean nothing, or a mask that does not go with `b` sequences of `h` heads, `t` queries and
     /// `s` keys.
     fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
+        // Kernels take both in `f32`.
         match self.softcap {
-            Some(cap) if !(cap > 0.0 && cap.is_finite()) => bail!("attention: expected a softcap above 0, got {cap}"),
+            Some(cap) if !(cap > 0.0 && (cap as f32).is_normal()) => {
+                bail!("attention: expected a softcap above 0 that is a number of f32, got {cap}")
+            }
+            _ => {}
+        }
+        match self.scale {
+            Scale::Value(scale) if !(scale as f32).is_finite() => {
+                bail!("attention: expected a scale that is a finite number of f32, got {scale}")
+            }
             _ => {}
         }
         if let Some(dropout) = &self.dropout {
@@ -148,7 +157,7 @@ fn with_rows(tensor: &Tensor) -> Result<Tensor> {
 /// If the last dimension of `qkv` is not divisible by `3 * num_heads`.
 pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions) -> Result<Tensor> {
     let (b, t, width) = qkv.dims3()?;
-    if num_heads == 0 || !width.is_multiple_of(3 * num_heads) {
+    if num_heads == 0 || num_heads > width || !width.is_multiple_of(3 * num_heads) {
         bail!("attention: expected packed channels divisible by 3 * {num_heads} heads, got {width}");
     }
     let head_dim = width / 3 / num_heads;
@@ -198,6 +207,9 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
         }
     }
     let (b, t, h, d) = q.dims4()?;
+    if d == 0 {
+        bail!("attention: expected queries of at least one channel, got none");
+    }
     let ((_, s, g, _), (_, _, _, e)) = (k.dims4()?, v.dims4()?);
     if k.dims() != [b, s, g, d] || v.dims() != [b, s, g, e] {
         bail!(

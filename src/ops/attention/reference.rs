@@ -1,6 +1,6 @@
 //! Attention from candle's own differentiable operations: the specification, for any dtype and device.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::AttentionOptions;
 use crate::ops::random::DropoutOptions;
@@ -11,9 +11,9 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     let (b, t, h, d) = q.dims4()?;
     let (_, s, _, e) = v.dims4()?;
     if [q, k, v].iter().any(|tensor| tensor.elem_count() == 0) {
-        // Nothing to add up: zeros, which candle's maximum over nothing would refuse.
-        let zeros = |shape: (usize, usize, usize, usize)| Tensor::zeros(shape, q.dtype(), q.device());
-        return Ok((zeros((b, t, h, e))?, zeros((b, h, t, s))?));
+        // Nothing to add up: zeros, which candle's maximum over nothing would refuse, with gradients of zeros.
+        let nothing = (nothing_of(q)? + nothing_of(k)? + nothing_of(v)?)?;
+        return Ok((nothing.broadcast_as((b, t, h, e))?, nothing.broadcast_as((b, h, t, s))?));
     }
 
     // Sums of half-precision numbers, taken in half precision, would stop growing at a few hundred.
@@ -41,6 +41,12 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     };
     let out = kept.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
     Ok((out.to_dtype(dtype)?, weights.to_dtype(dtype)?))
+}
+
+/// Zero, whatever the tensor holds, with its graph.
+fn nothing_of(xs: &Tensor) -> Result<Tensor> {
+    let zeros = xs.zeros_like()?.detach();
+    zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
 }
 
 /// What dropout multiplies the weights (B, H, T, S) by.

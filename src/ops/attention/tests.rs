@@ -213,6 +213,36 @@ fn masks_that_do_not_fit_are_named() {
 }
 
 #[test]
+fn options_that_mean_nothing_are_named() {
+    let q = randn(1, &[2, 7, 3, 5]);
+    let refusal = |options: AttentionOptions| attention(&q, &q, &q, &options).unwrap_err().to_string();
+    for softcap in [0.0, -1.0, f64::NAN, 1e300, 1e-46] {
+        let message = refusal(AttentionOptions { softcap: Some(softcap), ..Default::default() });
+        assert!(message.contains(&format!("got {softcap}")), "{message}");
+    }
+    for scale in [f64::NAN, f64::INFINITY, 1e39] {
+        let message = refusal(AttentionOptions { scale: Scale::Value(scale), ..Default::default() });
+        assert!(message.contains(&format!("got {scale}")), "{message}");
+    }
+    let dropout = DropoutOptions { rate: 1.0, ..Default::default() };
+    let message = refusal(AttentionOptions { dropout: Some(dropout), ..Default::default() });
+    assert!(message.contains("expected a rate from 0 to below 1, got 1"), "{message}");
+    let empty = randn(1, &[2, 7, 3, 0]);
+    let message = attention(&empty, &empty, &q, &AttentionOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("at least one channel"), "{message}");
+}
+
+#[test]
+fn nothing_has_gradients_of_zeros() {
+    let var = |shape: &[usize]| candle_core::Var::from_tensor(&randn(1, shape)).unwrap();
+    let (q, k, v) = (var(&[2, 5, 1, 3]), var(&[2, 0, 1, 3]), var(&[2, 0, 1, 3]));
+    let options = AttentionOptions { mask: Mask::Full, ..Default::default() };
+    let gradients = attention(&q, &k, &v, &options).unwrap().sum_all().unwrap().backward().unwrap();
+    let of_q = gradients.get(&q).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    assert_eq!((of_q, gradients.get(&k).unwrap().dims()), (0.0, &[2, 0, 1, 3][..]));
+}
+
+#[test]
 fn nothing_gives_zeros_and_an_enormous_window_is_causal() {
     for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
         let of = |[b, t, s]: [usize; 3], mask: Mask| {

@@ -81,7 +81,7 @@ pub fn linear_cross_entropy(
     let (rows, ids) = targets.counting();
     let xs = match rows.len() == targets.ids.len() {
         true => record::contiguous(xs)?,
-        false => super::embedding(&Tensor::new(rows, xs.device())?, &xs.reshape(((), channels))?)?,
+        false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
     let tracked = [&xs, weight].map(record::is_tracked);
     let op = LinearCrossEntropy { targets: ids, divisor: targets.divisor, tracked, gradients: OnceLock::new() };

@@ -253,6 +253,14 @@ fn what_does_not_go_together_is_named() {
         ),
         (refused(MultiHeadAttentionConfig { value_dim: Some(0), ..plain.clone() }), "value_dim of at least 1, got 0"),
         (
+            refused(MultiHeadAttentionConfig { head_dim: Some(usize::MAX / 3), ..plain.clone() }),
+            "sizes that memory can hold, got 6 heads of 6148914691236517205",
+        ),
+        (
+            refused(MultiHeadAttentionConfig { qk_norm: Some(f64::NAN), ..plain.clone() }),
+            "qk_norm of at least 0, got NaN",
+        ),
+        (
             refused(MultiHeadAttentionConfig { memory_dim: Some(10), ..with_rotary }),
             "rotary positions where keys come from the input, got memory_dim 10 and embed_dim 24",
         ),

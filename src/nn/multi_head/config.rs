@@ -107,6 +107,23 @@ impl MultiHeadAttentionConfig {
                 bail!("multi-head-attention: expected {name} of at least 1, got 0");
             }
         }
+        // No matrix is larger than memory.
+        let is_possible = |from: usize, heads: usize, channels: usize| {
+            let elements = heads.checked_mul(channels).and_then(|to| to.checked_mul(from));
+            elements.is_some_and(|elements| elements <= isize::MAX as usize / size_of::<f64>())
+        };
+        if !(is_possible(c.max(m), h, d) && is_possible(c.max(m), h, e)) {
+            bail!(
+                "multi-head-attention: expected sizes that memory can hold, got {h} heads of {d} and {e} channels for \
+                 inputs of {c} and {m}"
+            );
+        }
+        match self.qk_norm {
+            Some(eps) if !(eps >= 0.0 && eps.is_finite()) => {
+                bail!("multi-head-attention: expected qk_norm of at least 0, got {eps}")
+            }
+            _ => {}
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             bail!("multi-head-attention: expected dropout from 0 to below 1, got {}", self.dropout);
         }

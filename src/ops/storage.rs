@@ -33,6 +33,12 @@ pub(crate) fn precise(dtype: DType) -> DType {
     }
 }
 
+/// Zero, with a gradient of zeros, whatever the tensor holds.
+pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
+    let zeros = xs.zeros_like()?.detach();
+    zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
+}
+
 /// The values of a contiguous `f32` argument of a custom operation.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

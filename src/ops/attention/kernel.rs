@@ -196,13 +196,13 @@ impl Backward {
     /// The gradient of the keys that were taken up.
     pub(super) fn store_dk(&self, mut dk: RowsMut) {
         let Dims { s, d, .. } = self.dims;
-        (0..s).zip(self.dk.chunks_exact(padded(d))).for_each(|(key, row)| dk.row(key, d).copy_from_slice(&row[..d]));
+        dk.fill(&self.dk[..s * padded(d)], padded(d), d);
     }
 
     /// The gradient of the values that were taken up.
     pub(super) fn store_dv(&self, mut dv: RowsMut) {
         let Dims { s, e, .. } = self.dims;
-        (0..s).zip(self.dv.chunks_exact(padded(e))).for_each(|(key, row)| dv.row(key, e).copy_from_slice(&row[..e]));
+        dv.fill(&self.dv[..s * padded(e)], padded(e), e);
     }
 }
 

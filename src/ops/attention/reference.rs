@@ -1,10 +1,10 @@
 //! Attention from candle's own differentiable operations: the specification, for any dtype and device.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::AttentionOptions;
 use crate::ops::random::DropoutOptions;
-use crate::ops::storage::precise;
+use crate::ops::storage::{nothing_of, precise};
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
@@ -41,12 +41,6 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     };
     let out = kept.matmul(&v)?.transpose(1, 2)?; // (B, T, H, E)
     Ok((out.to_dtype(dtype)?, weights.to_dtype(dtype)?))
-}
-
-/// Zero, whatever the tensor holds, with its graph.
-fn nothing_of(xs: &Tensor) -> Result<Tensor> {
-    let zeros = xs.zeros_like()?.detach();
-    zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
 }
 
 /// What dropout multiplies the weights (B, H, T, S) by.

@@ -52,6 +52,11 @@ impl RowsMut<'_> {
     pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
         &mut self.data[i * self.stride..i * self.stride + len]
     }
+
+    /// Writes the first `len` elements of rows that are one `stride` after the other.
+    pub(super) fn fill(&mut self, rows: &[f32], stride: usize, len: usize) {
+        rows.chunks_exact(stride).enumerate().for_each(|(i, row)| self.row(i, len).copy_from_slice(&row[..len]));
+    }
 }
 
 /// Where the rows of a head lie in a buffer.
@@ -72,8 +77,7 @@ impl Place {
 
     /// Copies contiguous rows of `len` elements to this place.
     pub(super) fn fill(self, data: &mut [f32], rows: &[f32], len: usize) {
-        let mut to = self.rows_mut(data);
-        rows.chunks_exact(len).enumerate().for_each(|(i, row)| to.row(i, len).copy_from_slice(row));
+        self.rows_mut(data).fill(rows, len, len);
     }
 }
 

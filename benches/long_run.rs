@@ -67,10 +67,10 @@ fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
     for (step, kilobytes) in shown.chain(later.into_iter().rev().step_by(every).collect::<Vec<_>>().into_iter().rev()) {
         println!("| {step} | {kilobytes:.0} |");
     }
-    let at_warm = samples.iter().find(|sample| sample.0 == warm).map_or(f64::NAN, |sample| sample.1);
+    let at = |step: u64| samples.iter().find(|sample| sample.0 == step).map_or(f64::NAN, |sample| sample.1);
     let (last, end) = samples.last().copied().unwrap_or_default();
-    let most = samples.iter().map(|sample| sample.1).fold(f64::NAN, f64::max);
-    println!("\nfrom step {warm} to {last}: {:+.0} kB; at most {most:.0} kB; {seconds:.0} s", end - at_warm);
+    let grown = |step: u64| format!("from step {step} to {last}: {:+.0} kB", end - at(step));
+    println!("\n{}; {}; {seconds:.0} s", grown(warm), grown(last / 2));
 }
 
 /// The resident size of this process; NaN where the system does not say.

@@ -34,13 +34,13 @@ const SIDE_BY_SIDE: usize = 32;
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.
 ///
 /// # Errors
-/// If there is no batch, or the model refuses one.
-pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Batch>, device: &Device) -> Result<Evaluation> {
+/// If there is no batch, one that can't be read, or one that the model refuses.
+pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Result<Batch>>, device: &Device) -> Result<Evaluation> {
     let (mut total, mut tokens) = (0.0, 0);
     let mut batches = batches.peekable();
     while batches.peek().is_some() {
         // Side by side, each on one thread, and added in order.
-        let group: Vec<Batch> = batches.by_ref().take(SIDE_BY_SIDE).collect();
+        let group = batches.by_ref().take(SIDE_BY_SIDE).collect::<Result<Vec<Batch>>>()?;
         let losses = ops::map(group.len(), |i| {
             let loss = model.loss(&group[i].inputs_tensor(device)?, &group[i].targets_tensor(device)?)?;
             Ok(f64::from(loss.to_scalar::<f32>()?))

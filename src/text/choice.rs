@@ -182,7 +182,8 @@ mod tests {
         let choice = TokenizerChoice::Bpe(267);
         let validation = Validation::Fraction(0.1);
         let (tokenizer, corpus) =
-            prepare(&documents, &validation, &choice, &CorpusOptions::in_memory(5), &mut |report| reports.push(report)).unwrap();
+            prepare(&documents, &validation, &choice, &CorpusOptions::in_memory(5), &mut |report| reports.push(report))
+                .unwrap();
         assert_eq!(tokenizer.vocab_size(), 267);
         assert_eq!(tokenizer.encode("zzzz").unwrap().len(), 4);
         assert_eq!(tokenizer.encode(" the").unwrap().len(), 1);
@@ -211,8 +212,14 @@ mod tests {
     fn characters_are_those_of_all_documents() {
         let documents = documents();
         let validation = Validation::Documents(vec![Document::new("v", "çççç")]);
-        let (tokenizer, corpus) =
-            prepare(&documents[..1], &validation, &TokenizerChoice::Characters, &CorpusOptions::in_memory(3), &mut |_| {}).unwrap();
+        let (tokenizer, corpus) = prepare(
+            &documents[..1],
+            &validation,
+            &TokenizerChoice::Characters,
+            &CorpusOptions::in_memory(3),
+            &mut |_| {},
+        )
+        .unwrap();
         assert_eq!(tokenizer.decode(&corpus.validation.to_vec().unwrap()).unwrap(), "çççç");
         assert_eq!(tokenizer.end_of_text_id(), None);
     }
@@ -220,7 +227,10 @@ mod tests {
     #[test]
     fn a_tokenizer_that_is_not_there_is_named() {
         let choice: TokenizerChoice = "chars".parse().unwrap();
-        let error = prepare(&documents(), &Validation::Fraction(0.1), &choice, &CorpusOptions::in_memory(3), &mut |_| {}).unwrap_err().to_string();
+        let error =
+            prepare(&documents(), &Validation::Fraction(0.1), &choice, &CorpusOptions::in_memory(3), &mut |_| {})
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("tokenizer chars: ") && error.contains("expected char, byte"), "{error}");
     }
 }

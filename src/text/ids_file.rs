@@ -95,16 +95,17 @@ fn header(corpus: &Corpus, width: Width) -> std::io::Result<Vec<u8>> {
         shape: vec![len],
         data_offsets: (from * width.bytes(), (from + len) * width.bytes()),
     };
-    let tensors = vec![("train".to_string(), info(0, train)), ("validation".to_string(), info(train, validation))];
-    let metadata = [
-        ("fingerprint", corpus.fingerprint.clone()),
-        ("train_bytes", corpus.train_bytes.to_string()),
-        ("validation_bytes", corpus.validation_bytes.to_string()),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_string(), value)).into();
-    let metadata = Metadata::new(Some(metadata), tensors).map_err(std::io::Error::other)?;
+    let json = serde_json::json!({
+        "__metadata__": {
+            "fingerprint": corpus.fingerprint,
+            "train_bytes": corpus.train_bytes.to_string(),
+            "validation_bytes": corpus.validation_bytes.to_string(),
+        },
+        "train": info(0, train),
+        "validation": info(train, validation),
+    });
     let mut header = ((HEADER - LENGTH) as u64).to_le_bytes().to_vec();
-    serde_json::to_writer(&mut header, &metadata)?;
+    serde_json::to_writer(&mut header, &json)?;
     header.resize(HEADER, b' ');
     Ok(header)
 }
@@ -120,12 +121,15 @@ impl Corpus {
             if std::fs::hard_link(&file.path, path).is_ok() {
                 return Ok(());
             }
-            let copied = std::fs::copy(&file.path, path).and_then(|_| File::options().write(true).open(path)?.sync_all());
+            let copied =
+                std::fs::copy(&file.path, path).and_then(|_| File::options().write(true).open(path)?.sync_all());
             return copied.map_err(|error| cannot_write(path, &error));
         }
-        let most = self.train.blocks().chain(self.validation.blocks()).try_fold(0, |most, block| {
-            Ok::<_, Error>(block?.iter().copied().fold(most, u32::max))
-        })?;
+        let most = self
+            .train
+            .blocks()
+            .chain(self.validation.blocks())
+            .try_fold(0, |most, block| Ok::<_, Error>(block?.iter().copied().fold(most, u32::max)))?;
         let width = Width::of(most as usize + 1);
         let mut writer = IdsWriter::create(path, width)?;
         for (part, ids) in [&self.train, &self.validation].into_iter().enumerate() {
@@ -158,7 +162,8 @@ impl Corpus {
     /// A file that can't be read, isn't such a file or is damaged.
     pub fn open(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self> {
         let broken = |what: &dyn std::fmt::Display| Error::Msg(format!("broken ids: {}: {what}", path.display()));
-        let mut file = File::open(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))?;
+        let mut file =
+            File::open(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))?;
         let (metadata, start) = read_header(&mut file).map_err(|error| broken(&error))?;
         let len = file.metadata().map_err(|error| broken(&error))?.len();
         let expected = start.saturating_add(metadata.data_len() as u64);
@@ -246,4 +251,150 @@ fn remove_abandoned(folder: &Path) {
 
 fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::Msg(format!("cannot write {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+    use crate::text::{
+        BatchSampler, CorpusOptions, Document, Rest, Spill, Tokenizer, TokenizerChoice, Validation, prepare, windows,
+    };
+
+    /// Some documents of several pieces each, in files.
+    fn documents(folder: &Path) -> Vec<Document> {
+        let text = "não é só ça, 🦀 it's 42\r\n\n".repeat(20_000);
+        let document = |name: &str, text: &str| {
+            std::fs::write(folder.join(name), text).unwrap();
+            Document::open(folder.join(name)).unwrap()
+        };
+        vec![document("a", &text), document("b", "b"), document("c", &text[..text.len() / 2])]
+    }
+
+    fn on_file(folder: &Path) -> CorpusOptions {
+        CorpusOptions { context_len: 7, spill: Some(Spill { folder: folder.to_path_buf(), above: 0 }) }
+    }
+
+    fn files_in(folder: &Path) -> usize {
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn ids_are_the_same_in_memory_and_on_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (texts, spill) = (dir.path().join("texts"), dir.path().join("spill"));
+        std::fs::create_dir(&texts).unwrap();
+        std::fs::create_dir(&spill).unwrap();
+        let documents = documents(&texts);
+        let validation = Validation::Fraction(0.3);
+        for choice in ["char", "byte", "bpe:300"] {
+            let choice = choice.parse::<TokenizerChoice>().unwrap();
+            let of =
+                |options: &CorpusOptions| prepare(&documents, &validation, &choice, options, &mut |_| {}).unwrap().1;
+            let (memory, file) = (of(&CorpusOptions::in_memory(7)), of(&on_file(&spill)));
+            assert_eq!(files_in(&spill), 1);
+            assert!(file.train.bytes_in_memory() == 0 && memory.train.bytes_in_memory() > 1 << 18);
+            let ids = |corpus: &Corpus| (corpus.train.to_vec().unwrap(), corpus.validation.to_vec().unwrap());
+            assert!(ids(&memory) == ids(&file), "{choice}");
+            assert_eq!(memory.fingerprint, file.fingerprint);
+            assert_eq!((memory.train_bytes, memory.validation_bytes), (file.train_bytes, file.validation_bytes));
+
+            let sampler = BatchSampler { seed: 3, batch_size: 5, context_len: 7 };
+            assert_eq!(sampler.batch(&memory.train, 11).unwrap(), sampler.batch(&file.train, 11).unwrap());
+            let last =
+                |corpus: &Corpus| windows(&corpus.validation, 7, 5, Rest::Keep).unwrap().last().unwrap().unwrap();
+            assert_eq!(last(&memory), last(&file));
+
+            // Saved, both are the same file, which anything reads that reads safetensors.
+            let [from_memory, from_file] = ["memory", "file"].map(|name| dir.path().join(name));
+            memory.save(&from_memory).unwrap();
+            file.save(&from_file).unwrap();
+            let bytes = std::fs::read(&from_memory).unwrap();
+            assert!(bytes == std::fs::read(&from_file).unwrap(), "{choice}");
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let train = tensors.tensor("train").unwrap();
+            assert_eq!((train.dtype(), train.shape()), (Dtype::U16, &[memory.train.len()][..]));
+            assert_eq!(train.data()[..2], (memory.train.read(0..1).unwrap()[0] as u16).to_le_bytes());
+            assert_eq!(ids(&Corpus::open(&from_memory, &mut |_| {}).unwrap()), ids(&memory));
+            drop(file);
+            assert_eq!(files_in(&spill), 0, "the temporary file stays");
+            for path in [from_memory, from_file] {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn ids_beyond_16_bits_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids");
+        let (train, validation) = (Ids::from(vec![0, 70_000, 7]), Ids::from(vec![]));
+        let fingerprint = super::super::corpus::fingerprint(&train, &validation, &mut |_| {}).unwrap();
+        let corpus = Corpus { train, validation, train_bytes: 5, validation_bytes: 0, fingerprint };
+        corpus.save(&path).unwrap();
+        let again = Corpus::open(&path, &mut |_| {}).unwrap();
+        assert_eq!(again.train.to_vec().unwrap(), [0, 70_000, 7]);
+        assert!(again.validation.is_empty() && again.train_bytes == 5);
+        assert!(corpus.save(&path).is_err(), "a file is overwritten");
+        assert_eq!(Corpus::open(&path, &mut |_| {}).unwrap().train.len(), 3);
+    }
+
+    #[test]
+    fn damaged_ids_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids");
+        let tokenizer = Tokenizer::bytes(false).unwrap();
+        let documents = [Document::new("text", "some words ".repeat(10))];
+        let options = CorpusOptions::in_memory(3);
+        let corpus = Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.5), &options, &mut |_| {}).unwrap();
+        corpus.save(&path).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let error = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Corpus::open(&path, &mut |_| {}).unwrap_err().to_string()
+        };
+        let changed = |at: usize, byte: u8| [&good[..at], &[byte], &good[at + 1..]].concat();
+        assert!(error(&changed(HEADER + 4, good[HEADER + 4] ^ 1)).contains("not those that were written"));
+        assert!(error(&good[..good.len() - 1]).contains("expected 1244 bytes, got 1243"));
+        assert!(error(&[&good[..], &[0]].concat()).contains("expected 1244 bytes, got 1245"));
+        assert!(error(&changed(5, 1)).contains("header of at most 65536 bytes"));
+        for len in [0, 5, 8, 100, HEADER] {
+            assert!(error(&good[..len]).contains("broken ids"), "{len}");
+        }
+        // A cut that is somewhere else.
+        let text = String::from_utf8_lossy(&good[LENGTH..HEADER]).replace("[55]", "[54]");
+        assert!(error(&[&good[..LENGTH], text.as_bytes(), &good[HEADER..]].concat()).contains("broken ids"));
+        assert!(error(&vec![0; HEADER]).contains("broken ids"), "a file that was never finished");
+    }
+
+    #[test]
+    fn a_file_that_is_shortened_while_it_is_read_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let documents = documents(dir.path());
+        let tokenizer = Tokenizer::bytes(true).unwrap();
+        let validation = Validation::Fraction(0.5);
+        let corpus = Corpus::new(&tokenizer, &documents, &validation, &on_file(dir.path()), &mut |_| {}).unwrap();
+        let file = corpus.train.file().unwrap();
+        File::options().write(true).open(&file.path).unwrap().set_len(1 << 16).unwrap();
+        assert!(corpus.train.read(0..100).is_ok());
+        let error = corpus.train.read(40_000..40_010).unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains(".attn-ids-"), "{error}");
+        let error = corpus.train.read(5..corpus.train.len() + 1).unwrap_err().to_string();
+        assert!(error.contains("expected places up to"), "{error}");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_is_in_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let abandoned = dir.path().join(".attn-ids-1-0.tmp");
+        std::fs::write(&abandoned, "ids").unwrap();
+        std::fs::write(dir.path().join("text.tmp"), "text").unwrap();
+        let first = IdsWriter::temporary(dir.path(), Width::Two).unwrap();
+        assert!(!abandoned.exists());
+        let second = IdsWriter::temporary(dir.path(), Width::Two).unwrap();
+        assert_eq!(files_in(dir.path()), 3);
+        drop((first, second));
+        assert_eq!(files_in(dir.path()), 1);
+    }
 }

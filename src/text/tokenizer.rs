@@ -189,7 +189,11 @@ pub(crate) fn utf8(bytes: &[u8]) -> Result<&str> {
 }
 
 pub(super) fn not_utf8(byte: u8, offset: usize) -> Fault {
-    Fault::new(offset, format!("expected utf-8 text, got the byte 0x{byte:02x}"), "; for any bytes use `--tokenizer byte`")
+    Fault::new(
+        offset,
+        format!("expected utf-8 text, got the byte 0x{byte:02x}"),
+        "; for any bytes use `--tokenizer byte`",
+    )
 }
 
 fn unknown_character(text: &str, offset: usize) -> Fault {

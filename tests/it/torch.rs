@@ -144,8 +144,8 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
             ..Default::default()
         };
         let corpus = Corpus {
-            train: vec![0; 99],
-            validation: vec![],
+            train: vec![0; 99].into(),
+            validation: vec![].into(),
             train_bytes: 99,
             validation_bytes: 0,
             fingerprint: String::new(),

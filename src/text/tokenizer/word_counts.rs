@@ -86,9 +86,9 @@ fn count(text: &str) -> Result<AHashMap<&str, u64>, Fault> {
 
 /// By what words are kept: the count, then the FNV-1a hash, which is the same on every machine.
 fn rank(word: &str, count: u64) -> (u64, u64) {
-    let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = word
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (count, hash)
 }
 
@@ -111,16 +111,16 @@ mod tests {
 
     #[test]
     fn frequent_words_stay_and_rare_ones_go() {
-        let rare: String = (0..1000).map(|i| format!(" rare{i}")).collect();
+        let rare: String = (0..1000).map(|i| format!("{i}.")).collect();
         let mut counts = of(&[&" often seldom often".repeat(10)], 64);
         counts.add(&[&rare]).unwrap();
-        assert_eq!(counts.counts.len(), 32);
+        assert_eq!((counts.counts.len(), counts.counts["."]), (32, 1000));
         assert_eq!((counts.counts[" often"], counts.counts[" seldom"]), (20, 10));
         // The rare ones that stay are the same ones, from anywhere in the text.
         let mut again = of(&[&" often seldom often".repeat(10)], 64);
         again.add(&[&rare]).unwrap();
         assert_eq!(counts.counts, again.counts);
-        let kept: Vec<usize> = counts.counts.keys().filter_map(|word| word.strip_prefix(" rare")?.parse().ok()).collect();
+        let kept: Vec<usize> = counts.counts.keys().filter_map(|word| word.parse().ok()).collect();
         assert!(kept.iter().any(|&i| i < 500) && kept.iter().any(|&i| i >= 500), "{kept:?}");
     }
 }

@@ -71,7 +71,9 @@ fn first_word(text: &str) -> usize {
     let (Some(first), next) = (chars.next(), chars.next()) else {
         return 0;
     };
-    if first == '\'' && let Some(len) = contraction(text) {
+    if first == '\''
+        && let Some(len) = contraction(text)
+    {
         return len;
     }
     match (class(first), next.map(class)) {
@@ -148,7 +150,8 @@ pub(in crate::text) fn check_words(text: &str) -> Result<(), Fault> {
         if len > MOST_CHARACTERS
             && let Some((past, _)) = rest[..len].char_indices().nth(MOST_CHARACTERS)
         {
-            let before = format!("expected words of at most {MOST_CHARACTERS} characters for a bpe, got one that goes on");
+            let before =
+                format!("expected words of at most {MOST_CHARACTERS} characters for a bpe, got one that goes on");
             return Err(Fault::new(offset + past, before, ""));
         }
         offset += len;

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, bail};
 
-use crate::model::CausalLm;
-use crate::ops;
+use crate::model::{CausalLm, ForwardContext};
+use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
 /// The mean loss over a text.
@@ -42,7 +42,10 @@ pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Result<Batch>>, 
         // Side by side, each on one thread, and added in order.
         let group = batches.by_ref().take(SIDE_BY_SIDE).collect::<Result<Vec<Batch>>>()?;
         let losses = ops::map(group.len(), |i| {
-            let loss = model.loss(&group[i].inputs_tensor(device)?, &group[i].targets_tensor(device)?)?;
+            let (batch, options) = (&group[i], CrossEntropyOptions::default());
+            let context = ForwardContext { dropout: None, documents: batch.documents_tensor(device)? };
+            let (ids, targets) = (batch.inputs_tensor(device)?, batch.targets_tensor(device)?);
+            let loss = model.loss_with(&ids, &targets, &options, &context)?;
             Ok(f64::from(loss.to_scalar::<f32>()?))
         });
         for (batch, loss) in group.iter().zip(losses.into_iter().collect::<Result<Vec<_>>>()?) {

@@ -32,7 +32,8 @@ pub struct TrainArgs {
     /// Where the run goes [default: the first unused runs/TEXT-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in --out; only --steps and --eval-every may change, and where TEXT lies
+    /// Go on with the run in --out; only --steps and --eval-every may change. TEXT is not needed: if it is given, it must be
+    /// the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
     /// Say what would be trained, how much memory and how long it takes, and leave it at that

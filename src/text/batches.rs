@@ -21,6 +21,8 @@ pub struct Batch {
     pub seq_len: usize,
     /// Where each window starts in the ids, B places.
     pub starts: Vec<usize>,
+    /// The number of the document that each input belongs to, (B, T) in rows, where documents are kept apart.
+    pub documents: Option<Vec<u32>>,
 }
 
 impl Batch {
@@ -32,7 +34,7 @@ impl Batch {
             inputs.extend_from_slice(&row[..seq_len]);
             targets.extend_from_slice(&row[1..]);
         }
-        Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts })
+        Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
     }
 
     /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
@@ -44,10 +46,11 @@ impl Batch {
             let ids = rows.start * t..rows.end * t;
             Self {
                 inputs: self.inputs[ids.clone()].to_vec(),
-                targets: self.targets[ids].to_vec(),
+                targets: self.targets[ids.clone()].to_vec(),
                 batch_size: rows.len(),
                 seq_len: t,
                 starts: self.starts[rows].to_vec(),
+                documents: self.documents.as_ref().map(|numbers| numbers[ids.clone()].to_vec()),
             }
         };
         (0..count).map(part).collect()
@@ -61,26 +64,30 @@ impl Batch {
         Tensor::from_slice(&self.inputs, (self.batch_size, self.seq_len), device)
     }
 
-    /// The number of the document that each input belongs to, counted from 0 in each window, (B, T) in rows: one more
-    /// behind each end of text.
-    pub fn documents(&self, end_of_text_id: u32) -> Vec<u32> {
-        let mut numbers = Vec::with_capacity(self.inputs.len());
-        for row in self.inputs.chunks(self.seq_len.max(1)) {
-            let mut number = 0;
-            for &id in row {
-                numbers.push(number);
-                number += u32::from(id == end_of_text_id);
+    /// The batch with its documents kept apart where there is an end of text to tell them by: they are numbered from 0 in each
+    /// window, one more behind each end of text.
+    pub fn kept_apart(mut self, end_of_text_id: Option<u32>) -> Self {
+        self.documents = end_of_text_id.map(|end| {
+            let mut numbers = Vec::with_capacity(self.inputs.len());
+            for row in self.inputs.chunks(self.seq_len.max(1)) {
+                let mut number = 0;
+                for &id in row {
+                    numbers.push(number);
+                    number += u32::from(id == end);
+                }
             }
-        }
-        numbers
+            numbers
+        });
+        self
     }
 
-    /// [`documents`](Self::documents) as a tensor of `u32`, (B, T), as `ops::Mask::Documents` takes it.
+    /// The documents as a tensor of `u32`, (B, T), where they are kept apart.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn documents_tensor(&self, end_of_text_id: u32, device: &Device) -> Result<Tensor> {
-        Tensor::from_vec(self.documents(end_of_text_id), (self.batch_size, self.seq_len), device)
+    pub fn documents_tensor(&self, device: &Device) -> Result<Option<Tensor>> {
+        let tensor = |numbers: &Vec<u32>| Tensor::from_slice(numbers, (self.batch_size, self.seq_len), device);
+        self.documents.as_ref().map(tensor).transpose()
     }
 
     /// The targets as a tensor of `u32`, (B, T).
@@ -251,9 +258,12 @@ mod tests {
     fn a_document_begins_behind_an_end_of_text() {
         let ids = Ids::from(vec![5, 9, 9, 5, 5, 9, 5, 9, 5]);
         let batch = Batch::of(&ids, vec![0, 3], 5).unwrap();
-        assert_eq!(batch.documents(9), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
-        assert_eq!(batch.documents(8), [0; 10]);
-        assert_eq!(batch.documents_tensor(9, &Device::Cpu).unwrap().dims(), [2, 5]);
+        assert!(batch.documents_tensor(&Device::Cpu).unwrap().is_none());
+        assert_eq!(batch.clone().kept_apart(Some(8)).documents.unwrap(), [0; 10]);
+        let batch = batch.kept_apart(Some(9));
+        assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
+        assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
+        assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn built_in() -> (Document, Document) {
 
 /// Where the ids of a large text go that will be part of the run `root`: the nearest folder around it that exists.
 pub fn spill_beside(root: &Path) -> Spill {
-    let folder = root.ancestors().skip(1).find(|folder| folder.is_dir() && folder.file_name().is_some());
+    let folder = root.ancestors().skip(1).find(|folder| folder.is_dir());
     Spill { folder: folder.unwrap_or(Path::new(".")).to_path_buf(), above: LARGE_TEXT }
 }
 

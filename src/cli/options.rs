@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use candle_attention::input;
 use candle_attention::model::{Activation, ModelConfig};
 use candle_attention::text::TokenizerChoice;
 use candle_attention::train::TrainOptions;
@@ -108,7 +109,7 @@ pub enum Preset {
 impl Options {
     /// Reads a file of options in TOML.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::read_text(path, input::MOST_CONFIG_BYTES)?;
         Self::from_toml(&text).with_context(|| path.display().to_string())
     }
 

@@ -7,6 +7,8 @@ use candle_attention::text::BpeProgress;
 use candle_attention::train::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::terminal::plain;
+
 /// The time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -101,5 +103,5 @@ pub fn bpe_progress() -> impl FnMut(BpeProgress) {
 
 /// A line on standard error; who does not read it misses nothing that counts.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", plain(line));
 }

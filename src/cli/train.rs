@@ -18,6 +18,7 @@ use super::options::Options;
 use super::prepared::{Prepared, describe, texts};
 use super::progress::{Progress, note};
 use super::sample::{self, Form};
+use super::terminal::one_line;
 use super::{Failure, chart, plan};
 
 /// Arguments of `attn train`.
@@ -145,8 +146,7 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
     let on = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
-            let message = error.to_string();
-            let message = message.lines().next().unwrap_or_default();
+            let message = one_line(&error.to_string());
             Err(Failure(format!("{message}; the last checkpoint is kept: {on}")).into())
         }
         Ok(Outcome::Interrupted) => {

@@ -5,10 +5,12 @@ mod causal_lm;
 mod config;
 mod decoder;
 mod gpt2_json;
+mod tensor_file;
 mod weights;
 
 pub use causal_lm::CausalLm;
 pub use config::{Activation, ModelConfig};
 pub use decoder::Decoder;
 pub use weights::{load_weights, save_weights};
-pub(crate) use weights::{read_safetensors, write_safetensors};
+pub(crate) use tensor_file::read_safetensors;
+pub(crate) use weights::write_safetensors;

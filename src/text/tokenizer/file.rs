@@ -8,6 +8,8 @@ use tokenizers::Tokenizer as HfTokenizer;
 
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
+use crate::errors::bare;
+use crate::input;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
@@ -17,15 +19,13 @@ impl Tokenizer {
     /// for [`save`](Self::save).
     ///
     /// # Errors
-    /// A file that can't be read or isn't a tokenizer.
+    /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
-        let in_file = |error: &dyn std::fmt::Display| Error::Msg(format!("{}: {error}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|error| in_file(&error))?;
-        let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&error))?;
-        tokenizer.config =
-            std::fs::read(file.with_file_name(CONFIG)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
+        let bytes = input::read(&file, input::MOST_TOKENIZER_BYTES)?;
+        let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&file, &bare(&error)))?;
+        tokenizer.config = read_config(&file)?;
         Ok(tokenizer)
     }
 
@@ -85,6 +85,21 @@ impl Tokenizer {
         }
         config
     }
+}
+
+fn in_file(file: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Msg(format!("{}: {error}", file.display()))
+}
+
+/// The tokenizer_config.json beside a tokenizer.json, where there is one.
+fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
+    let config = file.with_file_name(CONFIG);
+    if !config.exists() {
+        return Ok(None);
+    }
+    let config = input::inside(config.parent().unwrap_or(Path::new("")), CONFIG)?;
+    let bytes = input::read(&config, input::MOST_CONFIG_BYTES)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| in_file(&config, &error))
 }
 
 /// The end of text among the added tokens: in the vocabulary alone it would be an ordinary word.

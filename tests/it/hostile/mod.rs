@@ -1,0 +1,219 @@
+//! Files that anyone may have made: whatever is in them, to open them gives a model or an error, and changes nothing.
+//!
+//! The cases are the same every time; `HOSTILE_CASES=N` makes N times as many random ones.
+
+mod mutate;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use candle_attention::evaluate::evaluate;
+use candle_attention::generate::{Sampler, SamplingOptions, generate};
+use candle_attention::model::ModelConfig;
+use candle_attention::run::Run;
+use candle_attention::text::{Corpus, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows};
+use candle_attention::train::{RunFolder, TrainOptions, Trainer};
+use candle_core::{Device, Result};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+const TEXT: &str = "ab ba abc cab. ";
+
+/// Random cases of each kind and file.
+fn random_cases() -> usize {
+    40 * std::env::var("HOSTILE_CASES").map_or(1, |times| times.parse().unwrap())
+}
+
+fn corpus(choice: &TokenizerChoice) -> (Tokenizer, Corpus) {
+    let documents = [Document { name: "letters".into(), bytes: TEXT.repeat(20).into() }];
+    prepare(&documents, &Validation::Fraction(0.1), choice, 5, &mut |_| {}).unwrap()
+}
+
+fn options() -> TrainOptions {
+    TrainOptions { steps: 2, batch_size: 2, shards: 1, warmup_steps: 1, eval_every: 1, ..Default::default() }
+}
+
+/// A tiny run of two steps.
+struct Victim {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Victim {
+    fn new(choice: &TokenizerChoice) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("run");
+        let (tokenizer, corpus) = corpus(choice);
+        let config = ModelConfig {
+            context_len: 5,
+            embed_dim: 4,
+            num_heads: 2,
+            num_layers: 1,
+            hidden_dim: 3,
+            ..ModelConfig::gpt2(tokenizer.vocab_size())
+        };
+        let mut trainer = Trainer::new(&config, &options(), corpus, &Device::Cpu).unwrap();
+        let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "seed = 1\n").unwrap();
+        for _ in 0..2 {
+            let report = trainer.train_step().unwrap();
+            folder.log(&report).unwrap();
+        }
+        folder.save(&trainer).unwrap();
+        Self { _dir: dir, root }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Opens the run with each of `mutants` in the place of the file `name`.
+    fn endure(&self, name: &str, mutants: Vec<Vec<u8>>, open: &dyn Fn(&Path) -> Result<()>) {
+        let path = self.path(name);
+        open(&self.root).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let before = contents(&self.root);
+        let (mut opened, count) = (0, mutants.len());
+        for mutant in mutants {
+            std::fs::write(&path, &mutant).unwrap();
+            let begun = std::time::Instant::now();
+            match catch_unwind(AssertUnwindSafe(|| open(&self.root))) {
+                Ok(Ok(())) => opened += 1,
+                Ok(Err(error)) => check_message(&error.to_string()),
+                Err(panic) => fail(name, &mutant, &*panic),
+            }
+            if begun.elapsed().as_secs() >= 5 {
+                fail(name, &mutant, &"takes too long");
+            }
+        }
+        std::fs::write(&path, &good).unwrap();
+        open(&self.root).unwrap();
+        assert_eq!(before, contents(&self.root), "{name}: other files have changed");
+        println!("{name}: {count} cases, {opened} of them opened");
+    }
+}
+
+fn check_message(message: &str) {
+    assert!(!message.is_empty());
+}
+
+fn fail(name: &str, mutant: &[u8], panic: &(dyn Any + Send)) -> ! {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let kept = std::env::temp_dir().join(format!("hostile-{}", name.replace('/', "-")));
+    std::fs::write(&kept, mutant).unwrap();
+    panic!("{name}, kept as {}: {}", kept.display(), text.unwrap_or_default());
+}
+
+/// All files below `folder`.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    all
+}
+
+/// Opens the model, and uses it.
+fn open_model(root: &Path) -> Result<()> {
+    let run = Run::open(root, &Device::Cpu)?;
+    let ids = run.tokenizer.encode("abc ba").or_else(|_| run.tokenizer.encode("a")).unwrap_or_default();
+    let prompt = if ids.is_empty() { vec![0] } else { ids.clone() };
+    let mut stream = run.tokenizer.stream();
+    let mut sampler = Sampler::new(SamplingOptions::default(), 1, 0)?;
+    // The vocabulary of a tokenizer may have holes, and weights may be no numbers: both are errors.
+    let new = generate(&run.model, &prompt, 7, &mut sampler, &mut |id| {
+        let _ = stream.push(id);
+        std::ops::ControlFlow::Continue(())
+    });
+    let _ = stream.finish();
+    let _ = run.tokenizer.decode(&new.unwrap_or_default());
+    if ids.len() > 1 {
+        let batches = windows(&ids, run.model.config().context_len, 2, Rest::Keep)?;
+        let _ = evaluate(&run.model, batches, &Device::Cpu);
+    }
+    Ok(())
+}
+
+/// Resumes the training, and makes a step.
+fn open_training(root: &Path, choice: &TokenizerChoice) -> Result<()> {
+    restamp(root);
+    let (_folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    let options = TrainOptions { steps: checkpoint.state.step.saturating_add(1), ..checkpoint.state.options.clone() };
+    let (_, corpus) = corpus(choice);
+    let mut trainer = Trainer::resume(checkpoint, &config, &options, corpus, &Device::Cpu)?;
+    // Weights that are no numbers are found here.
+    let _ = trainer.train_step();
+    Ok(())
+}
+
+const CHECKPOINT: &str = "training/step-00000002";
+
+/// Gives a checkpoint the checksums of its files, as whoever broke them would.
+fn restamp(root: &Path) {
+    let path = root.join(CHECKPOINT).join("state.json");
+    let Ok(mut state) = serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()) else { return };
+    let Some(checksums) = state.get_mut("checksums").and_then(Value::as_object_mut) else { return };
+    for (name, sum) in checksums {
+        let candidates = [root.join(CHECKPOINT).join(name), root.join(name)];
+        let Some(bytes) = candidates.iter().find_map(|path| std::fs::read(path).ok()) else { continue };
+        let now: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        *sum = now.into();
+    }
+    std::fs::write(&path, serde_json::to_vec_pretty(&state).unwrap()).unwrap();
+}
+
+#[test]
+fn a_configuration() {
+    let victim = Victim::new(&TokenizerChoice::Characters);
+    for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {
+        let good = std::fs::read(victim.path(name)).unwrap();
+        let mutants = [mutate::structured(&good), mutate::broken(&good, 1, random_cases())].concat();
+        victim.endure(name, mutants, &open_model);
+    }
+}
+
+#[test]
+fn weights() {
+    let victim = Victim::new(&TokenizerChoice::Characters);
+    let good = std::fs::read(victim.path("model.safetensors")).unwrap();
+    let mutants = [mutate::lying_headers(&good), mutate::broken(&good, 2, random_cases())].concat();
+    victim.endure("model.safetensors", mutants, &open_model);
+}
+
+#[test]
+fn a_tokenizer() {
+    for (seed, choice) in (3..).zip([TokenizerChoice::Characters, TokenizerChoice::Bpe(258)]) {
+        let victim = Victim::new(&choice);
+        let good = std::fs::read(victim.path("tokenizer.json")).unwrap();
+        // Of the 256 bytes' tokens a few say what all would.
+        let structured = mutate::structured(&good);
+        let step = structured.len().div_ceil(3000);
+        let mutants = [structured.into_iter().step_by(step).collect(), mutate::broken(&good, seed, random_cases())].concat();
+        victim.endure("tokenizer.json", mutants, &open_model);
+    }
+}
+
+#[test]
+fn a_state_of_training() {
+    let choice = TokenizerChoice::Characters;
+    let victim = Victim::new(&choice);
+    let open = |root: &Path| open_training(root, &choice);
+    for (seed, name) in (5..).zip(["state.json", "optimizer.safetensors", "model.safetensors"]) {
+        let name = format!("{CHECKPOINT}/{name}");
+        let good = std::fs::read(victim.path(&name)).unwrap();
+        let ordered = if name.ends_with("json") { mutate::structured(&good) } else { mutate::lying_headers(&good) };
+        victim.endure(&name, [ordered, mutate::broken(&good, seed, random_cases())].concat(), &open);
+    }
+    for (seed, name) in (8..).zip(["training/current", "training/metrics.jsonl", "config.json"]) {
+        let good = std::fs::read(victim.path(name)).unwrap();
+        let mut mutants = mutate::broken(&good, seed, random_cases());
+        mutants.extend(["step-00000002/../../..", "/etc", "step-99999999999999999999", "step-00000000"].map(|text| text.into()));
+        victim.endure(name, mutants, &open);
+    }
+}

@@ -3,13 +3,15 @@
 mod block;
 mod causal_lm;
 mod config;
+mod context;
 mod decoder;
 mod gpt2_json;
 mod tensor_file;
 mod weights;
 
 pub use causal_lm::CausalLm;
-pub use config::{Activation, ModelConfig};
+pub use config::{Activation, DropoutRates, ModelConfig};
+pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
 pub use weights::{load_weights, save_weights};
 pub(crate) use tensor_file::read_safetensors;

@@ -19,6 +19,8 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod dropout;
+#[cfg(feature = "lm")]
 mod hostile;
 #[cfg(feature = "lm")]
 mod model;

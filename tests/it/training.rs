@@ -15,12 +15,12 @@ use crate::support::values;
 
 const TEXT: &str = "one two three four five six seven eight nine ten. ";
 
-fn data() -> (Tokenizer, Corpus) {
+pub fn data() -> (Tokenizer, Corpus) {
     let documents = [Document { name: "numbers".into(), bytes: TEXT.repeat(40).into() }];
     prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
 }
 
-fn config(tokenizer: &Tokenizer) -> ModelConfig {
+pub fn config(tokenizer: &Tokenizer) -> ModelConfig {
     ModelConfig {
         context_len: 13,
         embed_dim: 12,
@@ -31,7 +31,7 @@ fn config(tokenizer: &Tokenizer) -> ModelConfig {
     }
 }
 
-fn options(steps: u64) -> TrainOptions {
+pub fn options(steps: u64) -> TrainOptions {
     TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
 }
 
@@ -42,7 +42,7 @@ fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
 }
 
 /// Trains in the folder, stopping after step `stop` if there is one; gives the losses, bit by bit.
-fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
+pub fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
     let mut losses = vec![];
     let outcome = train(trainer, Some(folder), &mut |event| match event {
         Event::Step(report) => {
@@ -54,11 +54,11 @@ fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (
     (outcome.unwrap(), losses)
 }
 
-fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
+pub fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
     trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect()
 }
 
-fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
+pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let trainer = Trainer::resume(checkpoint, &config, options, data().1, &Device::Cpu)?;
     Ok((folder, trainer))

@@ -2,6 +2,10 @@
 //!
 //! The cases are the same every time; `HOSTILE_CASES=N` makes N times as many random ones.
 
+#[cfg(feature = "cli")]
+mod command;
+#[cfg(unix)]
+mod links;
 mod mutate;
 
 use std::any::Any;
@@ -21,9 +25,18 @@ use sha2::{Digest, Sha256};
 
 const TEXT: &str = "ab ba abc cab. ";
 
-/// Random cases of each kind and file.
-fn random_cases() -> usize {
-    40 * std::env::var("HOSTILE_CASES").map_or(1, |times| times.parse().unwrap())
+/// How many times as many cases as in an everyday run.
+fn times() -> usize {
+    std::env::var("HOSTILE_CASES").map_or(1, |times| times.parse().unwrap())
+}
+
+/// About 600 of the ordered cases, evenly spread, and 60 random ones of `good`; more if asked for.
+fn cases(ordered: Vec<Vec<u8>>, good: &[u8], seed: u64) -> Vec<Vec<u8>> {
+    let step = (ordered.len() / (600 * times())).max(1);
+    // Not even: the values at each place have a rhythm of their own.
+    let step = step + usize::from(step > 1 && step.is_multiple_of(2));
+    let random = mutate::broken(good, seed, 60 * times());
+    ordered.into_iter().step_by(step).chain(random).collect()
 }
 
 fn corpus(choice: &TokenizerChoice) -> (Tokenizer, Corpus) {
@@ -173,8 +186,7 @@ fn a_configuration() {
     let victim = Victim::new(&TokenizerChoice::Characters);
     for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {
         let good = std::fs::read(victim.path(name)).unwrap();
-        let mutants = [mutate::structured(&good), mutate::broken(&good, 1, random_cases())].concat();
-        victim.endure(name, mutants, &open_model);
+        victim.endure(name, cases(mutate::structured(&good), &good, 1), &open_model);
     }
 }
 
@@ -182,8 +194,7 @@ fn a_configuration() {
 fn weights() {
     let victim = Victim::new(&TokenizerChoice::Characters);
     let good = std::fs::read(victim.path("model.safetensors")).unwrap();
-    let mutants = [mutate::lying_headers(&good), mutate::broken(&good, 2, random_cases())].concat();
-    victim.endure("model.safetensors", mutants, &open_model);
+    victim.endure("model.safetensors", cases(mutate::lying_headers(&good), &good, 2), &open_model);
 }
 
 #[test]
@@ -191,11 +202,7 @@ fn a_tokenizer() {
     for (seed, choice) in (3..).zip([TokenizerChoice::Characters, TokenizerChoice::Bpe(258)]) {
         let victim = Victim::new(&choice);
         let good = std::fs::read(victim.path("tokenizer.json")).unwrap();
-        // Of the 256 bytes' tokens a few say what all would.
-        let structured = mutate::structured(&good);
-        let step = structured.len().div_ceil(3000);
-        let mutants = [structured.into_iter().step_by(step).collect(), mutate::broken(&good, seed, random_cases())].concat();
-        victim.endure("tokenizer.json", mutants, &open_model);
+        victim.endure("tokenizer.json", cases(mutate::structured(&good), &good, seed), &open_model);
     }
 }
 
@@ -208,12 +215,11 @@ fn a_state_of_training() {
         let name = format!("{CHECKPOINT}/{name}");
         let good = std::fs::read(victim.path(&name)).unwrap();
         let ordered = if name.ends_with("json") { mutate::structured(&good) } else { mutate::lying_headers(&good) };
-        victim.endure(&name, [ordered, mutate::broken(&good, seed, random_cases())].concat(), &open);
+        victim.endure(&name, cases(ordered, &good, seed), &open);
     }
     for (seed, name) in (8..).zip(["training/current", "training/metrics.jsonl", "config.json"]) {
         let good = std::fs::read(victim.path(name)).unwrap();
-        let mut mutants = mutate::broken(&good, seed, random_cases());
-        mutants.extend(["step-00000002/../../..", "/etc", "step-99999999999999999999", "step-00000000"].map(|text| text.into()));
-        victim.endure(name, mutants, &open);
+        let ordered = ["step-00000002/../../..", "/etc", "step-99999999999999999999", "step-00000000"];
+        victim.endure(name, cases(ordered.map(Into::into).into(), &good, seed), &open);
     }
 }

@@ -70,7 +70,8 @@ pub fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
     let resolved = |path: &Path| {
         fs::canonicalize(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))
     };
-    let (root, target) = (resolved(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?, resolved(&path)?);
+    let (root, target) =
+        (resolved(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?, resolved(&path)?);
     if target.starts_with(&root) || blobs(&root).is_some_and(|blobs| target.starts_with(blobs)) {
         return Ok(path);
     }

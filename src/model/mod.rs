@@ -13,6 +13,6 @@ pub use causal_lm::CausalLm;
 pub use config::{Activation, DropoutRates, ModelConfig};
 pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
-pub use weights::{load_weights, save_weights};
 pub(crate) use tensor_file::read_safetensors;
 pub(crate) use weights::write_safetensors;
+pub use weights::{load_weights, save_weights};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
@@ -33,16 +33,6 @@ impl TensorFile<File> {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let (file, len) = input::open(path)?;
         Self::new(path, file, len)
-    }
-}
-
-impl<'a> TensorFile<Cursor<&'a [u8]>> {
-    /// The content of the file at `path`.
-    ///
-    /// # Errors
-    /// If its header is none, or tells of more or less than there is.
-    pub(super) fn from_bytes(path: &Path, bytes: &'a [u8]) -> Result<Self> {
-        Self::new(path, Cursor::new(bytes), bytes.len() as u64)
     }
 }
 

@@ -150,7 +150,10 @@ impl Store {
 fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
     // The values as they are drawn, and as they are kept.
     let bytes_each = size_of::<f64>() + dtype.size_in_bytes();
-    memory::check(&format!("parameters: {name} of shape {:?}", shape.dims()), memory::tensor_bytes(shape.dims(), bytes_each))?;
+    memory::check(
+        &format!("parameters: {name} of shape {:?}", shape.dims()),
+        memory::tensor_bytes(shape.dims(), bytes_each),
+    )?;
     let values = match init {
         Init::Const(value) => vec![value; shape.elem_count()],
         Init::Randn { mean, stdev } => normal(mean, stdev, shape, rng)?,

@@ -128,5 +128,8 @@ impl RotaryEmbedding {
 fn check_memory(frequencies: usize, max_positions: usize) -> Result<()> {
     let bytes = memory::tensor_bytes(&[max_positions, frequencies], 2 * size_of::<f64>());
     // The frequencies themselves count where there are no positions.
-    memory::check("rotary-embedding", bytes.and_then(|bytes| bytes.checked_add(frequencies.checked_mul(size_of::<f64>())?)))
+    memory::check(
+        "rotary-embedding",
+        bytes.and_then(|bytes| bytes.checked_add(frequencies.checked_mul(size_of::<f64>())?)),
+    )
 }

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
+use super::guard::{check_growth, guarded};
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
 use crate::errors::bare;
@@ -40,9 +41,13 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
-        let mut inner = HfTokenizer::from_bytes(text).map_err(|error| expected(&error))?;
+        check_growth(&json)?;
+        let mut inner =
+            guarded("the tokenizer.json", || HfTokenizer::from_bytes(text).map_err(|error| expected(&error)))?;
         inner.with_truncation(None).map_err(Error::wrap)?;
         inner.with_padding(None);
+        // It would only add special tokens, which are not asked for, and cut the offsets.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         let kind = Kind::of(&json);
         inner.set_encode_special_tokens(!matches!(kind, Kind::Other { .. }));
         let Some(last) = inner.get_vocab(true).into_values().max() else {

@@ -7,6 +7,7 @@ mod command;
 #[cfg(unix)]
 mod links;
 mod mutate;
+mod tokenizers;
 
 use std::any::Any;
 use std::collections::BTreeMap;

@@ -7,11 +7,33 @@ use serde_json::{Value, json};
 /// What a value of JSON or TOML is replaced by, as text.
 fn values() -> Vec<String> {
     let numbers = [
-        "null", "true", "false", "-1", "-0.0", "0", "1", "2", "3.5", "1e300", "-1e300", "1e999", "1e-300", "4294967295",
-        "4294967296", "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616",
-        "NaN", "Infinity", "-Infinity", "inf", "nan",
+        "null",
+        "true",
+        "false",
+        "-1",
+        "-0.0",
+        "0",
+        "1",
+        "2",
+        "3.5",
+        "1e300",
+        "-1e300",
+        "1e999",
+        "1e-300",
+        "4294967295",
+        "4294967296",
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "inf",
+        "nan",
     ];
-    let strings = ["", "NaN", "\u{1b}[31m", "../../etc/passwd", "/dev/zero", "\u{0}", "a b", "<unk>", "(((((", "x{1,1000000}"];
+    let strings =
+        ["", "NaN", "\u{1b}[31m", "../../etc/passwd", "/dev/zero", "\u{0}", "a b", "<unk>", "(((((", "x{1,1000000}"];
     let mut all: Vec<String> = numbers.map(String::from).into();
     all.extend(strings.map(|text| json!(text).to_string()));
     all.extend([json!("🦀é\u{202e}").to_string(), json!("a".repeat(100_000)).to_string()]);
@@ -149,19 +171,26 @@ pub fn lying_headers(good: &[u8]) -> Vec<Vec<u8>> {
     let length = u64::from_le_bytes(good[..8].try_into().unwrap());
     let (header, data) = good[8..].split_at(length as usize);
     let with_length = |length: u64| [&length.to_le_bytes(), &good[8..]].concat();
-    let mut all: Vec<Vec<u8>> = [0, 1, length - 1, length + 1, good.len() as u64, 100_000_000, 1 << 32, 1 << 63, u64::MAX, u64::MAX - 7]
-        .map(with_length)
-        .into();
+    let mut all: Vec<Vec<u8>> =
+        [0, 1, length - 1, length + 1, good.len() as u64, 100_000_000, 1 << 32, 1 << 63, u64::MAX, u64::MAX - 7]
+            .map(with_length)
+            .into();
     let whole = |header: &[u8]| [&(header.len() as u64).to_le_bytes(), header, data].concat();
     all.extend(structured(header).iter().map(|header| whole(header)));
     let mut header: Value = serde_json::from_slice(header).unwrap();
-    let names: Vec<String> = header.as_object().unwrap().keys().filter(|name| *name != "__metadata__").cloned().collect();
+    let names: Vec<String> =
+        header.as_object().unwrap().keys().filter(|name| *name != "__metadata__").cloned().collect();
     for name in &names {
-        for dtype in ["BOOL", "F4", "F6_E2M3", "F8_E8M0", "F8_E5M2", "F8_E4M3", "I64", "U16", "F64", "C64", "F16", "BF16"] {
+        for dtype in
+            ["BOOL", "F4", "F6_E2M3", "F8_E8M0", "F8_E5M2", "F8_E4M3", "I64", "U16", "F64", "C64", "F16", "BF16"]
+        {
             let mut mutant = header.clone();
             mutant[name]["dtype"] = dtype.into();
             all.push(whole(mutant.to_string().as_bytes()));
-            let bytes = match dtype { "I64" | "F64" | "C64" => 2, _ => 1 };
+            let bytes = match dtype {
+                "I64" | "F64" | "C64" => 2,
+                _ => 1,
+            };
             if bytes == 1 {
                 // As many bytes as before, so that only the shape is another.
                 if let Some(last) = mutant[name]["shape"].as_array_mut().and_then(|shape| shape.last_mut()) {
@@ -183,7 +212,8 @@ pub fn lying_headers(good: &[u8]) -> Vec<Vec<u8>> {
     for part in 0..9u64 {
         let from = if part == 0 { end } else { end + part * huge };
         let to = if part == 8 { u64::MAX } else { from + huge };
-        header[format!("x{part}")] = json!({ "dtype": "U8", "shape": [to.wrapping_sub(from)], "data_offsets": [from, to] });
+        header[format!("x{part}")] =
+            json!({ "dtype": "U8", "shape": [to.wrapping_sub(from)], "data_offsets": [from, to] });
         all.push(whole(header.to_string().as_bytes()));
         if to == u64::MAX {
             break;

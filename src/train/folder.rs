@@ -24,9 +24,9 @@ use serde::Serialize;
 use super::checkpoint::{self, Checkpoint, WEIGHTS, remove_folder};
 use super::{Best, Trainer};
 use crate::errors::bare;
-use crate::files;
 use crate::model::ModelConfig;
 use crate::text::Tokenizer;
+use crate::{files, input};
 
 const TRAINING: &str = "training";
 const CURRENT: &str = "current";
@@ -91,8 +91,10 @@ impl RunFolder {
     /// # Errors
     /// If there is no run, its checkpoint is broken, or another process is training in it.
     pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
-        let folder = Self::at(root, 0, 0.0)?;
         let training = root.join(TRAINING);
+        // Of unknown origin: what is read and written here lies here.
+        input::refuse_links(&training)?;
+        let folder = Self::at(root, 0, 0.0)?;
         let config = ModelConfig::open(root)?;
         let checkpoint = checkpoint::load(root, &training.join(current(&training)?), &config, device)?;
         let seconds_before = checkpoint.state.seconds;

@@ -6,7 +6,7 @@ use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
-use super::guard::{check_growth, guarded};
+use super::guard::{check_character_maps, check_growth, guarded};
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
 use crate::errors::bare;
@@ -42,6 +42,7 @@ impl Tokenizer {
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
         check_growth(&json)?;
+        check_character_maps(&json["normalizer"])?;
         let mut inner =
             guarded("the tokenizer.json", || HfTokenizer::from_bytes(text).map_err(|error| expected(&error)))?;
         inner.with_truncation(None).map_err(Error::wrap)?;

@@ -3,7 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{Result, bail};
+use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::normalizers::Precompiled;
 
 /// What `work` of the library gives, or an error where it panics.
 ///
@@ -20,6 +22,16 @@ pub(super) fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result
             bail!("expected a tokenizer that the library can use, but {what} makes it fail: {message}")
         }
     }
+}
+
+/// Refuses character maps that the library unwraps without a look.
+pub(super) fn check_character_maps(normalizer: &Value) -> Result<()> {
+    if normalizer.get("type").is_some_and(|kind| kind == "Precompiled")
+        && let Err(error) = Precompiled::deserialize(normalizer)
+    {
+        bail!("expected a tokenizer.json whose precompiled_charsmap can be read, got {error}");
+    }
+    normalizer["normalizers"].as_array().into_iter().flatten().try_for_each(check_character_maps)
 }
 
 /// The most times as long that the replacements of a tokenizer.json together may make a text.
@@ -62,6 +74,17 @@ mod tests {
         let error = guarded("it", || -> Result<()> { panic!("index {}", 7) }).unwrap_err().to_string();
         assert!(error.contains("it makes it fail: index 7"), "{error}");
         assert_eq!(guarded("it", || Ok(3)).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_character_map_that_is_none_is_refused() {
+        let part = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
+        let nested = json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }, part.clone()] });
+        for normalizer in [part, nested] {
+            let error = check_character_maps(&normalizer).unwrap_err().to_string();
+            assert!(error.contains("precompiled_charsmap can be read"), "{error}");
+        }
+        assert!(check_character_maps(&json!({ "type": "NFC" })).is_ok());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 /// What a value of JSON or TOML is replaced by, as text.
-fn values() -> Vec<String> {
+pub fn values() -> Vec<String> {
     let numbers = [
         "null",
         "true",
@@ -95,20 +95,6 @@ pub fn structured(good: &[u8]) -> Vec<Vec<u8>> {
     for place in all_places {
         all.extend(values().iter().map(|value| replaced(&good, &place, value)));
         all.extend(without_and_twice(&good, &place));
-    }
-    all.into_iter().map(String::into_bytes).collect()
-}
-
-/// Each line `key = value` of a file of TOML with each odd value, without it, and twice.
-pub fn structured_toml(good: &str) -> Vec<Vec<u8>> {
-    let mut all = vec![];
-    let lines: Vec<&str> = good.lines().collect();
-    for (i, line) in lines.iter().enumerate() {
-        let with = |new: &str| [&lines[..i], &[new], &lines[i + 1..]].concat().join("\n");
-        all.extend([with(""), with(&format!("{line}\n{line}"))]);
-        if let Some((key, _)) = line.split_once(" = ") {
-            all.extend(values().iter().map(|value| with(&format!("{key} = {value}"))));
-        }
     }
     all.into_iter().map(String::into_bytes).collect()
 }

@@ -24,7 +24,7 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
-        let bytes = input::read(&file, input::MOST_TOKENIZER_BYTES)?;
+        let bytes = input::read(&file, input::MOST_TOKENIZER_BYTES).map_err(|error| in_file(&file, &bare(&error)))?;
         let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&file, &bare(&error)))?;
         tokenizer.config = read_config(&file)?;
         Ok(tokenizer)

@@ -103,7 +103,7 @@ pub fn refuse_links(folder: &Path) -> Result<()> {
         if kind.is_dir() {
             refuse_links(&entry.path())?;
         } else if !kind.is_file() {
-            bail!("{} is no regular file: expected a folder of this run alone", entry.path().display());
+            bail!("{} is a link or a device: expected a folder of this run alone", entry.path().display());
         }
     }
     Ok(())

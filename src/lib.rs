@@ -12,6 +12,8 @@ pub mod generate;
 pub mod input;
 pub mod memory;
 #[cfg(feature = "lm")]
+pub mod metrics;
+#[cfg(feature = "lm")]
 pub mod model;
 pub mod nn;
 pub mod ops;

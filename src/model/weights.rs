@@ -130,6 +130,9 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
 }
 
+/// A name on disk, the entry it belongs to, and whether it is its `weight` or its `bias`.
+type Found = (String, Entry, &'static str);
+
 /// See [`load_weights`].
 fn read_weights<R: Read + Seek>(
     path: &Path,
@@ -138,11 +141,14 @@ fn read_weights<R: Read + Seek>(
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>> {
     config.validate()?;
-    let found = assigned(&file.tensors(), config).map_err(|problems| in_file(path, &problems))?;
-    memory::check(&path.display().to_string(), config.parameter_bytes())?;
-
+    let (mut found, mut problems) = assigned(&file.tensors(), config);
+    if problems.is_empty() {
+        memory::check(&path.display().to_string(), config.parameter_bytes())?;
+    } else {
+        // Only what may be one more problem is read.
+        found.retain(|(_, _, suffix)| *suffix == "bias" && !config.bias);
+    }
     let mut tensors = BTreeMap::new();
-    let mut problems = Vec::new();
     for (on_disk, entry, suffix) in found {
         let tensor = file.read(&on_disk, device)?;
         match entry.unpack(suffix, &tensor, config.bias) {
@@ -153,11 +159,9 @@ fn read_weights<R: Read + Seek>(
     if problems.is_empty() { Ok(tensors) } else { Err(in_file(path, &problems)) }
 }
 
-/// For each tensor of the model its name on disk, and what it is; or all that is wrong with the names, shapes and dtypes.
-fn assigned(
-    tensors: &BTreeMap<String, TensorInfo>,
-    config: &ModelConfig,
-) -> std::result::Result<Vec<(String, Entry, &'static str)>, Vec<String>> {
+/// For each tensor of the model that fits its name on disk, and what it is; and all that is wrong with the names, shapes
+/// and dtypes.
+fn assigned(tensors: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Vec<String>) {
     let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, info) in tensors {
         if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") {
@@ -186,7 +190,7 @@ fn assigned(
         }
     }
     problems.extend(on_disk.into_values().map(|(name, _)| format!("{name} has no place in the model")));
-    if problems.is_empty() { Ok(found) } else { Err(problems) }
+    (found, problems)
 }
 
 fn in_file(path: &Path, problems: &[String]) -> Error {

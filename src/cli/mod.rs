@@ -11,6 +11,7 @@ mod prepared;
 mod progress;
 mod sample;
 mod terminal;
+mod text_progress;
 mod train;
 
 use std::io::{self, IsTerminal, Write};

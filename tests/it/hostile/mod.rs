@@ -18,7 +18,9 @@ use candle_attention::evaluate::evaluate;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::text::{Corpus, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows};
+use candle_attention::text::{
+    Corpus, CorpusOptions, Document, Ids, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
+};
 use candle_attention::train::{RunFolder, TrainOptions, Trainer};
 use candle_core::{Device, Result};
 use serde_json::Value;
@@ -41,8 +43,9 @@ fn cases(ordered: Vec<Vec<u8>>, good: &[u8], seed: u64) -> Vec<Vec<u8>> {
 }
 
 fn corpus(choice: &TokenizerChoice) -> (Tokenizer, Corpus) {
-    let documents = [Document { name: "letters".into(), bytes: TEXT.repeat(20).into() }];
-    prepare(&documents, &Validation::Fraction(0.1), choice, 5, &mut |_| {}).unwrap()
+    let documents = [Document::new("letters", TEXT.repeat(20))];
+    let options = CorpusOptions::in_memory(5);
+    prepare(&documents, &Validation::Fraction(0.1), choice, &options, &mut |_| {}).unwrap()
 }
 
 fn options() -> TrainOptions {
@@ -148,6 +151,7 @@ fn open_model(root: &Path) -> Result<()> {
     let _ = stream.finish();
     let _ = run.tokenizer.decode(&new.unwrap_or_default());
     if ids.len() > 1 {
+        let ids = Ids::from(ids);
         let batches = windows(&ids, run.model.config().context_len, 2, Rest::Keep)?;
         let _ = evaluate(&run.model, batches, &Device::Cpu);
     }
@@ -157,9 +161,9 @@ fn open_model(root: &Path) -> Result<()> {
 /// Resumes the training, and makes a step.
 fn open_training(root: &Path, choice: &TokenizerChoice) -> Result<()> {
     restamp(root);
-    let (_folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let options = TrainOptions { steps: checkpoint.state.step.saturating_add(1), ..checkpoint.state.options.clone() };
-    let (_, corpus) = corpus(choice);
+    let corpus = folder.ids(&mut |_| {})?.unwrap_or_else(|| corpus(choice).1);
     let mut trainer = Trainer::resume(checkpoint, &config, &options, corpus, &Device::Cpu)?;
     // Weights that are no numbers are found here.
     let _ = trainer.train_step();
@@ -212,13 +216,13 @@ fn a_state_of_training() {
     let choice = TokenizerChoice::Characters;
     let victim = Victim::new(&choice);
     let open = |root: &Path| open_training(root, &choice);
-    for (seed, name) in (5..).zip(["state.json", "optimizer.safetensors", "model.safetensors"]) {
+    for (seed, name) in (5..).zip(["state.json", "optimizer.safetensors", "model.safetensors", "../ids.safetensors"]) {
         let name = format!("{CHECKPOINT}/{name}");
         let good = std::fs::read(victim.path(&name)).unwrap();
         let ordered = if name.ends_with("json") { mutate::structured(&good) } else { mutate::lying_headers(&good) };
         victim.endure(&name, cases(ordered, &good, seed), &open);
     }
-    for (seed, name) in (8..).zip(["training/current", "training/metrics.jsonl", "config.json"]) {
+    for (seed, name) in (9..).zip(["training/current", "training/metrics.jsonl", "config.json"]) {
         let good = std::fs::read(victim.path(name)).unwrap();
         let ordered = ["step-00000002/../../..", "/etc", "step-99999999999999999999", "step-00000000"];
         victim.endure(name, cases(ordered.map(Into::into).into(), &good, seed), &open);

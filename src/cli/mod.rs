@@ -6,9 +6,11 @@ mod eval;
 mod example;
 mod generate;
 mod options;
+mod overfit;
 mod plan;
 mod prepared;
 mod progress;
+mod resolve;
 mod sample;
 mod train;
 

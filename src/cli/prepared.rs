@@ -30,6 +30,7 @@ pub struct Prepared {
 impl Prepared {
     /// Reads the texts and makes or opens the tokenizer.
     pub fn new(options: &Options) -> Result<Self> {
+        options.check_schedule()?;
         options.train_options().validate()?;
         let (documents, validation) = texts(options)?;
         if let Some(init) = &options.init {

@@ -61,7 +61,8 @@ impl Progress {
                     report.step, self.steps, report.validation_loss, report.validation_bits_per_byte
                 ));
             }
-            Event::Saved(_) => {}
+            Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
+            Event::Statistics(_) | Event::Saved(_) => {}
         }
     }
 

@@ -23,6 +23,8 @@ mod dropout;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
+mod recipes;
+#[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]
 mod training;

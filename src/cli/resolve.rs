@@ -23,6 +23,12 @@ impl Options {
         };
         let (steps, learning_rate) = (self.steps.unwrap_or(steps), self.lr.unwrap_or(learning_rate));
         let warmup_steps = self.warmup.unwrap_or(default.warmup_steps.min(steps / 10));
+        let schedule = self.schedule.unwrap_or_default();
+        let a_fifth = (steps / 5).min(steps.saturating_sub(warmup_steps)).max(1);
+        let decay_steps = match schedule {
+            Schedule::WarmupStableDecay => self.decay_steps.unwrap_or(a_fifth),
+            _ => default.decay_steps,
+        };
         TrainOptions {
             steps,
             batch_size: self.batch.unwrap_or(default.batch_size),
@@ -30,8 +36,8 @@ impl Options {
             learning_rate,
             min_learning_rate: self.min_lr.unwrap_or(learning_rate / 10.0),
             warmup_steps,
-            schedule: self.schedule.unwrap_or_default(),
-            decay_steps: self.decay_steps.unwrap_or_else(|| (steps / 5).min(steps.saturating_sub(warmup_steps)).max(1)),
+            schedule,
+            decay_steps,
             accumulate: self.accumulate.unwrap_or(default.accumulate),
             label_smoothing: self.label_smoothing.unwrap_or(default.label_smoothing),
             ema: self.ema.unwrap_or(default.ema),

@@ -7,6 +7,8 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/loss.svg                         a plot of the losses
+//! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
 //! training/settings.toml                    the settings the run was started with
 //! ```
@@ -18,13 +20,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
 use super::checkpoint::{self, Checkpoint, WEIGHTS, remove_folder};
 use super::{Best, Trainer};
 use crate::errors::bare;
 use crate::files;
+use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
 use crate::text::Tokenizer;
 
@@ -39,6 +42,7 @@ pub struct RunFolder {
     root: PathBuf,
     metrics: File,
     metrics_bytes: u64,
+    charts: Charts,
     seconds_before: f64,
     begun: Instant,
     /// Held as long as the folder is open: one process at a time.
@@ -108,6 +112,8 @@ impl RunFolder {
     /// If the best weights are lost, or something cannot be written.
     pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
         self.metrics.set_len(self.metrics_bytes)?;
+        let training = self.root.join(TRAINING);
+        self.charts = Charts::begin(&training, &training.join(METRICS), self.seconds());
         self.publish(trainer.step(), trainer.best())
     }
 
@@ -119,7 +125,8 @@ impl RunFolder {
         }
         let metrics = OpenOptions::new().append(true).create(true).open(training.join(METRICS))?;
         let (root, begun) = (root.to_path_buf(), Instant::now());
-        Ok(Self { root, metrics, metrics_bytes, seconds_before, begun, _lock: lock })
+        let charts = Charts::default();
+        Ok(Self { root, metrics, metrics_bytes, charts, seconds_before, begun, _lock: lock })
     }
 
     /// The settings that the run in `root` was started with.
@@ -163,7 +170,18 @@ impl RunFolder {
         line.push(b'\n');
         self.metrics.write_all(&line)?;
         self.metrics_bytes += line.len() as u64;
+        self.charts.add(&line);
         Ok(())
+    }
+
+    /// Where the loss plot lies, once there are losses to draw.
+    pub fn plot(&self) -> PathBuf {
+        self.root.join(TRAINING).join(PLOT)
+    }
+
+    /// The error that has ended what is drawn from the metrics, told once: training can go on without.
+    pub fn take_charts_error(&mut self) -> Option<Error> {
+        self.charts.take_error()
     }
 
     /// Seconds of training so far, those of the sessions before this one included.
@@ -178,6 +196,7 @@ impl RunFolder {
     /// If something cannot be written; the checkpoint before stays the current one.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
         self.metrics.sync_all()?;
+        self.charts.save();
         let training = self.root.join(TRAINING);
         let name = generation(trainer.step());
         let is_current = current(&training).is_ok_and(|current| current == name);

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use serde::Serialize;
 
 use super::{BadStep, RunFolder, StatisticsReport, StepOutcome, StepReport, Trainer, ValidationReport};
@@ -21,6 +21,8 @@ pub enum Event<'a> {
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
     Saved(u64),
+    /// Loss plot and event file can no longer be written; training goes on without them.
+    ChartsLost(&'a Error),
 }
 
 /// How a run ended.
@@ -74,6 +76,10 @@ pub fn train(
         {
             folder.save(trainer)?;
             interrupted |= on_event(Event::Saved(step)).is_break();
+        }
+        if let Some(error) = folder.as_mut().and_then(|folder| folder.take_charts_error()) {
+            // Who breaks off here is heard at the next step, which is saved.
+            let _ = on_event(Event::ChartsLost(&error));
         }
         if interrupted && step < steps {
             return Ok(Outcome::Interrupted);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use candle_core::{Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::backward::Backward;
 use super::statistics::Before;
@@ -36,11 +36,19 @@ pub struct BadStep {
     #[serde(rename = "skipped")]
     pub reason: String,
     /// Where the sequences of the batch start in the ids.
+    #[serde(serialize_with = "listed")]
     pub sequences: Vec<usize>,
     /// Where those start whose own loss or gradient is not finite; all may be fine alone, where only the sum is too large.
+    #[serde(serialize_with = "listed")]
     pub bad_sequences: Vec<usize>,
     /// Steps skipped so far, this one included.
     pub skipped_steps: u64,
+}
+
+/// As text: places are no quantities, which a plot of the metrics would take numbers for.
+fn listed<S: Serializer>(starts: &[usize], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    let starts: Vec<String> = starts.iter().map(usize::to_string).collect();
+    serializer.serialize_str(&starts.join(" "))
 }
 
 impl fmt::Display for BadStep {

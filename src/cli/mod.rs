@@ -12,6 +12,7 @@ mod prepared;
 mod progress;
 mod resolve;
 mod sample;
+mod text_progress;
 mod train;
 
 use std::io::{self, Write};

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::Result;
 use candle_attention::model::DropoutRates;
@@ -18,7 +19,7 @@ const STEPS: u64 = 500;
 /// Learns one batch by heart and says how that went; writes nothing to disk.
 pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
-    let mut prepared = Prepared::new(&options)?;
+    let mut prepared = Prepared::new(&options, Path::new("runs/run"))?;
     prepared.config.dropout = DropoutRates::default();
     let train_options = options.train_options().for_overfitting();
     plan::check_memory(&prepared, &train_options)?;

@@ -49,6 +49,7 @@ impl Options {
             eps: default.eps,
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
             clip_norm: self.clip.unwrap_or(default.clip_norm),
+            isolate_documents: self.isolate_documents.unwrap_or(default.isolate_documents),
             eval_every: self.eval_every.unwrap_or((steps / 5).max(1)),
             seed: self.seed.unwrap_or(default.seed),
         }
@@ -104,6 +105,7 @@ impl Options {
             beta2: Some(options.beta2),
             weight_decay: Some(options.weight_decay),
             clip: Some(options.clip_norm),
+            isolate_documents: Some(options.isolate_documents),
             accumulate: Some(options.accumulate),
             schedule: Some(options.schedule),
             decay_steps: Some(options.decay_steps).filter(|_| options.schedule == Schedule::WarmupStableDecay),

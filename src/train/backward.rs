@@ -99,7 +99,8 @@ impl Backward<'_> {
         let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
         let label_smoothing = self.label_smoothing;
         let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
-        let context = ForwardContext { dropout: Some(dropout), ..Default::default() };
+        let documents = batch.documents_tensor(self.device)?;
+        let context = ForwardContext { dropout: Some(dropout), documents };
         let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, ..Default::default() };
         self.model.loss_with(&ids, &targets, &options, &context)
     }
@@ -140,7 +141,7 @@ mod tests {
 
     fn batch(b: usize, t: usize) -> Batch {
         let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
-        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b] }
+        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b], documents: None }
     }
 
     /// Every form of the model, with contexts that are full and not.
@@ -171,9 +172,9 @@ mod tests {
                 dropout: Default::default(),
                 label_smoothing: 0.0,
             };
-            for (t, label_smoothing) in [(1, 0.0), (5, 0.2), (7, 0.0)] {
+            for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
                 let backward = Backward { label_smoothing, ..backward };
-                let batch = batch(3, t);
+                let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };
                 let (recorded, by_graph) =

@@ -7,6 +7,7 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/ids.safetensors                  the ids of the text
 //! training/loss.svg                         a plot of the losses
 //! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
@@ -29,13 +30,14 @@ use crate::errors::bare;
 use crate::files;
 use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
-use crate::text::Tokenizer;
+use crate::text::{Corpus, Progress, Tokenizer};
 
 const TRAINING: &str = "training";
 const CURRENT: &str = "current";
 const LOCK: &str = "lock";
 const METRICS: &str = "metrics.jsonl";
 const SETTINGS: &str = "settings.toml";
+const IDS: &str = "ids.safetensors";
 
 /// The folder of a run in training.
 pub struct RunFolder {
@@ -71,6 +73,7 @@ impl RunFolder {
             let _ = remove_folder(&staging);
             bail!("cannot create {}: {}", root.display(), bare(&error));
         }
+        trainer.corpus().forget_temporary();
         Self::at(root, 0, 0.0)
     }
 
@@ -82,6 +85,7 @@ impl RunFolder {
         tokenizer.save(root, config.context_len)?;
         files::replace_with(&root.join(TRAINING).join(SETTINGS), settings.as_bytes())?;
         files::replace_with(&root.join(TRAINING).join(METRICS), b"")?;
+        trainer.corpus().save(&root.join(TRAINING).join(IDS))?;
         Self::at(root, 0, 0.0)?.save(trainer)
     }
 
@@ -127,6 +131,15 @@ impl RunFolder {
         let (root, begun) = (root.to_path_buf(), Instant::now());
         let charts = Charts::default();
         Ok(Self { root, metrics, metrics_bytes, charts, seconds_before, begun, _lock: lock })
+    }
+
+    /// The ids that the run was trained on, if they are still there; see [`Corpus::open`].
+    ///
+    /// # Errors
+    /// If they are damaged.
+    pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
+        let path = self.root.join(TRAINING).join(IDS);
+        path.exists().then(|| Corpus::open(&path, progress)).transpose()
     }
 
     /// The settings that the run in `root` was started with.

@@ -46,6 +46,9 @@ pub struct TrainOptions {
     /// Decay of the exponential moving average of the weights, which is then the model that is validated and saved;
     /// 0 for none.
     pub ema: f64,
+    /// Whether a position sees only its own document where a window spans several. Positions are counted on from the start of
+    /// the window all the same.
+    pub isolate_documents: bool,
     /// Steps between two validations, each followed by a checkpoint.
     pub eval_every: u64,
     /// Validations in a row without a lower loss after which training stops; 0 for never.
@@ -77,6 +80,7 @@ impl Default for TrainOptions {
             clip_norm: 1.0,
             label_smoothing: 0.0,
             ema: 0.0,
+            isolate_documents: false,
             eval_every: 250,
             patience: 0,
             skip_bad_steps: 0,

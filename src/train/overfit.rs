@@ -41,7 +41,7 @@ impl TrainOptions {
     }
 }
 
-/// Trains on the batch of step 0 again and again, until its loss is near the lowest possible or the steps of the options are
+/// Trains on the batch of the next step, for a new trainer the first, again and again, until its loss is near the lowest possible or the steps of the options are
 /// made. A model and options that are sound succeed within some hundred steps; `on_step` may break off.
 ///
 /// # Errors
@@ -50,7 +50,7 @@ pub fn overfit_one_batch(
     trainer: &mut Trainer,
     on_step: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<OverfitReport> {
-    let batch = trainer.sampler.batch(&trainer.corpus.train, 0)?;
+    let batch = trainer.next_batch()?;
     let lowest_possible = lowest_loss(&batch);
     let mut first_loss = None;
     loop {
@@ -71,6 +71,7 @@ fn lowest_loss(batch: &Batch) -> f64 {
     let (b, t) = (batch.batch_size, batch.seq_len);
     // The number of what each sequence has been so far: sequences that began alike share it.
     let mut beginnings = vec![0usize; b];
+    let documents = batch.documents.as_ref();
     let mut sum = 0.0;
     for position in 0..t {
         let mut numbers = HashMap::new();
@@ -78,6 +79,10 @@ fn lowest_loss(batch: &Batch) -> f64 {
         let mut totals: HashMap<usize, f64> = HashMap::new();
         for (sequence, beginning) in beginnings.iter_mut().enumerate() {
             let place = sequence * t + position;
+            if documents.is_some_and(|numbers| position > 0 && numbers[place] != numbers[place - 1]) {
+                // Nothing before this position is seen.
+                *beginning = usize::MAX;
+            }
             let next = numbers.len();
             *beginning = *numbers.entry((*beginning, batch.inputs[place])).or_insert(next);
             *counts.entry((*beginning, batch.targets[place])).or_default() += 1.0;
@@ -103,6 +108,7 @@ mod tests {
             batch_size: inputs.len(),
             seq_len: 3,
             starts: vec![0; inputs.len()],
+            documents: None,
         };
         // Each begins in its own way: all can be learned.
         assert_eq!(lowest_loss(&batch(&[[1, 2, 3], [2, 3, 4]], &[[2, 3, 4], [3, 4, 5]])), 0.0);

@@ -149,8 +149,8 @@ impl Trainer {
         Ok(None)
     }
 
-    fn next_batch(&self) -> Result<Batch> {
-        self.sampler.batch(&self.corpus.train, self.step)
+    pub(super) fn next_batch(&self) -> Result<Batch> {
+        Ok(self.sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id()))
     }
 
     /// Makes the step, unless it is bad.

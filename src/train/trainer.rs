@@ -89,6 +89,9 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         options.validate()?;
+        if options.isolate_documents && config.end_of_text_id.is_none() {
+            bail!("trainer: isolate_documents expects several documents, with an end-of-text token between them");
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let left_over = parameters.unread();
         if !left_over.is_empty() {
@@ -185,6 +188,8 @@ impl Trainer {
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
+        let end = self.isolating_id();
+        let batches = batches.map(|batch| Ok(batch?.kept_apart(end)));
         let evaluation = evaluate(&self.model, batches, &self.device)?;
         if !evaluation.loss.is_finite() {
             bail!("step {}: the validation loss is {}; {}", self.step, evaluation.loss, BadStep::ADVICE);
@@ -202,6 +207,11 @@ impl Trainer {
                 .bits_per_byte(self.corpus.validation.len(), self.corpus.validation_bytes),
             is_best,
         })
+    }
+
+    /// The token that documents are kept apart by, where they are.
+    pub(super) fn isolating_id(&self) -> Option<u32> {
+        self.config().end_of_text_id.filter(|_| self.options.isolate_documents)
     }
 
     /// Steps done.

@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{TrainOptions, Trainer};
+use super::{Counters, TrainOptions, Trainer};
 use crate::files;
 use crate::model::{ModelConfig, load_weights, read_safetensors, save_weights, write_safetensors};
 use crate::ops;
@@ -38,6 +38,9 @@ pub struct TrainState {
     pub step: u64,
     /// The best model so far, once there was a validation.
     pub best: Option<Best>,
+    /// What it has counted.
+    #[serde(default)]
+    pub counters: Counters,
     /// The options of the run.
     pub options: TrainOptions,
     /// The fingerprint of the token ids.
@@ -73,8 +76,7 @@ pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: 
     remove_folder(path)?;
     fs::create_dir_all(&temporary)?;
 
-    let weights = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
-    save_weights(&temporary.join(WEIGHTS), trainer.config(), &weights.collect())?;
+    save_weights(&temporary.join(WEIGHTS), trainer.config(), &trainer.weights())?;
     write_safetensors(&temporary.join(MOMENTS), trainer.moments())?;
     let sums = vouched_for(root, &temporary).into_iter().map(|(name, path)| Ok((name.to_string(), checksum(&path)?)));
     let checksums = sums.collect::<Result<_>>()?;
@@ -82,6 +84,7 @@ pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: 
         format: FORMAT,
         step: trainer.step(),
         best: trainer.best(),
+        counters: trainer.counters(),
         options: trainer.options().clone(),
         corpus: trainer.corpus().fingerprint.clone(),
         metrics_bytes,

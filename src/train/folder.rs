@@ -19,7 +19,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
@@ -126,7 +126,7 @@ impl RunFolder {
     fn at(root: &Path, metrics_bytes: u64, seconds_before: f64) -> Result<Self> {
         let training = root.join(TRAINING);
         let lock = File::create(training.join(LOCK))?;
-        if lock.try_lock().is_err() {
+        if !is_locked(&lock) {
             bail!("another process is training in {}", root.display());
         }
         let metrics = OpenOptions::new().append(true).create(true).open(training.join(METRICS))?;
@@ -262,6 +262,18 @@ impl RunFolder {
         }
         Ok(())
     }
+}
+
+/// Takes the lock of a folder, unless another process keeps it. A process that this one has just started holds what is open
+/// here for the moment until it becomes another program.
+fn is_locked(lock: &File) -> bool {
+    const TRIES: usize = 20;
+    (0..TRIES).any(|_| {
+        lock.try_lock().is_ok() || {
+            std::thread::sleep(Duration::from_millis(10));
+            false
+        }
+    })
 }
 
 /// The name of the checkpoint folder of a step.

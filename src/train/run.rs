@@ -2,15 +2,21 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, bail};
+use serde::Serialize;
 
-use super::{RunFolder, StepReport, Trainer, ValidationReport};
+use super::{BadStep, RunFolder, StatisticsReport, StepOutcome, StepReport, Trainer, ValidationReport};
+use crate::errors::bare;
 
 /// What [`train`] tells while it runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// A step is done.
     Step(&'a StepReport),
+    /// A step was bad, and is left out.
+    Skipped(&'a BadStep),
+    /// What the last step did to each tensor.
+    Statistics(&'a StatisticsReport),
     /// A pass over the validation part is done.
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
@@ -24,6 +30,8 @@ pub enum Event<'a> {
 pub enum Outcome {
     /// All steps are done.
     Finished,
+    /// The validation loss has not become lower for as long as the options have patience; the run is saved.
+    StoppedEarly,
     /// The listener broke off; the run can be resumed.
     Interrupted,
 }
@@ -32,7 +40,8 @@ pub enum Outcome {
 /// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished and saved.
 ///
 /// # Errors
-/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good.
+/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good. Before a bad step that
+/// is not skipped ends the run, what was good is saved.
 pub fn train(
     trainer: &mut Trainer,
     mut folder: Option<&mut RunFolder>,
@@ -43,33 +52,69 @@ pub fn train(
         folder.begin(trainer)?;
     }
     while trainer.step() < steps {
-        let report = trainer.train_step()?;
-        if let Some(folder) = &mut folder {
-            folder.log(&report)?;
+        if trainer.is_out_of_patience() {
+            return Ok(Outcome::StoppedEarly);
         }
-        let mut interrupted = on_event(Event::Step(&report)).is_break();
+        let mut interrupted = match trainer.next_step()? {
+            StepOutcome::Done(report) => tell_step(trainer, &report, folder.as_deref_mut(), on_event)?,
+            StepOutcome::Skipped(bad) => {
+                log(folder.as_deref_mut(), &bad)?;
+                on_event(Event::Skipped(&bad)).is_break()
+            }
+            StepOutcome::Failed(bad) => return save_before(trainer, &bad, folder),
+        };
 
-        let is_due = report.step == steps || report.step.is_multiple_of(eval_every);
+        let step = trainer.step();
+        let is_due = step == steps || step.is_multiple_of(eval_every);
         if is_due && !trainer.corpus().validation.is_empty() {
             let validation = trainer.validate()?;
-            if let Some(folder) = &mut folder {
-                folder.log(&validation)?;
-            }
+            log(folder.as_deref_mut(), &validation)?;
             interrupted |= on_event(Event::Validation(&validation)).is_break();
         }
         if (is_due || interrupted)
             && let Some(folder) = &mut folder
         {
             folder.save(trainer)?;
-            interrupted |= on_event(Event::Saved(report.step)).is_break();
+            interrupted |= on_event(Event::Saved(step)).is_break();
         }
         if let Some(error) = folder.as_mut().and_then(|folder| folder.take_charts_error()) {
             // Who breaks off here is heard at the next step, which is saved.
             let _ = on_event(Event::ChartsLost(&error));
         }
-        if interrupted && report.step < steps {
+        if interrupted && step < steps {
             return Ok(Outcome::Interrupted);
         }
     }
     Ok(Outcome::Finished)
+}
+
+fn log(folder: Option<&mut RunFolder>, report: &impl Serialize) -> Result<()> {
+    folder.map_or(Ok(()), |folder| folder.log(report))
+}
+
+/// Logs a step and tells of it; gives whether the listener broke off.
+fn tell_step(
+    trainer: &Trainer,
+    report: &StepReport,
+    mut folder: Option<&mut RunFolder>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<bool> {
+    log(folder.as_deref_mut(), report)?;
+    let mut interrupted = on_event(Event::Step(report)).is_break();
+    if let Some(statistics) = trainer.statistics() {
+        log(folder, statistics)?;
+        interrupted |= on_event(Event::Statistics(statistics)).is_break();
+    }
+    Ok(interrupted)
+}
+
+/// Saves the state before a bad step, if it is sound, and gives the error that ends the run.
+fn save_before(trainer: &Trainer, bad: &BadStep, folder: Option<&mut RunFolder>) -> Result<Outcome> {
+    if let Some(folder) = folder
+        && trainer.unsound_weight()?.is_none()
+        && let Err(error) = folder.save(trainer)
+    {
+        bail!("{bad}; {}; the state before it cannot be saved: {}", BadStep::ADVICE, bare(&error));
+    }
+    bail!("{bad}; {}", BadStep::ADVICE)
 }

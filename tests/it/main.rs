@@ -28,6 +28,8 @@ mod hostile;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
+mod recipes;
+#[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]
 mod training;

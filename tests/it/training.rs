@@ -38,7 +38,7 @@ pub fn options(steps: u64) -> TrainOptions {
     TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
 }
 
-fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
+pub fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
     let (tokenizer, corpus) = data();
     let trainer = Trainer::new(&config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
     (tokenizer, trainer)

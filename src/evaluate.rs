@@ -28,19 +28,18 @@ impl Evaluation {
     }
 }
 
-/// Batches that are taken from the text at once.
-const SIDE_BY_SIDE: usize = 32;
-
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.
 ///
 /// # Errors
 /// If there is no batch, or the model refuses one.
 pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Batch>, device: &Device) -> Result<Evaluation> {
     let (mut total, mut tokens) = (0.0, 0);
+    // Enough for all threads, and few enough for an iterator that is asked to stop to be asked often.
+    let side_by_side = 2 * rayon::current_num_threads();
     let mut batches = batches.peekable();
     while batches.peek().is_some() {
         // Side by side, each on one thread, and added in order.
-        let group: Vec<Batch> = batches.by_ref().take(SIDE_BY_SIDE).collect();
+        let group: Vec<Batch> = batches.by_ref().take(side_by_side).collect();
         let losses = ops::map(group.len(), |i| {
             let loss = model.loss(&group[i].inputs_tensor(device)?, &group[i].targets_tensor(device)?)?;
             Ok(f64::from(loss.to_scalar::<f32>()?))

@@ -10,6 +10,7 @@ mod plan;
 mod prepared;
 mod progress;
 mod sample;
+mod signals;
 mod train;
 
 use std::io::{self, Write};

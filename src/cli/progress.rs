@@ -61,7 +61,7 @@ impl Progress {
                     report.step, self.steps, report.validation_loss, report.validation_bits_per_byte
                 ));
             }
-            Event::Saved(_) => {}
+            Event::Validating | Event::Saved(_) => {}
         }
     }
 

@@ -11,4 +11,4 @@ pub use causal_lm::CausalLm;
 pub use config::{Activation, ModelConfig};
 pub use decoder::Decoder;
 pub use weights::{load_weights, save_weights};
-pub(crate) use weights::{read_safetensors, write_safetensors};
+pub(crate) use weights::{safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};

@@ -75,6 +75,11 @@ fn entries(config: &ModelConfig) -> Vec<Entry> {
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
 pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    files::replace_with(path, &weights_to_bytes(config, tensors)?)
+}
+
+/// The content of the file that [`save_weights`] writes.
+pub(crate) fn weights_to_bytes(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let get = |name: String| match tensors.get(&name) {
         Some(tensor) => Ok(tensor),
         None => bail!("weights: {name} is missing"),
@@ -97,21 +102,19 @@ pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String
             on_disk.push((format!("{}.bias", entry.on_disk), bias));
         }
     }
-    write_safetensors(path, on_disk)
+    safetensors_to_bytes(on_disk)
 }
 
-/// Writes tensors to a safetensors file that transformers opens; the file is replaced whole.
-pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+/// The content of a safetensors file that transformers opens.
+pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
     // transformers refuses files that do not name the framework whose layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    // Not `serialize_to_file`, whose files only their owner can read.
-    let bytes = safetensors::serialize(tensors, Some(metadata))?;
-    files::replace_with(path, &bytes)
+    Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
-/// Reads all tensors of a safetensors file.
-pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    match candle_core::safetensors::load_buffer(&files::read(path)?, device) {
+/// All tensors of a safetensors file with this content; `path` is for messages.
+pub(crate) fn safetensors_from_bytes(path: &Path, bytes: &[u8], device: &Device) -> Result<BTreeMap<String, Tensor>> {
+    match candle_core::safetensors::load_buffer(bytes, device) {
         Ok(tensors) => Ok(tensors.into_iter().collect()),
         Err(error) => bail!("cannot read {}: {}", path.display(), bare(&error)),
     }
@@ -128,7 +131,18 @@ const NAMED_PROBLEMS: usize = 12;
 /// If the file cannot be read, or tensors are missing, left over, misshapen, or not zero though `config` has no
 /// biases; all of them are listed.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let mut on_disk: BTreeMap<_, _> = read_safetensors(path, device)?.into_iter().map(with_prefix).collect();
+    weights_from_bytes(path, &files::read(path)?, config, device)
+}
+
+/// [`load_weights`] of a file with this content; `path` is for messages.
+pub(crate) fn weights_from_bytes(
+    path: &Path,
+    bytes: &[u8],
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    let on_disk = safetensors_from_bytes(path, bytes, device)?;
+    let mut on_disk: BTreeMap<_, _> = on_disk.into_iter().map(with_prefix).collect();
     on_disk.retain(|name, _| !name.ends_with(".attn.bias") && !name.ends_with(".attn.masked_bias"));
     if config.tie_embeddings {
         // Tied by the configuration: some files hold the copy all the same.

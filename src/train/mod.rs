@@ -6,7 +6,10 @@
 mod adamw;
 mod backward;
 mod checkpoint;
+#[cfg(test)]
+mod crash_tests;
 mod folder;
+mod generations;
 mod gradients;
 mod options;
 mod run;

@@ -11,6 +11,8 @@ use super::{RunFolder, StepReport, Trainer, ValidationReport};
 pub enum Event<'a> {
     /// A step is done.
     Step(&'a StepReport),
+    /// A batch of a validation is next: a long validation can be broken off here.
+    Validating,
     /// A pass over the validation part is done.
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
@@ -27,7 +29,8 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options, with a validation, where the corpus has a part for it, and a checkpoint every
-/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished and saved.
+/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished
+/// and saved, a validation is left for whoever resumes.
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good.
@@ -40,30 +43,51 @@ pub fn train(
     if let Some(folder) = &mut folder {
         folder.begin(trainer)?;
     }
-    while trainer.step() < steps {
-        let report = trainer.train_step()?;
-        if let Some(folder) = &mut folder {
-            folder.log(&report)?;
-        }
-        let mut interrupted = on_event(Event::Step(&report)).is_break();
-
-        let is_due = report.step == steps || report.step.is_multiple_of(eval_every);
-        if is_due && !trainer.corpus().validation.is_empty() {
-            let validation = trainer.validate()?;
+    while trainer.step() < steps || trainer.validation_is_pending() {
+        let mut interrupted = false;
+        let mut is_due = trainer.validation_is_pending();
+        if !is_due {
+            let report = trainer.train_step()?;
             if let Some(folder) = &mut folder {
-                folder.log(&validation)?;
+                folder.log(&report)?;
             }
-            interrupted |= on_event(Event::Validation(&validation)).is_break();
+            interrupted = on_event(Event::Step(&report)).is_break();
+            is_due = report.step == steps || report.step.is_multiple_of(eval_every);
+        }
+        if is_due && !trainer.corpus().validation.is_empty() {
+            interrupted |= validate(trainer, folder.as_deref_mut(), interrupted, on_event)?;
         }
         if (is_due || interrupted)
             && let Some(folder) = &mut folder
         {
             folder.save(trainer)?;
-            interrupted |= on_event(Event::Saved(report.step)).is_break();
+            interrupted |= on_event(Event::Saved(trainer.step())).is_break();
         }
-        if interrupted && report.step < steps {
+        if interrupted && (trainer.step() < steps || trainer.validation_is_pending()) {
             return Ok(Outcome::Interrupted);
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Validates unless `interrupted`, and says whether the listener has broken off by now.
+fn validate(
+    trainer: &mut Trainer,
+    folder: Option<&mut RunFolder>,
+    mut interrupted: bool,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<bool> {
+    let report = trainer.validate_while(&mut || match interrupted {
+        true => ControlFlow::Break(()),
+        false => {
+            let flow = on_event(Event::Validating);
+            interrupted = flow.is_break();
+            flow
+        }
+    })?;
+    let Some(report) = report else { return Ok(true) };
+    if let Some(folder) = folder {
+        folder.log(&report)?;
+    }
+    Ok(on_event(Event::Validation(&report)).is_break())
 }

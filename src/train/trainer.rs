@@ -1,8 +1,9 @@
 //! The model, the optimizer and the data of a training run.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use super::backward::Backward;
@@ -65,6 +66,7 @@ pub struct Trainer {
     is_recording_checked: bool,
     step: u64,
     best: Option<Best>,
+    validation_is_pending: bool,
     device: Device,
 }
 
@@ -127,6 +129,7 @@ impl Trainer {
             is_recording_checked: false,
             step: 0,
             best: None,
+            validation_is_pending: false,
             device: device.clone(),
         })
     }
@@ -162,6 +165,7 @@ impl Trainer {
             trainer.audit = GradientAudit::new(std::iter::empty(), &[], 0);
         }
         trainer.best = state.best;
+        trainer.validation_is_pending = state.validation_is_pending;
         Ok(trainer)
     }
 
@@ -192,6 +196,7 @@ impl Trainer {
         let learning_rate = self.options.learning_rate_at(self.step);
         self.optimizer.step(&gradients, self.step, learning_rate)?;
         self.step += 1;
+        self.validation_is_pending = false;
         Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() })
     }
 
@@ -217,10 +222,31 @@ impl Trainer {
     /// # Errors
     /// If the corpus has no validation part, or the loss is not finite.
     pub fn validate(&mut self) -> Result<ValidationReport> {
+        let validation = self.validate_while(&mut || ControlFlow::Continue(()))?;
+        validation.ok_or_else(|| Error::Msg("validate: nobody broke it off, and there is no loss".into()))
+    }
+
+    /// [`Trainer::validate`], broken off as soon as `go_on` says so, which is asked before each batch: then there is no
+    /// report, and the validation [is pending](Self::validation_is_pending).
+    ///
+    /// # Errors
+    /// Those of [`Trainer::validate`].
+    pub fn validate_while(&mut self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<Option<ValidationReport>> {
+        self.validation_is_pending = true;
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
-        let evaluation = evaluate(&self.model, batches, &self.device)?;
+        let mut is_broken_off = false;
+        let batches = batches.take_while(|_| {
+            is_broken_off |= go_on().is_break();
+            !is_broken_off
+        });
+        let evaluation = evaluate(&self.model, batches, &self.device);
+        if is_broken_off {
+            return Ok(None);
+        }
+        let evaluation = evaluation?;
+        self.validation_is_pending = false;
         if !evaluation.loss.is_finite() {
             bail!("step {}: the validation loss is {}; a lower learning rate may help", self.step, evaluation.loss);
         }
@@ -228,13 +254,18 @@ impl Trainer {
         if is_best {
             self.best = Some(Best { step: self.step, validation_loss: evaluation.loss });
         }
-        Ok(ValidationReport {
+        Ok(Some(ValidationReport {
             step: self.step,
             validation_loss: evaluation.loss,
             validation_bits_per_byte: evaluation
                 .bits_per_byte(self.corpus.validation.len(), self.corpus.validation_bytes),
             is_best,
-        })
+        }))
+    }
+
+    /// Whether a validation was broken off at this step: it is the next thing to do.
+    pub fn validation_is_pending(&self) -> bool {
+        self.validation_is_pending
     }
 
     /// Steps done.

@@ -19,7 +19,13 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod exact_resume;
+#[cfg(all(feature = "cli", unix))]
+mod interruptions;
+#[cfg(feature = "lm")]
 mod model;
+#[cfg(all(feature = "lm", unix))]
+mod strange_folders;
 #[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]

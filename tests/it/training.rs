@@ -15,7 +15,7 @@ use crate::support::values;
 
 const TEXT: &str = "one two three four five six seven eight nine ten. ";
 
-fn data() -> (Tokenizer, Corpus) {
+pub fn data() -> (Tokenizer, Corpus) {
     let documents = [Document { name: "numbers".into(), bytes: TEXT.repeat(40).into() }];
     prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
 }
@@ -31,18 +31,18 @@ fn config(tokenizer: &Tokenizer) -> ModelConfig {
     }
 }
 
-fn options(steps: u64) -> TrainOptions {
+pub fn options(steps: u64) -> TrainOptions {
     TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
 }
 
-fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
+pub fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
     let (tokenizer, corpus) = data();
     let trainer = Trainer::new(&config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
     (tokenizer, trainer)
 }
 
 /// Trains in the folder, stopping after step `stop` if there is one; gives the losses, bit by bit.
-fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
+pub fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
     let mut losses = vec![];
     let outcome = train(trainer, Some(folder), &mut |event| match event {
         Event::Step(report) => {
@@ -58,10 +58,18 @@ fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
     trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect()
 }
 
-fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
+pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let trainer = Trainer::resume(checkpoint, &config, options, data().1, &Device::Cpu)?;
     Ok((folder, trainer))
+}
+
+/// Creates a run in `root` and trains it to its end.
+pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
+    let (tokenizer, mut trainer) = trainer(options);
+    let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    (folder, trainer)
 }
 
 #[test]

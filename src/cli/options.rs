@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use candle_attention::model::{Activation, ModelConfig};
+use candle_attention::model::{Activation, DropoutRates, ModelConfig};
 use candle_attention::text::TokenizerChoice;
 use candle_attention::train::TrainOptions;
 use clap::{Args, ValueEnum};
@@ -67,6 +67,9 @@ pub struct Options {
     /// Parts of a batch that run side by side, each on one thread [default: one a core]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub shards: Option<usize>,
+    /// The share of activations dropped in training, from 0 to below 1 [default: 0, or that of --init]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub dropout: Option<f64>,
     /// Highest learning rate [default: 0.001, or 0.003 on the built-in corpus]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
@@ -196,8 +199,19 @@ impl Options {
             bias: self.bias.unwrap_or(default.bias),
             tie_embeddings: self.tie.unwrap_or(default.tie_embeddings),
             end_of_text_id,
+            dropout: DropoutRates::all(self.dropout.unwrap_or(0.0)),
             ..default
         }
+    }
+
+    /// The model in the folder `init`, with another dropout where one is given.
+    pub fn init_config(&self, init: &Path) -> Result<ModelConfig> {
+        let mut config = ModelConfig::open(init)?;
+        if let Some(rate) = self.dropout {
+            config.dropout = DropoutRates::all(rate);
+        }
+        config.validate()?;
+        Ok(config)
     }
 
     /// With every option given that a later run needs to be the same, and paths that hold from anywhere: what is saved
@@ -221,6 +235,7 @@ impl Options {
             clip: Some(options.clip_norm),
             eval_every: Some(options.eval_every),
             seed: Some(options.seed),
+            dropout: self.dropout,
             ..Self::default()
         };
         // With `init` the sizes and the tokenizer are those of its folder.
@@ -237,6 +252,7 @@ impl Options {
             resolved.context = Some(config.context_len);
             resolved.bias = Some(config.bias);
             resolved.tie = Some(config.tie_embeddings);
+            resolved.dropout = Some(config.dropout.residual);
         }
         Ok(resolved)
     }

@@ -34,7 +34,7 @@ impl Prepared {
         let (documents, validation) = texts(options)?;
         if let Some(init) = &options.init {
             options.check_init()?;
-            let config = ModelConfig::open(init)?;
+            let config = options.init_config(init)?;
             let tokenizer = Tokenizer::from_file(init)?;
             check_vocabulary(init, &config, &tokenizer)?;
             let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;

@@ -24,6 +24,24 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// The shares of elements that are dropped in training, where GPT-2 does so; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DropoutRates {
+    /// Of the embeddings; `embd_pdrop` in Hugging Face's files.
+    pub embedding: f64,
+    /// Of the attention weights; `attn_pdrop`.
+    pub attention: f64,
+    /// Of what attention and feed-forward network add to the residual stream; `resid_pdrop`.
+    pub residual: f64,
+}
+
+impl DropoutRates {
+    /// One rate everywhere.
+    pub fn all(rate: f64) -> Self {
+        Self { embedding: rate, attention: rate, residual: rate }
+    }
+}
+
 /// Sizes and options of a [`CausalLm`](super::CausalLm).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -49,6 +67,8 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// The id of the end-of-text token, where the vocabulary has one.
     pub end_of_text_id: Option<u32>,
+    /// What training drops.
+    pub dropout: DropoutRates,
 }
 
 /// The standard deviation of initial weights, GPT-2's.
@@ -70,6 +90,7 @@ impl ModelConfig {
             bias: false,
             tie_embeddings: true,
             end_of_text_id: None,
+            dropout: DropoutRates::default(),
         }
     }
 
@@ -101,6 +122,12 @@ impl ModelConfig {
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);
+        }
+        let DropoutRates { embedding, attention, residual } = self.dropout;
+        for (name, rate) in [("embedding", embedding), ("attention", attention), ("residual", residual)] {
+            if !(0.0..1.0).contains(&rate) {
+                bail!("model config: expected {name} dropout from 0 to below 1, got {rate}");
+            }
         }
         match self.end_of_text_id {
             Some(id) if id as usize >= self.vocab_size => {

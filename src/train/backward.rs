@@ -1,10 +1,10 @@
 //! From a batch to its loss and gradients.
 
-use candle_core::{Device, Result, Var, bail};
+use candle_core::{Device, Result, Tensor, Var, bail};
 
 use super::Gradients;
-use crate::model::CausalLm;
-use crate::ops;
+use crate::model::{CausalLm, DropoutSource, ForwardContext};
+use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
 /// A model in training, as its gradients are computed.
@@ -13,13 +13,34 @@ pub(super) struct Backward<'a> {
     /// The variables of the model.
     pub(super) vars: &'a [(String, Var)],
     pub(super) device: &'a Device,
+    /// The random numbers of the step, for the first sequence of its batch.
+    pub(super) dropout: DropoutSource,
+}
+
+/// A part of a batch.
+struct Shard {
+    batch: Batch,
+    /// The number of its first sequence in the batch.
+    first_sequence: u64,
+}
+
+impl Shard {
+    fn all(batch: &Batch, count: usize) -> Vec<Self> {
+        let mut next = 0;
+        let shard = |batch: Batch| {
+            let first_sequence = next;
+            next += batch.batch_size as u64;
+            Self { batch, first_sequence }
+        };
+        batch.shards(count).into_iter().map(shard).collect()
+    }
 }
 
 impl Backward<'_> {
     /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
     /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
     pub(super) fn gradients(&self, batch: &Batch, shards: usize) -> Result<(f64, Gradients)> {
-        let shards = batch.shards(shards);
+        let shards = Shard::all(batch, shards);
         let divisor = batch.targets.len() as f64;
         let parts = ops::map(shards.len(), |i| match self.records() {
             true => self.recorded(&shards[i], divisor),
@@ -36,19 +57,25 @@ impl Backward<'_> {
     }
 
     /// The loss of a shard, divided by the targets of the whole batch, and its gradients, by [`ops::record`].
-    fn recorded(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
-        let (loss, recording) = ops::record::record(|| self.model.loss_sum(&ids, &targets, divisor))?;
+    fn recorded(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        let (loss, recording) = ops::record::record(|| self.loss(shard, divisor))?;
         let gradients = Gradients::collect_recorded(recording.backward(&loss)?, self.vars)?;
         Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 
     /// The same by candle's graph.
-    fn by_graph(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
-        let loss = self.model.loss_sum(&ids, &targets, divisor)?;
+    fn by_graph(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        let loss = self.loss(shard, divisor)?;
         let gradients = Gradients::collect(loss.backward()?, self.vars)?;
         Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+
+    fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
+        let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
+        let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
+        let context = ForwardContext { dropout: Some(dropout), ..Default::default() };
+        let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
+        self.model.loss_with(&ids, &targets, &options, &context)
     }
 
     /// Holds the recorded gradients of the batch's first sequence against those of candle's graph: an operation that was
@@ -62,9 +89,9 @@ impl Backward<'_> {
         if !self.records() {
             return Ok(());
         }
-        let sequences = batch.shards(batch.batch_size);
+        let sequences = Shard::all(batch, batch.batch_size);
         let Some(first) = sequences.first() else { return Ok(()) };
-        let divisor = first.targets.len() as f64;
+        let divisor = first.batch.targets.len() as f64;
         let (recorded, by_graph) = (self.recorded(first, divisor)?.1, self.by_graph(first, divisor)?.1);
         for ((name, _), (recorded, expected)) in self.vars.iter().zip(recorded.tensors().iter().zip(by_graph.tensors()))
         {
@@ -80,10 +107,10 @@ impl Backward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Activation, ModelConfig};
+    use crate::model::{Activation, DropoutRates, ModelConfig};
     use crate::nn::{MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
     use crate::ops::testing::randn;
-    use candle_core::{DType, Tensor};
+    use candle_core::DType;
 
     fn batch(b: usize, t: usize) -> Batch {
         let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
@@ -104,16 +131,18 @@ mod tests {
         let forms = [
             base.clone(),
             ModelConfig { bias: true, ..base.clone() },
+            ModelConfig { dropout: DropoutRates::all(0.3), ..base.clone() },
             ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base },
         ];
         for config in forms {
             let parameters = Parameters::new(3);
             let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
             let vars = parameters.vars();
-            let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu };
+            let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu, dropout: Default::default() };
             for t in [1, 5, 7] {
                 let batch = batch(3, t);
                 backward.check_recording(&batch).unwrap();
+                let batch = Shard { batch, first_sequence: 2 };
                 let (recorded, by_graph) =
                     (backward.recorded(&batch, 5.0).unwrap(), backward.by_graph(&batch, 5.0).unwrap());
                 assert_eq!(recorded.0, by_graph.0);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::backward::Backward;
 use super::{AdamW, Best, Checkpoint, GradientAudit, Gradients, TrainOptions};
 use crate::evaluate::evaluate;
-use crate::model::{CausalLm, ModelConfig};
+use crate::model::{CausalLm, DropoutSource, ModelConfig};
 use crate::nn::Parameters;
 use crate::text::{Batch, BatchSampler, Corpus, Rest, windows};
 
@@ -183,7 +183,8 @@ impl Trainer {
     /// # Errors
     /// Those of [`Trainer::train_step`].
     pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
-        let backward = Backward { model: &self.trainable, vars: &self.vars, device: &self.device };
+        let dropout = DropoutSource { seed: self.options.seed, step: self.step, first_sequence: 0 };
+        let backward = Backward { model: &self.trainable, vars: &self.vars, device: &self.device, dropout };
         if !self.is_recording_checked {
             backward.check_recording(batch)?;
             self.is_recording_checked = true;

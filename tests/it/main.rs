@@ -19,6 +19,8 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod dropout;
+#[cfg(feature = "lm")]
 mod exact_resume;
 #[cfg(all(feature = "cli", unix))]
 mod interruptions;

@@ -20,7 +20,7 @@ pub fn data() -> (Tokenizer, Corpus) {
     prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
 }
 
-fn config(tokenizer: &Tokenizer) -> ModelConfig {
+pub fn config(tokenizer: &Tokenizer) -> ModelConfig {
     ModelConfig {
         context_len: 13,
         embed_dim: 12,
@@ -54,7 +54,7 @@ pub fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) 
     (outcome.unwrap(), losses)
 }
 
-fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
+pub fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
     trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect()
 }
 

@@ -9,6 +9,8 @@ mod files;
 #[cfg(feature = "lm")]
 pub mod generate;
 #[cfg(feature = "lm")]
+pub mod metrics;
+#[cfg(feature = "lm")]
 pub mod model;
 pub mod nn;
 pub mod ops;

@@ -62,6 +62,11 @@ impl Progress {
                 ));
             }
             Event::Validating | Event::Saved(_) => {}
+            Event::ChartsLost(error) => {
+                let error = error.to_string();
+                let error = error.lines().next().unwrap_or_default();
+                self.line(&format!("no loss plot and no TensorBoard events from here on: {error}"));
+            }
         }
     }
 

@@ -195,6 +195,10 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
+    let plot = folder.plot();
+    if plot.exists() {
+        writeln!(out, "loss plot: {}", plot.display())?;
+    }
     writeln!(out, "more text: attn generate {}", quoted(root))?;
     Ok(())
 }

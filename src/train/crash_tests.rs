@@ -74,7 +74,8 @@ fn content(root: &Path) -> Vec<(String, Vec<u8>)> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                // The names and times in the event files are those of the day.
+                folders.extend((!path.ends_with("tensorboard")).then_some(path));
                 continue;
             }
             let mut bytes = std::fs::read(&path).unwrap();

@@ -7,6 +7,8 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/loss.svg                         a plot of the losses
+//! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
 //! training/settings.toml                    the settings the run was started with
 //! ```
@@ -28,7 +30,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
 use super::Trainer;
@@ -36,6 +38,7 @@ use super::checkpoint::{self, Checkpoint, WEIGHTS};
 use super::generations;
 use crate::errors::bare;
 use crate::files;
+use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
 use crate::text::Tokenizer;
 
@@ -49,6 +52,7 @@ pub struct RunFolder {
     root: PathBuf,
     metrics: File,
     metrics_bytes: u64,
+    charts: Charts,
     seconds_before: f64,
     begun: Instant,
     /// Of what lies at the root beside the weights.
@@ -154,6 +158,7 @@ impl RunFolder {
                 bail!("broken checkpoint: {} is not the file that was written", source.join(WEIGHTS).display());
             }
         }
+        self.charts = Charts::begin(&training, &training.join(METRICS), self.seconds());
         self.publish(trainer)?;
         files::remove_file(&files::sibling(&target))?;
         files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
@@ -178,6 +183,7 @@ impl RunFolder {
             root: root.to_path_buf(),
             metrics: files::open_in_place(&training.join(METRICS))?,
             metrics_bytes: 0,
+            charts: Charts::default(),
             seconds_before: 0.0,
             begun: Instant::now(),
             root_checksums: BTreeMap::new(),
@@ -227,7 +233,18 @@ impl RunFolder {
         line.push(b'\n');
         files::append(&self.metrics, &self.root.join(TRAINING).join(METRICS), self.metrics_bytes, &line)?;
         self.metrics_bytes += line.len() as u64;
+        self.charts.add(&line);
         Ok(())
+    }
+
+    /// Where the loss plot lies, once there are losses to draw.
+    pub fn plot(&self) -> PathBuf {
+        self.root.join(TRAINING).join(PLOT)
+    }
+
+    /// The error that has ended what is drawn from the metrics, told once: training can go on without.
+    pub fn take_charts_error(&mut self) -> Option<Error> {
+        self.charts.take_error()
     }
 
     /// Seconds of training so far, those of the sessions before this one included.
@@ -251,6 +268,7 @@ impl RunFolder {
             let needed = WRITTEN_WEIGHTS * checkpoint::weights_bytes(trainer.config());
             files::check_space(&training, "a checkpoint", needed)?;
             files::sync(&training.join(METRICS))?;
+            self.charts.save();
             let checksums = self.root_checksums.clone();
             checkpoint::write(&training.join(&name), trainer, checksums, self.metrics_bytes, self.seconds())?;
             generations::set_current(&training, &name)?;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::Result;
+use candle_core::{Error, Result};
 
 use super::{RunFolder, StepReport, Trainer, ValidationReport};
 
@@ -17,6 +17,8 @@ pub enum Event<'a> {
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
     Saved(u64),
+    /// Loss plot and event file can no longer be written; training goes on without them.
+    ChartsLost(&'a Error),
 }
 
 /// How a run ended.
@@ -62,6 +64,10 @@ pub fn train(
         {
             folder.save(trainer)?;
             interrupted |= on_event(Event::Saved(trainer.step())).is_break();
+        }
+        if let Some(error) = folder.as_mut().and_then(|folder| folder.take_charts_error()) {
+            // Who breaks off here is heard at the next step, which is saved.
+            let _ = on_event(Event::ChartsLost(&error));
         }
         if interrupted && (trainer.step() < steps || trainer.validation_is_pending()) {
             return Ok(Outcome::Interrupted);

@@ -79,7 +79,8 @@ fn result(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         paths.sort();
         for path in paths {
             if path.is_dir() {
-                folders.push(path);
+                // The names of the event files are those of the day.
+                folders.extend((!path.ends_with("tensorboard")).then_some(path));
             } else {
                 let is_exact = path.extension().is_some_and(|extension| extension == "safetensors");
                 let content = if is_exact { std::fs::read(&path).unwrap() } else { vec![] };

@@ -5,6 +5,7 @@
 
 mod attention_cache;
 mod chapter;
+mod determinism;
 mod drop_in;
 mod gradient_traps;
 mod layer;

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Document, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{CorpusOptions, Document, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
@@ -31,9 +31,9 @@ fn main() -> Result<()> {
     let [steps, eval_every, sample_every, warm] = if is_bench { LONG } else { SHORT };
 
     let space = tempfile::tempdir()?;
-    let documents = [Document { name: "text".into(), bytes: TEXT.repeat(200).into() }];
-    let (tokenizer, corpus) =
-        prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 32, &mut |_| {})?;
+    let documents = [Document::new("text", TEXT.repeat(200))];
+    let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(32));
+    let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
     let config = ModelConfig {
         context_len: 32,
         embed_dim: 32,

@@ -11,6 +11,7 @@ mod prepared;
 mod progress;
 mod sample;
 mod signals;
+mod text_progress;
 mod train;
 
 use std::io::{self, Write};

@@ -17,10 +17,10 @@ const BUILT_IN_LEARNING_RATE: f64 = 3e-3;
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Options {
-    /// Text files to train on, UTF-8 (or any files with --tokenizer byte)
+    /// Text files to train on, and folders of them, UTF-8 (or any files with --tokenizer byte)
     #[arg(value_name = "TEXT")]
     pub texts: Vec<PathBuf>,
-    /// A text file to validate on, instead of the last part of TEXT; may be given several times
+    /// A text file to validate on, or a folder of them, instead of the last part of TEXT; may be given several times
     #[arg(long, value_name = "FILE")]
     pub validation: Vec<PathBuf>,
     /// The part of TEXT, at its end, that is held out to validate on [default: 0.1]
@@ -67,6 +67,12 @@ pub struct Options {
     /// Parts of a batch that run side by side, each on one thread [default: one a core]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub shards: Option<usize>,
+    /// Keep documents that share a window apart: none sees another [default: false]
+    #[arg(
+        long, value_name = "BOOL", help_heading = "Training", num_args = 0..=1, default_missing_value = "true",
+        require_equals = true
+    )]
+    pub isolate_documents: Option<bool>,
     /// The share of activations dropped in training, from 0 to below 1 [default: 0, or that of --init]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub dropout: Option<f64>,
@@ -178,6 +184,7 @@ impl Options {
             eps: default.eps,
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
             clip_norm: self.clip.unwrap_or(default.clip_norm),
+            isolate_documents: self.isolate_documents.unwrap_or(default.isolate_documents),
             eval_every: self.eval_every.unwrap_or((steps / 5).max(1)),
             seed: self.seed.unwrap_or(default.seed),
         }
@@ -233,6 +240,7 @@ impl Options {
             beta2: Some(options.beta2),
             weight_decay: Some(options.weight_decay),
             clip: Some(options.clip_norm),
+            isolate_documents: Some(options.isolate_documents),
             eval_every: Some(options.eval_every),
             seed: Some(options.seed),
             dropout: self.dropout,

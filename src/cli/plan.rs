@@ -68,11 +68,11 @@ pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
     Ok(())
 }
 
-/// The ids of the text; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
+/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
 /// twelve tensors of C channels and three of F a block, and a few of C before and behind.
 fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
-    let ids = corpus.train.len() + corpus.validation.len() + corpus.train_bytes + corpus.validation_bytes;
+    let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     let state = config.parameter_count().saturating_mul(options.shards.min(options.batch_size).saturating_add(4));
     let block = 12 * config.embed_dim + 3 * config.hidden_dim;
     let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;

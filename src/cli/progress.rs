@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use candle_attention::text::BpeProgress;
 use candle_attention::train::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -82,24 +81,6 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-        }
-    }
-}
-
-/// Shows how far the learning of a BPE has come.
-pub fn bpe_progress() -> impl FnMut(BpeProgress) {
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    move |progress| {
-        let line = match progress {
-            BpeProgress::Counting { done, total } => {
-                format!("learning a BPE: counted the words of {} of {} kB", done / 1000, total / 1000)
-            }
-            BpeProgress::Merging { merges } => format!("learning a BPE: {merges} merges"),
-        };
-        match &bar {
-            Some(bar) => bar.set_message(line),
-            None if matches!(progress, BpeProgress::Merging { .. }) => note(&line),
-            None => {}
         }
     }
 }

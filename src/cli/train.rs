@@ -8,15 +8,16 @@ use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Sampler, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
-use candle_attention::text::{Corpus, Tokenizer};
+use candle_attention::text::Tokenizer;
 use candle_attention::train::{Event, Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
 use super::options::Options;
-use super::prepared::{Prepared, describe, texts};
+use super::prepared::{Prepared, describe, encode};
 use super::progress::{Progress, note};
 use super::sample::{self, Form};
+use super::text_progress::text_progress;
 use super::{Failure, chart, plan, signals};
 
 /// Arguments of `attn train`.
@@ -30,7 +31,8 @@ pub struct TrainArgs {
     /// Where the run goes [default: the first unused runs/TEXT-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in --out; only --steps and --eval-every may change, and where TEXT lies
+    /// Go on with the run in --out; only --steps and --eval-every may change. TEXT is not needed: if it is given, it must be
+    /// the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
     /// Say what would be trained, how much memory and how long it takes, and leave it at that
@@ -60,7 +62,8 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(root) = args.out.as_deref().filter(|root| root.exists() && !args.dry_run) {
         bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
     }
-    let prepared = Prepared::new(&options)?;
+    let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
+    let prepared = Prepared::new(&options, root)?;
     let train_options = options.train_options();
     if args.dry_run {
         return plan::print(prepared, &train_options, out);
@@ -113,11 +116,14 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
     let options = given.or(&saved)?;
     let train_options = options.train_options();
-    let (documents, validation) = texts(&options)?;
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
-    let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
+    let has_texts = given.given()?.iter().any(|name| ["texts", "validation"].contains(&name.as_str()));
+    let corpus = match folder.ids(&mut text_progress())? {
+        Some(corpus) if !has_texts => corpus,
+        _ => encode(&tokenizer, &options, config.context_len, root)?,
+    };
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
     folder.write_settings(&options.to_toml()?)?;
     Ok((trainer, folder))

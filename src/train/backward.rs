@@ -73,7 +73,8 @@ impl Backward<'_> {
     fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
         let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
         let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
-        let context = ForwardContext { dropout: Some(dropout), ..Default::default() };
+        let documents = batch.documents_tensor(self.device)?;
+        let context = ForwardContext { dropout: Some(dropout), documents };
         let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
         self.model.loss_with(&ids, &targets, &options, &context)
     }
@@ -114,7 +115,7 @@ mod tests {
 
     fn batch(b: usize, t: usize) -> Batch {
         let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
-        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b] }
+        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b], documents: None }
     }
 
     /// Every form of the model, with contexts that are full and not.
@@ -139,8 +140,8 @@ mod tests {
             let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
             let vars = parameters.vars();
             let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu, dropout: Default::default() };
-            for t in [1, 5, 7] {
-                let batch = batch(3, t);
+            for (t, end) in [(1, None), (5, None), (7, None), (7, Some(4))] {
+                let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };
                 let (recorded, by_graph) =

@@ -7,6 +7,7 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/ids.safetensors                  the ids of the text
 //! training/loss.svg                         a plot of the losses
 //! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
@@ -40,12 +41,13 @@ use crate::errors::bare;
 use crate::files;
 use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
-use crate::text::Tokenizer;
+use crate::text::{Corpus, Progress, Tokenizer};
 
 const TRAINING: &str = "training";
 const LOCK: &str = "lock";
 const METRICS: &str = "metrics.jsonl";
 const SETTINGS: &str = "settings.toml";
+const IDS: &str = "ids.safetensors";
 
 /// The folder of a run in training.
 pub struct RunFolder {
@@ -81,11 +83,13 @@ impl RunFolder {
         files::check_space(files::parent(root), "the run", needed)?;
         let staging = files::staging_folder(root)?;
         let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
-        written.or_else(|error| {
+        if let Err(error) = &written {
             // Best effort: the error that counts is the one that is returned.
             let _ = files::remove_folder(&staging);
-            bail!("cannot create {}: {}", root.display(), bare(&error))
-        })
+            bail!("cannot create {}: {}", root.display(), bare(error));
+        }
+        trainer.corpus().forget_temporary();
+        written
     }
 
     fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
@@ -95,6 +99,7 @@ impl RunFolder {
         files::write_new(&root.join("config.json"), config.to_json()?.as_bytes())?;
         files::write_new(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
         tokenizer.save(root, config.context_len)?;
+        trainer.corpus().save(&training.join(IDS))?;
         files::write_new(&training.join(SETTINGS), settings.as_bytes())?;
         folder.root_checksums = checkpoint::root_checksums(root)?;
         folder.save(trainer)?;
@@ -190,6 +195,15 @@ impl RunFolder {
             published: None,
             _lock: lock,
         })
+    }
+
+    /// The ids that the run was trained on, if they are still there; see [`Corpus::open`].
+    ///
+    /// # Errors
+    /// If they are damaged.
+    pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
+        let path = self.root.join(TRAINING).join(IDS);
+        path.exists().then(|| Corpus::open(&path, progress)).transpose()
     }
 
     /// The settings that the run in `root` was started with.

@@ -31,6 +31,9 @@ pub struct TrainOptions {
     pub weight_decay: f64,
     /// The global gradient norm above which gradients are scaled down; 0 for never.
     pub clip_norm: f64,
+    /// Whether a position sees only its own document where a window spans several. Positions are counted on from the start of
+    /// the window all the same.
+    pub isolate_documents: bool,
     /// Steps between two validations, each followed by a checkpoint.
     pub eval_every: u64,
     /// The seed of everything random: initial weights and batches.
@@ -51,6 +54,7 @@ impl Default for TrainOptions {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            isolate_documents: false,
             eval_every: 250,
             seed: 1,
         }

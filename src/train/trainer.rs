@@ -101,6 +101,9 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         options.validate()?;
+        if options.isolate_documents && config.end_of_text_id.is_none() {
+            bail!("trainer: isolate_documents expects several documents, with an end-of-text token between them");
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let left_over = parameters.unread();
         if !left_over.is_empty() {
@@ -174,7 +177,7 @@ impl Trainer {
     /// # Errors
     /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
     pub fn train_step(&mut self) -> Result<StepReport> {
-        let batch = self.sampler.batch(&self.corpus.train, self.step)?;
+        let batch = self.sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id());
         self.train_step_on(&batch)
     }
 
@@ -237,6 +240,8 @@ impl Trainer {
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
+        let end = self.isolating_id();
+        let batches = batches.map(|batch| Ok(batch?.kept_apart(end)));
         let mut is_broken_off = false;
         let batches = batches.take_while(|_| {
             is_broken_off |= go_on().is_break();
@@ -267,6 +272,11 @@ impl Trainer {
     /// Whether a validation was broken off at this step: it is the next thing to do.
     pub fn validation_is_pending(&self) -> bool {
         self.validation_is_pending
+    }
+
+    /// The token that documents are kept apart by, where they are.
+    fn isolating_id(&self) -> Option<u32> {
+        self.config().end_of_text_id.filter(|_| self.options.isolate_documents)
     }
 
     /// Steps done.

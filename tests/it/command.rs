@@ -121,6 +121,38 @@ fn several_texts_have_an_end_of_text_between_them() {
 }
 
 #[test]
+fn texts_are_files_and_folders() {
+    let space = Space::new();
+    for (path, text) in [("texts/b.md", "bbb bbb\n"), ("texts/a/1.txt", "aaa aaa\n"), ("texts/.git/x", "xxx")] {
+        std::fs::create_dir_all(space.path(path).parent().unwrap()).unwrap();
+        space.write(path, text.repeat(60).as_bytes());
+    }
+    space.write("texts/empty", b"");
+    let output = space.attn(&format!("train texts {SMALL} --validation texts/a --out run"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("2 texts; left out: 1 hidden, 1 empty"), "{told}");
+    assert!(space.works("generate run --max-tokens 3 --prompt ab").starts_with("ab"));
+    space.refuses("generate run --prompt x", "'x'"); // What is hidden is not learned from.
+
+    let number = |printed: &str, label: &str| -> f64 {
+        let line = printed.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("{label}: {printed}"));
+        line[label.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let alone = ["texts/a", "texts/b.md"].map(|path| number(&space.works(&format!("eval run {path}")), "loss"));
+    let printed = space.works("eval run texts");
+    for (loss, name) in alone.iter().zip(["texts/a/1.txt", "texts/b.md"]) {
+        let line = printed.lines().find(|line| line.ends_with(name)).unwrap();
+        assert!(line.trim_start().starts_with(&format!("{loss:.4}")), "{line}");
+    }
+    // Both are as long, so the mean is in the middle.
+    assert!((number(&printed, "loss") - (alone[0] + alone[1]) / 2.0).abs() < 1e-4, "{printed}");
+
+    space.write("texts/c.bin", b"text\nte\xfft");
+    let expected = "texts/c.bin: expected utf-8 text, got the byte 0xff at line 2, column 3";
+    space.refuses(&format!("train text.txt texts/c.bin {SMALL}"), expected);
+}
+
+#[test]
 fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out runs/a"));
@@ -141,8 +173,21 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     assert!(space.path("runs/d.tmp").exists(), "a folder that is not ours is gone");
     space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
 
+    // The ids are part of the run: the text is needed no more, but if it is given it must be the same.
+    let ids = space.path("runs/a/training/ids.safetensors");
+    std::fs::rename(space.path("text.txt"), space.path("moved.txt")).unwrap();
+    space.works("train --resume --out runs/a --steps 19");
+    space.works("train moved.txt --resume --out runs/a --steps 20");
     space.write("text.txt", "Another text altogether. ".repeat(90).as_bytes());
-    space.refuses("train --resume --out runs/a --steps 24", "unknown character");
+    space.refuses("train text.txt --resume --out runs/a --steps 24", "unknown character");
+    let good = std::fs::read(&ids).unwrap();
+    let mut damaged = good.clone();
+    damaged[1030] ^= 1;
+    std::fs::write(&ids, damaged).unwrap();
+    space.refuses("train --resume --out runs/a --steps 24", "broken ids");
+    // Lost ids are made again from the text that the run knows.
+    std::fs::remove_file(&ids).unwrap();
+    space.works("train --resume --out runs/a --steps 21");
 }
 
 #[test]

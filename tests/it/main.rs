@@ -20,6 +20,8 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod documents;
+#[cfg(feature = "lm")]
 mod dropout;
 #[cfg(feature = "lm")]
 mod exact_resume;

@@ -7,7 +7,9 @@ use candle_attention::evaluate::evaluate;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::text::{Corpus, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows};
+use candle_attention::text::{
+    Corpus, CorpusOptions, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
+};
 use candle_attention::train::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
@@ -16,8 +18,9 @@ use crate::support::values;
 const TEXT: &str = "one two three four five six seven eight nine ten. ";
 
 pub fn data() -> (Tokenizer, Corpus) {
-    let documents = [Document { name: "numbers".into(), bytes: TEXT.repeat(40).into() }];
-    prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
+    let documents = [Document::new("numbers", TEXT.repeat(40))];
+    let options = CorpusOptions::in_memory(13);
+    prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, &options, &mut |_| {}).unwrap()
 }
 
 pub fn config(tokenizer: &Tokenizer) -> ModelConfig {
@@ -77,7 +80,7 @@ fn one_batch_overfits_to_near_zero() {
     let options = TrainOptions { learning_rate: 1e-2, min_learning_rate: 1e-2, weight_decay: 0.0, ..options(1) };
     let (_, corpus) = data();
     // One window is all there is to draw.
-    let corpus = Corpus { train: corpus.train[..14].to_vec(), ..corpus };
+    let corpus = Corpus { train: corpus.train.to_vec().unwrap()[..14].to_vec().into(), ..corpus };
     let (tokenizer, _) = data();
     let config = ModelConfig { embed_dim: 24, hidden_dim: 96, ..config(&tokenizer) };
     let options = TrainOptions { steps: 200, ..options };

@@ -17,7 +17,7 @@ pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -
         .or_else(|| dropped(inner, &encoding, text))
         .or_else(|| missing_bytes(inner, &encoding, text));
     match lost {
-        Some(offset) => Err(unknown_character(text, offset)),
+        Some(offset) => Err(unknown_character(text, offset).within(text)),
         None => Ok(encoding.get_ids().to_vec()),
     }
 }

@@ -60,7 +60,8 @@ impl Progress {
                     report.step, self.steps, report.validation_loss, report.validation_bits_per_byte
                 ));
             }
-            Event::Validating | Event::Saved(_) => {}
+            Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
+            Event::Validating | Event::Statistics(_) | Event::Saved(_) => {}
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();

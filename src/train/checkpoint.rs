@@ -7,7 +7,7 @@ use candle_core::{Device, Error, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{TrainOptions, Trainer};
+use super::{Counters, TrainOptions, Trainer};
 use crate::files;
 use crate::model::{ModelConfig, safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};
 use crate::ops;
@@ -45,6 +45,9 @@ pub struct TrainState {
     pub validation_is_pending: bool,
     /// The best model so far, once there was a validation.
     pub best: Option<Best>,
+    /// What it has counted.
+    #[serde(default)]
+    pub counters: Counters,
     /// The options of the run.
     pub options: TrainOptions,
     /// The fingerprint of the token ids.
@@ -91,14 +94,14 @@ pub(super) fn write(
         checksums.insert(name.to_string(), write_and_sum(&temporary.join(name), bytes)?);
         Ok::<_, Error>(())
     };
-    let weights = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
-    write(WEIGHTS, &weights_to_bytes(trainer.config(), &weights.collect())?)?;
+    write(WEIGHTS, &weights_to_bytes(trainer.config(), &trainer.weights())?)?;
     write(MOMENTS, &safetensors_to_bytes(trainer.moments())?)?;
     let state = TrainState {
         format: FORMAT,
         step: trainer.step(),
         validation_is_pending: trainer.validation_is_pending(),
         best: trainer.best(),
+        counters: trainer.counters(),
         options: trainer.options().clone(),
         corpus: trainer.corpus().fingerprint.clone(),
         metrics_bytes,
@@ -119,11 +122,20 @@ fn write_and_sum(path: &Path, bytes: &[u8]) -> Result<String> {
     })
 }
 
+/// The names of tensors and what else stands beside them in a file, at most.
+const HEADER_BYTES: u64 = 1 << 20;
+
 /// Bytes on disk of the weights of a model, at most: biases that it has not are written as zeros.
 pub(super) fn weights_bytes(config: &ModelConfig) -> u64 {
-    const HEADERS: u64 = 1 << 20;
     let weights = 4 * config.parameter_count() as u64;
-    weights + weights / 50 + HEADERS
+    weights + weights / 50 + HEADER_BYTES
+}
+
+/// Bytes on disk of a checkpoint of `trainer`, at most.
+pub(super) fn bytes(trainer: &Trainer) -> Result<u64> {
+    let moments = trainer.moments();
+    let moments = moments.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum::<u64>();
+    Ok(weights_bytes(trainer.config()) + moments + HEADER_BYTES)
 }
 
 /// The checksums of those files at the run's root that a checkpoint is of no use without.

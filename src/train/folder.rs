@@ -73,13 +73,12 @@ impl RunFolder {
     /// # Errors
     /// If `root` exists already or cannot be written, or the disk has no space for all that the run will keep.
     pub fn create(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
-        /// The best checkpoint, the last and the next, three times the weights each, and the root's with their next.
-        const KEPT_WEIGHTS: u64 = 3 * 3 + 2;
         if fs::symlink_metadata(root).is_ok() {
             bail!("{} already exists", root.display());
         }
         remove_dead_staging_folders(root);
-        let needed = KEPT_WEIGHTS * checkpoint::weights_bytes(trainer.config());
+        // The best checkpoint, the last and the next; the weights at the root and their next.
+        let needed = 3 * checkpoint::bytes(trainer)? + 2 * checkpoint::weights_bytes(trainer.config());
         files::check_space(files::parent(root), "the run", needed)?;
         let staging = files::staging_folder(root)?;
         let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
@@ -273,13 +272,12 @@ impl RunFolder {
     /// If something cannot be written, or the disk has no space for it, which is looked at before anything is written; the
     /// checkpoint before stays the current one, and the save can be tried again.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
-        /// Weights, two moments of the same size, and perhaps a copy at the root.
-        const WRITTEN_WEIGHTS: u64 = 4;
         let training = self.root.join(TRAINING);
         let name = generations::of(trainer);
         let is_current = generations::current(&training).is_ok_and(|current| current == name);
         if !is_current {
-            let needed = WRITTEN_WEIGHTS * checkpoint::weights_bytes(trainer.config());
+            // Perhaps with a copy of the weights at the root.
+            let needed = checkpoint::bytes(trainer)? + checkpoint::weights_bytes(trainer.config());
             files::check_space(&training, "a checkpoint", needed)?;
             files::sync(&training.join(METRICS))?;
             self.charts.save();

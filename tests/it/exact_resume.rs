@@ -4,22 +4,35 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
+use candle_attention::model::{DropoutRates, ModelConfig};
 use candle_attention::run::Run;
-use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
+use candle_attention::train::{Event, RunFolder, Schedule, TrainOptions, Trainer, train};
 use candle_core::Device;
 
 use crate::support::values;
-use crate::training::{options, resume, trainer};
+use crate::training::{config, data, options, resume};
 
 const STEPS: u64 = 12;
 
-/// The options whose runs must be exact.
-fn all_options() -> Vec<(&'static str, TrainOptions)> {
+/// The options whose runs must be exact, each with a rate of dropout.
+fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
     let base = TrainOptions { eval_every: 4, shards: 3, ..options(STEPS) };
+    let everything = TrainOptions {
+        accumulate: 2,
+        ema: 0.9,
+        label_smoothing: 0.1,
+        schedule: Schedule::WarmupStableDecay,
+        decay_steps: 5,
+        statistics_every: 3,
+        patience: 9,
+        ..base.clone()
+    };
     vec![
-        ("the preset", base.clone()),
-        ("one shard, no clipping", TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
-        ("a best model that is not the last", TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.7, ..base }),
+        ("the preset", 0.0, base.clone()),
+        ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
+        ("dropout", 0.2, base.clone()),
+        ("dropout, accumulation, average and more", 0.1, everything),
+        ("a best not last", 0.0, TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.7, ..base }),
     ]
 }
 
@@ -54,10 +67,12 @@ fn end(root: &Path, trainer: &Trainer) -> End {
 }
 
 /// Runs in `root` on so many threads, leaving after each of the steps `stops`.
-fn run(root: &Path, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
+fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let (tokenizer, mut trainer) = trainer(options);
+        let (tokenizer, corpus) = data();
+        let config = ModelConfig { dropout: DropoutRates::all(dropout), ..config(&tokenizer) };
+        let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
         let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
         for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
             let on_event = &mut |event: Event| match event {
@@ -75,15 +90,16 @@ fn run(root: &Path, options: &TrainOptions, threads: usize, stops: &[u64]) -> En
 
 #[test]
 fn two_halves_are_the_whole_to_the_last_bit() {
-    for (label, options) in all_options() {
+    for (label, dropout, options) in all_options() {
         let space = tempfile::tempdir().unwrap();
-        let whole = run(&space.path().join("whole"), &options, 1, &[]);
-        assert_eq!(whole.metrics.len() as u64, STEPS + STEPS / options.eval_every, "{label}");
+        let whole = run(&space.path().join("whole"), dropout, &options, 1, &[]);
+        let steps = whole.metrics.iter().filter(|line| line.get("loss").is_some()).count() as u64;
+        assert_eq!(steps, STEPS, "{label}");
         // Between two checkpoints, at one that comes with a validation, and after every step.
         let every: Vec<u64> = (1..STEPS).collect();
         for (threads, stops) in [(1, &[6][..]), (2, &[6]), (5, &[4, 7]), (2, &every)] {
             let label = format!("{label}, {threads} threads, stopped after {stops:?}");
-            let parts = run(&space.path().join(&label), &options, threads, stops);
+            let parts = run(&space.path().join(&label), dropout, &options, threads, stops);
             assert_eq!(parts.metrics, whole.metrics, "{label}");
             assert_eq!(parts.best, whole.best, "{label}");
             assert_eq!(parts.sample, whole.sample, "{label}");

@@ -29,6 +29,8 @@ mod exact_resume;
 mod interruptions;
 #[cfg(feature = "lm")]
 mod model;
+#[cfg(feature = "lm")]
+mod recipes;
 #[cfg(all(feature = "lm", unix))]
 mod strange_folders;
 #[cfg(feature = "lm")]

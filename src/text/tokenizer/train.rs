@@ -26,8 +26,8 @@ impl Tokenizer {
     /// same tokenizer.
     ///
     /// The vocabulary has `vocab_size` ids, or fewer where no further pair of tokens stands in the texts twice. Merges
-    /// are learned from the 2^18 most frequent words; up to 2^20 different words are counted exactly, and where there are
-    /// more, the rarer half of them is forgotten each time.
+    /// are learned from the 2^17 most frequent words, or eight for each id where that is more; up to 2^19 different words are
+    /// counted exactly, and where there are more, the rarer half of them is forgotten each time.
     ///
     /// # Errors
     /// A `vocab_size` that doesn't hold the 256 bytes and the end of text, or above 2^24; and a word of more than 2^16
@@ -72,7 +72,7 @@ impl Tokenizer {
             .initial_alphabet(byte_alphabet::characters().into())
             .build();
         let mut model = BPE::default();
-        trainer.do_train(&in_alphabet(counts), &mut model).map_err(Error::wrap)?;
+        trainer.do_train(&in_alphabet(counts, vocab_size), &mut model).map_err(Error::wrap)?;
         let learned = serde_json::to_value(&model).map_err(Error::wrap)?;
         let mut vocab: Vec<(String, u32)> = model.get_vocab().into_iter().collect();
         vocab.sort_unstable_by_key(|&(_, id)| id);
@@ -99,8 +99,8 @@ fn least_size(end_of_text: bool) -> usize {
 }
 
 /// The words in GPT-2's alphabet, with counts that the library can add up: it has 32 bits for a pair's.
-fn in_alphabet(counts: WordCounts) -> AHashMap<CompactString, u64> {
-    let (counts, alphabet) = (counts.finish(), byte_alphabet::characters());
+fn in_alphabet(counts: WordCounts, vocab_size: usize) -> AHashMap<CompactString, u64> {
+    let (counts, alphabet) = (counts.finish(vocab_size), byte_alphabet::characters());
     let pairs: u128 = counts.iter().map(|(word, &count)| word.len() as u128 * u128::from(count)).sum();
     let shift = (0..64).find(|shift| pairs >> shift <= i32::MAX as u128).unwrap_or_default();
     let spelled = |word: &str| word.bytes().map(|byte| alphabet[usize::from(byte)]).collect();
@@ -119,7 +119,7 @@ mod tests {
         for (word, count) in [(" the", 1 << 40), (" a", 1 << 20), (" x", 5)] {
             counts.set(word, count);
         }
-        let scaled = in_alphabet(counts);
+        let scaled = in_alphabet(counts, 300);
         assert_eq!(scaled.len(), 2, "{scaled:?}");
         assert_eq!(scaled["Ġthe"] / scaled["Ġa"], 1 << 20);
         assert!(scaled.iter().map(|(word, count)| word.len() as u64 * count).sum::<u64>() <= i32::MAX as u64 * 2);

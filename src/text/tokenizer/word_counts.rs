@@ -8,17 +8,19 @@ use super::place::Fault;
 use super::words::{check_words, words};
 
 /// Different words that are counted: where there are more, the rarer half is forgotten.
-const MOST_WORDS: usize = 1 << 20;
+const MOST_WORDS: usize = 1 << 19;
 
-/// Different words that merges are learned from. The library takes some 500 bytes for each.
-const MOST_LEARNED: usize = 1 << 18;
+/// Different words that merges are learned from, and for each id of a large vocabulary. The library takes about a kilobyte
+/// for each.
+const MOST_LEARNED: usize = 1 << 17;
+const LEARNED_AN_ID: usize = 8;
 
 /// The words of a text and how often each stands in it.
 ///
-/// Exact up to 2^20 different words. Above, the rarer half is forgotten each time, so a word that comes back after that
+/// Exact up to 2^19 different words. Above, the rarer half is forgotten each time, so a word that comes back after that
 /// has lost what it had: at most as many as the words that were kept had then. Merges come from what is frequent, which
-/// this leaves alone. Which of equally rare words go is drawn by a hash, the same each time: neither the place in the text nor in the
-/// alphabet decides.
+/// this leaves alone. Which of equally rare words go is drawn by a hash, the same each time: neither the place in the text
+/// nor in the alphabet decides.
 #[derive(Debug)]
 pub(in crate::text) struct WordCounts {
     counts: AHashMap<CompactString, u64>,
@@ -51,10 +53,9 @@ impl WordCounts {
         Ok(())
     }
 
-    /// The words to learn merges from, with their counts.
-    pub(super) fn finish(mut self) -> AHashMap<CompactString, u64> {
-        self.keep(MOST_LEARNED);
-        self.counts.shrink_to_fit();
+    /// The words to learn a vocabulary of so many ids from, with their counts.
+    pub(super) fn finish(mut self, vocab_size: usize) -> AHashMap<CompactString, u64> {
+        self.keep(MOST_LEARNED.max(vocab_size.saturating_mul(LEARNED_AN_ID)));
         self.counts
     }
 

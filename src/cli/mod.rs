@@ -12,6 +12,7 @@ mod prepared;
 mod progress;
 mod resolve;
 mod sample;
+mod signals;
 mod terminal;
 mod text_progress;
 mod train;

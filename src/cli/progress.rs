@@ -63,7 +63,7 @@ impl Progress {
                 ));
             }
             Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
-            Event::Statistics(_) | Event::Saved(_) => {}
+            Event::Validating | Event::Statistics(_) | Event::Saved(_) => {}
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();

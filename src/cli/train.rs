@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Sampler, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
 use candle_attention::text::Tokenizer;
-use candle_attention::train::{Outcome, RunFolder, Trainer, train};
+use candle_attention::train::{Event, Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
@@ -20,7 +19,7 @@ use super::progress::{Progress, note};
 use super::sample::{self, Form};
 use super::terminal::one_line;
 use super::text_progress::text_progress;
-use super::{Failure, chart, overfit, plan};
+use super::{Failure, chart, overfit, plan, signals};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -52,6 +51,7 @@ const SAMPLE_TEMPERATURE: f64 = 0.5;
 
 /// Trains a model, or goes on training one.
 pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
+    signals::listen()?;
     if args.resume {
         let root = args.out.as_deref().context("--resume goes with --out")?;
         let (trainer, folder) = resume(root, &args.options)?;
@@ -164,20 +164,20 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
 fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
-    if trainer.step() == steps {
+    if trainer.step() == steps && !trainer.validation_is_pending() {
         // A crash behind the last checkpoint may have left older weights at the root.
         folder.begin(&trainer)?;
         writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
         return Ok(());
     }
-    stop_on_interrupt()?;
     note_excused(trainer.config());
     note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
     let mut progress = Progress::new(steps, trainer.step());
-    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+    let on_event = &mut |event: Event| {
         progress.show(&event);
-        if INTERRUPTED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+        if signals::is_asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let outcome = signals::while_training(|| train(&mut trainer, Some(&mut folder), on_event));
     progress.finish();
     let on = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
@@ -247,17 +247,4 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
     }
     writeln!(out, "more text: attn generate {}", quoted(root))?;
     Ok(())
-}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// From now on Ctrl-C, or a request to terminate, asks training to stop after the step; a second one leaves at once.
-fn stop_on_interrupt() -> Result<()> {
-    let handler = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        note("stopping after this step, to leave the run in good order; once more to leave at once");
-    };
-    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
 }

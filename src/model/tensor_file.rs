@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
@@ -33,6 +33,16 @@ impl TensorFile<File> {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let (file, len) = input::open(path)?;
         Self::new(path, file, len)
+    }
+}
+
+impl<'a> TensorFile<Cursor<&'a [u8]>> {
+    /// The content of the file at `path`.
+    ///
+    /// # Errors
+    /// If its header is none, or tells of more or less than there is.
+    pub(super) fn from_bytes(path: &Path, bytes: &'a [u8]) -> Result<Self> {
+        Self::new(path, Cursor::new(bytes), bytes.len() as u64)
     }
 }
 
@@ -99,9 +109,9 @@ fn read_header(file: &mut impl Read, len: u64) -> Result<(u64, Metadata)> {
     }
 }
 
-/// Reads all tensors of a safetensors file.
-pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let mut file = TensorFile::open(path)?;
+/// All tensors of a safetensors file with this content; `path` is for messages.
+pub(crate) fn safetensors_from_bytes(path: &Path, bytes: &[u8], device: &Device) -> Result<BTreeMap<String, Tensor>> {
+    let mut file = TensorFile::from_bytes(path, bytes)?;
     memory::check(&path.display().to_string(), Some(file.metadata.data_len()))?;
     let names = file.tensors().into_keys();
     names.map(|name| Ok((name.clone(), file.read(&name, device)?))).collect()

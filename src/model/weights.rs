@@ -80,6 +80,11 @@ fn entries(config: &ModelConfig) -> Vec<Entry> {
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
 pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    files::replace_with(path, &weights_to_bytes(config, tensors)?)
+}
+
+/// The content of the file that [`save_weights`] writes.
+pub(crate) fn weights_to_bytes(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let get = |name: String| match tensors.get(&name) {
         Some(tensor) => Ok(tensor),
         None => bail!("weights: {name} is missing"),
@@ -102,16 +107,14 @@ pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String
             on_disk.push((format!("{}.bias", entry.on_disk), bias));
         }
     }
-    write_safetensors(path, on_disk)
+    safetensors_to_bytes(on_disk)
 }
 
-/// Writes tensors to a safetensors file that transformers opens; the file is replaced whole.
-pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+/// The content of a safetensors file that transformers opens.
+pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
     // transformers refuses files that do not name the framework whose layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    // Not `serialize_to_file`, whose files only their owner can read.
-    let bytes = safetensors::serialize(tensors, Some(metadata))?;
-    files::replace_with(path, &bytes)
+    Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
 /// Faults of a file that are named one by one.
@@ -128,6 +131,16 @@ const NAMED_PROBLEMS: usize = 12;
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
+}
+
+/// [`load_weights`] of a file with this content; `path` is for messages.
+pub(crate) fn weights_from_bytes(
+    path: &Path,
+    bytes: &[u8],
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    read_weights(path, TensorFile::from_bytes(path, bytes)?, config, device)
 }
 
 /// A name on disk, the entry it belongs to, and whether it is its `weight` or its `bias`.

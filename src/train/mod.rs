@@ -8,7 +8,10 @@ mod average;
 mod backward;
 mod checkpoint;
 mod counters;
+#[cfg(test)]
+mod crash_tests;
 mod folder;
+mod generations;
 mod gradients;
 mod options;
 mod overfit;

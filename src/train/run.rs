@@ -17,6 +17,8 @@ pub enum Event<'a> {
     Skipped(&'a BadStep),
     /// What the last step did to each tensor.
     Statistics(&'a StatisticsReport),
+    /// A batch of a validation is next: a long validation can be broken off here.
+    Validating,
     /// A pass over the validation part is done.
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
@@ -37,7 +39,8 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options, with a validation, where the corpus has a part for it, and a checkpoint every
-/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished and saved.
+/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished
+/// and saved, a validation is left for whoever resumes.
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good. Before a bad step that
@@ -51,25 +54,26 @@ pub fn train(
     if let Some(folder) = &mut folder {
         folder.begin(trainer)?;
     }
-    while trainer.step() < steps {
-        if trainer.is_out_of_patience() {
-            return Ok(Outcome::StoppedEarly);
-        }
-        let mut interrupted = match trainer.next_step()? {
-            StepOutcome::Done(report) => tell_step(trainer, &report, folder.as_deref_mut(), on_event)?,
-            StepOutcome::Skipped(bad) => {
-                log(folder.as_deref_mut(), &bad)?;
-                on_event(Event::Skipped(&bad)).is_break()
+    while trainer.step() < steps || trainer.validation_is_pending() {
+        let mut interrupted = false;
+        let is_pending = trainer.validation_is_pending();
+        if !is_pending {
+            if trainer.is_out_of_patience() {
+                return Ok(Outcome::StoppedEarly);
             }
-            StepOutcome::Failed(bad) => return save_before(trainer, &bad, folder),
-        };
-
+            interrupted = match trainer.next_step()? {
+                StepOutcome::Done(report) => tell_step(trainer, &report, folder.as_deref_mut(), on_event)?,
+                StepOutcome::Skipped(bad) => {
+                    log(folder.as_deref_mut(), &bad)?;
+                    on_event(Event::Skipped(&bad)).is_break()
+                }
+                StepOutcome::Failed(bad) => return save_before(trainer, &bad, folder),
+            };
+        }
         let step = trainer.step();
-        let is_due = step == steps || step.is_multiple_of(eval_every);
+        let is_due = is_pending || step == steps || step.is_multiple_of(eval_every);
         if is_due && !trainer.corpus().validation.is_empty() {
-            let validation = trainer.validate()?;
-            log(folder.as_deref_mut(), &validation)?;
-            interrupted |= on_event(Event::Validation(&validation)).is_break();
+            interrupted |= validate(trainer, folder.as_deref_mut(), interrupted, on_event)?;
         }
         if (is_due || interrupted)
             && let Some(folder) = &mut folder
@@ -81,7 +85,7 @@ pub fn train(
             // Who breaks off here is heard at the next step, which is saved.
             let _ = on_event(Event::ChartsLost(&error));
         }
-        if interrupted && step < steps {
+        if interrupted && (step < steps || trainer.validation_is_pending()) {
             return Ok(Outcome::Interrupted);
         }
     }
@@ -117,4 +121,24 @@ fn save_before(trainer: &Trainer, bad: &BadStep, folder: Option<&mut RunFolder>)
         bail!("{bad}; {}; the state before it cannot be saved: {}", BadStep::ADVICE, bare(&error));
     }
     bail!("{bad}; {}", BadStep::ADVICE)
+}
+
+/// Validates unless `interrupted`, and says whether the listener has broken off by now.
+fn validate(
+    trainer: &mut Trainer,
+    folder: Option<&mut RunFolder>,
+    mut interrupted: bool,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<bool> {
+    let report = trainer.validate_while(&mut || match interrupted {
+        true => ControlFlow::Break(()),
+        false => {
+            let flow = on_event(Event::Validating);
+            interrupted = flow.is_break();
+            flow
+        }
+    })?;
+    let Some(report) = report else { return Ok(true) };
+    log(folder, &report)?;
+    Ok(on_event(Event::Validation(&report)).is_break())
 }

@@ -1,8 +1,9 @@
 //! The model, the optimizer and the data of a training run.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use super::average::{self, WeightAverage};
@@ -55,6 +56,8 @@ pub struct Trainer {
     pub(super) counters: Counters,
     pub(super) statistics: Option<StatisticsReport>,
     best: Option<Best>,
+    /// The step at which a validation was broken off.
+    broken_off_at: Option<u64>,
     pub(super) device: Device,
 }
 
@@ -125,6 +128,7 @@ impl Trainer {
             counters: Counters::default(),
             statistics: None,
             best: None,
+            broken_off_at: None,
             device: device.clone(),
         })
     }
@@ -163,6 +167,7 @@ impl Trainer {
         }
         trainer.optimizer.restore(moments)?;
         (trainer.step, trainer.best, trainer.counters) = (state.step, state.best, state.counters);
+        trainer.broken_off_at = state.validation_is_pending.then_some(state.step);
         trainer.resume_audit()?;
         Ok(trainer)
     }
@@ -185,12 +190,33 @@ impl Trainer {
     /// # Errors
     /// If the corpus has no validation part, or the loss is not finite.
     pub fn validate(&mut self) -> Result<ValidationReport> {
+        let validation = self.validate_while(&mut || ControlFlow::Continue(()))?;
+        validation.ok_or_else(|| Error::Msg("validate: nobody broke it off, and there is no loss".into()))
+    }
+
+    /// [`Trainer::validate`], broken off as soon as `go_on` says so, which is asked before each batch: then there is no
+    /// report, and the validation [is pending](Self::validation_is_pending).
+    ///
+    /// # Errors
+    /// Those of [`Trainer::validate`].
+    pub fn validate_while(&mut self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<Option<ValidationReport>> {
+        self.broken_off_at = Some(self.step);
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
         let end = self.isolating_id();
         let batches = batches.map(|batch| Ok(batch?.kept_apart(end)));
-        let evaluation = evaluate(&self.model, batches, &self.device)?;
+        let mut is_broken_off = false;
+        let batches = batches.take_while(|_| {
+            is_broken_off |= go_on().is_break();
+            !is_broken_off
+        });
+        let evaluation = evaluate(&self.model, batches, &self.device);
+        if is_broken_off {
+            return Ok(None);
+        }
+        let evaluation = evaluation?;
+        self.broken_off_at = None;
         if !evaluation.loss.is_finite() {
             bail!("step {}: the validation loss is {}; {}", self.step, evaluation.loss, BadStep::ADVICE);
         }
@@ -200,13 +226,18 @@ impl Trainer {
             self.counters.without_improvement = 0;
             self.best = Some(Best { step: self.step, validation_loss: evaluation.loss });
         }
-        Ok(ValidationReport {
+        Ok(Some(ValidationReport {
             step: self.step,
             validation_loss: evaluation.loss,
             validation_bits_per_byte: evaluation
                 .bits_per_byte(self.corpus.validation.len(), self.corpus.validation_bytes),
             is_best,
-        })
+        }))
+    }
+
+    /// Whether a validation was broken off at this step: it is the next thing to do.
+    pub fn validation_is_pending(&self) -> bool {
+        self.broken_off_at == Some(self.step)
     }
 
     /// The token that documents are kept apart by, where they are.

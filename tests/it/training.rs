@@ -67,6 +67,14 @@ pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFo
     Ok((folder, trainer))
 }
 
+/// Creates a run in `root` and trains it to its end.
+pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
+    let (tokenizer, mut trainer) = trainer(options);
+    let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    (folder, trainer)
+}
+
 #[test]
 fn one_batch_overfits_to_near_zero() {
     let options = TrainOptions { learning_rate: 1e-2, min_learning_rate: 1e-2, weight_decay: 0.0, ..options(1) };

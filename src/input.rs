@@ -87,24 +87,3 @@ fn blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
     Some(snapshots.parent()?.join("blobs"))
 }
-
-/// Refuses links anywhere in `folder`, where this crate writes: through one it would write elsewhere.
-///
-/// # Errors
-/// Naming the first, or if the folder cannot be read.
-pub fn refuse_links(folder: &Path) -> Result<()> {
-    let cannot = |error| Error::Msg(format!("cannot read {}: {error}", folder.display()));
-    if fs::symlink_metadata(folder).map_err(cannot)?.is_symlink() {
-        bail!("{} is a link: expected a folder of this run alone", folder.display());
-    }
-    for entry in fs::read_dir(folder).map_err(cannot)? {
-        let entry = entry.map_err(cannot)?;
-        let kind = entry.file_type().map_err(cannot)?;
-        if kind.is_dir() {
-            refuse_links(&entry.path())?;
-        } else if !kind.is_file() {
-            bail!("{} is a link or a device: expected a folder of this run alone", entry.path().display());
-        }
-    }
-    Ok(())
-}

@@ -130,10 +130,9 @@ impl RunFolder {
     /// If there is no run, its checkpoint is broken, or another process is training in it.
     pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
         let training = root.join(TRAINING);
-        // Of unknown origin: what is read and written here lies here.
-        input::refuse_links(&training)?;
         let mut folder = Self::open(root)?;
-        let (config, checkpoint) = checkpoint::load(root, &training.join(generations::current(&training)?), device)?;
+        let current = input::inside(&training, generations::current(&training)?)?;
+        let (config, checkpoint) = checkpoint::load(root, &current, device)?;
         folder.seconds_before = checkpoint.state.seconds;
         folder.root_checksums = checkpoint.state.root_checksums();
         folder.metrics_bytes = checkpoint.state.metrics_bytes;
@@ -158,6 +157,7 @@ impl RunFolder {
         let (best, target) = (generations::of_best(trainer), self.root.join(WEIGHTS));
         let source = training.join(&best);
         if source.exists() {
+            input::inside(&training, &best)?;
             if checkpoint::are_its_weights(&source, &target)? {
                 self.published = Some(best);
             } else if !checkpoint::are_its_weights(&source, &source.join(WEIGHTS))? {

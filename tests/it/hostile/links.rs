@@ -22,7 +22,7 @@ fn a_link_out_of_the_folder_is_not_followed() {
     let choice = TokenizerChoice::Characters;
     let victim = Victim::new(&choice);
     let outside = Victim::new(&choice);
-    let training = |root: &Path| RunFolder::resume(root, &Device::Cpu).map(drop);
+    let training = |root: &Path| RunFolder::resume(root, &Device::Cpu)?.0.ids(&mut |_| {}).map(drop);
     let model: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
     for name in model {
         let error = with_link(&victim, name, &outside.path(name), &open_model).unwrap_err().to_string();
@@ -33,7 +33,9 @@ fn a_link_out_of_the_folder_is_not_followed() {
     }
     let step = |name: &str| format!("{CHECKPOINT}/{name}");
     let trained = ["state.json", "model.safetensors", "optimizer.safetensors"].map(step);
-    let others = ["training/current", "training/metrics.jsonl", "training/lock"].map(String::from);
+    let others =
+        ["training/current", "training/metrics.jsonl", "training/lock", "training/ids.safetensors", CHECKPOINT]
+            .map(String::from);
     let before = contents(&outside.root);
     for name in trained.iter().chain(&others) {
         let error = with_link(&victim, name, &outside.path(name), &training).unwrap_err().to_string();

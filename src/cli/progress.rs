@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use candle_attention::train::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::terminal::plain;
+
 /// The time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,8 @@ impl Progress {
                     report.step, self.steps, report.validation_loss, report.validation_bits_per_byte
                 ));
             }
-            Event::Saved(_) => {}
+            Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
+            Event::Validating | Event::Statistics(_) | Event::Saved(_) => {}
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();
@@ -87,5 +90,5 @@ impl Progress {
 
 /// A line on standard error; who does not read it misses nothing that counts.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", plain(line));
 }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::gpt2_json;
 use crate::errors::bare;
-use crate::files;
 use crate::nn::CausalSelfAttentionConfig;
 use crate::ops::Scale;
+use crate::{input, memory};
 
 /// The nonlinearity of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +120,9 @@ impl ModelConfig {
                 self.embed_dim
             );
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+        // Of the numbers that `f32` holds, in which the model computes.
+        let norm_eps = self.norm_eps as f32;
+        if !(norm_eps.is_finite() && norm_eps > 0.0) {
             bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);
         }
         let DropoutRates { embedding, attention, residual } = self.dropout;
@@ -197,6 +199,12 @@ impl ModelConfig {
         self.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
+    /// Bytes of the trainable scalars in `f32`, unless there are more than a number holds.
+    pub(super) fn parameter_bytes(&self) -> Option<usize> {
+        let bytes = |(_, shape): &(String, Vec<usize>)| memory::tensor_bytes(shape, size_of::<f32>());
+        self.parameters().iter().try_fold(0, |sum: usize, tensor| sum.checked_add(bytes(tensor)?))
+    }
+
     /// The parameters whose gradient is zero whatever the data, with the reason.
     pub fn zero_gradient_parameters(&self) -> Vec<(String, &'static str)> {
         const KEY_BIAS: &str =
@@ -219,8 +227,8 @@ impl ModelConfig {
     /// # Errors
     /// If there is none, and those of [`ModelConfig::from_json`].
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        match Self::from_json(&files::read(&path)?) {
+        let path = input::inside(folder, "config.json")?;
+        match Self::from_json(&input::read(&path, input::MOST_CONFIG_BYTES)?) {
             Err(error) => bail!("{}: {}", path.display(), bare(&error)),
             config => config,
         }

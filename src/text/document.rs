@@ -45,6 +45,7 @@ impl Document {
         if metadata.is_dir() {
             bail!("expected a text file, got a folder: {name}");
         }
+        refuse_device(&name, &metadata)?;
         let source = match metadata.is_file() {
             true => {
                 // To hear now, not after hours, of a file that may not be read.
@@ -148,6 +149,20 @@ impl Document {
     pub(super) fn named(&self, error: &Error) -> Error {
         Error::Msg(format!("{}: {}", self.name, bare(error)))
     }
+}
+
+/// Refuses a device, such as `/dev/zero`, which may have no end.
+fn refuse_device(name: &str, metadata: &std::fs::Metadata) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = metadata.file_type();
+        if kind.is_char_device() || kind.is_block_device() {
+            bail!("expected a text file, got a device: {name}");
+        }
+    }
+    let _ = (name, metadata);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::ids::{IdsFile, Width};
 use super::{Corpus, Ids, Progress};
+use crate::input;
 
 /// Bytes before the ids: the header's length as the format has it, and the header.
 const HEADER: usize = 1024;
@@ -162,10 +163,9 @@ impl Corpus {
     /// A file that can't be read, isn't such a file or is damaged.
     pub fn open(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self> {
         let broken = |what: &dyn std::fmt::Display| Error::Msg(format!("broken ids: {}: {what}", path.display()));
-        let mut file =
-            File::open(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))?;
+        let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        let (mut file, len) = input::open(&input::inside(folder, name)?)?;
         let (metadata, start) = read_header(&mut file).map_err(|error| broken(&error))?;
-        let len = file.metadata().map_err(|error| broken(&error))?.len();
         let expected = start.saturating_add(metadata.data_len() as u64);
         if len != expected {
             return Err(broken(&format!("expected {expected} bytes, got {len}")));

@@ -31,6 +31,7 @@ mod byte_alphabet;
 mod encode;
 mod file;
 mod foreign;
+mod guard;
 mod kind;
 mod place;
 mod stream;

@@ -8,6 +8,7 @@ use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
 /// A model in training, as its gradients are computed.
+#[derive(Clone, Copy)]
 pub(super) struct Backward<'a> {
     pub(super) model: &'a CausalLm,
     /// The variables of the model.
@@ -15,6 +16,7 @@ pub(super) struct Backward<'a> {
     pub(super) device: &'a Device,
     /// The random numbers of the step, for the first sequence of its batch.
     pub(super) dropout: DropoutSource,
+    pub(super) label_smoothing: f64,
 }
 
 /// A part of a batch.
@@ -37,18 +39,41 @@ impl Shard {
 }
 
 impl Backward<'_> {
-    /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
-    /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
-    pub(super) fn gradients(&self, batch: &Batch, shards: usize) -> Result<(f64, Gradients)> {
-        let shards = Shard::all(batch, shards);
+    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. The shards of a round run
+    /// forward and backward each on a thread of its own, the rounds one after the other. Losses and gradients are added in
+    /// the order of the shards, so neither threads nor rounds leave a trace in their bits: only how many shards there are.
+    pub(super) fn gradients(&self, batch: &Batch, shards: usize, accumulate: usize) -> Result<(f64, Gradients)> {
+        let all = Shard::all(batch, shards.saturating_mul(accumulate));
         let divisor = batch.targets.len() as f64;
-        let parts = ops::map(shards.len(), |i| match self.records() {
-            true => self.recorded(&shards[i], divisor),
-            false => self.by_graph(&shards[i], divisor),
+        let (mut loss, mut sum) = (0.0, None);
+        for round in all.chunks(shards) {
+            let parts = ops::map(round.len(), |i| self.gradients_of(&round[i], divisor));
+            let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
+                parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            loss = losses.iter().fold(loss, |sum, part| sum + part);
+            let gradients: Vec<Gradients> = sum.take().into_iter().chain(gradients).collect();
+            sum = Some(Gradients::sum(&gradients)?);
+        }
+        match sum {
+            Some(sum) => Ok((loss, sum)),
+            None => bail!("gradients: expected at least one sequence, got none"),
+        }
+    }
+
+    /// The numbers of the sequences of a batch whose own loss or gradient is not finite.
+    pub(super) fn bad_sequences(&self, batch: &Batch) -> Result<Vec<usize>> {
+        let sequences = Shard::all(batch, batch.batch_size);
+        let divisor = batch.targets.len() as f64;
+        let is_bad = ops::map(sequences.len(), |i| {
+            let (loss, gradients) = self.gradients_of(&sequences[i], divisor)?;
+            Ok(!loss.is_finite() || gradients.norms()?.iter().any(|norm| !norm.is_finite()))
         });
-        let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
-            parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
+        let is_bad: Vec<bool> = is_bad.into_iter().collect::<Result<_>>()?;
+        Ok((0..is_bad.len()).filter(|&i| is_bad[i]).collect())
+    }
+
+    fn gradients_of(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        if self.records() { self.recorded(shard, divisor) } else { self.by_graph(shard, divisor) }
     }
 
     /// Only what has kernels is recorded.
@@ -72,10 +97,11 @@ impl Backward<'_> {
 
     fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
         let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
+        let label_smoothing = self.label_smoothing;
         let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
         let documents = batch.documents_tensor(self.device)?;
         let context = ForwardContext { dropout: Some(dropout), documents };
-        let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
+        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, ..Default::default() };
         self.model.loss_with(&ids, &targets, &options, &context)
     }
 
@@ -139,8 +165,15 @@ mod tests {
             let parameters = Parameters::new(3);
             let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
             let vars = parameters.vars();
-            let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu, dropout: Default::default() };
-            for (t, end) in [(1, None), (5, None), (7, None), (7, Some(4))] {
+            let backward = Backward {
+                model: &model,
+                vars: &vars,
+                device: &Device::Cpu,
+                dropout: Default::default(),
+                label_smoothing: 0.0,
+            };
+            for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
+                let backward = Backward { label_smoothing, ..backward };
                 let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };

@@ -24,7 +24,17 @@ mod documents;
 #[cfg(feature = "lm")]
 mod dropout;
 #[cfg(feature = "lm")]
+mod exact_resume;
+#[cfg(feature = "lm")]
+mod hostile;
+#[cfg(all(feature = "cli", unix))]
+mod interruptions;
+#[cfg(feature = "lm")]
 mod model;
+#[cfg(feature = "lm")]
+mod recipes;
+#[cfg(all(feature = "lm", unix))]
+mod strange_folders;
 #[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]

@@ -38,7 +38,7 @@ pub fn options(steps: u64) -> TrainOptions {
     TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
 }
 
-fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
+pub fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
     let (tokenizer, corpus) = data();
     let trainer = Trainer::new(&config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
     (tokenizer, trainer)
@@ -65,6 +65,14 @@ pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFo
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let trainer = Trainer::resume(checkpoint, &config, options, data().1, &Device::Cpu)?;
     Ok((folder, trainer))
+}
+
+/// Creates a run in `root` and trains it to its end.
+pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
+    let (tokenizer, mut trainer) = trainer(options);
+    let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    (folder, trainer)
 }
 
 #[test]

@@ -148,6 +148,21 @@ pub(crate) fn create_folder(path: &Path) -> Result<()> {
     Change::CreateFolder(path).apply_or_say()
 }
 
+/// Creates a folder and those around it, as far as they are not there yet.
+pub(crate) fn create_folders(path: &Path) -> Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    for folder in missing.into_iter().rev() {
+        match Change::CreateFolder(folder).apply() {
+            // By somebody else, this very moment.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            created => created.map_err(|error| cannot("create", folder, &error))?,
+        }
+        Change::SyncFolder(parent(folder)).apply_or_say()?;
+    }
+    Ok(())
+}
+
 /// Removes a file or a link, if it is there.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     if is_there(path) { Change::RemoveFile(path).apply_or_say() } else { Ok(()) }
@@ -226,19 +241,24 @@ pub(crate) fn check_space(path: &Path, what: &str, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that can be written where the folder `path` lies; `None` where the system does not say.
+/// Bytes that can be written where the folder `path` lies, or will; `None` where the system does not say.
 fn available_space(path: &Path) -> Option<u64> {
     #[cfg(test)]
     if let Some(available) = faults::available_space() {
         return Some(available);
     }
-    fs4::available_space(path).ok()
+    let is_there = |folder: &&Path| folder.as_os_str().is_empty() || folder.exists();
+    let folder = path.ancestors().find(is_there).filter(|folder| !folder.as_os_str().is_empty());
+    fs4::available_space(folder.unwrap_or(Path::new("."))).ok()
 }
+
+/// What the name ends with of that which is not complete yet.
+pub(crate) const GROWING: &str = ".tmp";
 
 /// The path beside `path` where its next content grows: of the same file system, so that a rename is atomic.
 pub(crate) fn sibling(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
+    name.push(GROWING);
     path.with_file_name(name)
 }
 

@@ -59,7 +59,7 @@ pub struct Options {
     /// Sequences a step [default: 12]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch: Option<usize>,
-    /// Parts of a batch that run side by side, each on one thread [default: one a core]
+    /// Parts of a batch that run side by side, each on one thread [default: one a core, at most 12]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub shards: Option<usize>,
     /// Keep documents that share a window apart: none sees another [default: false]
@@ -71,7 +71,8 @@ pub struct Options {
     /// The share of activations dropped in training, from 0 to below 1 [default: 0, or that of --init]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub dropout: Option<f64>,
-    /// Parts that a batch is run in, one after the other: the same result in less memory [default: 1]
+    /// Parts that a batch is run in, one after the other: the result of --batch, but for its last bits, in the memory of a batch
+    /// of --batch / N [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub accumulate: Option<usize>,
     /// Highest learning rate [default: 0.001, or 0.003 on the built-in corpus]

@@ -73,11 +73,12 @@ fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOpt
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     // Beside them the sum of the parts before, the average of the weights, and the weights before a step that is watched.
     let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
-    let copies = options.shards.min(options.batch_size).saturating_add(4 + more.iter().filter(|one| **one).count());
+    let sequences = options.batch_size.div_ceil(options.accumulate);
+    let copies = options.shards.min(sequences).saturating_add(4 + more.iter().filter(|one| **one).count());
     let state = config.parameter_count().saturating_mul(copies);
     let block = 12 * config.embed_dim + 3 * config.hidden_dim;
     let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;
-    let positions = options.batch_size.div_ceil(options.accumulate).saturating_mul(config.context_len);
+    let positions = sequences.saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
     floats.saturating_mul(4).saturating_add(PROGRAM)
 }

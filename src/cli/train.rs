@@ -90,12 +90,7 @@ fn create_folder(
     options: &Options,
     create: &dyn Fn(&Path) -> candle_core::Result<RunFolder>,
 ) -> Result<RunFolder> {
-    let make_parent = |root: &Path| match root.parent() {
-        Some(parent) => std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display())),
-        None => Ok(()),
-    };
     if let Some(root) = out {
-        make_parent(&root)?;
         return Ok(create(&root)?);
     }
     let stem = options.texts.first().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy());
@@ -103,7 +98,6 @@ fn create_folder(
     let mut n = 1;
     loop {
         let root = PathBuf::from(format!("runs/{stem}-{n}"));
-        make_parent(&root)?;
         match create(&root) {
             // Taken, perhaps this very moment by another process.
             Err(_) if root.exists() => n += 1,
@@ -143,6 +137,12 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     options.check_schedule()?;
     let train_options = options.train_options();
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    if folder.lost_metrics() > 0 {
+        note(&format!(
+            "training/metrics.jsonl has lost {} bytes since the checkpoint: the run goes on without them",
+            folder.lost_metrics()
+        ));
+    }
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
     let has_texts = given.given()?.iter().any(|name| ["texts", "validation"].contains(&name.as_str()));

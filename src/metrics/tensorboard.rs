@@ -101,6 +101,9 @@ impl EventFile {
     /// # Errors
     /// If the file cannot be written.
     pub fn add(&mut self, line: &Line, wall_time: f64) -> Result<()> {
+        if line.scalars.is_empty() {
+            return Ok(());
+        }
         self.push(&event(line, wall_time));
         if self.waiting.len() >= MOST_WAITING || self.flushed.elapsed() >= DELAY {
             self.flush()?;

@@ -27,26 +27,36 @@ struct Shard {
 }
 
 impl Shard {
+    /// A batch divided into at most `count` shards.
     fn all(batch: &Batch, count: usize) -> Vec<Self> {
-        let mut next = 0;
+        Self { batch: batch.clone(), first_sequence: 0 }.divided(count)
+    }
+
+    fn divided(&self, count: usize) -> Vec<Self> {
+        let mut next = self.first_sequence;
         let shard = |batch: Batch| {
             let first_sequence = next;
             next += batch.batch_size as u64;
             Self { batch, first_sequence }
         };
-        batch.shards(count).into_iter().map(shard).collect()
+        self.batch.shards(count).into_iter().map(shard).collect()
     }
+}
+
+/// A batch in at most `accumulate` rounds, each in at most `shards` shards: no round has more sequences than the batch's over
+/// `accumulate`, rounded up.
+fn rounds(batch: &Batch, shards: usize, accumulate: usize) -> impl Iterator<Item = Vec<Shard>> {
+    Shard::all(batch, accumulate).into_iter().map(move |round| round.divided(shards))
 }
 
 impl Backward<'_> {
     /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. The shards of a round run
     /// forward and backward each on a thread of its own, the rounds one after the other. Losses and gradients are added in
-    /// the order of the shards, so neither threads nor rounds leave a trace in their bits: only how many shards there are.
+    /// the order of the shards, so neither threads nor rounds leave a trace in their bits: only where the batch is cut.
     pub(super) fn gradients(&self, batch: &Batch, shards: usize, accumulate: usize) -> Result<(f64, Gradients)> {
-        let all = Shard::all(batch, shards.saturating_mul(accumulate));
         let divisor = batch.targets.len() as f64;
         let (mut loss, mut sum) = (0.0, None);
-        for round in all.chunks(shards) {
+        for round in rounds(batch, shards, accumulate) {
             let parts = ops::map(round.len(), |i| self.gradients_of(&round[i], divisor));
             let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
                 parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
@@ -142,6 +152,31 @@ mod tests {
     fn batch(b: usize, t: usize) -> Batch {
         let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
         Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b], documents: None }
+    }
+
+    #[test]
+    fn no_round_has_more_sequences_than_its_part_of_the_batch() {
+        for (b, shards, accumulate) in
+            [(12, 12, 4), (12, 8, 4), (12, 2, 1), (7, 3, 3), (7, 16, 7), (5, 1, 5), (6, 2, 2)]
+        {
+            let all = batch(b, 2);
+            let (mut next, mut count) = (0, 0);
+            for round in rounds(&all, shards, accumulate) {
+                let sequences = round.iter().map(|shard| shard.batch.batch_size).sum::<usize>();
+                assert!(
+                    sequences <= b.div_ceil(accumulate),
+                    "{sequences} of {b}, {shards} shards, {accumulate} rounds"
+                );
+                assert_eq!(round.len(), shards.min(sequences));
+                for shard in round {
+                    assert_eq!(shard.first_sequence as usize, next);
+                    assert_eq!(shard.batch.inputs, all.inputs[next * 2..(next + shard.batch.batch_size) * 2]);
+                    next += shard.batch.batch_size;
+                }
+                count += 1;
+            }
+            assert_eq!((next, count), (b, accumulate));
+        }
     }
 
     /// Every form of the model, with contexts that are full and not.

@@ -1,13 +1,14 @@
 //! One checkpoint on disk: a folder with weights, moments and state, complete or absent.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Counters, TrainOptions, Trainer};
+use super::{Counters, TrainOptions, Trainer, generations};
 use crate::files;
 use crate::model::{ModelConfig, safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};
 use crate::ops;
@@ -22,7 +23,7 @@ const TOKENIZER: &str = "tokenizer.json";
 const ROOT_FILES: [&str; 2] = [CONFIG, TOKENIZER];
 
 /// The version of this layout; a later one may not be readable by this code.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The model of the lowest validation loss so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,25 @@ pub struct Best {
     pub step: u64,
     /// Its validation loss, in nats a token.
     pub validation_loss: f64,
+}
+
+/// The weights of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedWeights {
+    /// The name of the checkpoint's folder.
+    pub(super) checkpoint: String,
+    /// The SHA-256 of their file.
+    pub(super) checksum: String,
+}
+
+/// What a checkpoint says of the run beside what the trainer says.
+pub(super) struct RunState {
+    /// The checksums of [`root_checksums`].
+    pub(super) root_checksums: BTreeMap<String, String>,
+    /// The weights that belong at the root, of an earlier checkpoint; `None` if they are those of this one.
+    pub(super) published: Option<SavedWeights>,
+    pub(super) metrics_bytes: u64,
+    pub(super) seconds: f64,
 }
 
 /// What a checkpoint says beside weights and moments. The data's position and the random state are no part of it:
@@ -56,8 +76,12 @@ pub struct TrainState {
     pub metrics_bytes: u64,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// The weights that belong at the run's root: the best, or these while there is no best.
+    pub(super) published: SavedWeights,
     /// SHA-256 of the files beside this one, and of configuration and tokenizer at the root.
     pub(super) checksums: BTreeMap<String, String>,
+    /// SHA-256 of the file that holds this state, with nothing in this place.
+    checksum: String,
 }
 
 /// A checkpoint read back.
@@ -70,15 +94,8 @@ pub struct Checkpoint {
     pub moments: BTreeMap<String, Tensor>,
 }
 
-/// Writes the trainer's state as the folder `path`, which appears complete or not at all; `checksums` are those of
-/// [`root_checksums`].
-pub(super) fn write(
-    path: &Path,
-    trainer: &Trainer,
-    mut checksums: BTreeMap<String, String>,
-    metrics_bytes: u64,
-    seconds: f64,
-) -> Result<()> {
+/// Writes the trainer's state as the folder `path`, which appears complete or not at all; gives what it says.
+pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<TrainState> {
     let vars = trainer.parameters().vars();
     for (name, var) in &vars {
         if !ops::norm(var)?.is_finite() {
@@ -90,12 +107,15 @@ pub(super) fn write(
     files::remove_folder(path)?;
     files::create_folder(&temporary)?;
 
+    let mut checksums = run.root_checksums;
     let mut write = |name: &str, bytes: &[u8]| {
-        checksums.insert(name.to_string(), write_and_sum(&temporary.join(name), bytes)?);
-        Ok::<_, Error>(())
+        let sum = write_and_sum(&temporary.join(name), bytes)?;
+        checksums.insert(name.to_string(), sum.clone());
+        Ok::<_, Error>(sum)
     };
-    write(WEIGHTS, &weights_to_bytes(trainer.config(), &trainer.weights())?)?;
+    let weights = write(WEIGHTS, &weights_to_bytes(trainer.config(), &trainer.weights())?)?;
     write(MOMENTS, &safetensors_to_bytes(trainer.moments())?)?;
+    let own = SavedWeights { checkpoint: generations::of(trainer), checksum: weights };
     let state = TrainState {
         format: FORMAT,
         step: trainer.step(),
@@ -104,13 +124,15 @@ pub(super) fn write(
         counters: trainer.counters(),
         options: trainer.options().clone(),
         corpus: trainer.corpus().fingerprint.clone(),
-        metrics_bytes,
-        seconds,
+        metrics_bytes: run.metrics_bytes,
+        seconds: run.seconds,
+        published: run.published.unwrap_or(own),
         checksums,
+        checksum: String::new(),
     };
-    let json = serde_json::to_vec_pretty(&state).map_err(Error::wrap)?;
-    files::write_new(&temporary.join(STATE), &json)?;
-    files::rename_folder(&temporary, path)
+    files::write_new(&temporary.join(STATE), state.sealed()?.as_bytes())?;
+    files::rename_folder(&temporary, path)?;
+    Ok(state)
 }
 
 /// Writes a file, and gives the checksum of what it should hold; both take as long, so they go on side by side.
@@ -144,17 +166,21 @@ pub(super) fn root_checksums(root: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Reads the state in the folder `path`.
-pub(super) fn read_state(path: &Path) -> Result<TrainState> {
-    let path = path.join(STATE);
-    let json = files::read(&path)?;
-    let state: TrainState = match serde_json::from_slice(&json) {
-        Ok(state) => state,
-        Err(error) => bail!("broken checkpoint: {}: {error}", path.display()),
-    };
+fn read_state(path: &Path) -> Result<TrainState> {
+    let file = path.join(STATE);
+    let json = files::read(&file)?;
+    let broken = |what: &dyn Display| Error::Msg(format!("broken checkpoint: {}: {what}", file.display()));
+    let state: TrainState = serde_json::from_slice(&json).map_err(|error| broken(&error))?;
     if state.format != FORMAT {
-        bail!("{}: expected format {FORMAT}, got {}", path.display(), state.format);
+        bail!("{}: expected format {FORMAT}, got {}", file.display(), state.format);
     }
-    Ok(state)
+    if !state.is_the_content_of(&json) {
+        return Err(broken(&"it is not the file that was written"));
+    }
+    match state.contradiction(&path.file_name().unwrap_or_default().to_string_lossy()) {
+        Some(contradiction) => Err(broken(&contradiction)),
+        None => Ok(state),
+    }
 }
 
 /// Reads the folder `path` of the run in `root`, and refuses files that are not those that were written.
@@ -168,6 +194,49 @@ pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelCo
 }
 
 impl TrainState {
+    /// The content of its file: the checksum vouches for every other byte.
+    fn sealed(&self) -> Result<String> {
+        let json = serde_json::to_string_pretty(self).map_err(Error::wrap)?;
+        let seal = |checksum: &str| format!("\"checksum\": \"{checksum}\"");
+        Ok(json.replacen(&seal(""), &seal(&sha256(json.as_bytes())), 1))
+    }
+
+    fn is_the_content_of(&self, json: &[u8]) -> bool {
+        let json = String::from_utf8_lossy(json);
+        // The last place: what is vouched for may hold the same digits.
+        json.rsplit_once(&self.checksum).is_some_and(|(before, behind)| {
+            !self.checksum.is_empty() && sha256(format!("{before}{behind}").as_bytes()) == self.checksum
+        })
+    }
+
+    /// What cannot be true of the checkpoint `name`, whoever wrote it.
+    fn contradiction(&self, name: &str) -> Option<&'static str> {
+        let Counters { skipped, skipped_in_a_row, .. } = self.counters;
+        let is_sound = |best: Best| best.step <= self.step && best.validation_loss.is_finite();
+        [
+            (
+                generations::step_of(name) == Some((self.step, self.validation_is_pending)),
+                "its step is not the folder's",
+            ),
+            (skipped <= self.step, "more steps are skipped than made"),
+            (skipped_in_a_row <= skipped, "more steps are skipped in a row than in all"),
+            (self.best.is_none_or(is_sound), "the best model is not one of its steps, or its loss no number"),
+            (
+                generations::step_of(&self.published.checkpoint).is_some_and(|(step, _)| step <= self.step),
+                "the weights at the root are of no step before",
+            ),
+            (self.seconds.is_finite() && self.seconds >= 0.0, "the seconds are no time"),
+        ]
+        .into_iter()
+        .find_map(|(holds, contradiction)| (!holds).then_some(contradiction))
+    }
+
+    /// Its own weights.
+    pub(super) fn weights(&self) -> Option<SavedWeights> {
+        let checkpoint = generations::of_state(self.step, self.validation_is_pending);
+        self.checksums.get(WEIGHTS).map(|checksum| SavedWeights { checkpoint, checksum: checksum.clone() })
+    }
+
     /// Reads a file that the checksums vouch for.
     fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
         let path = folder.join(name);
@@ -185,10 +254,11 @@ impl TrainState {
     }
 }
 
-/// Whether the weights in the checkpoint folder `path`, or a copy of them at `copy`, are those that were written.
-pub(super) fn are_its_weights(path: &Path, copy: &Path) -> Result<bool> {
-    let expected = read_state(path)?.checksums.remove(WEIGHTS);
-    Ok(checksum(copy).is_ok_and(|sum| Some(sum) == expected))
+impl SavedWeights {
+    /// Whether the file `path` holds them.
+    pub(super) fn are_in(&self, path: &Path) -> bool {
+        checksum(path).is_ok_and(|sum| sum == self.checksum)
+    }
 }
 
 /// The SHA-256 of a file.

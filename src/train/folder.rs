@@ -6,7 +6,7 @@
 //! model.safetensors                         the best weights so far
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
-//! training/metrics.jsonl                    one JSON object a step or validation
+//! training/metrics.jsonl                    one JSON object a step, validation or failure
 //! training/ids.safetensors                  the ids of the text
 //! training/loss.svg                         a plot of the losses
 //! training/tensorboard/                     the metrics as TensorBoard reads them
@@ -14,14 +14,15 @@
 //! training/settings.toml                    the settings the run was started with
 //! ```
 //!
-//! The last checkpoint and that of the best model are kept, older ones removed.
+//! The last checkpoint and that of the best model are kept, older ones removed. Each file of a checkpoint has its checksum in
+//! `state.json`, which has its own.
 //!
 //! A run is what `training/current` names, so a crash is harmless at each of the moments of a save, in their order:
 //! 1. Metrics synced, checkpoint growing in `step-N.tmp`: the current checkpoint is untouched, its count of the bytes of
 //!    the metrics cuts off what came after it, and the next start removes the rest.
 //! 2. Checkpoint complete, synced and renamed, then the folder synced: the pointer names the one before, which is there.
 //! 3. Pointer replaced: the new checkpoint counts, and all it names lies on disk. The best weights at the root may be
-//!    older: the next start compares them with their checksum and copies them again.
+//!    older: the next start compares them with their checksum, which the checkpoint has too, and copies them again.
 //! 4. Best weights at the root replaced, older checkpoints removed one by one: nothing names these.
 //!
 //! A new run grows in a folder beside its place and is renamed there with its first checkpoint.
@@ -35,7 +36,7 @@ use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
 use super::Trainer;
-use super::checkpoint::{self, Checkpoint, WEIGHTS};
+use super::checkpoint::{self, Checkpoint, RunState, SavedWeights, WEIGHTS};
 use super::generations;
 use crate::errors::bare;
 use crate::metrics::{Charts, PLOT};
@@ -59,14 +60,20 @@ pub struct RunFolder {
     begun: Instant,
     /// Of what lies at the root beside the weights.
     root_checksums: BTreeMap<String, String>,
-    /// The checkpoint whose weights are known to be those at the root.
-    published: Option<String>,
+    /// The weights of the last checkpoint.
+    current: Option<SavedWeights>,
+    /// The weights that belong at the root.
+    best: Option<SavedWeights>,
+    /// Whether they are known to be there.
+    is_published: bool,
+    /// Bytes of the metrics that the last checkpoint speaks of and that are not there.
+    lost_metrics: u64,
     /// Held as long as the folder is open: one process at a time.
     _lock: File,
 }
 
 impl RunFolder {
-    /// Creates the folder `root` with a first checkpoint of `trainer`; it appears complete or not at all.
+    /// Creates the folder `root`, and those around it, with a first checkpoint of `trainer`; it appears complete or not at all.
     ///
     /// `settings` is kept as it is for whoever resumes; see [`RunFolder::settings`].
     ///
@@ -80,6 +87,7 @@ impl RunFolder {
         // The best checkpoint, the last and the next; the weights at the root and their next.
         let needed = 3 * checkpoint::bytes(trainer)? + 2 * checkpoint::weights_bytes(trainer.config());
         files::check_space(files::parent(root), "the run", needed)?;
+        files::create_folders(files::parent(root))?;
         let staging = files::staging_folder(root)?;
         let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
         if let Err(error) = &written {
@@ -112,11 +120,9 @@ impl RunFolder {
             return Ok(Self { root: root.to_path_buf(), ..self });
         }
         // Windows moves no folder with an open file in it.
-        let (staging, metrics_bytes) = (self.root.clone(), self.metrics_bytes);
-        let (root_checksums, published) = (self.root_checksums.clone(), self.published.clone());
-        drop(self);
+        let Self { root: staging, metrics_bytes, root_checksums, current, best, is_published, .. } = self;
         files::rename_folder(&staging, root)?;
-        Ok(Self { metrics_bytes, root_checksums, published, ..Self::open(root)? })
+        Ok(Self { metrics_bytes, root_checksums, current, best, is_published, ..Self::open(root)? })
     }
 
     /// Whether `root` holds a run that can be resumed.
@@ -135,13 +141,22 @@ impl RunFolder {
         let (config, checkpoint) = checkpoint::load(root, &current, device)?;
         folder.seconds_before = checkpoint.state.seconds;
         folder.root_checksums = checkpoint.state.root_checksums();
+        folder.current = checkpoint.state.weights();
+        folder.best = Some(checkpoint.state.published.clone());
         folder.metrics_bytes = checkpoint.state.metrics_bytes;
         if folder.metrics.metadata()?.len() < folder.metrics_bytes {
             // Somebody has cut it: whole lines stay.
             let metrics = files::read(&training.join(METRICS))?;
-            folder.metrics_bytes = metrics.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
+            let whole = metrics.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
+            folder.lost_metrics = folder.metrics_bytes.saturating_sub(whole);
+            folder.metrics_bytes = whole;
         }
         Ok((folder, config, checkpoint))
+    }
+
+    /// Bytes of the metrics that the checkpoint resumed from speaks of and that are not there: somebody has cut the file.
+    pub fn lost_metrics(&self) -> u64 {
+        self.lost_metrics
     }
 
     /// Makes the folder ready to go on at the checkpoint that `trainer` stands at: cuts off metrics that came later, puts
@@ -154,21 +169,21 @@ impl RunFolder {
         if self.metrics.metadata()?.len() > self.metrics_bytes {
             files::truncate(&self.metrics, &training.join(METRICS), self.metrics_bytes)?;
         }
-        let (best, target) = (generations::of_best(trainer), self.root.join(WEIGHTS));
-        let source = training.join(&best);
-        if source.exists() {
-            input::inside(&training, &best)?;
-            if checkpoint::are_its_weights(&source, &target)? {
-                self.published = Some(best);
-            } else if !checkpoint::are_its_weights(&source, &source.join(WEIGHTS))? {
-                bail!("broken checkpoint: {} is not the file that was written", source.join(WEIGHTS).display());
+        let target = self.root.join(WEIGHTS);
+        if let Some(best) = &self.best {
+            self.is_published = best.are_in(&target);
+            let source = Path::new(&best.checkpoint).join(WEIGHTS);
+            let is_kept = || input::inside(&training, &source).is_ok_and(|source| best.are_in(&source));
+            if !self.is_published && !is_kept() {
+                let (target, source) = (target.display(), training.join(source));
+                bail!("broken checkpoint: neither {target} nor {} is the file that was written", source.display());
             }
         }
         self.charts = Charts::begin(&training, &training.join(METRICS), self.seconds());
         self.publish(trainer)?;
         files::remove_file(&files::sibling(&target))?;
         files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
-        self.remove_old(trainer)
+        self.remove_old()
     }
 
     /// Opens the folder that training writes in, and holds its lock.
@@ -193,7 +208,10 @@ impl RunFolder {
             seconds_before: 0.0,
             begun: Instant::now(),
             root_checksums: BTreeMap::new(),
-            published: None,
+            current: None,
+            best: None,
+            is_published: false,
+            lost_metrics: 0,
             _lock: lock,
         })
     }
@@ -276,44 +294,61 @@ impl RunFolder {
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
         let training = self.root.join(TRAINING);
         let name = generations::of(trainer);
-        let is_current = generations::current(&training).is_ok_and(|current| current == name);
-        if !is_current {
+        if self.current.as_ref().is_none_or(|current| current.checkpoint != name) {
             // Perhaps with a copy of the weights at the root.
             let needed = checkpoint::bytes(trainer)? + checkpoint::weights_bytes(trainer.config());
             files::check_space(&training, "a checkpoint", needed)?;
             files::sync(&training.join(METRICS))?;
             self.charts.save();
-            let checksums = self.root_checksums.clone();
-            checkpoint::write(&training.join(&name), trainer, checksums, self.metrics_bytes, self.seconds())?;
+            let run = RunState {
+                root_checksums: self.root_checksums.clone(),
+                published: self.best_of(trainer),
+                metrics_bytes: self.metrics_bytes,
+                seconds: self.seconds(),
+            };
+            let state = checkpoint::write(&training.join(&name), trainer, run)?;
             generations::set_current(&training, &name)?;
+            self.current = state.weights();
+            self.set_best(state.published);
         }
         self.publish(trainer)?;
-        self.remove_old(trainer)
+        self.remove_old()
+    }
+
+    /// The weights that belong at the root; `None` if they are those of a checkpoint of `trainer` that is yet to be written.
+    fn best_of(&self, trainer: &Trainer) -> Option<SavedWeights> {
+        let name = generations::of_best(trainer);
+        if name == generations::of(trainer) {
+            return None;
+        }
+        // Validated, but never saved: what lies at the root is as good as can be had.
+        self.current.as_ref().filter(|current| current.checkpoint == name).or(self.best.as_ref()).cloned()
+    }
+
+    fn set_best(&mut self, best: SavedWeights) {
+        self.is_published &= self.best.as_ref().is_some_and(|before| before.checksum == best.checksum);
+        self.best = Some(best);
     }
 
     /// Makes the best weights, or the last ones while there is no best, those at the root.
     fn publish(&mut self, trainer: &Trainer) -> Result<()> {
-        let training = self.root.join(TRAINING);
-        let target = self.root.join(WEIGHTS);
-        let mut name = generations::of_best(trainer);
-        if self.published.as_ref() == Some(&name) {
-            return Ok(());
+        // Saved first, and validated then.
+        if let Some(current) =
+            self.current.clone().filter(|current| current.checkpoint == generations::of_best(trainer))
+        {
+            self.set_best(current);
         }
-        if !training.join(&name).exists() {
-            // Validated, but never saved: what lies at the root is as good as can be had.
-            if target.exists() {
-                return Ok(());
-            }
-            name = generations::of(trainer);
+        if let Some(best) = self.best.as_ref().filter(|_| !self.is_published) {
+            // A copy, not a link: who changes the file at the root must not change the checkpoint.
+            let source = self.root.join(TRAINING).join(&best.checkpoint).join(WEIGHTS);
+            files::replace_by_copy(&self.root.join(WEIGHTS), &source)?;
+            self.is_published = true;
         }
-        // A copy, not a link: who changes the file at the root must not change the checkpoint.
-        files::replace_by_copy(&target, &training.join(&name).join(WEIGHTS))?;
-        self.published = Some(name);
         Ok(())
     }
 
-    fn remove_old(&self, trainer: &Trainer) -> Result<()> {
-        let kept = [generations::of(trainer), generations::of_best(trainer)];
+    fn remove_old(&self) -> Result<()> {
+        let kept: Vec<&str> = self.current.iter().chain(&self.best).map(|weights| &*weights.checkpoint).collect();
         generations::remove_all_but(&self.root.join(TRAINING), &kept)
     }
 }

@@ -19,10 +19,25 @@ pub(super) fn of_step(step: u64) -> String {
     format!("step-{step:08}")
 }
 
+/// The name of the checkpoint folder of a step whose validation may be pending.
+pub(super) fn of_state(step: u64, validation_is_pending: bool) -> String {
+    let name = of_step(step);
+    if validation_is_pending { name + PENDING } else { name }
+}
+
 /// The name of the checkpoint folder of what `trainer` holds now.
 pub(super) fn of(trainer: &Trainer) -> String {
-    let name = of_step(trainer.step());
-    if trainer.validation_is_pending() { name + PENDING } else { name }
+    of_state(trainer.step(), trainer.validation_is_pending())
+}
+
+/// The step of a checkpoint folder of this name, and whether its validation is pending; `None` of any other name.
+pub(super) fn step_of(name: &str) -> Option<(u64, bool)> {
+    let (digits, is_pending) = match name.strip_suffix(PENDING) {
+        Some(rest) => (rest, true),
+        None => (name, false),
+    };
+    let step = digits.strip_prefix("step-")?.parse().ok()?;
+    (of_state(step, is_pending) == name).then_some((step, is_pending))
 }
 
 /// The name of the checkpoint folder that holds the best weights, or the last ones while there is no best.
@@ -39,11 +54,10 @@ pub(super) fn has_current(training: &Path) -> bool {
 pub(super) fn current(training: &Path) -> Result<String> {
     let path = training.join(CURRENT);
     let name = String::from_utf8_lossy(&files::read(&path)?).trim().to_string();
-    let digits = name.strip_prefix("step-").map(|rest| rest.strip_suffix(PENDING).unwrap_or(rest));
-    match digits.and_then(|digits| digits.parse::<u64>().ok()) {
-        Some(step) if name == of_step(step) || name == of_step(step) + PENDING => Ok(name),
-        _ => bail!("broken checkpoint: {} names no checkpoint", path.display()),
+    if step_of(&name).is_none() {
+        bail!("broken checkpoint: {} names no checkpoint", path.display());
     }
+    Ok(name)
 }
 
 /// Makes the checkpoint `name`, which lies complete in `training`, the current one.
@@ -51,14 +65,46 @@ pub(super) fn set_current(training: &Path, name: &str) -> Result<()> {
     files::replace_with(&training.join(CURRENT), format!("{name}\n").as_bytes())
 }
 
-/// Removes the checkpoints, and what has become of those that were never complete, other than `kept`.
-pub(super) fn remove_all_but(training: &Path, kept: &[String]) -> Result<()> {
+/// Removes the checkpoints, and what has become of those that were never complete, other than `kept`. What has another name,
+/// such as somebody's copy of a checkpoint, stays.
+pub(super) fn remove_all_but(training: &Path, kept: &[&str]) -> Result<()> {
+    let is_ours = |name: &str| step_of(name.strip_suffix(files::GROWING).unwrap_or(name)).is_some();
     for entry in fs::read_dir(training)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("step-") && !kept.contains(&name) {
+        if is_ours(&name) && !kept.contains(&&*name) && !entry.file_type()?.is_file() {
             files::remove_folder(&entry.path())?;
         }
     }
     files::remove_file(&files::sibling(&training.join(CURRENT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_checkpoints_are_removed() {
+        let space = tempfile::tempdir().unwrap();
+        let ours = ["step-00000004", "step-00000004-unvalidated", "step-00000004.tmp", "step-123456789"];
+        let others =
+            ["step-00000004.good", "step-00000004-backup", "step-4", "step-", "step-00000004.tmp.tmp", "notes"];
+        for name in ours.iter().chain(&others).chain(&["step-00000002"]) {
+            fs::create_dir(space.path().join(name)).unwrap();
+            fs::write(space.path().join(name).join("state.json"), "{}").unwrap();
+        }
+        for name in ["step-notes.txt", "step-00000005"] {
+            fs::write(space.path().join(name), "a file").unwrap();
+        }
+        remove_all_but(space.path(), &["step-00000002"]).unwrap();
+        let mut left: Vec<String> = fs::read_dir(space.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected: Vec<&str> =
+            others.into_iter().chain(["step-00000002", "step-notes.txt", "step-00000005"]).collect();
+        expected.sort();
+        assert_eq!(left, expected);
+    }
 }

@@ -118,9 +118,17 @@ impl GradientAudit {
     pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
         self.wake(norms);
         self.observed += 1;
+        if self.observed >= self.deadline { self.conclude() } else { Ok(()) }
+    }
+
+    /// The verdict after the steps observed so far, where there are no more to come.
+    ///
+    /// # Errors
+    /// Those of [`GradientAudit::observe`] at the deadline.
+    pub fn conclude(&self) -> Result<()> {
         let stuck: Vec<&str> =
             self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();
-        if self.observed >= self.deadline && !stuck.is_empty() {
+        if self.observed > 0 && !stuck.is_empty() {
             bail!("gradient audit: after {} steps the gradient is still zero at {}", self.observed, stuck.join(", "));
         }
         Ok(())

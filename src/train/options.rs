@@ -17,8 +17,9 @@ pub struct TrainOptions {
     /// Parts of a batch that run side by side, each on one thread. Their number, unlike that of the threads, is part
     /// of the result: in its last bits.
     pub shards: usize,
-    /// Parts that a batch is run in, one after the other, each in `shards` shards: the memory of a smaller batch. The result
-    /// depends on `shards` times `accumulate` alone, to the last bit.
+    /// Parts that a batch is run in, one after the other, each in at most `shards` shards: the memory of a batch of
+    /// `batch_size / accumulate` sequences, rounded up. Where a batch is cut decides the last bits of the result: they are those
+    /// of `shards` times `accumulate` shards where that divides the batch.
     pub accumulate: usize,
     /// The highest learning rate, reached after the warm-up.
     pub learning_rate: f64,

@@ -41,8 +41,9 @@ impl TrainOptions {
     }
 }
 
-/// Trains on the batch of the next step, for a new trainer the first, again and again, until its loss is near the lowest possible or the steps of the options are
-/// made. A model and options that are sound succeed within some hundred steps; `on_step` may break off.
+/// Trains on the batch of the next step, for a new trainer the first, again and again, until its loss is near the lowest
+/// possible or the steps of the options are made. A model and options that are sound succeed within some hundred steps;
+/// `on_step` may break off.
 ///
 /// # Errors
 /// If a step is bad or fails; see [`Trainer::next_step`].

@@ -43,8 +43,8 @@ pub enum Outcome {
 /// and saved, a validation is left for whoever resumes.
 ///
 /// # Errors
-/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good. Before a bad step that
-/// is not skipped ends the run, what was good is saved.
+/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good. Before a failure ends
+/// the run, it is told in the metrics, and what was good is saved.
 pub fn train(
     trainer: &mut Trainer,
     mut folder: Option<&mut RunFolder>,
@@ -61,19 +61,30 @@ pub fn train(
             if trainer.is_out_of_patience() {
                 return Ok(Outcome::StoppedEarly);
             }
-            interrupted = match trainer.next_step()? {
-                StepOutcome::Done(report) => tell_step(trainer, &report, folder.as_deref_mut(), on_event)?,
-                StepOutcome::Skipped(bad) => {
+            interrupted = match trainer.next_step() {
+                Ok(StepOutcome::Done(report)) => tell_step(trainer, &report, folder.as_deref_mut(), on_event)?,
+                Ok(StepOutcome::Skipped(bad)) => {
                     log(folder.as_deref_mut(), &bad)?;
                     on_event(Event::Skipped(&bad)).is_break()
                 }
-                StepOutcome::Failed(bad) => return save_before(trainer, &bad, folder),
+                Ok(StepOutcome::Failed(bad)) => {
+                    let failure = format!("{bad}; {}", BadStep::ADVICE);
+                    return save_before(trainer, trainer.step() + 1, &failure, folder);
+                }
+                Err(error) => return save_before(trainer, trainer.step() + 1, &bare(&error).to_string(), folder),
             };
         }
         let step = trainer.step();
         let is_due = is_pending || step == steps || step.is_multiple_of(eval_every);
         if is_due && !trainer.corpus().validation.is_empty() {
-            interrupted |= validate(trainer, folder.as_deref_mut(), interrupted, on_event)?;
+            interrupted |= match validate(trainer, interrupted, on_event) {
+                Ok(Some(report)) => {
+                    log(folder.as_deref_mut(), &report)?;
+                    on_event(Event::Validation(&report)).is_break()
+                }
+                Ok(None) => true,
+                Err(error) => return save_before(trainer, step, &bare(&error).to_string(), folder),
+            };
         }
         if (is_due || interrupted)
             && let Some(folder) = &mut folder
@@ -89,6 +100,8 @@ pub fn train(
             return Ok(Outcome::Interrupted);
         }
     }
+    // Where steps were skipped, there were fewer to look at than it waits for.
+    trainer.audit.conclude()?;
     Ok(Outcome::Finished)
 }
 
@@ -112,33 +125,36 @@ fn tell_step(
     Ok(interrupted)
 }
 
-/// Saves the state before a bad step, if it is sound, and gives the error that ends the run.
-fn save_before(trainer: &Trainer, bad: &BadStep, folder: Option<&mut RunFolder>) -> Result<Outcome> {
-    if let Some(folder) = folder
-        && trainer.unsound_weight()?.is_none()
-        && let Err(error) = folder.save(trainer)
-    {
-        bail!("{bad}; {}; the state before it cannot be saved: {}", BadStep::ADVICE, bare(&error));
+/// Saves the state before a failure, if it is sound, and gives the error that ends the run.
+fn save_before(trainer: &Trainer, step: u64, failure: &str, folder: Option<&mut RunFolder>) -> Result<Outcome> {
+    #[derive(Serialize)]
+    struct Failure<'a> {
+        step: u64,
+        failed: &'a str,
     }
-    bail!("{bad}; {}", BadStep::ADVICE)
+    if let Some(folder) = folder {
+        let is_sound = trainer.unsound_weight()?.is_none();
+        // Where nothing is saved it is cut off with the steps that are made again.
+        let told = folder.log(&Failure { step, failed: failure });
+        if let Err(error) = told.and_then(|()| if is_sound { folder.save(trainer) } else { Ok(()) }) {
+            bail!("{failure}; the state before it cannot be saved: {}", bare(&error));
+        }
+    }
+    bail!("{failure}")
 }
 
-/// Validates unless `interrupted`, and says whether the listener has broken off by now.
+/// Validates unless `interrupted`; there is no report where the listener has broken off.
 fn validate(
     trainer: &mut Trainer,
-    folder: Option<&mut RunFolder>,
     mut interrupted: bool,
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
-) -> Result<bool> {
-    let report = trainer.validate_while(&mut || match interrupted {
+) -> Result<Option<ValidationReport>> {
+    trainer.validate_while(&mut || match interrupted {
         true => ControlFlow::Break(()),
         false => {
             let flow = on_event(Event::Validating);
             interrupted = flow.is_break();
             flow
         }
-    })?;
-    let Some(report) = report else { return Ok(true) };
-    log(folder, &report)?;
-    Ok(on_event(Event::Validation(&report)).is_break())
+    })
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var};
 use serde::Serialize;
 
-use super::Gradients;
 use crate::ops;
 
 /// Norms of every trainable tensor at one step.
@@ -39,16 +38,16 @@ impl Before {
         Ok(Self(vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<Result<_>>()?))
     }
 
-    /// The statistics of the update that `step` has made of them, along `gradients`.
-    pub(super) fn report(self, step: u64, vars: &[(String, Var)], gradients: &Gradients) -> Result<StatisticsReport> {
+    /// The statistics of the update that `step` has made of them, along gradients of these norms.
+    pub(super) fn report(self, step: u64, vars: &[(String, Var)], norms: &[f64]) -> Result<StatisticsReport> {
         let of = |before: &Tensor, var: &Var, gradient_norm: f64| -> Result<TensorStatistics> {
             let weight_norm = ops::norm(before)?;
             let update_norm = ops::norm(&(var.as_detached_tensor() - before)?)?;
             let update_ratio = (weight_norm > 0.0).then(|| update_norm / weight_norm);
             Ok(TensorStatistics { weight_norm, gradient_norm, update_norm, update_ratio })
         };
-        let tensors = vars.iter().zip(&self.0).zip(gradients.norms()?);
-        let named = tensors.map(|(((name, var), before), norm)| Ok((name.clone(), of(before, var, norm)?)));
+        let tensors = vars.iter().zip(&self.0).zip(norms);
+        let named = tensors.map(|(((name, var), before), norm)| Ok((name.clone(), of(before, var, *norm)?)));
         Ok(StatisticsReport { step, statistics: named.collect::<Result<_>>()? })
     }
 }

@@ -175,14 +175,14 @@ impl Trainer {
             gradients.clip(gradient_norm, self.options.clip_norm);
         }
         let learning_rate = self.options.learning_rate_at(self.step);
-        self.update(&gradients, learning_rate)?;
+        self.update(&gradients, &norms, learning_rate)?;
         Ok(Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() }))
     }
 
     /// Moves the weights, and all that follows them.
-    fn update(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<()> {
+    fn update(&mut self, gradients: &Gradients, norms: &[f64], learning_rate: f64) -> Result<()> {
         // A step that was skipped has not touched the moments, so their bias is that of the updates.
-        let updates = self.step - self.counters.skipped;
+        let updates = self.step.saturating_sub(self.counters.skipped);
         let every = self.options.statistics_every;
         let is_watched = every > 0 && (self.step + 1).is_multiple_of(every);
         let before = is_watched.then(|| Before::new(&self.vars)).transpose()?;
@@ -192,7 +192,7 @@ impl Trainer {
         if let Some(average) = &mut self.average {
             average.update(&self.vars, updates + 1)?;
         }
-        self.statistics = before.map(|before| before.report(self.step, &self.vars, gradients)).transpose()?;
+        self.statistics = before.map(|before| before.report(self.step, &self.vars, norms)).transpose()?;
         Ok(())
     }
 

@@ -174,7 +174,7 @@ impl Trainer {
 
     /// Goes on with the gradient audit: the first moment of a tensor is other than zero once a gradient was.
     fn resume_audit(&mut self) -> Result<()> {
-        let observed = self.step - self.counters.skipped;
+        let observed = self.step.saturating_sub(self.counters.skipped);
         if observed >= AUDIT_STEPS {
             // Passed long ago: a gradient that has become zero since is no sign of a cut.
             self.audit = GradientAudit::new(std::iter::empty(), &[], 0);
@@ -188,7 +188,7 @@ impl Trainer {
     /// The loss over the whole validation part, all non-overlapping windows of the context's length.
     ///
     /// # Errors
-    /// If the corpus has no validation part, or the loss is not finite.
+    /// If the corpus has no validation part, or the loss is not finite: what is, is named.
     pub fn validate(&mut self) -> Result<ValidationReport> {
         let validation = self.validate_while(&mut || ControlFlow::Continue(()))?;
         validation.ok_or_else(|| Error::Msg("validate: nobody broke it off, and there is no loss".into()))
@@ -218,7 +218,12 @@ impl Trainer {
         let evaluation = evaluation?;
         self.broken_off_at = None;
         if !evaluation.loss.is_finite() {
-            bail!("step {}: the validation loss is {}; {}", self.step, evaluation.loss, BadStep::ADVICE);
+            let cause = match (self.unsound_weight()?, self.first_bad_window()?) {
+                (Some(name), _) => format!(", as {name} is no longer finite"),
+                (None, Some(start)) => format!(", first in the window that starts at its token {start}"),
+                (None, None) => String::new(),
+            };
+            bail!("step {}: the validation loss is {}{cause}; {}", self.step, evaluation.loss, BadStep::ADVICE);
         }
         let is_best = self.best.is_none_or(|best| evaluation.loss < best.validation_loss);
         self.counters.without_improvement += 1;
@@ -233,6 +238,19 @@ impl Trainer {
                 .bits_per_byte(self.corpus.validation.len(), self.corpus.validation_bytes),
             is_best,
         }))
+    }
+
+    /// Where the first window of the validation part starts whose own loss is not finite.
+    fn first_bad_window(&self) -> Result<Option<usize>> {
+        let context_len = self.config().context_len;
+        for window in windows(&self.corpus.validation, context_len, 1, Rest::Drop)? {
+            let window = window?.kept_apart(self.isolating_id());
+            let start = window.starts.first().copied();
+            if !evaluate(&self.model, std::iter::once(Ok(window)), &self.device)?.loss.is_finite() {
+                return Ok(start);
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a validation was broken off at this step: it is the next thing to do.

@@ -77,7 +77,7 @@ fn in_parts(shards: usize, accumulate: usize, dropout: f64) -> (Vec<f64>, Traine
 #[test]
 fn a_batch_in_parts_is_the_batch() {
     for dropout in [0.0, 0.3] {
-        // As many shards in all: to the last bit.
+        // Cut at the same places: to the last bit.
         for (shards, accumulate, same_shards) in [(1, 6, 6), (2, 3, 6), (3, 2, 6), (1, 3, 3), (2, 2, 4), (4, 3, 6)] {
             let (losses, parts) = in_parts(shards, accumulate, dropout);
             let (expected_losses, whole) = in_parts(same_shards, 1, dropout);
@@ -463,7 +463,7 @@ fn the_gradient_audit_survives_being_stopped() {
     let options = options(20);
     let (tokenizer, mut first) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &first, "").unwrap();
-    // Nothing comes through a norm of zeros, and its own gradient is what is left.
+    // Of two projections of zeros one after the other neither has a gradient.
     let silence = |trainer: &Trainer| {
         for name in ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"] {
             let var = variable(trainer, name);

@@ -28,7 +28,7 @@ mod support {
 use support::{contest::Contest, peer};
 
 /// The tokenizers that a text is prepared with.
-const SIDES: [&str; 3] = ["char", "byte", "bpe:8192"];
+const SIDES: [&str; 4] = ["char", "byte", "bpe:8192", "bpe:32768"];
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();

@@ -1,4 +1,5 @@
-//! Everything that changes the disk, as single steps, and files that are replaced whole or not at all.
+//! Everything that changes a run on the disk, as single steps, and files that are replaced whole or not at all. Only the event
+//! file for TensorBoard is written past this: each session draws it anew, and nothing needs it.
 //!
 //! A new content grows at a sibling path, is synced, takes its place by one rename, and the folder is synced. A crash
 //! before the rename leaves the old content and a `.tmp` that the next write removes; after it, the new content. What
@@ -28,7 +29,12 @@ enum Change<'a> {
         from: &'a Path,
         to: &'a Path,
     },
-    Append {
+    /// A second name of a file.
+    Link {
+        from: &'a Path,
+        to: &'a Path,
+    },
+    WriteAt {
         file: &'a File,
         path: &'a Path,
         at: u64,
@@ -64,7 +70,8 @@ impl Change<'_> {
             Self::CreateFolder(path) => fs::create_dir(path),
             Self::Write(path, bytes) => create_new(path)?.write_all(bytes),
             Self::Copy { from, to } => io::copy(&mut File::open(from)?, &mut create_new(to)?).map(drop),
-            Self::Append { mut file, at, bytes, .. } => {
+            Self::Link { from, to } => fs::hard_link(from, to),
+            Self::WriteAt { mut file, at, bytes, .. } => {
                 file.seek(SeekFrom::Start(at))?;
                 file.write_all(bytes)
             }
@@ -81,8 +88,8 @@ impl Change<'_> {
     fn apply_or_say(self) -> Result<()> {
         let (verb, path) = match self {
             Self::CreateFolder(path) => ("create", path),
-            Self::Write(path, _) | Self::Append { path, .. } => ("write", path),
-            Self::Copy { to, .. } | Self::Rename { to, .. } => ("write", to),
+            Self::Write(path, _) | Self::WriteAt { path, .. } => ("write", path),
+            Self::Copy { to, .. } | Self::Link { to, .. } | Self::Rename { to, .. } => ("write", to),
             Self::Truncate { path, .. } => ("shorten", path),
             Self::SyncFile(path) | Self::SyncFolder(path) => ("sync", path),
             Self::RemoveFile(path) | Self::RemoveFolder(path) => ("remove", path),
@@ -206,11 +213,25 @@ pub(crate) fn open_in_place(path: &Path) -> Result<File> {
 /// Appends `bytes` to `file`, opened at `path`, whose length is `at`. On an error its length is that again, if the disk
 /// still allows it.
 pub(crate) fn append(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
-    Change::Append { file, path, at, bytes }.apply().map_err(|error| {
+    Change::WriteAt { file, path, at, bytes }.apply().map_err(|error| {
         // Best effort: the next line is written over what stays.
         let _ = Change::Truncate { file, path, len: at }.apply();
         cannot("write", path, &error)
     })
+}
+
+/// Writes `bytes` into `file`, opened at `path`, from the byte `at` on.
+pub(crate) fn write_at(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
+    Change::WriteAt { file, path, at, bytes }.apply_or_say()
+}
+
+/// Gives the synced file `from` the name `path` too, where nothing is; copies it where the file system has no second names.
+pub(crate) fn link_or_copy(from: &Path, path: &Path) -> Result<()> {
+    if (Change::Link { from, to: path }).apply().is_ok() {
+        return Ok(());
+    }
+    Change::Copy { from, to: path }.apply_or_say()?;
+    Change::SyncFile(path).apply_or_say()
 }
 
 /// Cuts off what `file`, opened at `path`, holds past `len` bytes.

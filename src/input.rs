@@ -43,7 +43,11 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     if len > most {
         bail!("cannot read {}: expected at most {most} bytes, got {len}", path.display());
     }
+    // Its length is known: a buffer that grows would hold twice as much for a moment.
     let mut bytes = Vec::new();
+    if let Err(error) = bytes.try_reserve_exact(len as usize) {
+        bail!("cannot read {}: {error}", path.display());
+    }
     match file.take(most).read_to_end(&mut bytes) {
         Ok(_) => Ok(bytes),
         Err(error) => bail!("cannot read {}: {error}", path.display()),
@@ -86,4 +90,21 @@ pub fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
 fn blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
     Some(snapshots.parent()?.join("blobs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_takes_no_more_memory_than_its_length() {
+        let space = tempfile::tempdir().unwrap();
+        let path = space.path().join("file");
+        for len in [0, 1, 100_001] {
+            std::fs::write(&path, vec![7; len]).unwrap();
+            let bytes = read(&path, 100_001).unwrap();
+            assert!(bytes.len() == len && bytes.capacity() == len, "{} for {len}", bytes.capacity());
+        }
+        assert!(read(&path, 100_000).unwrap_err().to_string().contains("at most 100000 bytes, got 100001"));
+    }
 }

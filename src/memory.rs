@@ -1,6 +1,7 @@
 //! How much memory there is, asked before much of it is taken: where it is missing, an allocation ends the process.
 
 use std::fs;
+use std::path::Path;
 
 use candle_core::{Result, bail};
 
@@ -10,12 +11,53 @@ const CEILING: usize = 1 << 40;
 /// What is given without a question.
 const LITTLE: usize = 1 << 26;
 
-/// Bytes that can be had now. Linux says so, for the machine and for the group of processes that this one belongs to;
+/// Bytes that can be had now. Linux says so, for the machine and for the groups of processes that this one belongs to;
 /// elsewhere it is a terabyte, whatever there is.
 pub fn available() -> usize {
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|bytes| bytes.trim().parse().ok());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = status_bytes("/proc/meminfo", "MemAvailable:");
-    [group, machine].into_iter().flatten().min().unwrap_or(CEILING)
+    [left_to(&groups, Path::new("/sys/fs/cgroup")), machine].into_iter().flatten().min().unwrap_or(CEILING)
+}
+
+/// Where a version of Linux's control groups says what a group may have, what it has, and what of that is given back before
+/// anything fails: pages of files that nobody has used lately.
+struct Names {
+    most: &'static str,
+    current: &'static str,
+    idle: &'static str,
+}
+
+/// Bytes that the groups of `membership`, the content of `/proc/self/cgroup`, and those around them still may take; `None`
+/// where none has a limit. Their folders lie in `mounted`.
+fn left_to(membership: &str, mounted: &Path) -> Option<usize> {
+    let left = membership.lines().filter_map(|line| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+        let group = Path::new(group.strip_prefix('/')?);
+        let (mounted, names) = match controllers {
+            "" => {
+                (mounted.to_path_buf(), Names { most: "memory.max", current: "memory.current", idle: "inactive_file" })
+            }
+            _ if controllers.split(',').any(|controller| controller == "memory") => (
+                mounted.join("memory"),
+                Names { most: "memory.limit_in_bytes", current: "memory.usage_in_bytes", idle: "total_inactive_file" },
+            ),
+            _ => return None,
+        };
+        // In a container the folder may be that of its own group, whatever the name of that outside.
+        group.ancestors().filter_map(|group| left_in(&mounted.join(group), &names)).min()
+    });
+    left.min()
+}
+
+/// Bytes that a group still may take, if it has a limit.
+fn left_in(group: &Path, names: &Names) -> Option<usize> {
+    let read = |name: &str| fs::read_to_string(group.join(name)).ok();
+    let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
+    let (most, current) = (number(names.most)?, number(names.current).unwrap_or(0));
+    let statistics = read("memory.stat").unwrap_or_default();
+    let mut fields = statistics.lines().filter_map(|line| line.split_once(' '));
+    let idle = fields.find(|(name, _)| *name == names.idle).and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0);
+    Some(most.saturating_sub(current.saturating_sub(idle)))
 }
 
 /// A field of one of Linux's status files, given there in kB; `None` elsewhere.
@@ -50,6 +92,52 @@ pub fn tensor_bytes(shape: &[usize], bytes_each: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Groups as Linux shows them: folder, file and content.
+    fn groups(files: &[(&str, &str, &str)]) -> tempfile::TempDir {
+        let mounted = tempfile::tempdir().unwrap();
+        for (group, name, content) in files {
+            fs::create_dir_all(mounted.path().join(group)).unwrap();
+            fs::write(mounted.path().join(group).join(name), content).unwrap();
+        }
+        mounted
+    }
+
+    #[test]
+    fn what_a_group_has_taken_is_not_left_and_the_tightest_group_decides() {
+        let mounted = groups(&[
+            ("", "memory.stat", "inactive_file 900\n"),
+            ("slice", "memory.max", "4000\n"),
+            ("slice", "memory.current", "3500\n"),
+            ("slice", "memory.stat", "anon 3100\nfile 400\ninactive_file 300\nactive_file 100\n"),
+            ("slice/own.scope", "memory.max", "max\n"),
+            ("slice/tight.scope", "memory.max", "700\n"),
+            ("slice/tight.scope", "memory.current", "900\n"),
+            ("slice/fresh.scope", "memory.max", "200\n"),
+        ]);
+        let left = |membership: &str| left_to(membership, mounted.path());
+        assert_eq!(left("0::/slice/own.scope\n"), Some(800));
+        assert_eq!(left("0::/slice/own.scope/below"), Some(800));
+        assert_eq!(left("0::/slice/tight.scope\n"), Some(0));
+        assert_eq!(left("1:cpu:/slice\n0::/slice/fresh.scope\n"), Some(200));
+        for none in ["0::/", "0::/elsewhere", "", "1:cpu:/slice", "nonsense", "0::slice"] {
+            assert_eq!(left(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_older_control_groups_are_asked_too() {
+        let mounted = groups(&[
+            ("memory", "memory.limit_in_bytes", "5000\n"),
+            ("memory", "memory.usage_in_bytes", "4500\n"),
+            ("memory", "memory.stat", "inactive_file 1\ntotal_inactive_file 250\n"),
+            ("memory/docker/1", "memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        let left = |membership: &str| left_to(membership, mounted.path());
+        assert_eq!(left("5:cpu,cpuacct:/\n4:hugetlb,memory:/docker/1\n0::/\n"), Some(750));
+        // A container that sees its own group as the whole.
+        assert_eq!(left("4:memory:/docker/a-name-from-outside\n"), Some(750));
+    }
 
     #[test]
     fn what_no_memory_holds_is_refused_with_the_figure() {

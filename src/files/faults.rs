@@ -46,6 +46,11 @@ pub(crate) fn with_available_space<T>(bytes: u64, work: impl FnOnce() -> T) -> T
     result
 }
 
+/// How many changes there have been so far.
+pub(crate) fn changes() -> u64 {
+    STATE.with_borrow(|state| state.changes)
+}
+
 /// Runs `work`, and gives the changes that it made.
 pub(crate) fn recorded(work: impl FnOnce()) -> Vec<Made> {
     STATE.replace(State { made: Some(Vec::new()), ..State::default() });
@@ -83,16 +88,16 @@ pub(super) fn strike(change: Change) -> io::Result<ControlFlow<()>> {
 }
 
 fn needs_space(change: Change) -> bool {
-    use Change::{Append, Copy, CreateFolder, Write};
-    matches!(change, CreateFolder(_) | Write(..) | Copy { .. } | Append { .. })
+    use Change::{Copy, CreateFolder, Link, Write, WriteAt};
+    matches!(change, CreateFolder(_) | Write(..) | Copy { .. } | Link { .. } | WriteAt { .. })
 }
 
 /// Makes half of a change that has parts.
 fn half(change: Change) -> io::Result<()> {
     match change {
         Change::Write(path, bytes) => Change::Write(path, &bytes[..bytes.len() / 2]).apply_to_disk(),
-        Change::Append { file, path, at, bytes } => {
-            Change::Append { file, path, at, bytes: &bytes[..bytes.len() / 2] }.apply_to_disk()
+        Change::WriteAt { file, path, at, bytes } => {
+            Change::WriteAt { file, path, at, bytes: &bytes[..bytes.len() / 2] }.apply_to_disk()
         }
         Change::Copy { from, to } => {
             let mut content = Vec::new();

@@ -1,8 +1,13 @@
-//! A disk in memory that keeps, through a power failure, only what was synced: the worst that a file system may do.
+//! A disk in memory that keeps, through a power failure, what was synced, and of the rest nothing or any part: names without
+//! their bytes, half of the bytes, a later change without an earlier one. A rename shows the old file or the new one under its
+//! new name, as file systems promise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
 use super::Change;
 
@@ -12,7 +17,8 @@ pub(crate) enum Made {
     CreateFolder(PathBuf),
     Write(PathBuf, Vec<u8>),
     Copy(PathBuf, PathBuf),
-    Append(PathBuf, u64, Vec<u8>),
+    Link(PathBuf, PathBuf),
+    WriteAt(PathBuf, u64, Vec<u8>),
     Truncate(PathBuf, u64),
     SyncFile(PathBuf),
     SyncFolder(PathBuf),
@@ -26,7 +32,8 @@ impl Made {
             Change::CreateFolder(path) => Self::CreateFolder(path.into()),
             Change::Write(path, bytes) => Self::Write(path.into(), bytes.into()),
             Change::Copy { from, to } => Self::Copy(from.into(), to.into()),
-            Change::Append { path, at, bytes, .. } => Self::Append(path.into(), at, bytes.into()),
+            Change::Link { from, to } => Self::Link(from.into(), to.into()),
+            Change::WriteAt { path, at, bytes, .. } => Self::WriteAt(path.into(), at, bytes.into()),
             Change::Truncate { path, len, .. } => Self::Truncate(path.into(), len),
             Change::SyncFile(path) => Self::SyncFile(path.into()),
             Change::SyncFolder(path) => Self::SyncFolder(path.into()),
@@ -98,10 +105,14 @@ impl Disk {
                 let now = self.file(from).clone();
                 self.add(to, Node::File { now, synced: vec![] });
             }
-            Made::Append(path, at, bytes) => {
-                let file = self.file(path);
-                file.truncate(*at as usize);
-                file.extend(bytes);
+            Made::Link(from, to) => {
+                let node = self.find(from);
+                self.names_beside(to).insert(to.file_name().unwrap().into(), node);
+            }
+            Made::WriteAt(path, at, bytes) => {
+                let (file, at) = (self.file(path), *at as usize);
+                file.resize(file.len().max(at + bytes.len()), 0);
+                file[at..at + bytes.len()].copy_from_slice(bytes);
             }
             Made::Truncate(path, len) => self.file(path).truncate(*len as usize),
             Made::SyncFile(path) | Made::SyncFolder(path) => {
@@ -119,14 +130,21 @@ impl Disk {
         }
     }
 
-    /// Writes what a power failure leaves into the folder `target`.
-    pub(crate) fn survivors(&self, target: &Path) {
+    /// Writes what a power failure leaves into the folder `target`: what was synced and, of the rest, what `rng` draws;
+    /// without it nothing.
+    pub(crate) fn survivors(&self, target: &Path, mut rng: Option<&mut ChaCha8Rng>) {
+        let mut is_kept = || rng.as_mut().is_some_and(|rng| rng.random());
         let mut folders = vec![(0, target.to_path_buf())];
         while let Some((folder, path)) = folders.pop() {
-            let Node::Folder { synced, .. } = &self.nodes[folder] else { continue };
-            for (name, &node) in synced {
-                let path = path.join(name);
+            let Node::Folder { now, synced } = &self.nodes[folder] else { continue };
+            for name in now.keys().chain(synced.keys()).collect::<BTreeSet<_>>() {
+                let node = if is_kept() { now.get(name) } else { synced.get(name) };
+                let (Some(&node), path) = (node, path.join(name)) else { continue };
                 match &self.nodes[node] {
+                    Node::File { now, synced } if is_kept() => {
+                        let part = if is_kept() { now.len() } else { now.len() / 2 };
+                        std::fs::write(path, [&now[..part], synced.get(part..).unwrap_or_default()].concat()).unwrap();
+                    }
                     Node::File { synced, .. } => std::fs::write(path, synced).unwrap(),
                     Node::Folder { .. } => {
                         std::fs::create_dir(&path).unwrap();

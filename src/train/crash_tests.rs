@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{Device, Result};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use super::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
 use crate::errors::bare;
@@ -48,6 +50,11 @@ fn options() -> TrainOptions {
 
 /// Starts the run in `root`, or goes on with it. With `breaks_off` it leaves at the second validation.
 fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
+    session_telling(root, breaks_off, &mut |_| {})
+}
+
+/// The same; `saved` hears of each step that is safe on disk.
+fn session_telling(root: &Path, breaks_off: bool, saved: &mut dyn FnMut(u64)) -> Result<Outcome> {
     let (tokenizer, corpus) = data();
     let options = options();
     let (mut folder, mut trainer) = if RunFolder::exists(root) {
@@ -57,10 +64,12 @@ fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
         let trainer = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu)?;
         (RunFolder::create(root, &tokenizer, &trainer, "")?, trainer)
     };
+    saved(trainer.step());
     let mut step = 0;
     train(&mut trainer, Some(&mut folder), &mut |event| {
         match event {
             Event::Step(report) => step = report.step,
+            Event::Saved(step) => saved(step),
             Event::Validating if breaks_off && step == 4 => return ControlFlow::Break(()),
             _ => {}
         }
@@ -174,27 +183,39 @@ fn a_run_that_is_killed_at_any_change_of_the_disk_ends_as_if_it_was_not() {
     }
 }
 
-/// On a disk that forgets all that was not synced.
+/// On a disk that forgets what was not synced, all of it or any part.
 #[test]
 fn a_power_failure_at_any_change_of_the_disk_leaves_a_run_that_ends_as_if_there_was_none() {
     let expected = undisturbed();
     let space = tempfile::tempdir().unwrap();
+    // The folders around the run are not there yet, and can be lost as well.
+    let place = Path::new("runs/today/run");
+    let mut saved = Vec::new();
     let made = faults::recorded(|| {
-        let root = space.path().join("run");
-        assert_eq!(session(&root, true).unwrap(), Outcome::Interrupted);
-        assert_eq!(session(&root, false).unwrap(), Outcome::Finished);
+        let root = space.path().join(place);
+        for (breaks_off, outcome) in [(true, Outcome::Interrupted), (false, Outcome::Finished)] {
+            let told = &mut |step| saved.push((faults::changes(), step));
+            assert_eq!(session_telling(&root, breaks_off, told).unwrap(), outcome);
+        }
     });
     let mut disk = Disk::new(space.path());
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
     for (n, change) in made.iter().enumerate() {
         disk.apply(change);
-        let label = format!("after {} of {} changes, {change:?}", n + 1, made.len());
-        let survivors = tempfile::tempdir().unwrap();
-        disk.survivors(survivors.path());
-        let root = survivors.path().join("run");
-        assert_eq!(root.exists(), RunFolder::exists(&root), "{label}: a folder that is no run");
-        let outcome = faults::with(Some(Fault::Killed(u64::MAX)), || session(&root, false)).0;
-        assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
-        assert_same(&content(&root), &expected, &label);
+        for is_any_part in [false, true, true] {
+            let label = format!("after {} of {} changes, {change:?}, {is_any_part}", n + 1, made.len());
+            let survivors = tempfile::tempdir().unwrap();
+            disk.survivors(survivors.path(), is_any_part.then_some(&mut rng));
+            let root = survivors.path().join(place);
+            assert_eq!(root.exists(), RunFolder::exists(&root), "{label}: a folder that is no run");
+            if let Some((_, step)) = saved.iter().rfind(|(changes, _)| *changes <= n as u64 + 1) {
+                let (_, _, checkpoint) = RunFolder::resume(&root, &Device::Cpu).expect(&label);
+                assert!(checkpoint.state.step >= *step, "{label}: step {step} was safe");
+            }
+            let outcome = faults::with(Some(Fault::Killed(u64::MAX)), || session(&root, false)).0;
+            assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
+            assert_same(&content(&root), &expected, &label);
+        }
     }
 }
 

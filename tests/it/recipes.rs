@@ -281,9 +281,50 @@ fn the_state_before_a_bad_step_is_saved_and_one_of_bad_weights_never() {
         });
         let message = error.unwrap_err().to_string();
         assert!(message.contains("step 6: "), "{message}");
+        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert!(last["step"] == 6 && last["failed"].as_str().unwrap().contains("start at tokens"), "{last}");
         assert_eq!(message.contains("as norm.weight is no longer finite"), !weight_is_finite, "{message}");
         drop(folder);
         assert_eq!(resume(&root, &options).unwrap().1.step(), saved);
+    }
+}
+
+#[test]
+fn before_a_validation_that_is_not_finite_ends_the_run_what_is_good_is_saved() {
+    let space = tempfile::tempdir().unwrap();
+    let options = options(12);
+    for (value, saved, cause) in [
+        (f32::MAX, 8, "first in the window that starts at its token 0"),
+        (f32::NAN, 4, "as norm.weight is no longer finite"),
+    ] {
+        let root = space.path().join(format!("run-{saved}"));
+        let (tokenizer, mut trainer) = trainer(&options);
+        let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+        let norm = variable(&trainer, "norm.weight");
+        let error = train(&mut trainer, Some(&mut folder), &mut |event| {
+            if let Event::Step(report) = event
+                && report.step == 8
+            {
+                norm.set(&Tensor::full(value, norm.shape(), &Device::Cpu).unwrap()).unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("step 8: the validation loss is NaN") && message.contains(cause), "{message}");
+        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert!(last["step"] == 8 && last["failed"].as_str().unwrap().contains(cause), "{last}");
+        drop(folder);
+        let (mut folder, mut trainer) = resume(&root, &options).unwrap();
+        assert_eq!((trainer.step(), trainer.validation_is_pending()), (saved, false));
+        // The failure stays on record with what was saved before it, and goes with the steps that are made again.
+        folder.begin(&trainer).unwrap();
+        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+        assert_eq!(metrics.contains("\"failed\""), saved == 8, "{metrics}");
+        let norm = variable(&trainer, "norm.weight");
+        norm.set(&norm.ones_like().unwrap()).unwrap();
+        assert_eq!(run_in(&mut folder, &mut trainer, None).0, Outcome::Finished);
     }
 }
 
@@ -455,6 +496,51 @@ fn one_batch_is_learned_by_heart_or_not() {
     assert!(!report.succeeded() && report.steps == 20, "{report:?}");
 }
 
+/// Of two projections of zeros one after the other neither has a gradient.
+fn silence(trainer: &Trainer) {
+    for name in ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"] {
+        let var = variable(trainer, name);
+        var.set(&var.zeros_like().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_short_run_with_a_skipped_step_is_audited_all_the_same() {
+    let options = TrainOptions { skip_bad_steps: 1, ..options(4) };
+    for (is_silent, expected) in [(true, "after 3 steps the gradient is still zero at blocks.1.mlp"), (false, "")] {
+        let (_, mut trainer) = trainer(&options);
+        if is_silent {
+            silence(&trainer);
+        }
+        let norm = variable(&trainer, "norm.weight");
+        let good = norm.as_tensor().copy().unwrap();
+        overflow(&trainer);
+        let outcome = train(&mut trainer, None, &mut |event| {
+            if let Event::Skipped(_) = event {
+                norm.set(&good).unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!((trainer.step(), trainer.counters().skipped), (4, 1));
+        let message = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(message.contains(expected) && message.is_empty() != is_silent, "{message}");
+    }
+}
+
+#[test]
+fn before_the_gradient_audit_ends_a_run_what_is_good_is_saved() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = TrainOptions { eval_every: 50, ..options(20) };
+    let (tokenizer, mut trainer) = trainer(&options);
+    silence(&trainer);
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    let error = train(&mut trainer, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    assert!(error.contains("gradient audit: after 10 steps"), "{error}");
+    drop(folder);
+    assert_eq!(resume(&root, &options).unwrap().1.step(), 9);
+}
+
 /// The audit's count goes on: a run stopped every three steps is audited after ten as if it had never been.
 #[test]
 fn the_gradient_audit_survives_being_stopped() {
@@ -463,13 +549,6 @@ fn the_gradient_audit_survives_being_stopped() {
     let options = options(20);
     let (tokenizer, mut first) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &first, "").unwrap();
-    // Of two projections of zeros one after the other neither has a gradient.
-    let silence = |trainer: &Trainer| {
-        for name in ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"] {
-            let var = variable(trainer, name);
-            var.set(&var.zeros_like().unwrap()).unwrap();
-        }
-    };
     silence(&first);
     run_in(&mut folder, &mut first, Some(3));
     for stop in [6, 9] {

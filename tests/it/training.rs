@@ -12,6 +12,7 @@ use candle_attention::text::{
 };
 use candle_attention::train::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 
 use crate::support::values;
 
@@ -175,14 +176,29 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
     folder.begin(&trainer).unwrap();
     assert_eq!(loss(&root), best.validation_loss);
 
-    // Damaged where it comes from, it is not put there.
+    // What else the best checkpoint says is not needed.
+    let checkpoint = root.join(format!("training/step-{:08}", best.step));
     std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
-    let source = root.join(format!("training/step-{:08}/model.safetensors", best.step));
-    let mut bytes = std::fs::read(&source).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&source, bytes).unwrap();
-    assert!(folder.begin(&trainer).unwrap_err().to_string().contains("is not the file that was written"));
-    assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), b"lost");
+    std::fs::write(checkpoint.join("state.json"), b"lost").unwrap();
+    folder.begin(&trainer).unwrap();
+    assert_eq!(loss(&root), best.validation_loss);
+
+    // Damaged where it comes from, or gone from there, it is not put there; and what is there already needs no source.
+    let good = std::fs::read(root.join("model.safetensors")).unwrap();
+    let mut damaged = good.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    for is_gone in [false, true] {
+        match is_gone {
+            false => std::fs::write(checkpoint.join("model.safetensors"), &damaged).unwrap(),
+            true => std::fs::remove_dir_all(&checkpoint).unwrap(),
+        }
+        folder.begin(&trainer).unwrap();
+        std::fs::write(root.join("model.safetensors"), &damaged).unwrap();
+        let error = folder.begin(&trainer).unwrap_err().to_string();
+        assert!(error.contains("neither") && error.contains("is the file that was written"), "{error}");
+        assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), damaged);
+        std::fs::write(root.join("model.safetensors"), &good).unwrap();
+    }
 }
 
 #[test]
@@ -217,6 +233,83 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
     std::fs::write(root.join("training/current"), "../elsewhere\n").unwrap();
     assert!(refusal(resume(&root, &options)).contains("names no checkpoint"));
     assert!(RunFolder::create(&root, &tokenizer, &trainer, "").err().unwrap().to_string().contains("already exists"));
+}
+
+/// The content of `state.json` with this state, sealed as whoever wrote it.
+pub fn sealed(mut state: serde_json::Value) -> String {
+    state["checksum"] = "".into();
+    let json = serde_json::to_string_pretty(&state).unwrap();
+    let sum: String = Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect();
+    json.replace("\"checksum\": \"\"", &format!("\"checksum\": \"{sum}\""))
+}
+
+#[test]
+fn a_state_with_any_byte_changed_is_refused() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = options(4);
+    drop(finished_run(&root, &options));
+    let metrics = std::fs::read(root.join("training/metrics.jsonl")).unwrap();
+    let path = root.join("training/step-00000004/state.json");
+    let good = std::fs::read(&path).unwrap();
+    for (at, &byte) in good.iter().enumerate() {
+        let mut changed = good.clone();
+        changed[at] = if byte.is_ascii_digit() { b'0' + (byte - b'0' + 1) % 10 } else { byte ^ 1 };
+        std::fs::write(&path, &changed).unwrap();
+        let text = String::from_utf8_lossy(&changed).into_owned();
+        assert!(resume(&root, &options).is_err(), "byte {at}: {text}");
+    }
+    assert_eq!(std::fs::read(root.join("training/metrics.jsonl")).unwrap(), metrics);
+    std::fs::write(&path, &good).unwrap();
+    resume(&root, &options).unwrap();
+
+    // Another checkpoint's state in its place.
+    std::fs::rename(root.join("training/step-00000004"), root.join("training/step-00000003")).unwrap();
+    std::fs::write(root.join("training/current"), "step-00000003\n").unwrap();
+    let error = resume(&root, &options).err().unwrap().to_string();
+    assert!(error.contains("its step is not the folder's"), "{error}");
+}
+
+#[test]
+fn a_state_that_contradicts_itself_is_refused_whoever_sealed_it() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = options(4);
+    drop(finished_run(&root, &options));
+    let path = root.join("training/step-00000004/state.json");
+    let good: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (place, value, expected) in [
+        ("/step", serde_json::json!(5), "its step is not the folder's"),
+        ("/validation_is_pending", true.into(), "its step is not the folder's"),
+        ("/counters/skipped", 5.into(), "more steps are skipped than made"),
+        ("/counters/skipped_in_a_row", 1.into(), "more steps are skipped in a row than in all"),
+        ("/best/step", 5.into(), "the best model is not one of its steps"),
+        ("/published/checkpoint", "../step-00000004".into(), "the weights at the root are of no step before"),
+        ("/published/checkpoint", "step-00000005".into(), "the weights at the root are of no step before"),
+        ("/seconds", (-1.0).into(), "the seconds are no time"),
+    ] {
+        let mut changed = good.clone();
+        *changed.pointer_mut(place).unwrap() = value;
+        std::fs::write(&path, sealed(changed)).unwrap();
+        let error = resume(&root, &options).err().unwrap().to_string();
+        assert!(error.contains("broken checkpoint") && error.contains(expected), "{place}: {error}");
+    }
+    std::fs::write(&path, sealed(good)).unwrap();
+    resume(&root, &options).unwrap();
+}
+
+#[test]
+fn metrics_that_are_shorter_than_they_were_are_told_of() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = options(4);
+    drop(finished_run(&root, &options));
+    assert_eq!(resume(&root, &options).unwrap().0.lost_metrics(), 0);
+    let path = root.join("training/metrics.jsonl");
+    let metrics = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &metrics[..metrics.len() - 3]).unwrap();
+    let last = metrics.split_inclusive(|&byte| byte == b'\n').next_back().unwrap();
+    assert_eq!(resume(&root, &options).unwrap().0.lost_metrics(), last.len() as u64);
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Tokenizer {
     /// same tokenizer.
     ///
     /// The vocabulary has `vocab_size` ids, or fewer where no further pair of tokens stands in the texts twice. Merges
-    /// are learned from the 2^17 most frequent words, or eight for each id where that is more; up to 2^19 different words are
+    /// are learned from the 2^17 most frequent words, or two for each id where that is more; up to 2^19 different words are
     /// counted exactly, and where there are more, the rarer half of them is forgotten each time.
     ///
     /// # Errors

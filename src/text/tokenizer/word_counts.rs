@@ -10,10 +10,10 @@ use super::words::{check_words, words};
 /// Different words that are counted: where there are more, the rarer half is forgotten.
 const MOST_WORDS: usize = 1 << 19;
 
-/// Different words that merges are learned from, and for each id of a large vocabulary. The library takes about a kilobyte
-/// for each.
+/// Different words that merges are learned from, and for each id of a vocabulary of more than 65,536. The library takes about a
+/// kilobyte for each.
 const MOST_LEARNED: usize = 1 << 17;
-const LEARNED_AN_ID: usize = 8;
+const LEARNED_AN_ID: usize = 2;
 
 /// The words of a text and how often each stands in it.
 ///

@@ -183,7 +183,11 @@ fn restamp(root: &Path) {
         let now: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         *sum = now.into();
     }
-    std::fs::write(&path, serde_json::to_vec_pretty(&state).unwrap()).unwrap();
+    let weights = state["checksums"]["model.safetensors"].clone();
+    if let Some(published) = state.get_mut("published").and_then(|published| published.get_mut("checksum")) {
+        *published = weights;
+    }
+    std::fs::write(&path, crate::training::sealed(state)).unwrap();
 }
 
 #[test]

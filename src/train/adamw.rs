@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var, bail};
 
 use super::{Gradients, TrainOptions};
+use crate::errors::listed;
 use crate::ops::{self, AdamWStep, Moments, adamw};
 
 /// [`adamw`] over a set of variables. Only tensors of two or more dimensions decay.
@@ -101,7 +102,7 @@ impl AdamW {
         }
         problems.extend(state.keys().map(|key| format!("{key} has no place in the optimizer")));
         if !problems.is_empty() {
-            bail!("optimizer state: {}", problems.join("; "));
+            bail!("optimizer state: {}", listed(&problems));
         }
         for (slot, moments) in self.slots.iter_mut().zip(taken) {
             // Copies: the next step changes its moments in place.

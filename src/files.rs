@@ -191,6 +191,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     input::read(&path, memory::available() as u64)
 }
 
+/// Creates an empty file that grows where it lies.
+pub(crate) fn create_file(path: &Path) -> Result<File> {
+    Change::Write(path, b"").apply_or_say()?;
+    File::options().read(true).write(true).open(path).map_err(|error| cannot("open", path, &error))
+}
+
 /// Opens a file that is changed where it lies, and creates it where it is not there.
 ///
 /// # Errors
@@ -225,11 +231,13 @@ pub(crate) fn write_at(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Resul
     Change::WriteAt { file, path, at, bytes }.apply_or_say()
 }
 
-/// Gives the synced file `from` the name `path` too, where nothing is; copies it where the file system has no second names.
-pub(crate) fn link_or_copy(from: &Path, path: &Path) -> Result<()> {
-    if (Change::Link { from, to: path }).apply().is_ok() {
-        return Ok(());
-    }
+/// Gives the synced file `from` the name `path` too, where nothing is.
+pub(crate) fn link(from: &Path, path: &Path) -> Result<()> {
+    Change::Link { from, to: path }.apply_or_say()
+}
+
+/// Writes and syncs a copy of the file `from` as `path`, where nothing is.
+pub(crate) fn copy(from: &Path, path: &Path) -> Result<()> {
     Change::Copy { from, to: path }.apply_or_say()?;
     Change::SyncFile(path).apply_or_say()
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Error, Result, bail};
 
+use crate::files;
+
 /// A sequence of token ids, in memory or in a file: the same ids either way.
 ///
 /// A file is read where it is asked for, through the system's cache of pages, and not mapped into memory: a mapped file
@@ -50,7 +52,7 @@ impl IdsFile {
     pub(super) fn forget(&self) {
         if self.is_temporary.swap(false, Ordering::Relaxed) {
             // Best effort: there is nobody to tell.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = files::remove_file(&self.path);
         }
     }
 }

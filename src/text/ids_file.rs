@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,13 +27,9 @@ const IN_MEMORY: u64 = 32 << 20;
 
 /// Completes the file of a corpus whose ids have just been written.
 pub(super) fn write_header(corpus: &Corpus, file: &IdsFile, width: Width) -> Result<()> {
-    let write = || {
-        let mut handle = &file.file;
-        handle.seek(SeekFrom::Start(0))?;
-        handle.write_all(&header(corpus, width)?)?;
-        handle.sync_all()
-    };
-    write().map_err(|error| cannot_write(&file.path, &error))
+    let header = header(corpus, width).map_err(|error| cannot_write(&file.path, &error))?;
+    files::write_at(&file.file, &file.path, 0, &header)?;
+    files::sync(&file.path)
 }
 
 fn header(corpus: &Corpus, width: Width) -> std::io::Result<Vec<u8>> {
@@ -67,14 +63,12 @@ impl Corpus {
     /// A file that exists or can't be written, and a disk without space for it, which is looked at before.
     pub fn save(&self, path: &Path) -> Result<()> {
         if let Some(file) = self.train.file() {
-            if std::fs::hard_link(&file.path, path).is_ok() {
+            if files::link(&file.path, path).is_ok() {
                 return Ok(());
             }
             let len = file.file.metadata().map_err(|error| cannot_write(path, &error))?.len();
             files::check_space(files::parent(path), "the ids of the text", len)?;
-            let copied =
-                std::fs::copy(&file.path, path).and_then(|_| File::options().write(true).open(path)?.sync_all());
-            return copied.map_err(|error| cannot_write(path, &error));
+            return files::copy(&file.path, path);
         }
         let highest = self
             .train
@@ -189,7 +183,7 @@ fn number(texts: &HashMap<String, String>, name: &str) -> Result<usize> {
     }
 }
 
-pub(super) fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
+fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::Msg(format!("cannot write {}: {error}", path.display()))
 }
 

@@ -1,7 +1,6 @@
 //! Ids on their way into a file.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,18 +9,23 @@ use candle_core::Result;
 
 use super::Ids;
 use super::ids::{IdsFile, Width};
-use super::ids_file::{HEADER, cannot_write};
+use super::ids_file::HEADER;
 use crate::files;
+
+/// Bytes that are written at once.
+const TOGETHER: usize = 1 << 18;
 
 /// Bytes that are written before the disk is asked again whether it has space for as many.
 const STEP: u64 = 64 << 20;
 
 /// Writes ids as they come, first those to train on, then those to validate on.
 pub(super) struct IdsWriter {
-    file: BufWriter<File>,
     held: IdsFile,
     width: Width,
+    /// Bytes that wait to be written together.
     bytes: Vec<u8>,
+    /// Bytes that are written.
+    written: u64,
     /// Ids written so far of each part.
     lens: [usize; 2],
     /// Bytes of the file at most, as far as that is known.
@@ -41,25 +45,25 @@ impl IdsWriter {
     /// Creates the file, which must not exist; unless it is kept it is removed with the last use of its ids. It has `most` bytes
     /// at most, as far as that is known: whether there is space for them is asked as it grows.
     pub(super) fn create(path: &Path, width: Width, most: u64) -> Result<Self> {
-        let create = || {
-            let file = File::options().read(true).write(true).create_new(true).open(path)?;
-            let held = IdsFile::temporary(file.try_clone()?, path);
-            // Says that somebody is alive who uses it; see `remove_abandoned`. Where there are no locks, nothing is removed.
-            let _ = held.file.lock();
-            let mut file = BufWriter::with_capacity(1 << 18, file);
-            file.write_all(&[0; HEADER])?;
-            Ok(Self { file, held, width, bytes: Vec::new(), lens: [0, 0], most, allowed: 0 })
-        };
-        create().map_err(|error: std::io::Error| cannot_write(path, &error))
+        let held = IdsFile::temporary(files::create_file(path)?, path);
+        // Says that somebody is alive who uses it; see `remove_abandoned`. Where there are no locks, nothing is removed.
+        let _ = held.file.lock();
+        Ok(Self { held, width, bytes: vec![0; HEADER], written: 0, lens: [0, 0], most, allowed: 0 })
     }
 
     /// Appends ids of part 0, to train on, or 1, to validate on.
     pub(super) fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
-        self.bytes.clear();
         self.width.extend(&mut self.bytes, ids);
         self.lens[part] += ids.len();
         self.check_space()?;
-        self.file.write_all(&self.bytes).map_err(|error| cannot_write(&self.held.path, &error))
+        if self.bytes.len() >= TOGETHER { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        files::write_at(&self.held.file, &self.held.path, self.written, &self.bytes)?;
+        self.written += self.bytes.len() as u64;
+        self.bytes.clear();
+        Ok(())
     }
 
     /// Fails before the disk is full: who fills it takes the space of others too.
@@ -68,17 +72,16 @@ impl IdsWriter {
         if len <= self.allowed {
             return Ok(());
         }
-        let written = len - self.bytes.len() as u64;
         let next = self.most.clamp(len, len + STEP);
-        let what = format!("the ids of the text, {:.0} MB of which are written", written as f64 / 1e6);
-        files::check_space(files::parent(&self.held.path), &what, next - written)?;
+        let what = format!("the ids of the text, {:.0} MB of which are written", self.written as f64 / 1e6);
+        files::check_space(files::parent(&self.held.path), &what, next - self.written)?;
         self.allowed = next;
         Ok(())
     }
 
     /// The ids written, to train on and to validate on; the file has no header yet.
     pub(super) fn finish(mut self) -> Result<[Ids; 2]> {
-        self.file.flush().map_err(|error| cannot_write(&self.held.path, &error))?;
+        self.flush()?;
         let [train, validation] = self.lens;
         let file = Arc::new(self.held);
         let start = (HEADER + train * self.width.bytes()) as u64;
@@ -105,7 +108,7 @@ fn remove_abandoned(folder: &Path) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_ours = name.starts_with(TEMPORARY[0]) && name.ends_with(TEMPORARY[1]);
         if is_ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = std::fs::remove_file(entry.path());
+            let _ = files::remove_file(&entry.path());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use candle_attention::generate::{Sampler, SamplingOptions};
+use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
 use candle_attention::text::{Corpus, Tokenizer};
@@ -17,8 +17,7 @@ use clap::Args;
 use super::options::Options;
 use super::prepared::{Prepared, describe, texts};
 use super::progress::{Progress, note};
-use super::sample::{self, Form};
-use super::{Failure, chart, plan};
+use super::{Failure, chart, plan, sample};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -183,13 +182,11 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "{curve}")?;
     }
     let run = Run::open(root, &Device::Cpu)?;
-    let mut sampler = Sampler::new(
-        SamplingOptions { temperature: SAMPLE_TEMPERATURE, ..Default::default() },
-        trainer.options().seed,
-        0,
-    )?;
+    let sampling = SamplingOptions { temperature: SAMPLE_TEMPERATURE, ..Default::default() };
+    let seed = trainer.options().seed;
     writeln!(out, "a sample, at temperature {SAMPLE_TEMPERATURE}:")?;
-    sample::write(&run, "", SAMPLE_TOKENS, &mut sampler, Form::Text, out)?;
+    let continuation = Continuation { max_tokens: SAMPLE_TOKENS, sampling, seed, ..Default::default() };
+    sample::write(&run, "", &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
         writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;

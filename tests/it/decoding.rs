@@ -114,7 +114,7 @@ fn limits_that_limit_nothing_change_nothing() {
     let logits: Vec<f32> = (0..97u32).map(|i| (i * i % 97) as f32 * 0.05).collect();
     let draws = |options: SamplingOptions| {
         let mut sampler = Sampler::new(options, 3, 0).unwrap();
-        (0..500).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        (0..500).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<_>>()
     };
     let all = draws(SamplingOptions::default());
     assert_eq!(all, draws(SamplingOptions { top_k: Some(97), ..Default::default() }));

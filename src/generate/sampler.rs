@@ -1,15 +1,14 @@
-//! Text from a model, token by token.
+//! The choice of the next token.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
-use std::ops::ControlFlow;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::CausalLm;
-
-/// How the next token is chosen from the logits.
+/// How the next token is chosen from the logits: repetitions are held back, then the logits are divided by the temperature,
+/// then `top_k`, `top_p` and `min_p`, in this order, leave some tokens to choose among by their probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingOptions {
     /// What the logits are divided by; 0 takes the likeliest token.
@@ -18,11 +17,16 @@ pub struct SamplingOptions {
     pub top_k: Option<usize>,
     /// Choose among the fewest likeliest tokens whose probabilities add up to at least this.
     pub top_p: Option<f64>,
+    /// Choose among the tokens at least this share as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+    pub min_p: Option<f64>,
+    /// What the logits of tokens that the text has already are divided by, or multiplied by where they are negative; 1 for
+    /// nothing (Keskar et al. 2019, arXiv:1909.05858).
+    pub repetition_penalty: f64,
 }
 
 impl Default for SamplingOptions {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: None, top_p: None }
+        Self { temperature: 1.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0 }
     }
 }
 
@@ -38,10 +42,15 @@ impl SamplingOptions {
         if self.top_k == Some(0) {
             bail!("sampling options: expected top_k of at least 1, got 0");
         }
-        match self.top_p {
-            Some(p) if !(p > 0.0 && p <= 1.0) => bail!("sampling options: expected top_p above 0 and up to 1, got {p}"),
-            _ => Ok(()),
+        for (name, share) in [("top_p", self.top_p), ("min_p", self.min_p)] {
+            if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+                bail!("sampling options: expected {name} above 0 and up to 1, got {share}");
+            }
         }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            bail!("sampling options: expected a repetition penalty above 0, got {}", self.repetition_penalty);
+        }
+        Ok(())
     }
 }
 
@@ -64,14 +73,15 @@ impl Sampler {
         Ok(Self { options, rng })
     }
 
-    /// The id of the next token, given the logits of all.
+    /// The id of the next token, given the logits of all, and the ids of the text so far.
     ///
     /// # Errors
     /// If there are no logits, or one is not a number.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+    pub fn sample(&mut self, logits: &[f32], text: &[u32]) -> Result<u32> {
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
             bail!("sampler: expected logits that are numbers, got {} of which some may be NaN", logits.len());
         }
+        let logits = &*self.held_back(logits, text);
         if self.options.temperature == 0.0 || self.options.top_k == Some(1) {
             return Ok(likeliest(logits));
         }
@@ -87,33 +97,58 @@ impl Sampler {
         Ok(kept.last().map_or_else(|| likeliest(logits), |(id, _)| *id))
     }
 
+    /// The logits, lower for the ids that the text has.
+    fn held_back<'a>(&self, logits: &'a [f32], text: &[u32]) -> Cow<'a, [f32]> {
+        let penalty = self.options.repetition_penalty as f32;
+        let mut lower = Cow::Borrowed(logits);
+        if penalty != 1.0 {
+            for id in text {
+                // From the logit as it was: an id counts once, however often it stands there.
+                if let Some(logit) = logits.get(*id as usize) {
+                    lower.to_mut()[*id as usize] = if *logit > 0.0 { logit / penalty } else { logit * penalty };
+                }
+            }
+        }
+        lower
+    }
+
     /// The tokens to choose among, with weights proportional to their probabilities. They are sorted only where the options
     /// ask which are the likeliest.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
+        let &SamplingOptions { temperature, top_k, top_p, min_p, .. } = &self.options;
         let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        if let Some(k) = self.options.top_k.filter(|k| *k < all.len()) {
+        if let Some(k) = top_k.filter(|k| *k < all.len()) {
             all.select_nth_unstable_by(k - 1, by_rank);
             all.truncate(k);
         }
         let highest = all.iter().fold(f32::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
-        let weight = |logit: f32| (f64::from(logit - highest) / self.options.temperature).exp();
-        let Some(p) = self.options.top_p.filter(|p| *p < 1.0) else {
+        let top_p = top_p.filter(|p| *p < 1.0);
+        match top_p {
+            Some(_) => all.sort_unstable_by(by_rank),
             // In the order of ids, whatever the selection above has left: a seed means the same everywhere.
-            all.sort_unstable_by_key(|(id, _)| *id);
-            return all.into_iter().map(|(id, logit)| (id, weight(logit))).collect();
-        };
-        all.sort_unstable_by(by_rank);
-        let nucleus = p * all.iter().map(|(_, logit)| weight(*logit)).sum::<f64>();
-        let mut sum = 0.0;
-        let ranked = all.into_iter().map(|(id, logit)| (id, weight(logit)));
-        ranked
-            .take_while(|(_, weight)| {
-                let is_needed = sum < nucleus;
-                sum += weight;
-                is_needed
-            })
-            .collect()
+            None => all.sort_unstable_by_key(|(id, _)| *id),
+        }
+        let weight = |(id, logit): (u32, f32)| (id, (f64::from(logit - highest) / temperature).exp());
+        let mut kept: Vec<(u32, f64)> = all.into_iter().map(weight).collect();
+        if let Some(p) = top_p {
+            kept.truncate(nucleus(&kept, p));
+        }
+        // The likeliest has the weight 1.
+        kept.retain(|(_, weight)| min_p.is_none_or(|p| *weight >= p));
+        kept
     }
+}
+
+/// How many of the tokens, the likeliest first, have together the share `p` of the weights.
+fn nucleus(ranked: &[(u32, f64)], p: f64) -> usize {
+    let wanted = p * ranked.iter().map(|(_, weight)| weight).sum::<f64>();
+    let mut sum = 0.0;
+    let is_needed = |(_, weight): &&(u32, f64)| {
+        let is_needed = sum < wanted;
+        sum += weight;
+        is_needed
+    };
+    ranked.iter().take_while(is_needed).count()
 }
 
 /// The higher logit first, of equal ones the lower id.
@@ -130,44 +165,4 @@ fn likeliest(logits: &[f32]) -> u32 {
         },
     );
     best.0
-}
-
-/// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
-/// new tokens. Generation ends at the end-of-text token, which is not returned.
-///
-/// Once prompt and continuation are longer than the context, the model sees between half and all of the last `context_len`
-/// tokens: see [`Decoder`](crate::model::Decoder).
-///
-/// # Errors
-/// If the prompt is empty, or has an id that the vocabulary lacks.
-pub fn generate(
-    model: &CausalLm,
-    prompt: &[u32],
-    max_tokens: usize,
-    sampler: &mut Sampler,
-    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-) -> Result<Vec<u32>> {
-    let config = model.config();
-    if prompt.is_empty() {
-        bail!("generate: expected a prompt of at least one token, got none");
-    }
-    if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
-        bail!("generate: expected ids below {}, got {id}", config.vocab_size);
-    }
-    let mut decoder = model.decoder();
-    let (mut ids, mut unread) = (Vec::new(), prompt.to_vec());
-    for _ in 0..max_tokens {
-        let input = Tensor::from_vec(unread, (1, ()), model.device())?; // (1, T)
-        let logits = decoder.next_token_logits(&input)?.squeeze(0)?.to_dtype(DType::F32)?; // (V)
-        let id = sampler.sample(&logits.to_vec1()?)?;
-        if Some(id) == config.end_of_text_id {
-            break;
-        }
-        ids.push(id);
-        if on_token(id).is_break() {
-            break;
-        }
-        unread = vec![id];
-    }
-    Ok(ids)
 }

@@ -111,8 +111,8 @@ fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<
 fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
     let ids: Vec<u32> = (0..100_000u64).map(|i| (i * i % 9973 % 65) as u32).collect();
     let corpus = Corpus {
-        train: ids,
-        validation: vec![],
+        train: ids.into(),
+        validation: vec![].into(),
         train_bytes: 100_000,
         validation_bytes: 0,
         fingerprint: String::new(),

@@ -8,16 +8,16 @@ use anyhow::Result;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::text::{Document, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{CorpusOptions, Document, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
 fn main() -> Result<()> {
     // Text: some two thousand sentences, a tenth of them held out, as characters.
-    let documents = [Document::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
+    let documents = [Document::open(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
     let context_len = 32;
-    let (tokenizer, corpus) =
-        prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, context_len, &mut |_| {})?;
+    let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(context_len));
+    let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
 
     // Model and training: the preset, smaller.
     let config = ModelConfig {

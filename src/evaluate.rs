@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, bail};
 
-use crate::model::CausalLm;
-use crate::ops;
+use crate::model::{CausalLm, ForwardContext};
+use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
 /// The mean loss over a text.
@@ -28,21 +28,23 @@ impl Evaluation {
     }
 }
 
-/// Batches that are taken from the text at once.
-const SIDE_BY_SIDE: usize = 32;
-
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.
 ///
 /// # Errors
-/// If there is no batch, or the model refuses one.
-pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Batch>, device: &Device) -> Result<Evaluation> {
+/// If there is no batch, one that can't be read, or one that the model refuses.
+pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Result<Batch>>, device: &Device) -> Result<Evaluation> {
     let (mut total, mut tokens) = (0.0, 0);
+    // Enough for all threads, and few enough for an iterator that is asked to stop to be asked often.
+    let side_by_side = 2 * rayon::current_num_threads();
     let mut batches = batches.peekable();
     while batches.peek().is_some() {
         // Side by side, each on one thread, and added in order.
-        let group: Vec<Batch> = batches.by_ref().take(SIDE_BY_SIDE).collect();
+        let group = batches.by_ref().take(side_by_side).collect::<Result<Vec<Batch>>>()?;
         let losses = ops::map(group.len(), |i| {
-            let loss = model.loss(&group[i].inputs_tensor(device)?, &group[i].targets_tensor(device)?)?;
+            let (batch, options) = (&group[i], CrossEntropyOptions::default());
+            let context = ForwardContext { dropout: None, documents: batch.documents_tensor(device)? };
+            let (ids, targets) = (batch.inputs_tensor(device)?, batch.targets_tensor(device)?);
+            let loss = model.loss_with(&ids, &targets, &options, &context)?;
             Ok(f64::from(loss.to_scalar::<f32>()?))
         });
         for (batch, loss) in group.iter().zip(losses.into_iter().collect::<Result<Vec<_>>>()?) {

@@ -1,67 +1,282 @@
-//! Files that are replaced whole or not at all.
+//! Everything that changes the disk, as single steps, and files that are replaced whole or not at all.
+//!
+//! A new content grows at a sibling path, is synced, takes its place by one rename, and the folder is synced. A crash
+//! before the rename leaves the old content and a `.tmp` that the next write removes; after it, the new content. What
+//! is renamed has been synced, so a power failure cannot leave a name without its bytes.
 
 use std::fs::{self, File};
-use std::io;
-use std::path::Path;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, bail};
 
-use crate::errors::bare;
+use crate::{input, memory};
 
-/// Replaces `path` by what `write` puts at the sibling path it is given: after a crash at any moment `path` holds
-/// the old content or the new.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+#[cfg(test)]
+pub(crate) mod faults;
+#[cfg(test)]
+pub(crate) mod power;
+
+/// One change of the disk. A crash comes before it, after it, or, where it has parts, in its middle.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    CreateFolder(&'a Path),
+    /// A new file, which is nobody's yet: no link is followed.
+    Write(&'a Path, &'a [u8]),
+    /// A new file with the content of another.
+    Copy {
+        from: &'a Path,
+        to: &'a Path,
+    },
+    Append {
+        file: &'a File,
+        path: &'a Path,
+        at: u64,
+        bytes: &'a [u8],
+    },
+    Truncate {
+        file: &'a File,
+        path: &'a Path,
+        len: u64,
+    },
+    SyncFile(&'a Path),
+    SyncFolder(&'a Path),
+    Rename {
+        from: &'a Path,
+        to: &'a Path,
+    },
+    RemoveFile(&'a Path),
+    RemoveFolder(&'a Path),
+}
+
+impl Change<'_> {
+    /// Makes the change.
+    fn apply(self) -> io::Result<()> {
+        #[cfg(test)]
+        if faults::strike(self)?.is_break() {
+            return Ok(());
+        }
+        self.apply_to_disk()
+    }
+
+    fn apply_to_disk(self) -> io::Result<()> {
+        match self {
+            Self::CreateFolder(path) => fs::create_dir(path),
+            Self::Write(path, bytes) => create_new(path)?.write_all(bytes),
+            Self::Copy { from, to } => io::copy(&mut File::open(from)?, &mut create_new(to)?).map(drop),
+            Self::Append { mut file, at, bytes, .. } => {
+                file.seek(SeekFrom::Start(at))?;
+                file.write_all(bytes)
+            }
+            Self::Truncate { file, len, .. } => file.set_len(len),
+            Self::SyncFile(path) => File::options().write(true).open(path)?.sync_all(),
+            Self::SyncFolder(path) => sync_folder(path),
+            Self::Rename { from, to } => fs::rename(from, to),
+            Self::RemoveFile(path) => fs::remove_file(path),
+            Self::RemoveFolder(path) => fs::remove_dir_all(path),
+        }
+    }
+
+    /// Makes the change; the error says what could not be done, and to which path.
+    fn apply_or_say(self) -> Result<()> {
+        let (verb, path) = match self {
+            Self::CreateFolder(path) => ("create", path),
+            Self::Write(path, _) | Self::Append { path, .. } => ("write", path),
+            Self::Copy { to, .. } | Self::Rename { to, .. } => ("write", to),
+            Self::Truncate { path, .. } => ("shorten", path),
+            Self::SyncFile(path) | Self::SyncFolder(path) => ("sync", path),
+            Self::RemoveFile(path) | Self::RemoveFolder(path) => ("remove", path),
+        };
+        self.apply().map_err(|error| cannot(verb, path, &error))
+    }
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).open(path)
+}
+
+/// Makes the names in a folder last through a power failure, where the system offers it.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+fn cannot(verb: &str, path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Msg(format!("cannot {verb} {}: {error}", path.display()))
+}
+
+/// Replaces `path` by `content`: after a crash at any moment it holds the old content or the new.
+pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = sibling(path);
-    let written = write(&temporary).and_then(|()| {
-        File::options().write(true).open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        Ok(sync_parent(path)?)
-    });
-    written.map_err(|error| {
+    replace(path, &temporary, Change::Write(&temporary, content))
+}
+
+/// Replaces `path` by a copy of `source`, as [`replace_with`] does.
+pub(crate) fn replace_by_copy(path: &Path, source: &Path) -> Result<()> {
+    let temporary = sibling(path);
+    replace(path, &temporary, Change::Copy { from: source, to: &temporary })
+}
+
+fn replace(path: &Path, temporary: &Path, write: Change) -> Result<()> {
+    remove_file(temporary)?;
+    let replaced = write
+        .apply()
+        .and_then(|()| Change::SyncFile(temporary).apply())
+        .and_then(|()| Change::Rename { from: temporary, to: path }.apply())
+        .and_then(|()| Change::SyncFolder(parent(path)).apply());
+    replaced.map_err(|error| {
         // Best effort: the error that counts is the one that is returned.
-        let _ = fs::remove_file(&temporary);
-        Error::Msg(format!("cannot write {}: {}", path.display(), bare(&error)))
+        let _ = Change::RemoveFile(temporary).apply();
+        cannot("write", path, &error)
     })
 }
 
-/// Replaces `path` by `content`; see [`replace`].
-pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
-    replace(path, |temporary| Ok(fs::write(temporary, content)?))
+/// Writes and syncs a file that is not there yet, in a folder that is nobody's yet.
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    Change::Write(path, content).apply_or_say()?;
+    Change::SyncFile(path).apply_or_say()
 }
 
-/// The content of `path`; the error names it.
+/// Moves a folder whose files are synced to `path`, where there is nothing.
+pub(crate) fn rename_folder(folder: &Path, path: &Path) -> Result<()> {
+    Change::SyncFolder(folder).apply_or_say()?;
+    Change::Rename { from: folder, to: path }.apply_or_say()?;
+    Change::SyncFolder(parent(path)).apply_or_say()
+}
+
+/// Creates a folder in one that exists.
+pub(crate) fn create_folder(path: &Path) -> Result<()> {
+    Change::CreateFolder(path).apply_or_say()
+}
+
+/// Removes a file or a link, if it is there.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    if is_there(path) { Change::RemoveFile(path).apply_or_say() } else { Ok(()) }
+}
+
+/// Removes a folder and all in it, if it is there; of a link only the link.
+pub(crate) fn remove_folder(path: &Path) -> Result<()> {
+    if is_there(path) { Change::RemoveFolder(path).apply_or_say() } else { Ok(()) }
+}
+
+/// Whether there is anything of this name, be it a link that leads nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// The content of a file of a model folder, which nobody vouches for; the error names it. See [`input`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))
+    let path = input::inside(parent(path), path.file_name().unwrap_or_default())?;
+    input::read(&path, memory::available() as u64)
+}
+
+/// Opens a file that is changed where it lies, and creates it where it is not there.
+///
+/// # Errors
+/// If it is anything but an ordinary file: a link in a folder of unknown origin could lead anywhere.
+pub(crate) fn open_in_place(path: &Path) -> Result<File> {
+    if let Ok(metadata) = fs::symlink_metadata(path)
+        && !metadata.is_file()
+    {
+        bail!("expected an ordinary file, got a link, a folder or a device: {}", path.display());
+    }
+    if !is_there(path)
+        && let Err(error) = Change::Write(path, b"").apply()
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(cannot("create", path, &error));
+    }
+    File::options().read(true).write(true).open(path).map_err(|error| cannot("open", path, &error))
+}
+
+/// Appends `bytes` to `file`, opened at `path`, whose length is `at`. On an error its length is that again, if the disk
+/// still allows it.
+pub(crate) fn append(file: &File, path: &Path, at: u64, bytes: &[u8]) -> Result<()> {
+    Change::Append { file, path, at, bytes }.apply().map_err(|error| {
+        // Best effort: the next line is written over what stays.
+        let _ = Change::Truncate { file, path, len: at }.apply();
+        cannot("write", path, &error)
+    })
+}
+
+/// Cuts off what `file`, opened at `path`, holds past `len` bytes.
+pub(crate) fn truncate(file: &File, path: &Path, len: u64) -> Result<()> {
+    Change::Truncate { file, path, len }.apply_or_say()
+}
+
+/// Makes the content of the file at `path` last through a power failure.
+pub(crate) fn sync(path: &Path) -> Result<()> {
+    Change::SyncFile(path).apply_or_say()
+}
+
+/// Refuses to begin what would need more space than there is where the folder `path` lies.
+///
+/// # Errors
+/// Naming `what` is to be written, and both figures.
+pub(crate) fn check_space(path: &Path, what: &str, needed: u64) -> Result<()> {
+    let Some(available) = available_space(path) else { return Ok(()) };
+    if needed > available {
+        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        bail!(
+            "no space for {what}: it needs {} on the disk of {}, with {} available",
+            megabytes(needed),
+            path.display(),
+            megabytes(available)
+        );
+    }
+    Ok(())
+}
+
+/// Bytes that can be written where the folder `path` lies; `None` where the system does not say.
+fn available_space(path: &Path) -> Option<u64> {
+    #[cfg(test)]
+    if let Some(available) = faults::available_space() {
+        return Some(available);
+    }
+    fs4::available_space(path).ok()
 }
 
 /// The path beside `path` where its next content grows: of the same file system, so that a rename is atomic.
-pub(crate) fn sibling(path: &Path) -> std::path::PathBuf {
+pub(crate) fn sibling(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     path.with_file_name(name)
 }
 
 /// Creates an empty folder beside `path` of a name that nobody else uses, to be renamed to `path` when it is complete.
-pub(crate) fn staging_folder(path: &Path) -> Result<std::path::PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+pub(crate) fn staging_folder(path: &Path) -> Result<PathBuf> {
+    let prefix = staging_prefix(path);
     for n in 0.. {
-        let staging = path.with_file_name(format!(".{name}.attn-{}-{n}", std::process::id()));
-        match fs::create_dir(&staging) {
+        let staging = path.with_file_name(format!("{prefix}{}-{n}", std::process::id()));
+        match Change::CreateFolder(&staging).apply() {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::Msg(format!("cannot create {}: {error}", staging.display()))),
+            Err(error) => return Err(cannot("create", &staging, &error)),
             Ok(()) => return Ok(staging),
         }
     }
-    Err(Error::Msg(format!("no name is free beside {}", path.display())))
+    bail!("no name is free beside {}", path.display())
 }
 
-/// Makes a rename inside the parent of `path` last through a power failure, where the system offers it.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+/// The staging folders that there are for `path`, of this process and others.
+pub(crate) fn staging_folders(path: &Path) -> Vec<PathBuf> {
+    let prefix = staging_prefix(path);
+    let is_staging = |name: &str| {
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let numbers = name.strip_prefix(&prefix).and_then(|rest| rest.split_once('-'));
+        numbers.is_some_and(|(process, n)| digits(process) && digits(n))
+    };
+    let Ok(entries) = fs::read_dir(parent(path)) else { return Vec::new() };
+    let names = entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_staging));
+    names.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn staging_prefix(path: &Path) -> String {
+    format!(".{}.attn-", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// The folder that `path` lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
-        #[cfg(unix)]
-        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
-        #[cfg(unix)]
-        Some(parent) => File::open(parent)?.sync_all(),
-        _ => Ok(()),
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }

@@ -9,6 +9,11 @@ mod files;
 #[cfg(feature = "lm")]
 pub mod generate;
 #[cfg(feature = "lm")]
+pub mod input;
+pub mod memory;
+#[cfg(feature = "lm")]
+pub mod metrics;
+#[cfg(feature = "lm")]
 pub mod model;
 pub mod nn;
 pub mod ops;

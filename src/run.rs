@@ -21,13 +21,14 @@ impl Run {
     /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
     ///
     /// # Errors
-    /// If the folder or a file is missing or broken, or the files do not go together.
+    /// If the folder or a file is missing or broken, links out of the folder, needs more memory than there is, or the files do
+    /// not go together.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
             bail!("{} is no folder", folder.display());
         }
         let config = ModelConfig::open(folder)?;
-        let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::from_file(folder)?;
         check_vocabulary(folder, &config, &tokenizer)?;
         let weights = load_weights(&folder.join("model.safetensors"), &config, device)?;
         let parameters = Parameters::restored(weights)?;

@@ -3,23 +3,14 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde::Deserialize;
+use candle_attention::metrics::History;
 use textplots::{Chart, LabelBuilder, LabelFormat, Plot, Shape};
-
-/// A line of the metrics: a step has a loss, a validation a validation loss.
-#[derive(Deserialize)]
-struct Line {
-    step: u64,
-    loss: Option<f64>,
-    validation_loss: Option<f64>,
-}
 
 /// Draws the training loss over the steps, from the metrics of the run in `root`, in braille dots.
 pub fn loss_curve(root: &Path) -> Result<Option<String>> {
-    let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl"))?;
-    // A line that a crash has torn is no reason not to draw the others.
-    let lines: Vec<Line> = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let losses: Vec<(f32, f32)> = lines.iter().filter_map(|line| Some((line.step as f32, line.loss? as f32))).collect();
+    let history = History::open(&root.join("training/metrics.jsonl"))?;
+    let losses: Vec<(f32, f32)> =
+        history.loss.points().iter().map(|&(step, loss)| (step as f32, loss as f32)).collect();
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return Ok(None) };
     if losses.len() < 2 {
         return Ok(None);
@@ -35,8 +26,8 @@ pub fn loss_curve(root: &Path) -> Result<Option<String>> {
         .lineplot(&curve);
     chart.axis();
     chart.figures();
-    let validation = lines.iter().filter_map(|line| Some((line.step, line.validation_loss?)));
-    let validation: Vec<String> = validation.map(|(step, loss)| format!("{step}: {loss:.3}")).collect();
+    let validation = history.validation.get("validation_loss").map(|losses| losses.points()).unwrap_or_default();
+    let validation: Vec<String> = validation.iter().map(|(step, loss)| format!("{step:.0}: {loss:.3}")).collect();
     let title = format!("training loss (nats a token, smoothed)\n{chart}");
     Ok(Some(match validation.is_empty() {
         true => title,

@@ -6,25 +6,32 @@ mod eval;
 mod example;
 mod generate;
 mod options;
+mod overfit;
 mod plan;
 mod prepared;
 mod progress;
+mod resolve;
 mod sample;
+mod signals;
+mod terminal;
+mod text_progress;
 mod train;
 
-use std::io::{self, Write};
-use std::num::NonZeroUsize;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+/// More threads than any machine that this is for has cores; each takes memory.
+const MOST_THREADS: u64 = 1024;
 
 /// Trains small causal language models on text files, samples from them and evaluates them.
 #[derive(Parser)]
 #[command(name = "attn", version, max_term_width = 100)]
 struct Cli {
     /// Threads to compute with [default: one a core]
-    #[arg(long, global = true, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_THREADS))]
+    threads: Option<u64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -67,7 +74,10 @@ pub fn main() -> ExitCode {
             std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
         }
     }
-    let out = &mut io::stdout();
+    let out: &mut dyn Write = match io::stdout().is_terminal() {
+        true => &mut terminal::Shown::new(io::stdout()),
+        false => &mut io::stdout(),
+    };
     let result = match cli.command {
         Command::Train(args) => train::run(*args, out),
         Command::Generate(args) => generate::run(&args, out),
@@ -78,9 +88,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: what may follow is a backtrace.
-            let message = format!("{error:#}");
-            let _ = writeln!(io::stderr(), "attn: {}", message.lines().next().unwrap_or_default());
+            let _ = writeln!(io::stderr(), "attn: {}", terminal::one_line(&format!("{error:#}")));
             ExitCode::from(if error.is::<Failure>() { 1 } else { 2 })
         }
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use candle_attention::memory;
 use candle_attention::train::{TrainOptions, Trainer};
 
 use super::grouped;
@@ -35,7 +36,7 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
     }
     let (trainer, _) = prepared.trainer(options)?;
     let (step, total) = measure(trainer, options)?;
-    if let Some(peak) = status_bytes("/proc/self/status", "VmHWM:") {
+    if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
         writeln!(out, "memory, measured over {} steps: {}", MEASURED_STEPS + 1, megabytes(peak))?;
     }
     writeln!(out, "time, from {MEASURED_STEPS} steps of {:.0} ms: {}", step * 1e3, duration(total))?;
@@ -58,34 +59,27 @@ fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
 
 /// Refuses a run that would need more memory than there is.
 pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
-    /// Where the system does not say what it has: more than any machine that this is for.
-    const CEILING: usize = 1 << 40;
-    let expected = expected_bytes(prepared, options);
-    let available = status_bytes("/proc/meminfo", "MemAvailable:").unwrap_or(CEILING);
+    let (expected, available) = (expected_bytes(prepared, options), memory::available());
     if expected > available {
         bail!("the run would need {} of memory, with {} available here", megabytes(expected), megabytes(available));
     }
     Ok(())
 }
 
-/// The ids of the text; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
+/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
 /// twelve tensors of C channels and three of F a block, and a few of C before and behind.
 fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
-    let ids = corpus.train.len() + corpus.validation.len() + corpus.train_bytes + corpus.validation_bytes;
-    let state = config.parameter_count().saturating_mul(options.shards.min(options.batch_size).saturating_add(4));
+    let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
+    // Beside them the sum of the parts before, the average of the weights, and the weights before a step that is watched.
+    let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
+    let copies = options.shards.min(options.batch_size).saturating_add(4 + more.iter().filter(|one| **one).count());
+    let state = config.parameter_count().saturating_mul(copies);
     let block = 12 * config.embed_dim + 3 * config.hidden_dim;
     let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;
-    let positions = options.batch_size.saturating_mul(config.context_len);
+    let positions = options.batch_size.div_ceil(options.accumulate).saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
     floats.saturating_mul(4).saturating_add(PROGRAM)
-}
-
-/// A field of one of Linux's status files, given there in kB; `None` elsewhere.
-fn status_bytes(path: &str, field: &str) -> Option<usize> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
 }
 
 fn megabytes(bytes: usize) -> String {

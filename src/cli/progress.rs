@@ -3,9 +3,10 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use candle_attention::text::BpeProgress;
 use candle_attention::train::Event;
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::terminal::plain;
 
 /// The time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
@@ -61,7 +62,13 @@ impl Progress {
                     report.step, self.steps, report.validation_loss, report.validation_bits_per_byte
                 ));
             }
-            Event::Saved(_) => {}
+            Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
+            Event::Validating | Event::Statistics(_) | Event::Saved(_) => {}
+            Event::ChartsLost(error) => {
+                let error = error.to_string();
+                let error = error.lines().next().unwrap_or_default();
+                self.line(&format!("no loss plot and no TensorBoard events from here on: {error}"));
+            }
         }
     }
 
@@ -81,25 +88,7 @@ impl Progress {
     }
 }
 
-/// Shows how far the learning of a BPE has come.
-pub fn bpe_progress() -> impl FnMut(BpeProgress) {
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    move |progress| {
-        let line = match progress {
-            BpeProgress::Counting { done, total } => {
-                format!("learning a BPE: counted the words of {} of {} kB", done / 1000, total / 1000)
-            }
-            BpeProgress::Merging { merges } => format!("learning a BPE: {merges} merges"),
-        };
-        match &bar {
-            Some(bar) => bar.set_message(line),
-            None if matches!(progress, BpeProgress::Merging { .. }) => note(&line),
-            None => {}
-        }
-    }
-}
-
 /// A line on standard error; who does not read it misses nothing that counts.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", plain(line));
 }

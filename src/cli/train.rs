@@ -3,21 +3,22 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
-use candle_attention::text::{Corpus, Tokenizer};
-use candle_attention::train::{Outcome, RunFolder, Trainer, train};
+use candle_attention::text::Tokenizer;
+use candle_attention::train::{Event, Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
 use super::options::Options;
-use super::prepared::{Prepared, describe, texts};
+use super::prepared::{Prepared, describe, encode};
 use super::progress::{Progress, note};
-use super::{Failure, chart, plan, sample};
+use super::terminal::one_line;
+use super::text_progress::text_progress;
+use super::{Failure, chart, overfit, plan, sample, signals};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -30,12 +31,17 @@ pub struct TrainArgs {
     /// Where the run goes [default: the first unused runs/TEXT-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in --out; only --steps and --eval-every may change, and where TEXT lies
+    /// Go on with the run in --out; it keeps its options but for those given of --steps, --lr, --min-lr, --warmup,
+    /// --schedule, --decay-steps, --weight-decay, --clip, --eval-every, --patience, --skip-bad-steps, --statistics-every.
+    /// TEXT is not needed: if it is given, it must be the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
     /// Say what would be trained, how much memory and how long it takes, and leave it at that
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
+    /// Learn one batch by heart, the first thing to try on a new model: says whether that works, and saves nothing
+    #[arg(long, conflicts_with_all = ["resume", "out", "dry_run"])]
+    overfit_one_batch: bool,
 }
 
 /// The length of the sample at the end, and how bold it is.
@@ -44,6 +50,7 @@ const SAMPLE_TEMPERATURE: f64 = 0.5;
 
 /// Trains a model, or goes on training one.
 pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
+    signals::listen()?;
     if args.resume {
         let root = args.out.as_deref().context("--resume goes with --out")?;
         let (trainer, folder) = resume(root, &args.options)?;
@@ -53,13 +60,17 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
         Some(path) => args.options.or(&Options::from_file(path)?)?,
         None => args.options,
     };
+    if args.overfit_one_batch {
+        return overfit::run(options, out);
+    }
     if let Some(root) = args.out.as_deref().filter(|root| root.file_name().is_none()) {
         bail!("expected the path of a new folder, got {}", root.display());
     }
     if let Some(root) = args.out.as_deref().filter(|root| root.exists() && !args.dry_run) {
         bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
     }
-    let prepared = Prepared::new(&options)?;
+    let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
+    let prepared = Prepared::new(&options, root)?;
     let train_options = options.train_options();
     if args.dry_run {
         return plan::print(prepared, &train_options, out);
@@ -100,25 +111,51 @@ fn create_folder(
     }
 }
 
+/// What may be given with --resume.
+const CHANGEABLE: [&str; 14] = [
+    "texts",
+    "validation",
+    "steps",
+    "lr",
+    "min-lr",
+    "warmup",
+    "schedule",
+    "decay-steps",
+    "weight-decay",
+    "clip",
+    "eval-every",
+    "patience",
+    "skip-bad-steps",
+    "statistics-every",
+];
+
 /// Opens the run in `root` at its last checkpoint.
 fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
-    let allowed = ["texts", "validation", "steps", "eval-every"];
-    if let Some(name) = given.given()?.iter().find(|name| !allowed.contains(&name.as_str())) {
+    if let Some(name) = given.given()?.iter().find(|name| !CHANGEABLE.contains(&name.as_str())) {
         bail!("--{name} cannot be given with --resume: the run keeps its own");
     }
     if !RunFolder::exists(root) {
         bail!("{} is no run to resume: it has no training/current", root.display());
     }
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
-    let options = given.or(&saved)?;
+    let options = given.or(&saved)?.followed_up(given, &saved);
+    options.check_schedule()?;
     let train_options = options.train_options();
-    let (documents, validation) = texts(&options)?;
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
-    let corpus = Corpus::new(&tokenizer, &documents, &validation, config.context_len)?;
+    let has_texts = given.given()?.iter().any(|name| ["texts", "validation"].contains(&name.as_str()));
+    let corpus = match folder.ids(&mut text_progress())? {
+        Some(corpus) if !has_texts => corpus,
+        _ => encode(&tokenizer, &options, config.context_len, root)?,
+    };
+    let changes = checkpoint.state.options.differences(&train_options)?;
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
     folder.write_settings(&options.to_toml()?)?;
+    if !changes.is_empty() {
+        let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
+        note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));
+    }
     Ok((trainer, folder))
 }
 
@@ -126,31 +163,40 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
 fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
-    if trainer.step() == steps {
+    if trainer.step() == steps && !trainer.validation_is_pending() {
         // A crash behind the last checkpoint may have left older weights at the root.
         folder.begin(&trainer)?;
         writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
         return Ok(());
     }
-    stop_on_interrupt()?;
     note_excused(trainer.config());
     note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
     let mut progress = Progress::new(steps, trainer.step());
-    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+    let on_event = &mut |event: Event| {
         progress.show(&event);
-        if INTERRUPTED.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+        if signals::is_asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let outcome = signals::while_training(|| train(&mut trainer, Some(&mut folder), on_event));
     progress.finish();
     let on = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
-            let message = error.to_string();
-            let message = message.lines().next().unwrap_or_default();
+            let message = one_line(&error.to_string());
             Err(Failure(format!("{message}; the last checkpoint is kept: {on}")).into())
         }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
             Ok(())
+        }
+        Ok(Outcome::StoppedEarly) => {
+            let (counters, patience) = (trainer.counters(), trainer.options().patience);
+            let without = counters.without_improvement;
+            writeln!(
+                out,
+                "stopped early at step {} of {steps}: {without} validations without a lower loss (--patience {patience}); to go on all the same: {on} --patience N",
+                trainer.step()
+            )?;
+            report(&trainer, &folder, out)
         }
         Ok(Outcome::Finished) => report(&trainer, &folder, out),
     }
@@ -192,19 +238,10 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
+    let plot = folder.plot();
+    if plot.exists() {
+        writeln!(out, "loss plot: {}", plot.display())?;
+    }
     writeln!(out, "more text: attn generate {}", quoted(root))?;
     Ok(())
-}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// From now on Ctrl-C, or a request to terminate, asks training to stop after the step; a second one leaves at once.
-fn stop_on_interrupt() -> Result<()> {
-    let handler = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        note("stopping after this step, to leave the run in good order; once more to leave at once");
-    };
-    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
 }

@@ -61,7 +61,10 @@ pub fn generate_side_by_side(
         let logits = decoder.next_token_logits(&input)?.to_dtype(DType::F32)?.to_vec2::<f32>()?; // (B, V)
         // A sample that has ended goes on being read, for all to stay of one length, but nobody hears of it.
         unread = vec![prompt[0]; count];
-        for (i, sampler) in samplers.iter_mut().enumerate().filter(|(i, _)| is_going_on[*i]) {
+        for (i, sampler) in samplers.iter_mut().enumerate() {
+            if !is_going_on[i] {
+                continue;
+            }
             let id = sampler.sample(&logits[i], &texts[i])?;
             if Some(id) == end {
                 is_going_on[i] = false;

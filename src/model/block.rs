@@ -4,7 +4,8 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
-use crate::nn::{CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
+use super::context::{BlockPass, dropped};
+use crate::nn::{AttentionInputs, CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
 use crate::ops::{self, record};
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
@@ -27,21 +28,26 @@ impl Block {
         })
     }
 
+    pub(super) fn forward(&self, xs: &Tensor, pass: &BlockPass) -> Result<Tensor> {
+        let inputs = AttentionInputs { mask: pass.mask, dropout: pass.attention, ..Default::default() };
+        self.around(xs, pass, |xs| self.attention.multi_head().forward_with(xs, &inputs))
+    }
+
     /// The output at the next positions of a text, of which the cache knows the ones before.
     pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        self.around(xs, |xs| self.attention.forward_cached(xs, cache))
+        self.around(xs, &BlockPass::default(), |xs| self.attention.forward_cached(xs, cache))
     }
 
-    fn around(&self, xs: &Tensor, attention: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let xs = record::add(xs, &attention(&self.attention_norm.forward(xs)?)?)?; // (B, T, C)
-        let ys = self.mlp.forward(&self.mlp_norm.forward(&xs)?)?; // (B, T, C)
-        record::add(&xs, &ys)
-    }
-}
-
-impl Module for Block {
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.around(xs, |xs| self.attention.forward(xs))
+    fn around(
+        &self,
+        xs: &Tensor,
+        pass: &BlockPass,
+        attention: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let ys = dropped(attention(&self.attention_norm.forward(xs)?)?, pass.after_attention.as_ref())?;
+        let xs = record::add(xs, &ys)?; // (B, T, C)
+        let ys = dropped(self.mlp.forward(&self.mlp_norm.forward(&xs)?)?, pass.after_mlp.as_ref())?;
+        record::add(&xs, &ys) // (B, T, C)
     }
 }
 

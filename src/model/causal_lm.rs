@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::block::Block;
 use super::config::ModelConfig;
+use super::context::{ForwardContext, Pass, dropped};
 use crate::nn::{KvCache, LayerNorm, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
 
@@ -73,32 +74,36 @@ impl CausalLm {
     /// # Errors
     /// If T is 0 or above the context length, or an id is V or more.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        ops::linear(&self.hidden(ids)?, &self.head, None) // (B, T, V)
+        self.forward_with(ids, &ForwardContext::default())
+    }
+
+    /// As [`CausalLm::forward`], with dropout or several documents in a sequence.
+    ///
+    /// # Errors
+    /// Those of [`CausalLm::forward`], and if the context's documents are not (B, T) of `u32`.
+    pub fn forward_with(&self, ids: &Tensor, context: &ForwardContext) -> Result<Tensor> {
+        ops::linear(&self.hidden(ids, context)?, &self.head, None) // (B, T, V)
     }
 
     /// What the head sees: (B, T, C).
-    fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        self.hidden_from(0, ids, |_, block, xs| block.forward(xs))
+    fn hidden(&self, ids: &Tensor, context: &ForwardContext) -> Result<Tensor> {
+        let pass = Pass::new(self.config.dropout, context);
+        let mut xs = dropped(self.embed(0, ids)?, pass.embedding().as_ref())?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            xs = block.forward(&xs, &pass.block(i))?;
+        }
+        self.norm.forward(&xs)
     }
 
-    /// What the head sees of the positions from `start` on, with the blocks called as `forward` says.
-    fn hidden_from(
-        &self,
-        start: usize,
-        ids: &Tensor,
-        mut forward: impl FnMut(usize, &Block, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    /// Tokens and positions, these from `start` on: (B, T, C).
+    fn embed(&self, start: usize, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
         let most = self.config.context_len - start;
         if t == 0 || t > most {
             bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
         let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
-        let mut xs = record::add_positions(&tokens, &self.position_embedding, start)?; // (B, T, C)
-        for (i, block) in self.blocks.iter().enumerate() {
-            xs = forward(i, block, &xs)?;
-        }
-        self.norm.forward(&xs)
+        record::add_positions(&tokens, &self.position_embedding, start)
     }
 
     /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
@@ -106,17 +111,22 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::forward`] and of [`ops::linear_cross_entropy`].
     pub fn loss(&self, ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        self.loss_sum(ids, targets, targets.elem_count() as f64)
+        self.loss_with(ids, targets, &CrossEntropyOptions::default(), &ForwardContext::default())
     }
 
-    /// The summed cross-entropy divided by `divisor`: with the number of targets in a whole batch, the part of a shard
-    /// of it in the batch's mean.
+    /// As [`CausalLm::loss`], with dropout or several documents in a sequence, and as `options` say: with the number of
+    /// targets in a whole batch as `divisor`, the part of a shard of it in the batch's mean.
     ///
     /// # Errors
-    /// Those of [`CausalLm::loss`].
-    pub fn loss_sum(&self, ids: &Tensor, targets: &Tensor, divisor: f64) -> Result<Tensor> {
-        let options = CrossEntropyOptions { divisor: Some(divisor), ..Default::default() };
-        ops::linear_cross_entropy(&self.hidden(ids)?, &self.head, targets, &options)
+    /// Those of [`CausalLm::loss`] and [`CausalLm::forward_with`].
+    pub fn loss_with(
+        &self,
+        ids: &Tensor,
+        targets: &Tensor,
+        options: &CrossEntropyOptions,
+        context: &ForwardContext,
+    ) -> Result<Tensor> {
+        ops::linear_cross_entropy(&self.hidden(ids, context)?, &self.head, targets, options)
     }
 
     /// The logits (B, V) of the token after the last position of `ids` (B, T).
@@ -124,14 +134,17 @@ impl CausalLm {
     /// # Errors
     /// Those of [`CausalLm::forward`].
     pub fn next_token_logits(&self, ids: &Tensor) -> Result<Tensor> {
-        self.last_logits(&self.hidden(ids)?)
+        self.last_logits(&self.hidden(ids, &ForwardContext::default())?)
     }
 
     /// The same after the next positions of a text, of which `caches`, one for each block, know the ones before.
     pub(super) fn next_token_logits_cached(&self, ids: &Tensor, caches: &mut [KvCache]) -> Result<Tensor> {
         let start = caches.first().map_or(0, KvCache::len);
-        let xs = self.hidden_from(start, ids, |i, block, xs| block.forward_cached(xs, &mut caches[i]))?;
-        Ok(self.last_logits(&xs)?.detach())
+        let mut xs = self.embed(start, ids)?;
+        for (block, cache) in self.blocks.iter().zip(caches) {
+            xs = block.forward_cached(&xs, cache)?;
+        }
+        Ok(self.last_logits(&self.norm.forward(&xs)?)?.detach())
     }
 
     fn last_logits(&self, xs: &Tensor) -> Result<Tensor> {

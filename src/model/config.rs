@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::gpt2_json;
 use crate::errors::bare;
-use crate::files;
 use crate::nn::CausalSelfAttentionConfig;
 use crate::ops::Scale;
+use crate::{input, memory};
 
 /// The nonlinearity of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,24 @@ pub enum Activation {
     /// The tanh approximation; `gelu_new` in Hugging Face's files, OpenAI's choice for GPT-2.
     #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
     GeluTanh,
+}
+
+/// The shares of elements that are dropped in training, where GPT-2 does so; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DropoutRates {
+    /// Of the embeddings; `embd_pdrop` in Hugging Face's files.
+    pub embedding: f64,
+    /// Of the attention weights; `attn_pdrop`.
+    pub attention: f64,
+    /// Of what attention and feed-forward network add to the residual stream; `resid_pdrop`.
+    pub residual: f64,
+}
+
+impl DropoutRates {
+    /// One rate everywhere.
+    pub fn all(rate: f64) -> Self {
+        Self { embedding: rate, attention: rate, residual: rate }
+    }
 }
 
 /// Sizes and options of a [`CausalLm`](super::CausalLm).
@@ -49,6 +67,8 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// The id of the end-of-text token, where the vocabulary has one.
     pub end_of_text_id: Option<u32>,
+    /// What training drops.
+    pub dropout: DropoutRates,
 }
 
 /// The standard deviation of initial weights, GPT-2's.
@@ -70,6 +90,7 @@ impl ModelConfig {
             bias: false,
             tie_embeddings: true,
             end_of_text_id: None,
+            dropout: DropoutRates::default(),
         }
     }
 
@@ -99,8 +120,16 @@ impl ModelConfig {
                 self.embed_dim
             );
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+        // Of the numbers that `f32` holds, in which the model computes.
+        let norm_eps = self.norm_eps as f32;
+        if !(norm_eps.is_finite() && norm_eps > 0.0) {
             bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);
+        }
+        let DropoutRates { embedding, attention, residual } = self.dropout;
+        for (name, rate) in [("embedding", embedding), ("attention", attention), ("residual", residual)] {
+            if !(0.0..1.0).contains(&rate) {
+                bail!("model config: expected {name} dropout from 0 to below 1, got {rate}");
+            }
         }
         match self.end_of_text_id {
             Some(id) if id as usize >= self.vocab_size => {
@@ -170,6 +199,12 @@ impl ModelConfig {
         self.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
+    /// Bytes of the trainable scalars in `f32`, unless there are more than a number holds.
+    pub(super) fn parameter_bytes(&self) -> Option<usize> {
+        let bytes = |(_, shape): &(String, Vec<usize>)| memory::tensor_bytes(shape, size_of::<f32>());
+        self.parameters().iter().try_fold(0, |sum: usize, tensor| sum.checked_add(bytes(tensor)?))
+    }
+
     /// The parameters whose gradient is zero whatever the data, with the reason.
     pub fn zero_gradient_parameters(&self) -> Vec<(String, &'static str)> {
         const KEY_BIAS: &str =
@@ -192,8 +227,8 @@ impl ModelConfig {
     /// # Errors
     /// If there is none, and those of [`ModelConfig::from_json`].
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        match Self::from_json(&files::read(&path)?) {
+        let path = input::inside(folder, "config.json")?;
+        match Self::from_json(&input::read(&path, input::MOST_CONFIG_BYTES)?) {
             Err(error) => bail!("{}: {}", path.display(), bare(&error)),
             config => config,
         }

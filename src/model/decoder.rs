@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::CausalLm;
+use crate::memory;
 use crate::nn::KvCache;
 use crate::ops;
 
@@ -67,7 +68,7 @@ impl Decoder<'_> {
     /// graph. A first text longer than the context is read from the last `context_len` ids on.
     ///
     /// # Errors
-    /// If there are no ids, one is V or more, or there are not as many sequences as before. The text is then forgotten.
+    /// If there are no ids, one is V or more, or there are not as many sequences as before, or memory cannot hold their keys and values. The text is then forgotten.
     pub fn next_token_logits(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
         if let Some(before) = self.read.first()
@@ -77,6 +78,9 @@ impl Decoder<'_> {
             self.reset();
             bail!("decoder: expected ids of {expected} sequences as before, got {b}");
         }
+        if self.read.is_empty() {
+            self.check_memory(b)?;
+        }
         let (context_len, remembered) = (self.model.config().context_len, self.remembered());
         if remembered + t <= context_len {
             return self.step(ids.clone());
@@ -85,6 +89,13 @@ impl Decoder<'_> {
         let kept = if remembered == 0 { context_len } else { context_len.div_ceil(2).max(t.min(context_len)) };
         self.reset();
         self.step(all.narrow(1, remembered + t - kept, kept)?)
+    }
+
+    /// Refuses keys and values of more positions, in all layers, than memory holds.
+    fn check_memory(&self, b: usize) -> Result<()> {
+        let config = self.model.config();
+        let shape = [2, config.num_layers, b, config.context_len, config.embed_dim];
+        memory::check("decoder: keys and values", memory::tensor_bytes(&shape, size_of::<f32>()))
     }
 
     fn step(&mut self, ids: Tensor) -> Result<Tensor> {

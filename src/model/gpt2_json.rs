@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Activation, INIT_STDEV, ModelConfig};
+use super::config::{Activation, DropoutRates, INIT_STDEV, ModelConfig};
 
 /// See [`ModelConfig::from_json`].
 pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
@@ -56,12 +56,11 @@ struct Gpt2Json {
     scale_attn_by_inverse_layer_idx: bool,
     #[serde(default)]
     add_cross_attention: bool,
-    // Hugging Face's default is 0.1, hence named.
-    #[serde(default)]
+    #[serde(default = "default_dropout")]
     attn_pdrop: f64,
-    #[serde(default)]
+    #[serde(default = "default_dropout")]
     embd_pdrop: f64,
-    #[serde(default)]
+    #[serde(default = "default_dropout")]
     resid_pdrop: f64,
     #[serde(default)]
     bos_token_id: Option<u32>,
@@ -77,6 +76,10 @@ fn gelu_new() -> Activation {
 
 fn default_eps() -> f64 {
     1e-5
+}
+
+fn default_dropout() -> f64 {
+    0.1
 }
 
 fn default_stdev() -> f64 {
@@ -110,9 +113,9 @@ impl From<&ModelConfig> for Gpt2Json {
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
             add_cross_attention: false,
-            attn_pdrop: 0.0,
-            embd_pdrop: 0.0,
-            resid_pdrop: 0.0,
+            attn_pdrop: config.dropout.attention,
+            embd_pdrop: config.dropout.embedding,
+            resid_pdrop: config.dropout.residual,
             bos_token_id: config.end_of_text_id,
             eos_token_id: config.end_of_text_id,
             dtype: float32(),
@@ -146,6 +149,11 @@ impl Gpt2Json {
             bias: self.bias,
             tie_embeddings: self.tie_word_embeddings,
             // Some published configurations keep GPT-2's 50256 with a smaller vocabulary.
+            dropout: DropoutRates {
+                embedding: self.embd_pdrop,
+                attention: self.attn_pdrop,
+                residual: self.resid_pdrop,
+            },
             end_of_text_id: self.eos_token_id.filter(|&id| (id as usize) < self.vocab_size),
         };
         config.validate()?;

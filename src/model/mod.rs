@@ -3,12 +3,16 @@
 mod block;
 mod causal_lm;
 mod config;
+mod context;
 mod decoder;
 mod gpt2_json;
+mod tensor_file;
 mod weights;
 
 pub use causal_lm::CausalLm;
-pub use config::{Activation, ModelConfig};
+pub use config::{Activation, DropoutRates, ModelConfig};
+pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
+pub(crate) use tensor_file::safetensors_from_bytes;
 pub use weights::{load_weights, save_weights};
-pub(crate) use weights::{read_safetensors, write_safetensors};
+pub(crate) use weights::{safetensors_to_bytes, weights_from_bytes, weights_to_bytes};

@@ -16,15 +16,20 @@
 //! All but the embeddings and the head have a bias on disk; a model without biases writes zeros.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Seek};
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
 use super::config::ModelConfig;
+use super::tensor_file::TensorFile;
 use crate::errors::bare;
-use crate::files;
+use crate::{files, input, memory};
 
 /// One tensor on disk, `weight` and possibly `bias`, and the tensors of the model that it consists of.
+#[derive(Clone)]
 struct Entry {
     on_disk: String,
     /// Names in the model, stacked along the first dimension.
@@ -75,6 +80,11 @@ fn entries(config: &ModelConfig) -> Vec<Entry> {
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
 pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    files::replace_with(path, &weights_to_bytes(config, tensors)?)
+}
+
+/// The content of the file that [`save_weights`] writes.
+pub(crate) fn weights_to_bytes(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
     let get = |name: String| match tensors.get(&name) {
         Some(tensor) => Ok(tensor),
         None => bail!("weights: {name} is missing"),
@@ -97,24 +107,14 @@ pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String
             on_disk.push((format!("{}.bias", entry.on_disk), bias));
         }
     }
-    write_safetensors(path, on_disk)
+    safetensors_to_bytes(on_disk)
 }
 
-/// Writes tensors to a safetensors file that transformers opens; the file is replaced whole.
-pub(crate) fn write_safetensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+/// The content of a safetensors file that transformers opens.
+pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
     // transformers refuses files that do not name the framework whose layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    // Not `serialize_to_file`, whose files only their owner can read.
-    let bytes = safetensors::serialize(tensors, Some(metadata))?;
-    files::replace_with(path, &bytes)
-}
-
-/// Reads all tensors of a safetensors file.
-pub(crate) fn read_safetensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    match candle_core::safetensors::load_buffer(&files::read(path)?, device) {
-        Ok(tensors) => Ok(tensors.into_iter().collect()),
-        Err(error) => bail!("cannot read {}: {}", path.display(), bare(&error)),
-    }
+    Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
 /// Faults of a file that are named one by one.
@@ -122,62 +122,121 @@ const NAMED_PROBLEMS: usize = 12;
 
 /// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
-/// The prefix `transformer.` may be absent, and the masks that old files hold as buffers are passed over.
+/// The prefix `transformer.` may be absent, and the masks that old files hold as buffers are passed over. Names, shapes and
+/// dtypes are compared with `config` before a tensor is read.
 ///
 /// # Errors
-/// If the file cannot be read, or tensors are missing, left over, misshapen, or not zero though `config` has no
-/// biases; all of them are listed.
+/// If the file cannot be read, lies outside of its folder by a link, or needs more memory than there is; or tensors are
+/// missing, left over, misshapen, or not zero though `config` has no biases; all of them are listed.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let mut on_disk: BTreeMap<_, _> = read_safetensors(path, device)?.into_iter().map(with_prefix).collect();
-    on_disk.retain(|name, _| !name.ends_with(".attn.bias") && !name.ends_with(".attn.masked_bias"));
+    let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+    read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
+}
+
+/// [`load_weights`] of a file with this content; `path` is for messages.
+pub(crate) fn weights_from_bytes(
+    path: &Path,
+    bytes: &[u8],
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    read_weights(path, TensorFile::from_bytes(path, bytes)?, config, device)
+}
+
+/// A name on disk, the entry it belongs to, and whether it is its `weight` or its `bias`.
+type Found = (String, Entry, &'static str);
+
+/// See [`load_weights`].
+fn read_weights<R: Read + Seek>(
+    path: &Path,
+    mut file: TensorFile<R>,
+    config: &ModelConfig,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    config.validate()?;
+    let (mut found, mut problems) = assigned(&file.tensors(), config);
+    if problems.is_empty() {
+        memory::check(&path.display().to_string(), config.parameter_bytes())?;
+    } else {
+        // Only what may be one more problem is read.
+        found.retain(|(_, _, suffix)| *suffix == "bias" && !config.bias);
+    }
+    let mut tensors = BTreeMap::new();
+    for (on_disk, entry, suffix) in found {
+        let tensor = file.read(&on_disk, device)?;
+        match entry.unpack(suffix, &tensor, config.bias) {
+            Ok(parts) => tensors.extend(parts),
+            Err(error) => problems.push(format!("{on_disk}: {}", bare(&error))),
+        }
+    }
+    if problems.is_empty() { Ok(tensors) } else { Err(in_file(path, &problems)) }
+}
+
+/// For each tensor of the model that fits its name on disk, and what it is; and all that is wrong with the names, shapes
+/// and dtypes.
+fn assigned(tensors: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Vec<String>) {
+    let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, info) in tensors {
+        if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") {
+            continue;
+        }
+        if let Some((twin, _)) = on_disk.insert(with_prefix(name), (name.clone(), info)) {
+            problems.push(format!("{twin} and {name} are the same tensor"));
+        }
+    }
     if config.tie_embeddings {
         // Tied by the configuration: some files hold the copy all the same.
         on_disk.remove("lm_head.weight");
     }
-
-    let mut tensors = BTreeMap::new();
-    let mut problems = Vec::new();
+    let mut found = Vec::new();
     for entry in entries(config) {
         for suffix in ["weight", "bias"] {
             if suffix == "bias" && entry.kind == Kind::Embedding {
                 continue;
             }
             let name = format!("{}.{suffix}", entry.on_disk);
-            match on_disk.remove(&name).map(|tensor| entry.unpack(suffix, tensor, config.bias)) {
+            match on_disk.remove(&name).map(|(name, info)| (entry.misfit(suffix, info), name)) {
                 None => problems.push(format!("{name} is missing")),
-                Some(Err(error)) => problems.push(format!("{name}: {}", bare(&error))),
-                Some(Ok(parts)) => tensors.extend(parts),
+                Some((Some(misfit), name)) => problems.push(format!("{name}: {misfit}")),
+                Some((None, name)) => found.push((name, entry.clone(), suffix)),
             }
         }
     }
-    problems.extend(on_disk.keys().map(|name| format!("{name} has no place in the model")));
-    if !problems.is_empty() {
-        let (named, rest) = problems.split_at(problems.len().min(NAMED_PROBLEMS));
-        let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
-        bail!("{}: {}{more}", path.display(), named.join("; "));
-    }
-    Ok(tensors)
+    problems.extend(on_disk.into_values().map(|(name, _)| format!("{name} has no place in the model")));
+    (found, problems)
 }
 
-fn with_prefix((name, tensor): (String, Tensor)) -> (String, Tensor) {
+fn in_file(path: &Path, problems: &[String]) -> Error {
+    let (named, rest) = problems.split_at(problems.len().min(NAMED_PROBLEMS));
+    let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+    Error::Msg(format!("{}: {}{more}", path.display(), named.join("; ")))
+}
+
+fn with_prefix(name: &str) -> String {
     let has_prefix = name.starts_with("transformer.") || name.starts_with("lm_head.");
-    (if has_prefix { name } else { format!("transformer.{name}") }, tensor)
+    if has_prefix { name.to_string() } else { format!("transformer.{name}") }
 }
 
 impl Entry {
-    /// The model's tensors in the tensor on disk of `suffix` `weight` or `bias`.
-    fn unpack(&self, suffix: &str, tensor: Tensor, has_biases: bool) -> Result<Vec<(String, Tensor)>> {
-        let transposed = suffix == "weight" && self.kind == Kind::Projection;
+    fn is_transposed(&self, suffix: &str) -> bool {
+        suffix == "weight" && self.kind == Kind::Projection
+    }
+
+    /// What is wrong with the tensor on disk of `suffix` `weight` or `bias`.
+    fn misfit(&self, suffix: &str, info: &TensorInfo) -> Option<String> {
         let mut expected = if suffix == "weight" { self.shape.clone() } else { vec![self.shape[0]] };
-        if transposed {
+        if self.is_transposed(suffix) {
             expected.reverse();
         }
-        if tensor.dims() != expected {
-            bail!("expected shape {expected:?}, got {:?}", tensor.dims());
+        if info.shape != expected {
+            return Some(format!("expected shape {expected:?}, got {:?}", info.shape));
         }
-        if !tensor.dtype().is_float() {
-            bail!("expected a floating-point dtype, got {:?}", tensor.dtype());
-        }
+        let is_float = matches!(info.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 | Dtype::F8_E4M3);
+        (!is_float).then(|| format!("expected a floating-point dtype, got {:?}", info.dtype))
+    }
+
+    /// The model's tensors in the tensor on disk of `suffix` `weight` or `bias`, which fits.
+    fn unpack(&self, suffix: &str, tensor: &Tensor, has_biases: bool) -> Result<Vec<(String, Tensor)>> {
         let tensor = tensor.to_dtype(DType::F32)?;
         if suffix == "bias" && !has_biases {
             if tensor.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {
@@ -185,7 +244,7 @@ impl Entry {
             }
             return Ok(Vec::new());
         }
-        let tensor = if transposed { tensor.t()?.contiguous()? } else { tensor };
+        let tensor = if self.is_transposed(suffix) { tensor.t()?.contiguous()? } else { tensor };
         let parts = tensor.chunk(self.parts.len(), 0)?;
         let named = self.parts.iter().zip(parts);
         named.map(|(name, part)| Ok((format!("{name}.{suffix}"), part.contiguous()?))).collect()

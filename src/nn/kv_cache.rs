@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::memory;
+
 /// The keys (B, S, G, D) and values (B, S, G, E) of the positions read so far, of one layer and B sequences of equal
 /// length: with them a new position costs one row of each projection instead of the whole text again.
 ///
@@ -100,15 +102,8 @@ impl KvCache {
         }
         let buffer = |like: &Tensor| {
             let (b, _, g, d) = like.dims4()?;
-            let len = [b, g, d].into_iter().try_fold(self.capacity, usize::checked_mul);
-            let bytes = len.and_then(|len| len.checked_mul(like.dtype().size_in_bytes()));
-            // candle aborts where memory is missing, so that is tried before.
-            if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
-                bail!(
-                    "kv-cache: expected a capacity that memory can hold, got {} positions of {like:?}",
-                    self.capacity
-                );
-            }
+            let bytes = memory::tensor_bytes(&[b, self.capacity, g, d], like.dtype().size_in_bytes());
+            memory::check(&format!("kv-cache: {} positions of {like:?}", self.capacity), bytes)?;
             Tensor::zeros((b, self.capacity, g, d), like.dtype(), like.device())
         };
         let buffers = [buffer(k)?, buffer(v)?];
@@ -144,7 +139,7 @@ mod tests {
         let rows = counting((1, 1, 2, 3));
         for capacity in [usize::MAX / 2, 1 << 50] {
             let error = KvCache::new(capacity).append(&rows, &rows).unwrap_err().to_string();
-            assert!(error.contains("expected a capacity that memory can hold"), "{error}");
+            assert!(error.contains("of memory, got"), "{error}");
         }
     }
 

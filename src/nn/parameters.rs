@@ -11,6 +11,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
+use crate::memory;
+
 /// A store of trainable tensors behind a [`VarBuilder`], for what candle's `VarMap` leaves open: initial values
 /// come from a seed, the order is that of the names, and a restored model with a tensor missing, left over or
 /// misshapen is an error instead of zeros.
@@ -136,7 +138,7 @@ impl Store {
             return Ok(var.clone());
         }
         let var = match &mut self.source {
-            Source::Drawn(rng) => draw(shape, init, dtype, device, rng)?,
+            Source::Drawn(rng) => draw(name, shape, init, dtype, device, rng)?,
             Source::Restored { .. } => bail!("parameters: {name} of shape {:?} is missing", shape.dims()),
         };
         self.vars.insert(name.to_string(), var.clone());
@@ -145,7 +147,13 @@ impl Store {
 }
 
 /// A variable of `shape` with values of the distribution that `init` names.
-fn draw(shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
+fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
+    // The values as they are drawn, and as they are kept.
+    let bytes_each = size_of::<f64>() + dtype.size_in_bytes();
+    memory::check(
+        &format!("parameters: {name} of shape {:?}", shape.dims()),
+        memory::tensor_bytes(shape.dims(), bytes_each),
+    )?;
     let values = match init {
         Init::Const(value) => vec![value; shape.elem_count()],
         Init::Randn { mean, stdev } => normal(mean, stdev, shape, rng)?,

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::memory;
 use crate::ops::{self, RotaryPairs};
 
 /// The form of a [`RotaryEmbedding`].
@@ -52,7 +53,7 @@ impl RotaryEmbedding {
     /// Computes the tables, for heads of `dtype` on `device`.
     ///
     /// # Errors
-    /// If `head_dim` is odd or 0, or `theta` is not above 0.
+    /// If `head_dim` is odd or 0, `theta` is not above 0, or memory cannot hold the tables.
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
         let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
@@ -61,6 +62,7 @@ impl RotaryEmbedding {
         if !(theta > 0.0 && theta.is_finite()) {
             bail!("rotary-embedding: expected theta above 0, got {theta}");
         }
+        check_memory(head_dim / 2, max_positions)?;
         let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
     }
@@ -70,7 +72,7 @@ impl RotaryEmbedding {
     /// from twice their number on stay as they are (`partial_rotary_factor`).
     ///
     /// # Errors
-    /// If there is no angle, or one is not finite.
+    /// If there is no angle, one is not finite, or memory cannot hold the tables.
     pub fn from_frequencies(
         frequencies: &[f64],
         max_positions: usize,
@@ -81,6 +83,7 @@ impl RotaryEmbedding {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
             bail!("rotary-embedding: expected at least one frequency, and finite ones, got {frequencies:?}");
         }
+        check_memory(frequencies.len(), max_positions)?;
         let table = |f: fn(f64) -> f64| {
             let angles = (0..max_positions).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
             let values: Vec<f64> = angles.map(f).collect();
@@ -119,4 +122,14 @@ impl RotaryEmbedding {
         let first = ops::rotary(&xs.narrow(3, 0, turned)?, &cos, &sin, self.pairs)?;
         Tensor::cat(&[first, xs.narrow(3, turned, d - turned)?], 3)
     }
+}
+
+/// Refuses tables of so many angles, two of `f64` while they are computed, that no memory holds.
+fn check_memory(frequencies: usize, max_positions: usize) -> Result<()> {
+    let bytes = memory::tensor_bytes(&[max_positions, frequencies], 2 * size_of::<f64>());
+    // The frequencies themselves count where there are no positions.
+    memory::check(
+        "rotary-embedding",
+        bytes.and_then(|bytes| bytes.checked_add(frequencies.checked_mul(size_of::<f64>())?)),
+    )
 }

@@ -48,6 +48,7 @@ pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
+    adamw::moving_average,
     parallel::{for_each, map},
     sums::{add, norm},
 };

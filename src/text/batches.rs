@@ -6,6 +6,8 @@ use candle_core::{Device, Result, Tensor, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::Ids;
+
 /// Some windows of the same length, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -19,12 +21,20 @@ pub struct Batch {
     pub seq_len: usize,
     /// Where each window starts in the ids, B places.
     pub starts: Vec<usize>,
+    /// The number of the document that each input belongs to, (B, T) in rows, where documents are kept apart.
+    pub documents: Option<Vec<u32>>,
 }
 
 impl Batch {
-    fn of(ids: &[u32], starts: Vec<usize>, seq_len: usize) -> Self {
-        let rows = |shift: usize| starts.iter().flat_map(|s| &ids[s + shift..s + shift + seq_len]).copied().collect();
-        Self { inputs: rows(0), targets: rows(1), batch_size: starts.len(), seq_len, starts }
+    fn of(ids: &Ids, starts: Vec<usize>, seq_len: usize) -> Result<Self> {
+        let len = starts.len() * seq_len;
+        let (mut inputs, mut targets) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        for &start in &starts {
+            let row = ids.read(start..start + seq_len + 1)?;
+            inputs.extend_from_slice(&row[..seq_len]);
+            targets.extend_from_slice(&row[1..]);
+        }
+        Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
     }
 
     /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
@@ -36,10 +46,11 @@ impl Batch {
             let ids = rows.start * t..rows.end * t;
             Self {
                 inputs: self.inputs[ids.clone()].to_vec(),
-                targets: self.targets[ids].to_vec(),
+                targets: self.targets[ids.clone()].to_vec(),
                 batch_size: rows.len(),
                 seq_len: t,
                 starts: self.starts[rows].to_vec(),
+                documents: self.documents.as_ref().map(|numbers| numbers[ids.clone()].to_vec()),
             }
         };
         (0..count).map(part).collect()
@@ -51,6 +62,32 @@ impl Batch {
     /// Those of the device.
     pub fn inputs_tensor(&self, device: &Device) -> Result<Tensor> {
         Tensor::from_slice(&self.inputs, (self.batch_size, self.seq_len), device)
+    }
+
+    /// The batch with its documents kept apart where there is an end of text to tell them by: they are numbered from 0 in each
+    /// window, one more behind each end of text.
+    pub fn kept_apart(mut self, end_of_text_id: Option<u32>) -> Self {
+        self.documents = end_of_text_id.map(|end| {
+            let mut numbers = Vec::with_capacity(self.inputs.len());
+            for row in self.inputs.chunks(self.seq_len.max(1)) {
+                let mut number = 0;
+                for &id in row {
+                    numbers.push(number);
+                    number += u32::from(id == end);
+                }
+            }
+            numbers
+        });
+        self
+    }
+
+    /// The documents as a tensor of `u32`, (B, T), where they are kept apart.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn documents_tensor(&self, device: &Device) -> Result<Option<Tensor>> {
+        let tensor = |numbers: &Vec<u32>| Tensor::from_slice(numbers, (self.batch_size, self.seq_len), device);
+        self.documents.as_ref().map(tensor).transpose()
     }
 
     /// The targets as a tensor of `u32`, (B, T).
@@ -79,15 +116,15 @@ impl BatchSampler {
     /// each id but the first can be a target. They come from ChaCha8 with the seed as key and the step as stream.
     ///
     /// # Errors
-    /// Fewer ids than `context_len + 1`, and a size of 0.
-    pub fn batch(&self, ids: &[u32], step: u64) -> Result<Batch> {
+    /// Fewer ids than `context_len + 1`, a size of 0, and a file of ids that can't be read.
+    pub fn batch(&self, ids: &Ids, step: u64) -> Result<Batch> {
         check(ids, self.context_len, self.batch_size)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(step);
         // In 64 bits on every machine: the draws of `usize` may differ with its size.
         let places = (ids.len() - self.context_len) as u64;
         let starts = (0..self.batch_size).map(|_| rng.random_range(0..places) as usize).collect();
-        Ok(Batch::of(ids, starts, self.context_len))
+        Batch::of(ids, starts, self.context_len)
     }
 }
 
@@ -104,8 +141,14 @@ pub enum Rest {
 /// `(n - 1) / context_len` whole ones, then perhaps the rest.
 ///
 /// # Errors
-/// A size of 0; and no ids to predict, or with [`Rest::Drop`] fewer than `context_len + 1`.
-pub fn windows(ids: &[u32], context_len: usize, batch_size: usize, rest: Rest) -> Result<impl Iterator<Item = Batch>> {
+/// A size of 0; and no ids to predict, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is one where a file of
+/// ids can't be read.
+pub fn windows(
+    ids: &Ids,
+    context_len: usize,
+    batch_size: usize,
+    rest: Rest,
+) -> Result<impl Iterator<Item = Result<Batch>>> {
     let least = if rest == Rest::Keep { context_len.min(1) } else { context_len };
     check(ids, least, batch_size)?;
     let whole = (ids.len() - 1) / context_len;
@@ -118,7 +161,7 @@ pub fn windows(ids: &[u32], context_len: usize, batch_size: usize, rest: Rest) -
     Ok(batches.chain(shorter))
 }
 
-fn check(ids: &[u32], context_len: usize, batch_size: usize) -> Result<()> {
+fn check(ids: &Ids, context_len: usize, batch_size: usize) -> Result<()> {
     if context_len == 0 || batch_size == 0 {
         bail!(
             "expected windows of at least one token and batches of at least one window, got context length {context_len} and batch size {batch_size}"
@@ -134,8 +177,16 @@ fn check(ids: &[u32], context_len: usize, batch_size: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn ids(n: u32) -> Vec<u32> {
+    fn numbers(n: u32) -> Vec<u32> {
         (0..n).map(|i| 1000 + i).collect()
+    }
+
+    fn ids(n: u32) -> Ids {
+        numbers(n).into()
+    }
+
+    fn all(ids: &Ids, context_len: usize, batch_size: usize, rest: Rest) -> Vec<Batch> {
+        windows(ids, context_len, batch_size, rest).unwrap().collect::<Result<_>>().unwrap()
     }
 
     #[test]
@@ -183,7 +234,8 @@ mod tests {
     #[test]
     fn windows_cover_the_ids_without_overlap() {
         let ids = ids(31);
-        let batches: Vec<Batch> = windows(&ids, 4, 3, Rest::Drop).unwrap().collect();
+        let batches = all(&ids, 4, 3, Rest::Drop);
+        let ids = numbers(31);
         assert_eq!(batches.iter().map(|batch| batch.batch_size).collect::<Vec<_>>(), [3, 3, 1]);
         assert_eq!(batches.iter().flat_map(|batch| batch.inputs.clone()).collect::<Vec<_>>(), ids[..28]);
         assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..29]);
@@ -194,11 +246,24 @@ mod tests {
     fn with_the_rest_every_id_but_the_first_is_a_target_once() {
         for n in 2..40 {
             let ids = ids(n);
-            let batches: Vec<Batch> = windows(&ids, 4, 3, Rest::Keep).unwrap().collect();
+            let batches = all(&ids, 4, 3, Rest::Keep);
+            let ids = numbers(n);
             assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..], "n {n}");
             let whole = batches.iter().filter(|batch| batch.seq_len == 4).map(|batch| batch.batch_size).sum::<usize>();
             assert_eq!(whole, (n as usize - 1) / 4);
         }
+    }
+
+    #[test]
+    fn a_document_begins_behind_an_end_of_text() {
+        let ids = Ids::from(vec![5, 9, 9, 5, 5, 9, 5, 9, 5]);
+        let batch = Batch::of(&ids, vec![0, 3], 5).unwrap();
+        assert!(batch.documents_tensor(&Device::Cpu).unwrap().is_none());
+        assert_eq!(batch.clone().kept_apart(Some(8)).documents.unwrap(), [0; 10]);
+        let batch = batch.kept_apart(Some(9));
+        assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
+        assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
+        assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
     }
 
     #[test]
@@ -210,7 +275,7 @@ mod tests {
         assert!(BatchSampler { context_len: 0, ..sampler }.batch(&ids(8), 0).is_err());
         assert!(BatchSampler { batch_size: 0, ..sampler }.batch(&ids(8), 0).is_err());
         assert!(windows(&ids(8), 0, 1, Rest::Keep).is_err());
-        assert!(windows(&[], 3, 1, Rest::Keep).is_err());
+        assert!(windows(&ids(0), 3, 1, Rest::Keep).is_err());
         assert!(windows(&ids(3), 3, 1, Rest::Drop).is_err());
     }
 }

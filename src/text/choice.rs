@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use candle_core::{Error, Result, bail};
 
-use super::corpus::divide;
-use super::{BpeProgress, Corpus, Document, Tokenizer, Validation};
+use super::parts::{Part, byte_count, divide};
+use super::pieces::Pieces;
+use super::tokenizer::{CharacterSet, WordCounts, check_vocab_size};
+use super::{Corpus, CorpusOptions, Document, Progress, Tokenizer, Validation};
 use crate::errors::bare;
 
 /// Which tokenizer to use. Written `char`, `byte`, `bpe:N` or as a path.
@@ -65,10 +67,13 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer that was chosen, and the corpus in its ids for windows of `context_len` tokens.
+/// The tokenizer that was chosen, and the corpus in its ids.
 ///
 /// Characters are those of all the documents, as in nanoGPT; merges are learned from the training part alone. Both get
 /// an end-of-text token, as do bytes, where the documents to train on or those to validate on are several.
+///
+/// No document is ever in memory whole: each is read once or twice for its length, its characters or its words, and once more
+/// for its ids; see [`Corpus::new`] for the one exception.
 ///
 /// # Errors
 /// Those of the tokenizer's constructor and of [`Corpus::new`].
@@ -76,41 +81,73 @@ pub fn prepare(
     documents: &[Document],
     validation: &Validation,
     choice: &TokenizerChoice,
-    context_len: usize,
-    progress: &mut dyn FnMut(BpeProgress),
+    options: &CorpusOptions,
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<(Tokenizer, Corpus)> {
     let held_out: &[Document] = match validation {
         Validation::Documents(held_out) => held_out,
         Validation::Fraction(_) => &[],
     };
     let several = documents.len() > 1 || held_out.len() > 1;
+    let mut lens = None;
     let tokenizer = match choice {
         TokenizerChoice::Characters => {
-            let texts = documents.iter().chain(held_out).map(Document::text).collect::<Result<Vec<_>>>()?;
-            Tokenizer::characters(&texts, several)
+            let mut characters = CharacterSet::default();
+            lens = Some(survey([documents, held_out], &mut characters, progress)?);
+            Tokenizer::of_characters(&characters, several)
         }
         TokenizerChoice::Bytes => Tokenizer::bytes(several),
         TokenizerChoice::Bpe(vocab_size) => {
-            let texts = training_texts(documents, validation)?;
-            Tokenizer::train_bpe(&texts, *vocab_size, several, progress)
+            check_vocab_size(*vocab_size, several)?;
+            let parts = divide(documents, validation, false, None)?;
+            Tokenizer::learn_bpe(count_words(&parts.train, progress)?, *vocab_size, several, progress)
         }
         TokenizerChoice::File(path) => Tokenizer::from_file(path).map_err(|error| {
             Error::Msg(format!("tokenizer {}; expected char, byte, bpe:N or a tokenizer.json", bare(&error)))
         }),
     }?;
-    let corpus = Corpus::new(&tokenizer, documents, validation, context_len)?;
+    let parts = divide(documents, validation, tokenizer.takes_any_bytes(), lens)?;
+    let corpus = Corpus::from_parts(&tokenizer, &parts, options, progress)?;
     Ok((tokenizer, corpus))
 }
 
-fn training_texts<'a>(documents: &'a [Document], validation: &'a Validation) -> Result<Vec<&'a str>> {
-    let (train, _) = divide(documents, validation, false)?;
-    train
-        .into_iter()
-        .map(|part| {
-            let text = part.document.text()?;
-            Ok(&text[..part.bytes.len()]) // A part to train on begins where its document does.
-        })
-        .collect()
+/// Collects the characters of all documents, and gives the lengths in characters of the first ones.
+fn survey(
+    documents: [&[Document]; 2],
+    characters: &mut CharacterSet,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<u64>> {
+    let (mut lens, mut done) = (vec![], 0);
+    let total = documents.iter().copied().flatten().map(Document::len).sum();
+    for document in documents.into_iter().flatten() {
+        let (mut pieces, mut len) = (Pieces::characters(document, 0..document.len())?, 0);
+        while let Some(piece) = pieces.next()? {
+            len += characters.add(&piece.text);
+            done += piece.text.len() as u64;
+            progress(Progress::Reading { done, total });
+        }
+        lens.push(len);
+    }
+    lens.truncate(documents[0].len());
+    Ok(lens)
+}
+
+fn count_words(parts: &[Part], progress: &mut dyn FnMut(Progress)) -> Result<WordCounts> {
+    let (mut counts, mut done, total) = (WordCounts::default(), 0, byte_count(parts));
+    for part in parts {
+        let mut pieces = Pieces::words(part.document, part.range.clone())?;
+        loop {
+            let group = pieces.next_group()?;
+            if group.is_empty() {
+                break;
+            }
+            let texts: Vec<&str> = group.iter().map(|piece| &*piece.text).collect();
+            counts.add(&texts).map_err(|(number, fault)| part.document.fault(group[number].offset, &fault))?;
+            done += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            progress(Progress::Counting { done, total });
+        }
+    }
+    Ok(counts)
 }
 
 #[cfg(test)]
@@ -135,7 +172,7 @@ mod tests {
     }
 
     fn documents() -> Vec<Document> {
-        let text = |text: &str, name: &str| Document { name: name.into(), bytes: text.into() };
+        let text = |text: &str, name: &str| Document::new(name, text);
         vec![text(&"the cat sat on the mat. ".repeat(30), "cats"), text(&"zzzz ".repeat(11), "sleep")]
     }
 
@@ -145,31 +182,55 @@ mod tests {
         let choice = TokenizerChoice::Bpe(267);
         let validation = Validation::Fraction(0.1);
         let (tokenizer, corpus) =
-            prepare(&documents, &validation, &choice, 5, &mut |report| reports.push(report)).unwrap();
+            prepare(&documents, &validation, &choice, &CorpusOptions::in_memory(5), &mut |report| reports.push(report))
+                .unwrap();
         assert_eq!(tokenizer.vocab_size(), 267);
         assert_eq!(tokenizer.encode("zzzz").unwrap().len(), 4);
         assert_eq!(tokenizer.encode(" the").unwrap().len(), 1);
         let end = tokenizer.end_of_text_id().unwrap();
         assert_eq!(end, 266);
-        assert_eq!(corpus.validation.last(), Some(&end));
-        assert_eq!(corpus.validation.iter().filter(|&&id| id == end).count(), 2);
-        assert!(matches!(reports[..], [BpeProgress::Counting { .. }, .., BpeProgress::Merging { merges: 10 }]));
+        let held_out = corpus.validation.to_vec().unwrap();
+        assert_eq!(held_out.last(), Some(&end));
+        assert_eq!(held_out.iter().filter(|&&id| id == end).count(), 2);
+        reports.dedup_by_key(|report| std::mem::discriminant(report));
+        let total = 720 + 55;
+        assert!(
+            matches!(
+                reports[..],
+                [
+                    Progress::Counting { .. },
+                    Progress::Merging { merges: 10 },
+                    Progress::Encoding { total: encoded, .. },
+                    Progress::Checking { .. }
+                ] if encoded == total
+            ),
+            "{reports:?}"
+        );
     }
 
     #[test]
     fn characters_are_those_of_all_documents() {
         let documents = documents();
-        let validation = Validation::Documents(vec![Document { name: "v".into(), bytes: "çççç".into() }]);
-        let (tokenizer, corpus) =
-            prepare(&documents[..1], &validation, &TokenizerChoice::Characters, 3, &mut |_| {}).unwrap();
-        assert_eq!(tokenizer.decode(&corpus.validation).unwrap(), "çççç");
+        let validation = Validation::Documents(vec![Document::new("v", "çççç")]);
+        let (tokenizer, corpus) = prepare(
+            &documents[..1],
+            &validation,
+            &TokenizerChoice::Characters,
+            &CorpusOptions::in_memory(3),
+            &mut |_| {},
+        )
+        .unwrap();
+        assert_eq!(tokenizer.decode(&corpus.validation.to_vec().unwrap()).unwrap(), "çççç");
         assert_eq!(tokenizer.end_of_text_id(), None);
     }
 
     #[test]
     fn a_tokenizer_that_is_not_there_is_named() {
         let choice: TokenizerChoice = "chars".parse().unwrap();
-        let error = prepare(&documents(), &Validation::Fraction(0.1), &choice, 3, &mut |_| {}).unwrap_err().to_string();
+        let error =
+            prepare(&documents(), &Validation::Fraction(0.1), &choice, &CorpusOptions::in_memory(3), &mut |_| {})
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("tokenizer chars: ") && error.contains("expected char, byte"), "{error}");
     }
 }

@@ -1,9 +1,16 @@
 //! Documents as two sequences of token ids, one to train on and one to validate on.
 
+use std::path::PathBuf;
+
 use candle_core::{Error, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::{Document, Tokenizer};
+use super::ids::Width;
+use super::ids_file::{self, IdsWriter};
+use super::parts::{Part, Parts, byte_count, divide};
+use super::pieces::Pieces;
+use super::tokenizer::{Encoder, PieceError};
+use super::{Document, Ids, Progress, Tokenizer};
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +22,31 @@ pub enum Validation {
     Documents(Vec<Document>),
 }
 
+/// How a corpus is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorpusOptions {
+    /// Tokens of a window that each part must have place for.
+    pub context_len: usize,
+    /// Where the ids go when they are too many for memory; without it they stay in memory.
+    pub spill: Option<Spill>,
+}
+
+impl CorpusOptions {
+    /// For windows of `context_len` tokens, with all ids in memory.
+    pub fn in_memory(context_len: usize) -> Self {
+        Self { context_len, spill: None }
+    }
+}
+
+/// Where the ids of a large text go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spill {
+    /// The folder of the temporary file: on the file system of the run that it will be part of.
+    pub folder: PathBuf,
+    /// Bytes of text above which the ids lie in a file.
+    pub above: u64,
+}
+
 /// Two sequences of token ids.
 ///
 /// The cut of a single text by [`Validation::Fraction`] is nanoGPT's: `n` characters (or bytes) give
@@ -22,12 +54,12 @@ pub enum Validation {
 ///
 /// Where a part has several documents, and the tokenizer an end-of-text token, each document is followed by it; the
 /// one that is cut in two is followed by it only at its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Corpus {
     /// The ids to train on.
-    pub train: Vec<u32>,
+    pub train: Ids,
     /// The ids to validate on.
-    pub validation: Vec<u32>,
+    pub validation: Ids,
     /// Bytes of text in [`train`](Self::train), end-of-text tokens not counted: what a loss in bits per byte divides by.
     pub train_bytes: usize,
     /// Bytes of text in [`validation`](Self::validation).
@@ -37,142 +69,193 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Encodes and divides some documents, for windows of `context_len` tokens.
+    /// Encodes and divides some documents. They are read piece by piece; only a tokenizer.json from elsewhere takes each
+    /// document in one piece, which needs many times its size in memory.
     ///
     /// # Errors
-    /// What the tokenizer can't encode, with the document and the place; and a part that doesn't fill one window and
-    /// its last target, `context_len + 1` tokens.
+    /// What the tokenizer can't encode, with the document and the place; a part that doesn't fill one window and
+    /// its last target, `context_len + 1` tokens; and a file that can't be read or written.
     pub fn new(
         tokenizer: &Tokenizer,
         documents: &[Document],
         validation: &Validation,
-        context_len: usize,
+        options: &CorpusOptions,
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let (train, held_out) = divide(documents, validation, tokenizer.takes_any_bytes())?;
-        let several = train.len() > 1 || held_out.len() > 1;
+        let parts = divide(documents, validation, tokenizer.takes_any_bytes(), None)?;
+        Self::from_parts(tokenizer, &parts, options, progress)
+    }
+
+    /// The same of parts that are divided already.
+    pub(super) fn from_parts(
+        tokenizer: &Tokenizer,
+        parts: &Parts,
+        options: &CorpusOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        let is_undivided = parts.is_undivided;
+        let parts = [&parts.train[..], &parts.validation[..]];
+        let several = parts.iter().any(|part| part.len() > 1);
         let end = tokenizer.end_of_text_id().filter(|_| several);
-        let (train_bytes, validation_bytes) = (byte_count(&train), byte_count(&held_out));
-        let train = encode(tokenizer, &train, end)?;
-        let validation_ids = encode(tokenizer, &held_out, end)?;
-        if *validation == Validation::Fraction(0.0) {
-            check_len("", &train, context_len)?;
-        } else {
-            check_len("training ", &train, context_len)?;
-            check_len("validation ", &validation_ids, context_len)?;
+        let [train_bytes, validation_bytes] = parts.map(byte_count);
+        let total = train_bytes + validation_bytes;
+        let width = Width::of(tokenizer.vocab_size());
+        let mut sink = match options.spill.as_ref().filter(|spill| total > spill.above) {
+            Some(spill) => Sink::File(Box::new(IdsWriter::temporary(&spill.folder, width)?)),
+            None => Sink::Memory([vec![], vec![]]),
+        };
+        let mut done = 0;
+        for (number, parts) in parts.into_iter().enumerate() {
+            for part in parts {
+                encode(tokenizer, part, &mut |bytes, ids| {
+                    done += bytes;
+                    progress(Progress::Encoding { done, total });
+                    sink.extend(number, ids)
+                })?;
+                sink.extend(number, end.filter(|_| part.ends).as_slice())?;
+            }
         }
-        let fingerprint = fingerprint(&train, &validation_ids);
-        Ok(Self { train, validation: validation_ids, train_bytes, validation_bytes, fingerprint })
+        let is_on_file = matches!(sink, Sink::File(_));
+        let [train, validation] = sink.finish()?;
+        check_lens(&train, &validation, is_undivided, options.context_len)?;
+        let fingerprint = fingerprint(&train, &validation, progress)?;
+        let [train_bytes, validation_bytes] = [train_bytes, validation_bytes].map(|bytes| bytes as usize);
+        let corpus = Self { train, validation, train_bytes, validation_bytes, fingerprint };
+        if let Some(file) = corpus.train.file().filter(|_| is_on_file) {
+            ids_file::write_header(&corpus, file, width)?;
+        }
+        Ok(corpus)
     }
 }
 
-/// A document or a piece of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part<'a> {
-    pub(super) document: &'a Document,
-    pub(super) bytes: &'a [u8],
-    /// The document ends here.
-    ends: bool,
+/// Where ids go as they come: those to train on, then those to validate on.
+enum Sink {
+    Memory([Vec<u32>; 2]),
+    File(Box<IdsWriter>),
 }
 
-impl<'a> Part<'a> {
-    fn whole(document: &'a Document) -> Self {
-        Self { document, bytes: &document.bytes, ends: true }
+impl Sink {
+    fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
+        match self {
+            Self::Memory(parts) => parts[part].extend_from_slice(ids),
+            Self::File(writer) => writer.extend(part, ids)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<[Ids; 2]> {
+        match self {
+            Self::Memory(parts) => Ok(parts.map(Ids::from)),
+            Self::File(writer) => writer.finish(),
+        }
     }
 }
 
-/// The parts to train on and those to validate on.
-pub(super) fn divide<'a>(
-    documents: &'a [Document],
-    validation: &'a Validation,
-    in_bytes: bool,
-) -> Result<(Vec<Part<'a>>, Vec<Part<'a>>)> {
-    let fraction = match validation {
-        Validation::Documents(held_out) => {
-            return Ok((documents.iter().map(Part::whole).collect(), held_out.iter().map(Part::whole).collect()));
+/// Encodes a part, and gives its ids in order, with the bytes of text they are of.
+fn encode(tokenizer: &Tokenizer, part: &Part, take: &mut dyn FnMut(u64, &[u32]) -> Result<()>) -> Result<()> {
+    let document = part.document;
+    if tokenizer.takes_any_bytes() {
+        let mut pieces = Pieces::bytes(document, part.range.clone())?;
+        while let Some((_, bytes)) = pieces.next_bytes()? {
+            take(bytes.len() as u64, &bytes.iter().copied().map(u32::from).collect::<Vec<_>>())?;
         }
-        Validation::Fraction(fraction) => *fraction,
+        return Ok(());
+    }
+    let Some(mut encoder) = Encoder::new(tokenizer) else {
+        check_whole(part)?;
+        let ids = tokenizer.encode_bytes(&document.read(part.range.clone())?);
+        let ids = ids.map_err(|error| in_document(tokenizer, document, error))?;
+        return take(part.range.end - part.range.start, &ids);
     };
-    if !(0.0..1.0).contains(&fraction) {
-        bail!("expected a validation fraction of at least 0 and less than 1, got {fraction}");
-    }
-    let lens = documents.iter().map(|document| len(document, in_bytes)).collect::<Result<Vec<_>>>()?;
-    let mut left = ((1.0 - fraction) * lens.iter().sum::<usize>() as f64) as usize;
-    let (mut train, mut held_out) = (vec![], vec![]);
-    for (document, len) in documents.iter().zip(lens) {
-        let cut = cut(document, left.min(len), in_bytes)?;
-        let (head, tail) = document.bytes.split_at(cut);
-        if !head.is_empty() {
-            train.push(Part { document, bytes: head, ends: tail.is_empty() });
+    let mut pieces = match encoder.merges_words() {
+        true => Pieces::words(document, part.range.clone())?,
+        false => Pieces::characters(document, part.range.clone())?,
+    };
+    loop {
+        let group = pieces.next_group()?;
+        if group.is_empty() {
+            return Ok(());
         }
-        if !tail.is_empty() {
-            held_out.push(Part { document, bytes: tail, ends: true });
+        let texts: Vec<&str> = group.iter().map(|piece| &*piece.text).collect();
+        let encoded = encoder.encode(&texts).map_err(|(number, error)| match error {
+            PieceError::Fault(fault) => document.fault(group[number].offset, &fault),
+            PieceError::Other(error) => document.named(&error),
+        })?;
+        for (piece, ids) in group.iter().zip(encoded) {
+            take(piece.text.len() as u64, &ids)?;
         }
-        left -= left.min(len);
     }
-    Ok((train, held_out))
 }
 
-fn len(document: &Document, in_bytes: bool) -> Result<usize> {
-    if in_bytes { Ok(document.bytes.len()) } else { Ok(document.text()?.chars().count()) }
-}
-
-/// The byte at which `units` characters end, or `units` bytes, less what of a character would be cut off.
-fn cut(document: &Document, units: usize, in_bytes: bool) -> Result<usize> {
-    let bytes = &document.bytes;
-    if !in_bytes {
-        let text = document.text()?;
-        return Ok(text.char_indices().nth(units).map_or(bytes.len(), |(offset, _)| offset));
-    }
-    let continues = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
-    // A character has at most three bytes after its first; where there are more, this is no text.
-    Ok((units.saturating_sub(3)..=units).rev().find(|&at| !continues(at)).unwrap_or(units))
-}
-
-fn byte_count(parts: &[Part]) -> usize {
-    parts.iter().map(|part| part.bytes.len()).sum()
-}
-
-fn encode(tokenizer: &Tokenizer, parts: &[Part], end: Option<u32>) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for part in parts {
-        ids.extend(tokenizer.encode_bytes(part.bytes).map_err(|error| in_document(tokenizer, part, error))?);
-        ids.extend(end.filter(|_| part.ends));
-    }
-    Ok(ids)
-}
-
-/// The same error, with its place counted from the start of the document.
-fn in_document(tokenizer: &Tokenizer, part: &Part, error: Error) -> Error {
-    let error = tokenizer.encode_bytes(&part.document.bytes).err().unwrap_or(error);
-    part.document.named(&error)
-}
-
-fn check_len(name: &str, ids: &[u32], context_len: usize) -> Result<()> {
-    if ids.len() <= context_len {
+/// Refuses what a tokenizer.json from elsewhere would need enormous memory for.
+fn check_whole(part: &Part) -> Result<()> {
+    /// The library takes some fifty bytes for each byte of text.
+    const MOST: u64 = 64 << 20;
+    let len = part.range.end - part.range.start;
+    if len > MOST {
         bail!(
-            "expected a {name}text of at least {} tokens (context length {context_len} and one more), got {}",
-            context_len + 1,
-            ids.len()
+            "{}: expected documents of at most {MOST} bytes for a tokenizer.json from elsewhere, which takes each in one \
+             piece, got {len}; divide it into several files",
+            part.document.name()
         );
     }
     Ok(())
 }
 
-fn fingerprint(train: &[u32], validation: &[u32]) -> String {
+/// The same error, with its place counted from the start of the document.
+fn in_document(tokenizer: &Tokenizer, document: &Document, error: Error) -> Error {
+    let whole = document.read(0..document.len()).and_then(|bytes| tokenizer.encode_bytes(&bytes));
+    document.named(&whole.err().unwrap_or(error))
+}
+
+fn check_lens(train: &Ids, validation: &Ids, is_undivided: bool, context_len: usize) -> Result<()> {
+    let check = |name: &str, ids: &Ids| {
+        if ids.len() <= context_len {
+            bail!(
+                "expected a {name}text of at least {} tokens (context length {context_len} and one more), got {}",
+                context_len + 1,
+                ids.len()
+            );
+        }
+        Ok(())
+    };
+    if is_undivided {
+        return check("", train);
+    }
+    check("training ", train)?;
+    check("validation ", validation)
+}
+
+pub(super) fn fingerprint(train: &Ids, validation: &Ids, progress: &mut dyn FnMut(Progress)) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update((train.len() as u64).to_le_bytes());
-    for id in train.iter().chain(validation) {
-        hash.update(id.to_le_bytes());
+    let (mut bytes, mut done, total) = (Vec::new(), 0, (train.len() + validation.len()) as u64);
+    for block in train.blocks().chain(validation.blocks()) {
+        let block = block?;
+        bytes.clear();
+        Width::Four.extend(&mut bytes, &block);
+        hash.update(&bytes);
+        done += block.len() as u64;
+        progress(Progress::Checking { done, total });
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn corpus(
+        tokenizer: &Tokenizer,
+        documents: &[Document],
+        validation: &Validation,
+        context_len: usize,
+    ) -> Result<Corpus> {
+        Corpus::new(tokenizer, documents, validation, &CorpusOptions::in_memory(context_len), &mut |_| {})
+    }
+
     fn document(name: &str, text: &str) -> Document {
-        Document { name: name.into(), bytes: text.into() }
+        Document::new(name, text)
     }
 
     #[test]
@@ -180,19 +263,20 @@ mod tests {
         let text: String = "não é só ça 🦀\r\n".chars().cycle().take(997).collect();
         let tokenizer = Tokenizer::characters(&[&text], false).unwrap();
         let documents = [document("a", &text)];
-        let corpus = Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.1), 7).unwrap();
+        let made = corpus(&tokenizer, &documents, &Validation::Fraction(0.1), 7).unwrap();
         let all = tokenizer.encode(&text).unwrap();
-        assert_eq!((&corpus.train[..], &corpus.validation[..]), all.split_at(897)); // int(0.9 * 997)
-        assert_eq!(corpus.train_bytes + corpus.validation_bytes, text.len());
-        assert_eq!(corpus.train_bytes, tokenizer.decode(&corpus.train).unwrap().len());
+        let (train, validation) = (made.train.to_vec().unwrap(), made.validation.to_vec().unwrap());
+        assert_eq!((&train[..], &validation[..]), all.split_at(897)); // int(0.9 * 997)
+        assert_eq!(made.train_bytes + made.validation_bytes, text.len());
+        assert_eq!(made.train_bytes, tokenizer.decode(&train).unwrap().len());
     }
 
     #[test]
     fn cuts_bytes_at_a_character() {
         let tokenizer = Tokenizer::bytes(false).unwrap();
         let part = |bytes: &[u8], fraction| {
-            let documents = [Document { name: "a".into(), bytes: bytes.to_vec() }];
-            Corpus::new(&tokenizer, &documents, &Validation::Fraction(fraction), 1).unwrap().train.len()
+            let documents = [Document::new("a", bytes)];
+            corpus(&tokenizer, &documents, &Validation::Fraction(fraction), 1).unwrap().train.len()
         };
         assert_eq!(part("abcdé".as_bytes(), 0.5), 3);
         assert_eq!(part("ab🦀cd".as_bytes(), 0.4), 2); // int(0.6 * 8) = 4 is inside the crab
@@ -203,19 +287,19 @@ mod tests {
     fn an_end_stands_after_each_of_several_documents() {
         let tokenizer = Tokenizer::bytes(true).unwrap();
         let documents = [document("a", "aa"), document("b", "bbbb"), document("c", "ccccc")];
-        let letters = |ids: &[u32]| -> String {
-            ids.iter().map(|&id| if id == 256 { '.' } else { char::from(id as u8) }).collect()
+        let letters = |ids: &Ids| -> String {
+            ids.to_vec().unwrap().iter().map(|&id| if id == 256 { '.' } else { char::from(id as u8) }).collect()
         };
         let of = |validation| {
-            let corpus = Corpus::new(&tokenizer, &documents, &validation, 1).unwrap();
-            (letters(&corpus.train), letters(&corpus.validation), corpus.train_bytes, corpus.validation_bytes)
+            let made = corpus(&tokenizer, &documents, &validation, 1).unwrap();
+            (letters(&made.train), letters(&made.validation), made.train_bytes, made.validation_bytes)
         };
         assert_eq!(of(Validation::Fraction(0.6)), ("aa.bb".into(), "bb.ccccc.".into(), 4, 7));
         assert_eq!(of(Validation::Fraction(0.45)), ("aa.bbbb.".into(), "ccccc.".into(), 6, 5));
         assert_eq!(of(Validation::Fraction(0.0)), ("aa.bbbb.ccccc.".into(), "".into(), 11, 0));
         let held_out = Validation::Documents(vec![document("d", "ddd")]);
         assert_eq!(of(held_out.clone()), ("aa.bbbb.ccccc.".into(), "ddd.".into(), 11, 3));
-        let one = Corpus::new(&tokenizer, &documents[..1], &held_out, 1).unwrap();
+        let one = corpus(&tokenizer, &documents[..1], &held_out, 1).unwrap();
         assert_eq!((letters(&one.train), letters(&one.validation)), ("aa".into(), "ddd".into()));
     }
 
@@ -224,7 +308,7 @@ mod tests {
         let tokenizer = Tokenizer::bytes(false).unwrap();
         let documents = [document("a", &"x".repeat(20))];
         let error = |fraction, context_len| {
-            Corpus::new(&tokenizer, &documents, &Validation::Fraction(fraction), context_len).unwrap_err().to_string()
+            corpus(&tokenizer, &documents, &Validation::Fraction(fraction), context_len).unwrap_err().to_string()
         };
         assert!(
             error(0.5, 10).contains("training text of at least 11 tokens (context length 10 and one more), got 10")
@@ -232,15 +316,15 @@ mod tests {
         assert!(error(0.1, 7).contains("validation text of at least 8 tokens"), "{}", error(0.1, 7));
         assert!(error(1.0, 7).contains("got 1"));
         assert!(error(f64::NAN, 7).contains("got NaN"));
-        assert!(Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.5), 9).is_ok());
-        assert!(Corpus::new(&tokenizer, &[], &Validation::Fraction(0.1), 3).is_err());
+        assert!(corpus(&tokenizer, &documents, &Validation::Fraction(0.5), 9).is_ok());
+        assert!(corpus(&tokenizer, &[], &Validation::Fraction(0.1), 3).is_err());
     }
 
     #[test]
     fn an_unknown_character_is_placed_in_its_document_even_behind_the_cut() {
         let tokenizer = Tokenizer::characters(&["abc\n"], false).unwrap();
         let documents = [document("good", "abc"), document("bad", "abc\nabc\nabcz")];
-        let error = Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.2), 1).unwrap_err().to_string();
+        let error = corpus(&tokenizer, &documents, &Validation::Fraction(0.2), 1).unwrap_err().to_string();
         assert!(error.contains("bad: unknown character 'z' (U+007A) at line 3, column 4 (byte 11)"), "{error}");
     }
 
@@ -249,7 +333,7 @@ mod tests {
         let tokenizer = Tokenizer::bytes(false).unwrap();
         let of = |text: &str, fraction| {
             let documents = [document("a", text)];
-            Corpus::new(&tokenizer, &documents, &Validation::Fraction(fraction), 1).unwrap().fingerprint
+            corpus(&tokenizer, &documents, &Validation::Fraction(fraction), 1).unwrap().fingerprint
         };
         assert_eq!(of("abcdefghij", 0.3), of("abcdefghij", 0.3));
         assert_eq!(of("abcdefghij", 0.3).len(), 64);

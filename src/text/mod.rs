@@ -1,12 +1,13 @@
 //! From text to batches of token ids: a tokenizer, a corpus in two parts, windows over it. This floor knows no model.
 //!
 //! ```
-//! use candle_attention::text::{BatchSampler, Document, TokenizerChoice, Validation, prepare};
+//! use candle_attention::text::{BatchSampler, CorpusOptions, Document, TokenizerChoice, Validation, prepare};
 //!
 //! # fn main() -> candle_core::Result<()> {
-//! let documents = [Document { name: "poem".into(), bytes: "roses are red\n".repeat(20).into_bytes() }];
+//! let documents = [Document::new("poem", "roses are red\n".repeat(20))];
 //! let choice: TokenizerChoice = "char".parse()?;
-//! let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, 8, &mut |_| {})?;
+//! let options = CorpusOptions::in_memory(8);
+//! let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &options, &mut |_| {})?;
 //! assert_eq!(tokenizer.vocab_size(), "\n adeors".len());
 //!
 //! let sampler = BatchSampler { seed: 1, batch_size: 3, context_len: 8 };
@@ -21,10 +22,19 @@ mod batches;
 mod choice;
 mod corpus;
 mod document;
+mod files;
+mod ids;
+mod ids_file;
+mod parts;
+mod pieces;
+mod progress;
 mod tokenizer;
 
 pub use batches::{Batch, BatchSampler, Rest, windows};
 pub use choice::{TokenizerChoice, prepare};
-pub use corpus::{Corpus, Validation};
+pub use corpus::{Corpus, CorpusOptions, Spill, Validation};
 pub use document::Document;
-pub use tokenizer::{BpeProgress, TextStream, Tokenizer};
+pub use files::{Files, SkippedFiles};
+pub use ids::Ids;
+pub use progress::Progress;
+pub use tokenizer::{TextStream, Tokenizer};

@@ -28,22 +28,32 @@
 
 mod build;
 mod byte_alphabet;
-mod chunks;
+mod encode;
 mod file;
 mod foreign;
+mod guard;
 mod kind;
 mod place;
 mod stream;
 mod train;
+mod word_counts;
+mod words;
 
 use candle_core::{Error, Result};
 use tokenizers::Tokenizer as HfTokenizer;
 
+use super::pieces::{PIECE_LEN, PIECES_AT_ONCE};
+use encode::EncodeError;
 use kind::Kind;
-use place::Place;
 
 pub use stream::TextStream;
-pub use train::BpeProgress;
+
+pub(super) use build::CharacterSet;
+pub(super) use encode::{EncodeError as PieceError, Encoder};
+pub(super) use place::{Fault, Place};
+pub(super) use train::check_vocab_size;
+pub(super) use word_counts::WordCounts;
+pub(super) use words::{check_words, cut_between_words};
 
 /// The token that ends a document.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -108,12 +118,25 @@ impl Tokenizer {
     /// tokens from the text, as its makers' models expect, and takes the text in one piece, which needs many
     /// times its size in memory.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Characters { sorted, .. } => encode_characters(sorted, text),
-            Kind::Bytes { .. } => Ok(text.bytes().map(u32::from).collect()),
-            Kind::ByteLevelBpe { .. } => chunks::encode(&self.inner, text),
-            Kind::Other { unknown_id } => foreign::encode(&self.inner, *unknown_id, text),
+        if let Kind::Other { unknown_id } = self.kind {
+            return foreign::encode(&self.inner, unknown_id, text);
         }
+        let Some(mut encoder) = Encoder::new(self) else { return Ok(vec![]) };
+        let mut ids = Vec::new();
+        let chunks: Vec<&str> = words::chunks(text, PIECE_LEN).collect();
+        let mut offset = 0;
+        for chunks in chunks.chunks(PIECES_AT_ONCE) {
+            let encoded = encoder.encode(chunks).map_err(|(number, error)| {
+                let before = chunks[..number].iter().map(|chunk| chunk.len()).sum::<usize>();
+                match error {
+                    EncodeError::Fault(fault) => fault.behind(offset + before).within(text),
+                    EncodeError::Other(error) => error,
+                }
+            })?;
+            encoded.iter().for_each(|piece| ids.extend_from_slice(piece));
+            offset += chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
+        }
+        Ok(ids)
     }
 
     /// The ids of the bytes of a file: any bytes for the byte tokenizer, UTF-8 for the others.
@@ -158,31 +181,26 @@ impl Tokenizer {
     }
 }
 
-/// The characters are sorted, so the place of a character among them is its id.
-fn encode_characters(sorted: &[char], text: &str) -> Result<Vec<u32>> {
-    text.char_indices()
-        .map(|(offset, c)| match sorted.binary_search(&c) {
-            Ok(id) => Ok(id as u32),
-            Err(_) => Err(unknown_character(text, offset)),
-        })
-        .collect()
-}
-
 /// The text in some bytes, or an error that says where they stop being UTF-8.
 pub(crate) fn utf8(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|error| {
         let offset = error.valid_up_to();
-        let (byte, place) = (bytes[offset], Place::of(bytes, offset));
-        Error::Msg(format!(
-            "expected utf-8 text, got the byte 0x{byte:02x} at {place}; for any bytes use `--tokenizer byte`"
-        ))
+        not_utf8(bytes[offset], offset).at(Place::of(bytes, offset))
     })
 }
 
-fn unknown_character(text: &str, offset: usize) -> Error {
+pub(super) fn not_utf8(byte: u8, offset: usize) -> Fault {
+    Fault::new(
+        offset,
+        format!("expected utf-8 text, got the byte 0x{byte:02x}"),
+        "; for any bytes use `--tokenizer byte`",
+    )
+}
+
+fn unknown_character(text: &str, offset: usize) -> Fault {
     let c = text[offset..].chars().next().unwrap_or_default();
-    let place = Place::of(text.as_bytes(), offset);
-    Error::Msg(format!("unknown character {c:?} (U+{:04X}) at {place}: the tokenizer has no token for it", c as u32))
+    let before = format!("unknown character {c:?} (U+{:04X})", c as u32);
+    Fault::new(offset, before, ": the tokenizer has no token for it")
 }
 
 fn outside_vocabulary(id: u32, vocab_size: usize) -> Error {

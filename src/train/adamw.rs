@@ -29,7 +29,7 @@ impl AdamW {
         Ok(Self { slots: vars.into_iter().map(slot).collect::<Result<_>>()?, options: options.clone() })
     }
 
-    /// One step along `gradients`, which stand in the order of the variables. `step` counts from 0.
+    /// One step along `gradients`, which stand in the order of the variables. `step` counts the steps made before.
     ///
     /// # Errors
     /// If the number or shapes of the gradients are not those of the variables.
@@ -58,6 +58,11 @@ impl AdamW {
             }
         });
         updates.into_iter().try_for_each(|(_, result)| result)
+    }
+
+    /// The first moments, in the order of the variables.
+    pub(super) fn first_moments(&self) -> impl Iterator<Item = &Tensor> {
+        self.slots.iter().map(|slot| &slot.moments.first)
     }
 
     /// The moments by name, `first_moment.NAME` and `second_moment.NAME`; the next step changes them in place.

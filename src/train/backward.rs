@@ -1,33 +1,79 @@
 //! From a batch to its loss and gradients.
 
-use candle_core::{Device, Result, Var, bail};
+use candle_core::{Device, Result, Tensor, Var, bail};
 
 use super::Gradients;
-use crate::model::CausalLm;
-use crate::ops;
+use crate::model::{CausalLm, DropoutSource, ForwardContext};
+use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
 /// A model in training, as its gradients are computed.
+#[derive(Clone, Copy)]
 pub(super) struct Backward<'a> {
     pub(super) model: &'a CausalLm,
     /// The variables of the model.
     pub(super) vars: &'a [(String, Var)],
     pub(super) device: &'a Device,
+    /// The random numbers of the step, for the first sequence of its batch.
+    pub(super) dropout: DropoutSource,
+    pub(super) label_smoothing: f64,
+}
+
+/// A part of a batch.
+struct Shard {
+    batch: Batch,
+    /// The number of its first sequence in the batch.
+    first_sequence: u64,
+}
+
+impl Shard {
+    fn all(batch: &Batch, count: usize) -> Vec<Self> {
+        let mut next = 0;
+        let shard = |batch: Batch| {
+            let first_sequence = next;
+            next += batch.batch_size as u64;
+            Self { batch, first_sequence }
+        };
+        batch.shards(count).into_iter().map(shard).collect()
+    }
 }
 
 impl Backward<'_> {
-    /// The mean loss of a batch and its gradients. Every shard of the batch runs forward and backward on a thread of
-    /// its own; losses and gradients are added in the order of the shards, so the threads leave no trace in their bits.
-    pub(super) fn gradients(&self, batch: &Batch, shards: usize) -> Result<(f64, Gradients)> {
-        let shards = batch.shards(shards);
+    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. The shards of a round run
+    /// forward and backward each on a thread of its own, the rounds one after the other. Losses and gradients are added in
+    /// the order of the shards, so neither threads nor rounds leave a trace in their bits: only how many shards there are.
+    pub(super) fn gradients(&self, batch: &Batch, shards: usize, accumulate: usize) -> Result<(f64, Gradients)> {
+        let all = Shard::all(batch, shards.saturating_mul(accumulate));
         let divisor = batch.targets.len() as f64;
-        let parts = ops::map(shards.len(), |i| match self.records() {
-            true => self.recorded(&shards[i], divisor),
-            false => self.by_graph(&shards[i], divisor),
+        let (mut loss, mut sum) = (0.0, None);
+        for round in all.chunks(shards) {
+            let parts = ops::map(round.len(), |i| self.gradients_of(&round[i], divisor));
+            let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
+                parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            loss = losses.iter().fold(loss, |sum, part| sum + part);
+            let gradients: Vec<Gradients> = sum.take().into_iter().chain(gradients).collect();
+            sum = Some(Gradients::sum(&gradients)?);
+        }
+        match sum {
+            Some(sum) => Ok((loss, sum)),
+            None => bail!("gradients: expected at least one sequence, got none"),
+        }
+    }
+
+    /// The numbers of the sequences of a batch whose own loss or gradient is not finite.
+    pub(super) fn bad_sequences(&self, batch: &Batch) -> Result<Vec<usize>> {
+        let sequences = Shard::all(batch, batch.batch_size);
+        let divisor = batch.targets.len() as f64;
+        let is_bad = ops::map(sequences.len(), |i| {
+            let (loss, gradients) = self.gradients_of(&sequences[i], divisor)?;
+            Ok(!loss.is_finite() || gradients.norms()?.iter().any(|norm| !norm.is_finite()))
         });
-        let (losses, gradients): (Vec<f64>, Vec<Gradients>) =
-            parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((losses.iter().sum(), Gradients::sum(&gradients)?))
+        let is_bad: Vec<bool> = is_bad.into_iter().collect::<Result<_>>()?;
+        Ok((0..is_bad.len()).filter(|&i| is_bad[i]).collect())
+    }
+
+    fn gradients_of(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        if self.records() { self.recorded(shard, divisor) } else { self.by_graph(shard, divisor) }
     }
 
     /// Only what has kernels is recorded.
@@ -36,19 +82,27 @@ impl Backward<'_> {
     }
 
     /// The loss of a shard, divided by the targets of the whole batch, and its gradients, by [`ops::record`].
-    fn recorded(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
-        let (loss, recording) = ops::record::record(|| self.model.loss_sum(&ids, &targets, divisor))?;
+    fn recorded(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        let (loss, recording) = ops::record::record(|| self.loss(shard, divisor))?;
         let gradients = Gradients::collect_recorded(recording.backward(&loss)?, self.vars)?;
         Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 
     /// The same by candle's graph.
-    fn by_graph(&self, shard: &Batch, divisor: f64) -> Result<(f64, Gradients)> {
-        let (ids, targets) = (shard.inputs_tensor(self.device)?, shard.targets_tensor(self.device)?);
-        let loss = self.model.loss_sum(&ids, &targets, divisor)?;
+    fn by_graph(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
+        let loss = self.loss(shard, divisor)?;
         let gradients = Gradients::collect(loss.backward()?, self.vars)?;
         Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+
+    fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
+        let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
+        let label_smoothing = self.label_smoothing;
+        let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
+        let documents = batch.documents_tensor(self.device)?;
+        let context = ForwardContext { dropout: Some(dropout), documents };
+        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, ..Default::default() };
+        self.model.loss_with(&ids, &targets, &options, &context)
     }
 
     /// Holds the recorded gradients of the batch's first sequence against those of candle's graph: an operation that was
@@ -62,9 +116,9 @@ impl Backward<'_> {
         if !self.records() {
             return Ok(());
         }
-        let sequences = batch.shards(batch.batch_size);
+        let sequences = Shard::all(batch, batch.batch_size);
         let Some(first) = sequences.first() else { return Ok(()) };
-        let divisor = first.targets.len() as f64;
+        let divisor = first.batch.targets.len() as f64;
         let (recorded, by_graph) = (self.recorded(first, divisor)?.1, self.by_graph(first, divisor)?.1);
         for ((name, _), (recorded, expected)) in self.vars.iter().zip(recorded.tensors().iter().zip(by_graph.tensors()))
         {
@@ -80,14 +134,14 @@ impl Backward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Activation, ModelConfig};
+    use crate::model::{Activation, DropoutRates, ModelConfig};
     use crate::nn::{MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
     use crate::ops::testing::randn;
-    use candle_core::{DType, Tensor};
+    use candle_core::DType;
 
     fn batch(b: usize, t: usize) -> Batch {
         let ids = |shift: u32| (0..(b * t) as u32).map(|i| (i * i + shift) % 11).collect();
-        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b] }
+        Batch { inputs: ids(0), targets: ids(1), batch_size: b, seq_len: t, starts: vec![0; b], documents: None }
     }
 
     /// Every form of the model, with contexts that are full and not.
@@ -104,16 +158,25 @@ mod tests {
         let forms = [
             base.clone(),
             ModelConfig { bias: true, ..base.clone() },
+            ModelConfig { dropout: DropoutRates::all(0.3), ..base.clone() },
             ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base },
         ];
         for config in forms {
             let parameters = Parameters::new(3);
             let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
             let vars = parameters.vars();
-            let backward = Backward { model: &model, vars: &vars, device: &Device::Cpu };
-            for t in [1, 5, 7] {
-                let batch = batch(3, t);
+            let backward = Backward {
+                model: &model,
+                vars: &vars,
+                device: &Device::Cpu,
+                dropout: Default::default(),
+                label_smoothing: 0.0,
+            };
+            for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
+                let backward = Backward { label_smoothing, ..backward };
+                let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
+                let batch = Shard { batch, first_sequence: 2 };
                 let (recorded, by_graph) =
                     (backward.recorded(&batch, 5.0).unwrap(), backward.by_graph(&batch, 5.0).unwrap());
                 assert_eq!(recorded.0, by_graph.0);

@@ -1,21 +1,25 @@
 //! One checkpoint on disk: a folder with weights, moments and state, complete or absent.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Error, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{TrainOptions, Trainer};
+use super::{Counters, TrainOptions, Trainer};
 use crate::files;
-use crate::model::{ModelConfig, load_weights, read_safetensors, save_weights, write_safetensors};
+use crate::model::{ModelConfig, safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};
 use crate::ops;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+/// What of the run's root a checkpoint is of no use without.
+const ROOT_FILES: [&str; 2] = [CONFIG, TOKENIZER];
 
 /// The version of this layout; a later one may not be readable by this code.
 const FORMAT: u32 = 1;
@@ -36,8 +40,14 @@ pub struct TrainState {
     format: u32,
     /// Steps done.
     pub step: u64,
+    /// Whether the validation that was due at this step is yet to be made: it was broken off.
+    #[serde(default)]
+    pub validation_is_pending: bool,
     /// The best model so far, once there was a validation.
     pub best: Option<Best>,
+    /// What it has counted.
+    #[serde(default)]
+    pub counters: Counters,
     /// The options of the run.
     pub options: TrainOptions,
     /// The fingerprint of the token ids.
@@ -60,8 +70,15 @@ pub struct Checkpoint {
     pub moments: BTreeMap<String, Tensor>,
 }
 
-/// Writes the trainer's state as the folder `path` of the run in `root`, which appears complete or not at all.
-pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: u64, seconds: f64) -> Result<()> {
+/// Writes the trainer's state as the folder `path`, which appears complete or not at all; `checksums` are those of
+/// [`root_checksums`].
+pub(super) fn write(
+    path: &Path,
+    trainer: &Trainer,
+    mut checksums: BTreeMap<String, String>,
+    metrics_bytes: u64,
+    seconds: f64,
+) -> Result<()> {
     let vars = trainer.parameters().vars();
     for (name, var) in &vars {
         if !ops::norm(var)?.is_finite() {
@@ -69,37 +86,61 @@ pub(super) fn write(root: &Path, path: &Path, trainer: &Trainer, metrics_bytes: 
         }
     }
     let temporary = files::sibling(path);
-    remove_folder(&temporary)?;
-    remove_folder(path)?;
-    fs::create_dir_all(&temporary)?;
+    files::remove_folder(&temporary)?;
+    files::remove_folder(path)?;
+    files::create_folder(&temporary)?;
 
-    let weights = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor()));
-    save_weights(&temporary.join(WEIGHTS), trainer.config(), &weights.collect())?;
-    write_safetensors(&temporary.join(MOMENTS), trainer.moments())?;
-    let sums = vouched_for(root, &temporary).into_iter().map(|(name, path)| Ok((name.to_string(), checksum(&path)?)));
-    let checksums = sums.collect::<Result<_>>()?;
+    let mut write = |name: &str, bytes: &[u8]| {
+        checksums.insert(name.to_string(), write_and_sum(&temporary.join(name), bytes)?);
+        Ok::<_, Error>(())
+    };
+    write(WEIGHTS, &weights_to_bytes(trainer.config(), &trainer.weights())?)?;
+    write(MOMENTS, &safetensors_to_bytes(trainer.moments())?)?;
     let state = TrainState {
         format: FORMAT,
         step: trainer.step(),
+        validation_is_pending: trainer.validation_is_pending(),
         best: trainer.best(),
+        counters: trainer.counters(),
         options: trainer.options().clone(),
         corpus: trainer.corpus().fingerprint.clone(),
         metrics_bytes,
         seconds,
         checksums,
     };
-    let json = serde_json::to_vec_pretty(&state).map_err(candle_core::Error::wrap)?;
-    files::replace_with(&temporary.join(STATE), &json)?;
-
-    fs::rename(&temporary, path)?;
-    Ok(files::sync_parent(path)?)
+    let json = serde_json::to_vec_pretty(&state).map_err(Error::wrap)?;
+    files::write_new(&temporary.join(STATE), &json)?;
+    files::rename_folder(&temporary, path)
 }
 
-/// The files whose checksums the state holds: those of the checkpoint in `folder`, and those at the run's root that it
-/// is of no use without.
-fn vouched_for(root: &Path, folder: &Path) -> [(&'static str, PathBuf); 4] {
-    [(WEIGHTS, folder), (MOMENTS, folder), ("config.json", root), ("tokenizer.json", root)]
-        .map(|(name, folder)| (name, folder.join(name)))
+/// Writes a file, and gives the checksum of what it should hold; both take as long, so they go on side by side.
+fn write_and_sum(path: &Path, bytes: &[u8]) -> Result<String> {
+    std::thread::scope(|scope| {
+        let sum = scope.spawn(|| sha256(bytes));
+        files::write_new(path, bytes)?;
+        sum.join().map_err(|_| Error::Msg(format!("cannot sum {}", path.display())))
+    })
+}
+
+/// The names of tensors and what else stands beside them in a file, at most.
+const HEADER_BYTES: u64 = 1 << 20;
+
+/// Bytes on disk of the weights of a model, at most: biases that it has not are written as zeros.
+pub(super) fn weights_bytes(config: &ModelConfig) -> u64 {
+    let weights = 4 * config.parameter_count() as u64;
+    weights + weights / 50 + HEADER_BYTES
+}
+
+/// Bytes on disk of a checkpoint of `trainer`, at most.
+pub(super) fn bytes(trainer: &Trainer) -> Result<u64> {
+    let moments = trainer.moments();
+    let moments = moments.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum::<u64>();
+    Ok(weights_bytes(trainer.config()) + moments + HEADER_BYTES)
+}
+
+/// The checksums of those files at the run's root that a checkpoint is of no use without.
+pub(super) fn root_checksums(root: &Path) -> Result<BTreeMap<String, String>> {
+    ROOT_FILES.into_iter().map(|name| Ok((name.to_string(), checksum(&root.join(name))?))).collect()
 }
 
 /// Reads the state in the folder `path`.
@@ -117,30 +158,45 @@ pub(super) fn read_state(path: &Path) -> Result<TrainState> {
 }
 
 /// Reads the folder `path` of the run in `root`, and refuses files that are not those that were written.
-pub(super) fn load(root: &Path, path: &Path, config: &ModelConfig, device: &Device) -> Result<Checkpoint> {
+pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelConfig, Checkpoint)> {
     let state = read_state(path)?;
-    for (name, path) in vouched_for(root, path) {
-        if state.checksums.get(name) != Some(&checksum(&path)?) {
+    let config = ModelConfig::from_json(&state.read(root, CONFIG)?)?;
+    state.read(root, TOKENIZER)?;
+    let weights = weights_from_bytes(&path.join(WEIGHTS), &state.read(path, WEIGHTS)?, &config, device)?;
+    let moments = safetensors_from_bytes(&path.join(MOMENTS), &state.read(path, MOMENTS)?, device)?;
+    Ok((config, Checkpoint { state, weights, moments }))
+}
+
+impl TrainState {
+    /// Reads a file that the checksums vouch for.
+    fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
+        let path = folder.join(name);
+        let bytes = files::read(&path)?;
+        if self.checksums.get(name) != Some(&sha256(&bytes)) {
             bail!("broken checkpoint: {} is not the file that was written", path.display());
         }
+        Ok(bytes)
     }
-    Ok(Checkpoint {
-        weights: load_weights(&path.join(WEIGHTS), config, device)?,
-        moments: read_safetensors(&path.join(MOMENTS), device)?,
-        state,
-    })
+
+    /// The checksums of the files at the run's root.
+    pub(super) fn root_checksums(&self) -> BTreeMap<String, String> {
+        let of_root = self.checksums.iter().filter(|(name, _)| ROOT_FILES.contains(&name.as_str()));
+        of_root.map(|(name, sum)| (name.clone(), sum.clone())).collect()
+    }
 }
 
-/// The SHA-256 of a file, in hexadecimal digits.
-pub(super) fn checksum(path: &Path) -> Result<String> {
-    Ok(Sha256::digest(files::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+/// Whether the weights in the checkpoint folder `path`, or a copy of them at `copy`, are those that were written.
+pub(super) fn are_its_weights(path: &Path, copy: &Path) -> Result<bool> {
+    let expected = read_state(path)?.checksums.remove(WEIGHTS);
+    Ok(checksum(copy).is_ok_and(|sum| Some(sum) == expected))
 }
 
-pub(super) fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            bail!("cannot remove {}: {error}", path.display())
-        }
-        _ => Ok(()),
-    }
+/// The SHA-256 of a file.
+fn checksum(path: &Path) -> Result<String> {
+    Ok(sha256(&files::read(path)?))
+}
+
+/// The SHA-256 of some bytes, in hexadecimal digits.
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

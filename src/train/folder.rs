@@ -7,40 +7,60 @@
 //! training/current                          names the last checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
 //! training/metrics.jsonl                    one JSON object a step or validation
+//! training/ids.safetensors                  the ids of the text
+//! training/loss.svg                         a plot of the losses
+//! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
 //! training/settings.toml                    the settings the run was started with
 //! ```
 //!
 //! The last checkpoint and that of the best model are kept, older ones removed.
+//!
+//! A run is what `training/current` names, so a crash is harmless at each of the moments of a save, in their order:
+//! 1. Metrics synced, checkpoint growing in `step-N.tmp`: the current checkpoint is untouched, its count of the bytes of
+//!    the metrics cuts off what came after it, and the next start removes the rest.
+//! 2. Checkpoint complete, synced and renamed, then the folder synced: the pointer names the one before, which is there.
+//! 3. Pointer replaced: the new checkpoint counts, and all it names lies on disk. The best weights at the root may be
+//!    older: the next start compares them with their checksum and copies them again.
+//! 4. Best weights at the root replaced, older checkpoints removed one by one: nothing names these.
+//!
+//! A new run grows in a folder beside its place and is renamed there with its first checkpoint.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
-use super::checkpoint::{self, Checkpoint, WEIGHTS, remove_folder};
-use super::{Best, Trainer};
+use super::Trainer;
+use super::checkpoint::{self, Checkpoint, WEIGHTS};
+use super::generations;
 use crate::errors::bare;
-use crate::files;
+use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
-use crate::text::Tokenizer;
+use crate::text::{Corpus, Progress, Tokenizer};
+use crate::{files, input};
 
 const TRAINING: &str = "training";
-const CURRENT: &str = "current";
 const LOCK: &str = "lock";
 const METRICS: &str = "metrics.jsonl";
 const SETTINGS: &str = "settings.toml";
+const IDS: &str = "ids.safetensors";
 
 /// The folder of a run in training.
 pub struct RunFolder {
     root: PathBuf,
     metrics: File,
     metrics_bytes: u64,
+    charts: Charts,
     seconds_before: f64,
     begun: Instant,
+    /// Of what lies at the root beside the weights.
+    root_checksums: BTreeMap<String, String>,
+    /// The checkpoint whose weights are known to be those at the root.
+    published: Option<String>,
     /// Held as long as the folder is open: one process at a time.
     _lock: File,
 }
@@ -51,39 +71,57 @@ impl RunFolder {
     /// `settings` is kept as it is for whoever resumes; see [`RunFolder::settings`].
     ///
     /// # Errors
-    /// If `root` exists already, or cannot be written.
+    /// If `root` exists already or cannot be written, or the disk has no space for all that the run will keep.
     pub fn create(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
-        if root.exists() {
+        if fs::symlink_metadata(root).is_ok() {
             bail!("{} already exists", root.display());
         }
+        remove_dead_staging_folders(root);
+        // The best checkpoint, the last and the next; the weights at the root and their next.
+        let needed = 3 * checkpoint::bytes(trainer)? + 2 * checkpoint::weights_bytes(trainer.config());
+        files::check_space(files::parent(root), "the run", needed)?;
         let staging = files::staging_folder(root)?;
-        let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|()| {
-            // Fails if somebody else has put a run there meanwhile.
-            fs::rename(&staging, root)?;
-            Ok(files::sync_parent(root)?)
-        });
-        if let Err(error) = written {
+        let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
+        if let Err(error) = &written {
             // Best effort: the error that counts is the one that is returned.
-            let _ = remove_folder(&staging);
-            bail!("cannot create {}: {}", root.display(), bare(&error));
+            let _ = files::remove_folder(&staging);
+            bail!("cannot create {}: {}", root.display(), bare(error));
         }
-        Self::at(root, 0, 0.0)
+        trainer.corpus().forget_temporary();
+        written
     }
 
-    fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<()> {
-        let config = trainer.config();
-        fs::create_dir_all(root.join(TRAINING))?;
-        files::replace_with(&root.join("config.json"), config.to_json()?.as_bytes())?;
-        files::replace_with(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
+    fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
+        let (config, training) = (trainer.config(), root.join(TRAINING));
+        files::create_folder(&training)?;
+        let mut folder = Self::open(root)?;
+        files::write_new(&root.join("config.json"), config.to_json()?.as_bytes())?;
+        files::write_new(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
         tokenizer.save(root, config.context_len)?;
-        files::replace_with(&root.join(TRAINING).join(SETTINGS), settings.as_bytes())?;
-        files::replace_with(&root.join(TRAINING).join(METRICS), b"")?;
-        Self::at(root, 0, 0.0)?.save(trainer)
+        trainer.corpus().save(&training.join(IDS))?;
+        files::write_new(&training.join(SETTINGS), settings.as_bytes())?;
+        folder.root_checksums = checkpoint::root_checksums(root)?;
+        folder.save(trainer)?;
+        Ok(folder)
+    }
+
+    fn move_to(self, root: &Path) -> Result<Self> {
+        if cfg!(not(windows)) {
+            // Fails if somebody else has put a run there meanwhile.
+            files::rename_folder(&self.root, root)?;
+            return Ok(Self { root: root.to_path_buf(), ..self });
+        }
+        // Windows moves no folder with an open file in it.
+        let (staging, metrics_bytes) = (self.root.clone(), self.metrics_bytes);
+        let (root_checksums, published) = (self.root_checksums.clone(), self.published.clone());
+        drop(self);
+        files::rename_folder(&staging, root)?;
+        Ok(Self { metrics_bytes, root_checksums, published, ..Self::open(root)? })
     }
 
     /// Whether `root` holds a run that can be resumed.
     pub fn exists(root: &Path) -> bool {
-        root.join(TRAINING).join(CURRENT).exists()
+        generations::has_current(&root.join(TRAINING))
     }
 
     /// Opens the folder of an earlier run at its last checkpoint. Nothing is changed before [`RunFolder::begin`].
@@ -91,35 +129,82 @@ impl RunFolder {
     /// # Errors
     /// If there is no run, its checkpoint is broken, or another process is training in it.
     pub fn resume(root: &Path, device: &Device) -> Result<(Self, ModelConfig, Checkpoint)> {
-        let folder = Self::at(root, 0, 0.0)?;
         let training = root.join(TRAINING);
-        let config = ModelConfig::open(root)?;
-        let checkpoint = checkpoint::load(root, &training.join(current(&training)?), &config, device)?;
-        let seconds_before = checkpoint.state.seconds;
-        // What a crash has left of the metrics may be less than the checkpoint knew.
-        let metrics_bytes = folder.metrics.metadata()?.len().min(checkpoint.state.metrics_bytes);
-        Ok((Self { metrics_bytes, seconds_before, ..folder }, config, checkpoint))
+        let mut folder = Self::open(root)?;
+        let current = input::inside(&training, generations::current(&training)?)?;
+        let (config, checkpoint) = checkpoint::load(root, &current, device)?;
+        folder.seconds_before = checkpoint.state.seconds;
+        folder.root_checksums = checkpoint.state.root_checksums();
+        folder.metrics_bytes = checkpoint.state.metrics_bytes;
+        if folder.metrics.metadata()?.len() < folder.metrics_bytes {
+            // Somebody has cut it: whole lines stay.
+            let metrics = files::read(&training.join(METRICS))?;
+            folder.metrics_bytes = metrics.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
+        }
+        Ok((folder, config, checkpoint))
     }
 
-    /// Makes the folder ready to go on at the checkpoint that `trainer` stands at: cuts off metrics that came later, and
-    /// puts the best weights back at the root if they are not there.
+    /// Makes the folder ready to go on at the checkpoint that `trainer` stands at: cuts off metrics that came later, puts
+    /// the best weights back at the root if they are not there, and removes what a crash has left behind.
     ///
     /// # Errors
     /// If the best weights are lost, or something cannot be written.
     pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
-        self.metrics.set_len(self.metrics_bytes)?;
-        self.publish(trainer.step(), trainer.best())
+        let training = self.root.join(TRAINING);
+        if self.metrics.metadata()?.len() > self.metrics_bytes {
+            files::truncate(&self.metrics, &training.join(METRICS), self.metrics_bytes)?;
+        }
+        let (best, target) = (generations::of_best(trainer), self.root.join(WEIGHTS));
+        let source = training.join(&best);
+        if source.exists() {
+            input::inside(&training, &best)?;
+            if checkpoint::are_its_weights(&source, &target)? {
+                self.published = Some(best);
+            } else if !checkpoint::are_its_weights(&source, &source.join(WEIGHTS))? {
+                bail!("broken checkpoint: {} is not the file that was written", source.join(WEIGHTS).display());
+            }
+        }
+        self.charts = Charts::begin(&training, &training.join(METRICS), self.seconds());
+        self.publish(trainer)?;
+        files::remove_file(&files::sibling(&target))?;
+        files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
+        self.remove_old(trainer)
     }
 
-    fn at(root: &Path, metrics_bytes: u64, seconds_before: f64) -> Result<Self> {
+    /// Opens the folder that training writes in, and holds its lock.
+    fn open(root: &Path) -> Result<Self> {
         let training = root.join(TRAINING);
-        let lock = File::create(training.join(LOCK))?;
-        if lock.try_lock().is_err() {
-            bail!("another process is training in {}", root.display());
+        match fs::symlink_metadata(&training) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => bail!("expected a folder, got a link or a file: {}", training.display()),
+            Err(error) => bail!("cannot read {}: {error}", training.display()),
         }
-        let metrics = OpenOptions::new().append(true).create(true).open(training.join(METRICS))?;
-        let (root, begun) = (root.to_path_buf(), Instant::now());
-        Ok(Self { root, metrics, metrics_bytes, seconds_before, begun, _lock: lock })
+        let lock = files::open_in_place(&training.join(LOCK))?;
+        match take(&lock) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another process is training in {}", root.display()),
+            Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", training.join(LOCK).display()),
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+            metrics: files::open_in_place(&training.join(METRICS))?,
+            metrics_bytes: 0,
+            charts: Charts::default(),
+            seconds_before: 0.0,
+            begun: Instant::now(),
+            root_checksums: BTreeMap::new(),
+            published: None,
+            _lock: lock,
+        })
+    }
+
+    /// The ids that the run was trained on, if they are still there; see [`Corpus::open`].
+    ///
+    /// # Errors
+    /// If they are damaged.
+    pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
+        let path = self.root.join(TRAINING).join(IDS);
+        path.exists().then(|| Corpus::open(&path, progress)).transpose()
     }
 
     /// The settings that the run in `root` was started with.
@@ -161,9 +246,20 @@ impl RunFolder {
         let mut line =
             serde_json::to_vec(&Line { report, seconds: self.seconds() }).map_err(candle_core::Error::wrap)?;
         line.push(b'\n');
-        self.metrics.write_all(&line)?;
+        files::append(&self.metrics, &self.root.join(TRAINING).join(METRICS), self.metrics_bytes, &line)?;
         self.metrics_bytes += line.len() as u64;
+        self.charts.add(&line);
         Ok(())
+    }
+
+    /// Where the loss plot lies, once there are losses to draw.
+    pub fn plot(&self) -> PathBuf {
+        self.root.join(TRAINING).join(PLOT)
+    }
+
+    /// The error that has ended what is drawn from the metrics, told once: training can go on without.
+    pub fn take_charts_error(&mut self) -> Option<Error> {
+        self.charts.take_error()
     }
 
     /// Seconds of training so far, those of the sessions before this one included.
@@ -175,72 +271,80 @@ impl RunFolder {
     /// written once: if it is the current one already, it stays as it is.
     ///
     /// # Errors
-    /// If something cannot be written; the checkpoint before stays the current one.
+    /// If something cannot be written, or the disk has no space for it, which is looked at before anything is written; the
+    /// checkpoint before stays the current one, and the save can be tried again.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
-        self.metrics.sync_all()?;
         let training = self.root.join(TRAINING);
-        let name = generation(trainer.step());
-        let is_current = current(&training).is_ok_and(|current| current == name);
+        let name = generations::of(trainer);
+        let is_current = generations::current(&training).is_ok_and(|current| current == name);
         if !is_current {
-            checkpoint::write(&self.root, &training.join(&name), trainer, self.metrics_bytes, self.seconds())?;
-            files::replace_with(&training.join(CURRENT), format!("{name}\n").as_bytes())?;
+            // Perhaps with a copy of the weights at the root.
+            let needed = checkpoint::bytes(trainer)? + checkpoint::weights_bytes(trainer.config());
+            files::check_space(&training, "a checkpoint", needed)?;
+            files::sync(&training.join(METRICS))?;
+            self.charts.save();
+            let checksums = self.root_checksums.clone();
+            checkpoint::write(&training.join(&name), trainer, checksums, self.metrics_bytes, self.seconds())?;
+            generations::set_current(&training, &name)?;
         }
-        self.publish(trainer.step(), trainer.best())?;
-        self.remove_all_but(trainer.step(), trainer.best())
+        self.publish(trainer)?;
+        self.remove_old(trainer)
     }
 
     /// Makes the best weights, or the last ones while there is no best, those at the root.
-    fn publish(&self, step: u64, best: Option<Best>) -> Result<()> {
+    fn publish(&mut self, trainer: &Trainer) -> Result<()> {
         let training = self.root.join(TRAINING);
         let target = self.root.join(WEIGHTS);
-        let mut source = training.join(generation(best.map_or(step, |best| best.step)));
-        if !source.exists() {
+        let mut name = generations::of_best(trainer);
+        if self.published.as_ref() == Some(&name) {
+            return Ok(());
+        }
+        if !training.join(&name).exists() {
             // Validated, but never saved: what lies at the root is as good as can be had.
             if target.exists() {
                 return Ok(());
             }
-            source = training.join(generation(step));
+            name = generations::of(trainer);
         }
-        let expected = checkpoint::read_state(&source)?.checksums.remove(WEIGHTS);
-        let is_right = |path: &Path| checkpoint::checksum(path).is_ok_and(|sum| Some(sum) == expected);
-        if is_right(&target) {
-            return Ok(());
-        }
-        files::replace(&target, |temporary| {
-            fs::copy(source.join(WEIGHTS), temporary)?;
-            match is_right(temporary) {
-                true => Ok(()),
-                false => {
-                    bail!("broken checkpoint: {} is not the file that was written", source.join(WEIGHTS).display())
-                }
-            }
-        })
-    }
-
-    fn remove_all_but(&self, step: u64, best: Option<Best>) -> Result<()> {
-        let kept = [Some(generation(step)), best.map(|best| generation(best.step))];
-        for entry in fs::read_dir(self.root.join(TRAINING))? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("step-") && !kept.contains(&Some(name)) {
-                remove_folder(&entry.path())?;
-            }
-        }
+        // A copy, not a link: who changes the file at the root must not change the checkpoint.
+        files::replace_by_copy(&target, &training.join(&name).join(WEIGHTS))?;
+        self.published = Some(name);
         Ok(())
     }
+
+    fn remove_old(&self, trainer: &Trainer) -> Result<()> {
+        let kept = [generations::of(trainer), generations::of_best(trainer)];
+        generations::remove_all_but(&self.root.join(TRAINING), &kept)
+    }
 }
 
-/// The name of the checkpoint folder of a step.
-fn generation(step: u64) -> String {
-    format!("step-{step:08}")
+/// Takes the lock of a folder, unless another process keeps it. A process that this one has just started holds what is open
+/// here for the moment until it becomes another program.
+fn take(lock: &File) -> std::result::Result<(), TryLockError> {
+    const TRIES: usize = 20;
+    for _ in 1..TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            taken => return taken,
+        }
+    }
+    lock.try_lock()
 }
 
-/// The name in the pointer file: that of a checkpoint folder, never a path that leads elsewhere.
-fn current(training: &Path) -> Result<String> {
-    let path = training.join(CURRENT);
-    let name = String::from_utf8_lossy(&files::read(&path)?).trim().to_string();
-    match name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok()) {
-        Some(step) if generation(step) == name => Ok(name),
-        _ => bail!("broken checkpoint: {} names no checkpoint", path.display()),
+/// Removes what processes that died while they created `root` have left, as far as it can be removed.
+fn remove_dead_staging_folders(root: &Path) {
+    /// No process takes as long from its folder to its lock.
+    const YOUNG: Duration = Duration::from_secs(3600);
+    let is_dead = |staging: &PathBuf| {
+        let lock = staging.join(TRAINING).join(LOCK);
+        match fs::symlink_metadata(&lock) {
+            Ok(metadata) => metadata.is_file() && File::open(&lock).is_ok_and(|lock| lock.try_lock().is_ok()),
+            Err(_) => fs::metadata(staging)
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > YOUNG)),
+        }
+    };
+    for staging in files::staging_folders(root).iter().filter(|staging| is_dead(staging)) {
+        let _ = files::remove_folder(staging);
     }
 }

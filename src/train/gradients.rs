@@ -97,16 +97,26 @@ impl GradientAudit {
         Self { silent: names.map(|name| (name.clone(), reason(name))).collect(), observed: 0, deadline }
     }
 
-    /// Takes note of the norms of the gradients of one more step, by name.
-    ///
-    /// # Errors
-    /// At the deadline, if a tensor that is not excused has had zero gradients only: every such tensor is named.
-    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
+    /// Takes note of `observed` steps that were made before, and of norms that are zero where all gradients were, by name.
+    pub(super) fn resume<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>, observed: u64) {
+        self.wake(norms);
+        self.observed = observed;
+    }
+
+    fn wake<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) {
         for (name, norm) in norms {
             if norm != 0.0 && self.silent.get(name) == Some(&None) {
                 self.silent.remove(name);
             }
         }
+    }
+
+    /// Takes note of the norms of the gradients of one more step, by name.
+    ///
+    /// # Errors
+    /// At the deadline, if a tensor that is not excused has had zero gradients only: every such tensor is named.
+    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
+        self.wake(norms);
         self.observed += 1;
         let stuck: Vec<&str> =
             self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();

@@ -4,18 +4,32 @@
 //! around it; a [`RunFolder`] keeps its checkpoints and metrics.
 
 mod adamw;
+mod average;
 mod backward;
 mod checkpoint;
+mod counters;
+#[cfg(test)]
+mod crash_tests;
 mod folder;
+mod generations;
 mod gradients;
 mod options;
+mod overfit;
 mod run;
+mod schedule;
+mod statistics;
+mod step;
 mod trainer;
 
 pub use adamw::AdamW;
 pub use checkpoint::{Best, Checkpoint, TrainState};
+pub use counters::Counters;
 pub use folder::RunFolder;
 pub use gradients::{GradientAudit, Gradients};
 pub use options::TrainOptions;
+pub use overfit::{OverfitReport, overfit_one_batch};
 pub use run::{Event, Outcome, train};
-pub use trainer::{StepReport, Trainer, ValidationReport};
+pub use schedule::Schedule;
+pub use statistics::{StatisticsReport, TensorStatistics};
+pub use step::{BadStep, StepOutcome, StepReport};
+pub use trainer::{Trainer, ValidationReport};

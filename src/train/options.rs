@@ -3,6 +3,8 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::Schedule;
+
 /// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
 /// shard a core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,12 +17,19 @@ pub struct TrainOptions {
     /// Parts of a batch that run side by side, each on one thread. Their number, unlike that of the threads, is part
     /// of the result: in its last bits.
     pub shards: usize,
+    /// Parts that a batch is run in, one after the other, each in `shards` shards: the memory of a smaller batch. The result
+    /// depends on `shards` times `accumulate` alone, to the last bit.
+    pub accumulate: usize,
     /// The highest learning rate, reached after the warm-up.
     pub learning_rate: f64,
-    /// The learning rate that the cosine falls to: that of the step after the last.
+    /// The learning rate that the schedule falls to: that of the step after the last.
     pub min_learning_rate: f64,
     /// Steps over which the learning rate rises linearly.
     pub warmup_steps: u64,
+    /// How the learning rate goes on after the warm-up.
+    pub schedule: Schedule,
+    /// Steps of the decay of [`Schedule::WarmupStableDecay`]; without meaning for the others.
+    pub decay_steps: u64,
     /// AdamW's decay of the first moment.
     pub beta1: f64,
     /// AdamW's decay of the second moment.
@@ -31,8 +40,23 @@ pub struct TrainOptions {
     pub weight_decay: f64,
     /// The global gradient norm above which gradients are scaled down; 0 for never.
     pub clip_norm: f64,
+    /// The part of each target's probability that is spread over the vocabulary: the training loss, though not that of
+    /// validation, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015, arXiv:1512.00567).
+    pub label_smoothing: f64,
+    /// Decay of the exponential moving average of the weights, which is then the model that is validated and saved;
+    /// 0 for none.
+    pub ema: f64,
+    /// Whether a position sees only its own document where a window spans several. Positions are counted on from the start of
+    /// the window all the same.
+    pub isolate_documents: bool,
     /// Steps between two validations, each followed by a checkpoint.
     pub eval_every: u64,
+    /// Validations in a row without a lower loss after which training stops; 0 for never.
+    pub patience: u64,
+    /// Bad steps in a row, of a loss or gradient that is not finite, that are skipped; the next one stops training.
+    pub skip_bad_steps: u64,
+    /// Steps between two reports of the norms of every tensor; 0 for never.
+    pub statistics_every: u64,
     /// The seed of everything random: initial weights and batches.
     pub seed: u64,
 }
@@ -44,14 +68,23 @@ impl Default for TrainOptions {
             batch_size: 12,
             shards: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(12)),
             learning_rate: 1e-3,
+            accumulate: 1,
             min_learning_rate: 1e-4,
             warmup_steps: 100,
+            schedule: Schedule::Cosine,
+            decay_steps: 400,
             beta1: 0.9,
             beta2: 0.99,
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            label_smoothing: 0.0,
+            ema: 0.0,
+            isolate_documents: false,
             eval_every: 250,
+            patience: 0,
+            skip_bad_steps: 0,
+            statistics_every: 0,
             seed: 1,
         }
     }
@@ -67,6 +100,7 @@ impl TrainOptions {
             ("steps", self.steps, u64::MAX),
             ("batch_size", self.batch_size as u64, 1 << 24),
             ("shards", self.shards as u64, 1 << 24),
+            ("accumulate", self.accumulate as u64, self.batch_size as u64),
             ("eval_every", self.eval_every, u64::MAX),
         ] {
             if value == 0 || value > most {
@@ -84,38 +118,59 @@ impl TrainOptions {
             ("eps", self.eps, "above 0", positive(self.eps)),
             ("weight_decay", self.weight_decay, "of at least 0", not_negative(self.weight_decay)),
             ("clip_norm", self.clip_norm, "of at least 0", not_negative(self.clip_norm)),
+            ("label_smoothing", self.label_smoothing, "from 0 to below 1", below_one(self.label_smoothing)),
+            ("ema", self.ema, "from 0 to below 1", below_one(self.ema)),
         ] {
             if !holds {
                 bail!("train options: expected {name} {expected}, got {value}");
             }
         }
+        let most = self.steps.saturating_sub(self.warmup_steps);
+        if self.schedule == Schedule::WarmupStableDecay && !(1..=most).contains(&self.decay_steps) {
+            let (steps, got) = (self.steps, self.decay_steps);
+            bail!(
+                "train options: expected decay_steps from 1 to the {most} of {steps} steps after the warm-up, got {got}"
+            );
+        }
         Ok(())
     }
 
-    /// The first option in which `other` differs, with both values.
-    pub(super) fn difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
+    /// These options, with what a resumed run may change as in `other`: its length, rates and schedule, how often it validates
+    /// and reports, when it stops, and what is done about bad steps.
+    pub(super) fn changed_as(self, other: &Self) -> Self {
+        Self {
+            steps: other.steps,
+            learning_rate: other.learning_rate,
+            min_learning_rate: other.min_learning_rate,
+            warmup_steps: other.warmup_steps,
+            schedule: other.schedule,
+            decay_steps: other.decay_steps,
+            weight_decay: other.weight_decay,
+            clip_norm: other.clip_norm,
+            eval_every: other.eval_every,
+            patience: other.patience,
+            skip_bad_steps: other.skip_bad_steps,
+            statistics_every: other.statistics_every,
+            ..self
+        }
+    }
+
+    /// The options in which `other` differs: name, own value, that of `other`.
+    ///
+    /// # Errors
+    /// If a value has no form in JSON.
+    pub fn differences(&self, other: &Self) -> Result<Vec<(String, String, String)>> {
         let map = |options: &Self| match serde_json::to_value(options) {
             Ok(serde_json::Value::Object(map)) => Ok(map),
             _ => bail!("train options: a value has no form in JSON"),
         };
         let (own, other) = (map(self)?, map(other)?);
-        let differing = own.into_iter().find(|(name, value)| other.get(name) != Some(value));
-        Ok(differing.map(|(name, value)| {
+        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value));
+        let with_other = |(name, value): (String, serde_json::Value)| {
             let other = other.get(&name).map(ToString::to_string);
             (name, value.to_string(), other.unwrap_or_default())
-        }))
-    }
-
-    /// The learning rate of step `step`, counted from 0: a linear rise over the warm-up, then half a cosine from
-    /// `learning_rate` down to `min_learning_rate` after the last step (Loshchilov and Hutter 2016, arXiv:1608.03983).
-    pub fn learning_rate_at(&self, step: u64) -> f64 {
-        let (highest, lowest) = (self.learning_rate, self.min_learning_rate);
-        if step < self.warmup_steps {
-            return highest * (step as f64 + 1.0) / (self.warmup_steps as f64 + 1.0);
-        }
-        let decay_steps = self.steps.saturating_sub(self.warmup_steps).max(1);
-        let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
-        lowest + 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()) * (highest - lowest)
+        };
+        Ok(differing.map(with_other).collect())
     }
 }
 
@@ -124,23 +179,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_over_the_warm_up_and_falls_along_a_cosine() {
-        let options = TrainOptions { steps: 1000, warmup_steps: 100, ..Default::default() };
-        assert!((options.learning_rate_at(0) - 1e-3 / 101.0).abs() < 1e-12);
-        assert!((options.learning_rate_at(99) - 1e-3 * 100.0 / 101.0).abs() < 1e-12);
-        assert!((options.learning_rate_at(100) - 1e-3).abs() < 1e-12);
-        assert!((options.learning_rate_at(550) - 5.5e-4).abs() < 1e-12);
-        assert!((options.learning_rate_at(1000) - 1e-4).abs() < 1e-12);
-        assert!((options.learning_rate_at(5000) - 1e-4).abs() < 1e-12);
-    }
-
-    #[test]
     fn a_value_that_trains_nothing_is_named() {
         for (options, name) in [
             (TrainOptions { steps: 0, ..Default::default() }, "steps"),
             (TrainOptions { learning_rate: f64::NAN, ..Default::default() }, "learning_rate"),
             (TrainOptions { beta2: 1.0, ..Default::default() }, "beta2"),
             (TrainOptions { eps: 0.0, ..Default::default() }, "eps"),
+            (TrainOptions { accumulate: 0, ..Default::default() }, "accumulate from 1 to 12, got 0"),
+            (TrainOptions { accumulate: 13, ..Default::default() }, "accumulate from 1 to 12, got 13"),
+            (TrainOptions { label_smoothing: 1.0, ..Default::default() }, "label_smoothing"),
+            (TrainOptions { ema: 1.0, ..Default::default() }, "ema from 0 to below 1, got 1"),
+            (
+                TrainOptions { schedule: Schedule::WarmupStableDecay, decay_steps: 1901, ..Default::default() },
+                "decay_steps from 1 to the 1900 of 2000 steps after the warm-up, got 1901",
+            ),
         ] {
             let message = options.validate().unwrap_err().to_string();
             assert!(message.contains(name), "{message}");

@@ -1,37 +1,25 @@
 //! The model, the optimizer and the data of a training run.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
-use super::backward::Backward;
-use super::{AdamW, Best, Checkpoint, GradientAudit, Gradients, TrainOptions};
+use super::average::{self, WeightAverage};
+use super::step::BadStep;
+use super::{AdamW, Best, Checkpoint, Counters, GradientAudit, StatisticsReport, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
-use crate::text::{Batch, BatchSampler, Corpus, Rest, windows};
+use crate::ops;
+use crate::text::{BatchSampler, Corpus, Rest, windows};
 
 /// Steps within which every trainable tensor must have had a gradient other than zero.
 const AUDIT_STEPS: u64 = 10;
 
 /// Tokens of a validation batch: enough for large matrix products, few enough to stay small in memory.
 const VALIDATION_BATCH_TOKENS: usize = 4096;
-
-/// What one step of training gave.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepReport {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// Mean cross-entropy of the batch before the step, in nats a token.
-    pub loss: f64,
-    /// The step's learning rate.
-    pub learning_rate: f64,
-    /// The global norm of the gradients before clipping.
-    pub gradient_norm: f64,
-    /// Tokens of the batch.
-    pub tokens: usize,
-}
 
 /// What a pass over the validation part gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,19 +41,24 @@ pub struct ValidationReport {
 pub struct Trainer {
     parameters: Parameters,
     /// The variables of `parameters`, in their order, at hand for every step.
-    vars: Vec<(String, Var)>,
-    trainable: CausalLm,
-    /// The same weights without a graph.
+    pub(super) vars: Vec<(String, Var)>,
+    pub(super) trainable: CausalLm,
+    /// The same weights, or their average, without a graph.
     model: CausalLm,
-    optimizer: AdamW,
-    corpus: Corpus,
-    sampler: BatchSampler,
-    options: TrainOptions,
-    audit: GradientAudit,
-    is_recording_checked: bool,
-    step: u64,
+    pub(super) average: Option<WeightAverage>,
+    pub(super) optimizer: AdamW,
+    pub(super) corpus: Corpus,
+    pub(super) sampler: BatchSampler,
+    pub(super) options: TrainOptions,
+    pub(super) audit: GradientAudit,
+    pub(super) is_recording_checked: bool,
+    pub(super) step: u64,
+    pub(super) counters: Counters,
+    pub(super) statistics: Option<StatisticsReport>,
     best: Option<Best>,
-    device: Device,
+    /// The step at which a validation was broken off.
+    broken_off_at: Option<u64>,
+    pub(super) device: Device,
 }
 
 impl Trainer {
@@ -99,6 +92,9 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         options.validate()?;
+        if options.isolate_documents && config.end_of_text_id.is_none() {
+            bail!("trainer: isolate_documents expects several documents, with an end-of-text token between them");
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let left_over = parameters.unread();
         if !left_over.is_empty() {
@@ -110,8 +106,10 @@ impl Trainer {
             &config.zero_gradient_parameters(),
             options.steps.min(AUDIT_STEPS),
         );
+        let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
+        let shown = average.as_ref().map_or(&parameters, WeightAverage::parameters);
         Ok(Self {
-            model: CausalLm::new(config, parameters.frozen(DType::F32, device))?,
+            model: CausalLm::new(config, shown.frozen(DType::F32, device))?,
             optimizer: AdamW::new(vars.clone(), options)?,
             sampler: BatchSampler {
                 seed: options.seed,
@@ -124,14 +122,19 @@ impl Trainer {
             corpus,
             options: options.clone(),
             audit,
+            average,
             is_recording_checked: false,
             step: 0,
+            counters: Counters::default(),
+            statistics: None,
             best: None,
+            broken_off_at: None,
             device: device.clone(),
         })
     }
 
-    /// Goes on where `checkpoint` stood. Only the number of steps and how often to validate may have changed since.
+    /// Goes on where `checkpoint` stood. The number of steps, rates and schedule may have changed since, how often it validates
+    /// and reports, when it stops and what it skips; the end is that of the whole run only if nothing has that it depends on.
     ///
     /// # Errors
     /// If the corpus or another option is not that of the checkpoint, or a tensor does not fit.
@@ -142,74 +145,44 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
-        let Checkpoint { state, weights, moments } = checkpoint;
+        let Checkpoint { state, weights, mut moments } = checkpoint;
         if state.corpus != corpus.fingerprint {
             bail!("resume: the text or the tokenizer is not the one that the run was trained on");
         }
-        let TrainOptions { steps, eval_every, .. } = *options;
-        let saved = TrainOptions { steps, eval_every, ..state.options };
-        if let Some((name, expected, got)) = saved.difference(options)? {
+        if let Some((name, expected, got)) = state.options.changed_as(options).differences(options)?.into_iter().next()
+        {
             bail!("resume: expected {name} {expected}, as the run has, got {got}");
         }
-        if steps < state.step {
-            bail!("resume: expected at least the {} steps that are done, got {steps}", state.step);
+        if options.steps < state.step {
+            bail!("resume: expected at least the {} steps that are done, got {}", state.step, options.steps);
         }
-        let mut trainer = Self::from_weights(weights, config, options, corpus, device)?;
+        let mut trainer = if options.ema > 0.0 {
+            let raw = average::take_raw_weights(&mut moments);
+            Self::from_weights(raw, config, options, corpus, device)?
+        } else {
+            Self::from_weights(weights.clone(), config, options, corpus, device)?
+        };
+        if let Some(average) = &trainer.average {
+            average.restore(&weights)?;
+        }
         trainer.optimizer.restore(moments)?;
-        trainer.step = state.step;
-        if state.step >= AUDIT_STEPS {
-            // Passed long ago: a gradient that has become zero since is no sign of a cut.
-            trainer.audit = GradientAudit::new(std::iter::empty(), &[], 0);
-        }
-        trainer.best = state.best;
+        (trainer.step, trainer.best, trainer.counters) = (state.step, state.best, state.counters);
+        trainer.broken_off_at = state.validation_is_pending.then_some(state.step);
+        trainer.resume_audit()?;
         Ok(trainer)
     }
 
-    /// Makes one optimizer step: batch, loss, gradients, audit, clipping, update.
-    ///
-    /// # Errors
-    /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
-    pub fn train_step(&mut self) -> Result<StepReport> {
-        let batch = self.sampler.batch(&self.corpus.train, self.step)?;
-        self.train_step_on(&batch)
-    }
-
-    /// Makes one optimizer step on a batch of one's own.
-    ///
-    /// # Errors
-    /// Those of [`Trainer::train_step`].
-    pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
-        let backward = Backward { model: &self.trainable, vars: &self.vars, device: &self.device };
-        if !self.is_recording_checked {
-            backward.check_recording(batch)?;
-            self.is_recording_checked = true;
+    /// Goes on with the gradient audit: the first moment of a tensor is other than zero once a gradient was.
+    fn resume_audit(&mut self) -> Result<()> {
+        let observed = self.step - self.counters.skipped;
+        if observed >= AUDIT_STEPS {
+            // Passed long ago: a gradient that has become zero since is no sign of a cut.
+            self.audit = GradientAudit::new(std::iter::empty(), &[], 0);
+            return Ok(());
         }
-        let (loss, mut gradients) = backward.gradients(batch, self.options.shards)?;
-        let gradient_norm = self.checked_norm(&gradients, loss)?;
-        if self.options.clip_norm > 0.0 {
-            gradients.clip(gradient_norm, self.options.clip_norm);
-        }
-        let learning_rate = self.options.learning_rate_at(self.step);
-        self.optimizer.step(&gradients, self.step, learning_rate)?;
-        self.step += 1;
-        Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() })
-    }
-
-    /// The global norm of the gradients, once the audit has passed and all is finite.
-    fn checked_norm(&mut self, gradients: &Gradients, loss: f64) -> Result<f64> {
-        let names = || self.vars.iter().map(|(name, _)| name);
-        let norms = gradients.norms()?;
-        if let Some((name, norm)) = names().zip(&norms).find(|(_, norm)| !norm.is_finite()) {
-            bail!(
-                "step {}: the norm of the gradient of {name} is {norm}, the loss is {loss}; a lower learning rate may help",
-                self.step + 1
-            );
-        }
-        if !loss.is_finite() {
-            bail!("step {}: the loss is {loss}; a lower learning rate may help", self.step + 1);
-        }
-        self.audit.observe(names().zip(norms.iter().copied()))?;
-        Ok(norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt())
+        let norms = self.optimizer.first_moments().map(ops::norm).collect::<Result<Vec<_>>>()?;
+        self.audit.resume(self.vars.iter().map(|(name, _)| name).zip(norms), observed);
+        Ok(())
     }
 
     /// The loss over the whole validation part, all non-overlapping windows of the context's length.
@@ -217,24 +190,59 @@ impl Trainer {
     /// # Errors
     /// If the corpus has no validation part, or the loss is not finite.
     pub fn validate(&mut self) -> Result<ValidationReport> {
+        let validation = self.validate_while(&mut || ControlFlow::Continue(()))?;
+        validation.ok_or_else(|| Error::Msg("validate: nobody broke it off, and there is no loss".into()))
+    }
+
+    /// [`Trainer::validate`], broken off as soon as `go_on` says so, which is asked before each batch: then there is no
+    /// report, and the validation [is pending](Self::validation_is_pending).
+    ///
+    /// # Errors
+    /// Those of [`Trainer::validate`].
+    pub fn validate_while(&mut self, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<Option<ValidationReport>> {
+        self.broken_off_at = Some(self.step);
         let context_len = self.config().context_len;
         let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
         let batches = windows(&self.corpus.validation, context_len, batch_size, Rest::Drop)?;
-        let evaluation = evaluate(&self.model, batches, &self.device)?;
+        let end = self.isolating_id();
+        let batches = batches.map(|batch| Ok(batch?.kept_apart(end)));
+        let mut is_broken_off = false;
+        let batches = batches.take_while(|_| {
+            is_broken_off |= go_on().is_break();
+            !is_broken_off
+        });
+        let evaluation = evaluate(&self.model, batches, &self.device);
+        if is_broken_off {
+            return Ok(None);
+        }
+        let evaluation = evaluation?;
+        self.broken_off_at = None;
         if !evaluation.loss.is_finite() {
-            bail!("step {}: the validation loss is {}; a lower learning rate may help", self.step, evaluation.loss);
+            bail!("step {}: the validation loss is {}; {}", self.step, evaluation.loss, BadStep::ADVICE);
         }
         let is_best = self.best.is_none_or(|best| evaluation.loss < best.validation_loss);
+        self.counters.without_improvement += 1;
         if is_best {
+            self.counters.without_improvement = 0;
             self.best = Some(Best { step: self.step, validation_loss: evaluation.loss });
         }
-        Ok(ValidationReport {
+        Ok(Some(ValidationReport {
             step: self.step,
             validation_loss: evaluation.loss,
             validation_bits_per_byte: evaluation
                 .bits_per_byte(self.corpus.validation.len(), self.corpus.validation_bytes),
             is_best,
-        })
+        }))
+    }
+
+    /// Whether a validation was broken off at this step: it is the next thing to do.
+    pub fn validation_is_pending(&self) -> bool {
+        self.broken_off_at == Some(self.step)
+    }
+
+    /// The token that documents are kept apart by, where they are.
+    pub(super) fn isolating_id(&self) -> Option<u32> {
+        self.config().end_of_text_id.filter(|_| self.options.isolate_documents)
     }
 
     /// Steps done.
@@ -245,6 +253,16 @@ impl Trainer {
     /// The lowest validation loss so far.
     pub fn best(&self) -> Option<Best> {
         self.best
+    }
+
+    /// Steps skipped, and validations without improvement.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether there were as many validations without improvement as the options have patience for.
+    pub fn is_out_of_patience(&self) -> bool {
+        self.options.patience > 0 && self.counters.without_improvement >= self.options.patience
     }
 
     /// The options.
@@ -262,7 +280,7 @@ impl Trainer {
         &self.corpus
     }
 
-    /// The model without a graph, sharing the weights in training.
+    /// The model without a graph, sharing the weights in training, or their average where the options ask for one.
     pub fn model(&self) -> &CausalLm {
         &self.model
     }
@@ -272,8 +290,19 @@ impl Trainer {
         &self.parameters
     }
 
-    /// The optimizer's moments, by name.
+    /// The weights of [`Trainer::model`], by name: those to publish.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        let shown = self.average.as_ref().map_or(&self.parameters, WeightAverage::parameters);
+        shown.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
+    }
+
+    /// What a resumed run needs beside these: the optimizer's moments and, where the weights are an average, those in
+    /// training, by name.
     pub fn moments(&self) -> Vec<(String, Tensor)> {
-        self.optimizer.state()
+        let mut state = self.optimizer.state();
+        if self.average.is_some() {
+            state.extend(average::raw_weights(&self.vars));
+        }
+        state
     }
 }

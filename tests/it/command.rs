@@ -121,6 +121,38 @@ fn several_texts_have_an_end_of_text_between_them() {
 }
 
 #[test]
+fn texts_are_files_and_folders() {
+    let space = Space::new();
+    for (path, text) in [("texts/b.md", "bbb bbb\n"), ("texts/a/1.txt", "aaa aaa\n"), ("texts/.git/x", "xxx")] {
+        std::fs::create_dir_all(space.path(path).parent().unwrap()).unwrap();
+        space.write(path, text.repeat(60).as_bytes());
+    }
+    space.write("texts/empty", b"");
+    let output = space.attn(&format!("train texts {SMALL} --validation texts/a --out run"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("2 texts; left out: 1 hidden, 1 empty"), "{told}");
+    assert!(space.works("generate run --max-tokens 3 --prompt ab").starts_with("ab"));
+    space.refuses("generate run --prompt x", "'x'"); // What is hidden is not learned from.
+
+    let number = |printed: &str, label: &str| -> f64 {
+        let line = printed.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("{label}: {printed}"));
+        line[label.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let alone = ["texts/a", "texts/b.md"].map(|path| number(&space.works(&format!("eval run {path}")), "loss"));
+    let printed = space.works("eval run texts");
+    for (loss, name) in alone.iter().zip(["texts/a/1.txt", "texts/b.md"]) {
+        let line = printed.lines().find(|line| line.ends_with(name)).unwrap();
+        assert!(line.trim_start().starts_with(&format!("{loss:.4}")), "{line}");
+    }
+    // Both are as long, so the mean is in the middle.
+    assert!((number(&printed, "loss") - (alone[0] + alone[1]) / 2.0).abs() < 1e-4, "{printed}");
+
+    space.write("texts/c.bin", b"text\nte\xfft");
+    let expected = "texts/c.bin: expected utf-8 text, got the byte 0xff at line 2, column 3";
+    space.refuses(&format!("train text.txt texts/c.bin {SMALL}"), expected);
+}
+
+#[test]
 fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out runs/a"));
@@ -131,7 +163,7 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     assert!(space.works("train --resume --out runs/a").contains("at step 18 of 18"));
     space.refuses("train --resume --out runs/a --steps 5", "at least the 18 steps that are done, got 5");
     assert!(space.works("train --resume --out runs/a").contains("at step 18 of 18"));
-    space.refuses("train --resume --out runs/a --lr 0.1", "--lr cannot be given with --resume");
+    space.refuses("train --resume --out runs/a --seed 2", "--seed cannot be given with --resume");
 
     space.works("train text.txt --init runs/a --steps 3 --out runs/b");
     space.works("train --resume --steps 4 --out runs/b");
@@ -141,8 +173,94 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     assert!(space.path("runs/d.tmp").exists(), "a folder that is not ours is gone");
     space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
 
+    // The ids are part of the run: the text is needed no more, but if it is given it must be the same.
+    let ids = space.path("runs/a/training/ids.safetensors");
+    std::fs::rename(space.path("text.txt"), space.path("moved.txt")).unwrap();
+    space.works("train --resume --out runs/a --steps 19");
+    space.works("train moved.txt --resume --out runs/a --steps 20");
     space.write("text.txt", "Another text altogether. ".repeat(90).as_bytes());
-    space.refuses("train --resume --out runs/a --steps 24", "unknown character");
+    space.refuses("train text.txt --resume --out runs/a --steps 24", "unknown character");
+    let good = std::fs::read(&ids).unwrap();
+    let mut damaged = good.clone();
+    damaged[1030] ^= 1;
+    std::fs::write(&ids, damaged).unwrap();
+    space.refuses("train --resume --out runs/a --steps 24", "broken ids");
+    // Lost ids are made again from the text that the run knows.
+    std::fs::remove_file(&ids).unwrap();
+    space.works("train --resume --out runs/a --steps 21");
+}
+
+#[test]
+fn a_resumed_run_takes_other_rates_and_says_so() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --lr 0.01 --min-lr 0.005 --out run"));
+    let output = space.attn("train --resume --out run --steps 18 --lr 0.002 --clip 0.5 --skip-bad-steps 3");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    for change in ["learning_rate 0.01 -> 0.002", "min_learning_rate 0.005 -> 0.001", "clip_norm 1.0 -> 0.5"] {
+        assert!(told.contains(change), "{told}");
+    }
+    let saved = std::fs::read_to_string(space.path("run/training/settings.toml")).unwrap();
+    assert!(saved.contains("lr = 0.002") && saved.contains("skip-bad-steps = 3"), "{saved}");
+    // Only what changes is told.
+    let output = space.attn("train --resume --out run --steps 20");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("from here on steps 18 -> 20: ") && !told.contains("learning_rate"), "{told}");
+    space.works("train --resume --out run --steps 30 --schedule warmup-stable-decay --decay-steps 5");
+    space.works("train --resume --out run --steps 32 --schedule linear");
+    space.refuses("train --resume --out run --decay-steps 4", "--decay-steps goes with --schedule warmup-stable-decay");
+    space.refuses("train --resume --out run --dropout 0.1", "--dropout cannot be given with --resume");
+}
+
+#[test]
+fn every_training_option_is_saved_and_read_back() {
+    let space = Space::new();
+    let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
+                   --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4";
+    space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
+    let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
+    for option in options.split("--").skip(1) {
+        let (name, value) = option.trim().split_once(' ').unwrap();
+        let value = if name == "schedule" { format!("{value:?}") } else { value.to_string() };
+        assert!(saved.contains(&format!("{name} = {value}")), "{name} = {value} is not in {saved}");
+    }
+    space.works("train --config runs/a/training/settings.toml --out runs/b");
+    let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
+    assert_eq!(weights("runs/a"), weights("runs/b"));
+    let config = std::fs::read_to_string(space.path("runs/a/config.json")).unwrap();
+    assert!(config.contains("\"attn_pdrop\": 0.1"), "{config}");
+
+    // The rates of --init are kept, unless others are given.
+    let dropout = |line: &str, run: &str| {
+        space.works(&format!("train text.txt --init runs/a --steps 2 {line} --out {run}"));
+        std::fs::read_to_string(space.path(run).join("config.json")).unwrap().contains("\"resid_pdrop\": 0.1")
+    };
+    assert!(dropout("", "runs/c") && !dropout("--dropout 0", "runs/d"));
+}
+
+#[test]
+fn training_stops_early_and_says_so() {
+    let space = Space::new();
+    let wild = "--steps 200 --eval-every 2 --lr 0.5 --min-lr 0.5 --warmup 0 --clip 0 --patience 2";
+    let line = format!("train text.txt {} {wild} --out run", SMALL.replace("--steps 12 --eval-every 6", ""));
+    let printed = space.works(&line);
+    for expected in ["stopped early at step", "2 validations without a lower loss", "lowest validation loss"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    assert!(space.works("train --resume --out run").contains("stopped early at step"));
+}
+
+#[test]
+fn one_batch_is_learned_by_heart_and_nothing_is_saved() {
+    let space = Space::new();
+    let small = "--layers 1 --heads 2 --dim 32 --context 16 --batch 2 --lr 0.01 --overfit-one-batch";
+    let printed = space.works(&format!("train text.txt {small} --dropout 0.5"));
+    assert!(printed.contains("learned by heart: data, model and optimizer work together"), "{printed}");
+    let output = space.attn(&format!("train text.txt {small} --steps 3"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("not learned by heart; the loss falls, but not far enough: try more --steps"), "{told}");
+    assert_eq!(entries(space.0.path()), ["text.txt"]);
 }
 
 #[test]
@@ -209,6 +327,12 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
+        ("train text.txt --accumulate 13", "accumulate from 1 to 12, got 13"),
+        ("train text.txt --dropout 1", "embedding dropout from 0 to below 1, got 1"),
+        ("train text.txt --label-smoothing 1", "label_smoothing"),
+        ("train text.txt --ema 1", "ema"),
+        ("train text.txt --decay-steps 5", "--decay-steps goes with --schedule warmup-stable-decay"),
+        ("train text.txt --schedule warmup-stable-decay --decay-steps 0", "decay_steps from 1 to the 1900"),
         ("train text.txt --layers 99999999999", "num_layers"),
         ("train text.txt --validation-fraction 1.5", "validation fraction"),
         ("train text.txt --config missing.toml", "missing.toml"),

@@ -5,6 +5,7 @@
 
 mod attention_cache;
 mod chapter;
+mod determinism;
 mod drop_in;
 mod gradient_traps;
 mod layer;
@@ -19,7 +20,21 @@ mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod documents;
+#[cfg(feature = "lm")]
+mod dropout;
+#[cfg(feature = "lm")]
+mod exact_resume;
+#[cfg(feature = "lm")]
+mod hostile;
+#[cfg(all(feature = "cli", unix))]
+mod interruptions;
+#[cfg(feature = "lm")]
 mod model;
+#[cfg(feature = "lm")]
+mod recipes;
+#[cfg(all(feature = "lm", unix))]
+mod strange_folders;
 #[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]

@@ -144,8 +144,8 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
             ..Default::default()
         };
         let corpus = Corpus {
-            train: vec![0; 99],
-            validation: vec![],
+            train: vec![0; 99].into(),
+            validation: vec![].into(),
             train_bytes: 99,
             validation_bytes: 0,
             fingerprint: String::new(),
@@ -163,6 +163,7 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
                 batch_size: 7,
                 seq_len: 11,
                 starts: vec![0; 7],
+                documents: None,
             };
             let report = trainer.train_step_on(&batch).unwrap();
             assert!(

@@ -7,7 +7,9 @@ use candle_attention::evaluate::evaluate;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::text::{Corpus, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows};
+use candle_attention::text::{
+    Corpus, CorpusOptions, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
+};
 use candle_attention::train::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
@@ -15,12 +17,13 @@ use crate::support::values;
 
 const TEXT: &str = "one two three four five six seven eight nine ten. ";
 
-fn data() -> (Tokenizer, Corpus) {
-    let documents = [Document { name: "numbers".into(), bytes: TEXT.repeat(40).into() }];
-    prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, 13, &mut |_| {}).unwrap()
+pub fn data() -> (Tokenizer, Corpus) {
+    let documents = [Document::new("numbers", TEXT.repeat(40))];
+    let options = CorpusOptions::in_memory(13);
+    prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, &options, &mut |_| {}).unwrap()
 }
 
-fn config(tokenizer: &Tokenizer) -> ModelConfig {
+pub fn config(tokenizer: &Tokenizer) -> ModelConfig {
     ModelConfig {
         context_len: 13,
         embed_dim: 12,
@@ -31,18 +34,18 @@ fn config(tokenizer: &Tokenizer) -> ModelConfig {
     }
 }
 
-fn options(steps: u64) -> TrainOptions {
+pub fn options(steps: u64) -> TrainOptions {
     TrainOptions { steps, batch_size: 5, warmup_steps: 3, eval_every: 4, ..Default::default() }
 }
 
-fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
+pub fn trainer(options: &TrainOptions) -> (Tokenizer, Trainer) {
     let (tokenizer, corpus) = data();
     let trainer = Trainer::new(&config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
     (tokenizer, trainer)
 }
 
 /// Trains in the folder, stopping after step `stop` if there is one; gives the losses, bit by bit.
-fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
+pub fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<u64>) {
     let mut losses = vec![];
     let outcome = train(trainer, Some(folder), &mut |event| match event {
         Event::Step(report) => {
@@ -54,14 +57,22 @@ fn run_in(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> (
     (outcome.unwrap(), losses)
 }
 
-fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
+pub fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
     trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect()
 }
 
-fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
+pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFolder, Trainer)> {
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let trainer = Trainer::resume(checkpoint, &config, options, data().1, &Device::Cpu)?;
     Ok((folder, trainer))
+}
+
+/// Creates a run in `root` and trains it to its end.
+pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
+    let (tokenizer, mut trainer) = trainer(options);
+    let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+    run_in(&mut folder, &mut trainer, None);
+    (folder, trainer)
 }
 
 #[test]
@@ -69,7 +80,7 @@ fn one_batch_overfits_to_near_zero() {
     let options = TrainOptions { learning_rate: 1e-2, min_learning_rate: 1e-2, weight_decay: 0.0, ..options(1) };
     let (_, corpus) = data();
     // One window is all there is to draw.
-    let corpus = Corpus { train: corpus.train[..14].to_vec(), ..corpus };
+    let corpus = Corpus { train: corpus.train.to_vec().unwrap()[..14].to_vec().into(), ..corpus };
     let (tokenizer, _) = data();
     let config = ModelConfig { embed_dim: 24, hidden_dim: 96, ..config(&tokenizer) };
     let options = TrainOptions { steps: 200, ..options };
@@ -312,4 +323,135 @@ fn generation_goes_on_past_the_context_and_repeats_with_its_seed() {
     let go_on = &mut |_| ControlFlow::Continue(());
     assert!(generate(trainer.model(), &[], 4, &mut sampler, go_on).is_err());
     assert!(generate(trainer.model(), &[9999], 4, &mut sampler, go_on).is_err());
+}
+
+/// The scalars of every event file of a run: (step, name) and the bits of the value, in their order.
+///
+/// A reader of its own for the part of the format that is used; that the format is TensorBoard's is held in
+/// `metrics::tensorboard`.
+fn events(root: &Path) -> Vec<(u64, String, u32)> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(root.join("training/tensorboard")).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            found.extend(scalars(&rest[12..12 + length]));
+            rest = &rest[16 + length..];
+        }
+    }
+    found
+}
+
+/// The fields of a protobuf message: number, integer or fixed value, bytes.
+fn fields(mut message: &[u8]) -> Vec<(u64, u64, &[u8])> {
+    fn varint(message: &mut &[u8]) -> u64 {
+        let length = message.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        let value = message[..length].iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
+        *message = &message[length..];
+        value
+    }
+    let mut found = vec![];
+    while !message.is_empty() {
+        let key = varint(&mut message);
+        let (mut value, mut length) = (0, 0);
+        match key & 7 {
+            0 => value = varint(&mut message),
+            1 => length = 8,
+            2 => length = varint(&mut message) as usize,
+            _ => length = 4,
+        }
+        found.push((key >> 3, value, &message[..length]));
+        message = &message[length..];
+    }
+    found
+}
+
+fn scalars(event: &[u8]) -> Vec<(u64, String, u32)> {
+    let all = fields(event);
+    let step = all.iter().find(|field| field.0 == 2).map_or(0, |field| field.1);
+    let values = all.iter().filter(|field| field.0 == 5).flat_map(|field| fields(field.2));
+    let scalar = |value: &[u8]| {
+        let (mut tag, mut bits) = (String::new(), 0);
+        for (number, _, bytes) in fields(value) {
+            match number {
+                1 => tag = String::from_utf8(bytes.to_vec()).unwrap(),
+                _ => bits = u32::from_le_bytes(bytes.try_into().unwrap()),
+            }
+        }
+        (step, tag, bits)
+    };
+    values.map(|value| scalar(value.2)).collect()
+}
+
+/// What the metrics say, as [`events`] gives it.
+fn scalars_of_metrics(root: &Path) -> Vec<(u64, String, u32)> {
+    let text = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+    let mut found = vec![];
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let step = line["step"].as_u64().unwrap();
+        let numbers =
+            line.as_object().unwrap().iter().filter(|(name, _)| !["step", "seconds"].contains(&name.as_str()));
+        found
+            .extend(numbers.filter_map(|(name, value)| Some((step, name.clone(), (value.as_f64()? as f32).to_bits()))));
+    }
+    found
+}
+
+#[test]
+fn events_and_plot_of_a_resumed_run_are_those_of_one_that_never_stopped() {
+    let space = tempfile::tempdir().unwrap();
+    let options = options(12);
+    let [whole, parts] = ["whole", "parts"].map(|name| space.path().join(name));
+    let plot = |root: &Path| std::fs::read_to_string(root.join("training/loss.svg")).unwrap();
+
+    let (tokenizer, mut all) = trainer(&options);
+    let mut folder = RunFolder::create(&whole, &tokenizer, &all, "").unwrap();
+    run_in(&mut folder, &mut all, None);
+    assert_eq!(events(&whole), scalars_of_metrics(&whole));
+    assert_eq!(folder.plot(), whole.join("training/loss.svg"));
+    drop(folder);
+
+    let (tokenizer, mut first) = trainer(&options);
+    let mut folder = RunFolder::create(&parts, &tokenizer, &first, "").unwrap();
+    run_in(&mut folder, &mut first, Some(5));
+    // Steps behind the last checkpoint, which a crash loses.
+    for _ in 0..2 {
+        let report = first.train_step().unwrap();
+        folder.log(&report).unwrap();
+    }
+    drop(folder);
+    let (mut folder, mut second) = resume(&parts, &options).unwrap();
+    run_in(&mut folder, &mut second, None);
+    assert_eq!(events(&parts), events(&whole));
+    assert_eq!(plot(&parts), plot(&whole));
+    assert_eq!(std::fs::read_dir(parts.join("training/tensorboard")).unwrap().count(), 1);
+}
+
+#[test]
+fn what_cannot_be_drawn_is_told_once_and_training_goes_on() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = options(8);
+    let (tokenizer, mut trainer) = trainer(&options);
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    std::fs::write(root.join("training/tensorboard"), b"in the way").unwrap();
+    let mut told = vec![];
+    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+        if let Event::ChartsLost(error) = event {
+            told.push(error.to_string());
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!((outcome.unwrap(), trainer.step()), (Outcome::Finished, 8));
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("expected a folder"), "{told:?}");
+    drop(folder);
+
+    // The next session has them again.
+    std::fs::remove_file(root.join("training/tensorboard")).unwrap();
+    let (mut folder, trainer) = resume(&root, &options).unwrap();
+    folder.begin(&trainer).unwrap();
+    assert_eq!(events(&root), scalars_of_metrics(&root));
 }

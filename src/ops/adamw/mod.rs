@@ -54,7 +54,7 @@ impl Moments {
 /// Moves `var` and its moments one step along `gradient`. In `f32` on the CPU all three are changed in place.
 ///
 /// # Errors
-/// If the shapes do not agree.
+/// If the shapes do not agree, or a number is not finite or out of its range.
 pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
     for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
     {
@@ -62,10 +62,19 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
             bail!("adamw: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
         }
     }
-    let is_decay = |beta: f64| (0.0..1.0).contains(&beta);
     if step.step == 0 || !is_decay(step.beta1) || !is_decay(step.beta2) {
         let AdamWStep { step, beta1, beta2, .. } = step;
         bail!("adamw: expected a step of at least 1 and betas from 0 to below 1, got {step}, {beta1} and {beta2}");
+    }
+    for (name, number) in [
+        ("a learning rate", step.learning_rate),
+        ("an eps", step.eps),
+        ("a weight decay", step.weight_decay),
+        ("a gradient scale", step.gradient_scale),
+    ] {
+        if !(number >= 0.0 && number.is_finite()) {
+            bail!("adamw: expected {name} of at least 0, got {number}");
+        }
     }
     if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
         return reference::adamw(var, gradient, moments, step);
@@ -75,6 +84,29 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
     moments.first.inplace_op2(&gradient, &Average { decay: beta1, scale, of_squares: false })?;
     moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
     var.inplace_op3(&moments.first, &moments.second, &Update(*step))
+}
+
+/// `average = decay average + (1 - decay) values`, of one shape. In `f32` on the CPU it is changed in place.
+///
+/// # Errors
+/// If the shapes do not agree, or `decay` is not from 0 to below 1.
+#[cfg(feature = "lm")]
+pub(crate) fn moving_average(average: &Var, values: &Tensor, decay: f64) -> Result<()> {
+    if average.shape() != values.shape() {
+        bail!("moving-average: expected values of shape {:?}, got {:?}", average.dims(), values.dims());
+    }
+    if !is_decay(decay) {
+        bail!("moving-average: expected a decay from 0 to below 1, got {decay}");
+    }
+    if !has_kernel(&[average, values]) {
+        let average_now = (average.as_detached_tensor() * decay)?;
+        return average.set(&(average_now + (values.detach() * (1.0 - decay))?)?);
+    }
+    average.inplace_op2(&values.contiguous()?, &Average { decay, scale: 1.0, of_squares: false })
+}
+
+fn is_decay(beta: f64) -> bool {
+    (0.0..1.0).contains(&beta)
 }
 
 /// `average = decay * average + (1 - decay) * scale g`, or of its square.
@@ -162,6 +194,33 @@ mod tests {
     use super::*;
     use crate::ops::testing::randn;
     use candle_core::DType;
+
+    #[test]
+    fn numbers_out_of_their_range_are_named() {
+        let var = Var::from_tensor(&randn(1, &[3])).unwrap();
+        let good = AdamWStep {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            gradient_scale: 1.0,
+            step: 1,
+        };
+        for (step, expected) in [
+            (AdamWStep { learning_rate: f64::NAN, ..good }, "a learning rate of at least 0, got NaN"),
+            (AdamWStep { eps: f64::INFINITY, ..good }, "an eps of at least 0, got inf"),
+            (AdamWStep { weight_decay: -1.0, ..good }, "a weight decay of at least 0, got -1"),
+            (AdamWStep { gradient_scale: f64::NAN, ..good }, "a gradient scale of at least 0, got NaN"),
+            (AdamWStep { beta1: 1.0, ..good }, "betas from 0 to below 1"),
+        ] {
+            let before = var.to_vec1::<f64>().unwrap();
+            let error =
+                adamw(&var, &randn(2, &[3]), &mut Moments::zeros(&var).unwrap(), &step).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(var.to_vec1::<f64>().unwrap(), before);
+        }
+    }
 
     /// Some steps in f32, fused and composed, and in f64.
     #[test]

@@ -39,6 +39,7 @@ impl CustomOp1 for CrossEntropy {
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) divisor: f64,
+    pub(super) smoothing: f64,
     /// Whether input and weight are tracked.
     pub(super) tracked: [bool; 2],
     pub(super) gradients: OnceLock<[Option<Tensor>; 2]>,
@@ -62,7 +63,8 @@ impl CustomOp2 for LinearCrossEntropy {
             dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
             dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
         };
-        let problem = Problem { xs, weight, targets: &self.targets, divisor: self.divisor, channels, vocab_size };
+        let &Self { divisor, smoothing, .. } = self;
+        let problem = Problem { xs, weight, targets: &self.targets, divisor, smoothing, channels, vocab_size };
         let loss = linear_kernel::forward(&problem, &mut gradients);
         let tensor = |gradient: Option<Vec<f32>>, layout: &Layout| {
             gradient.map(|gradient| Tensor::from_vec(gradient, layout.shape(), &Device::Cpu)).transpose()

@@ -3,10 +3,12 @@
 use crate::ops::parallel::{for_each_chunk, for_each_chunk_pair};
 use crate::ops::simd::{dispatch, exp, max_of, sum_of};
 
-/// The target of each row (`None` where the row does not count), and what the sum of the losses is divided by.
+/// The target of each row (`None` where the row does not count), what the sum of the losses is divided by, and the part of a
+/// target that is spread over all.
 pub(super) struct Targets {
     pub(super) ids: Vec<Option<u32>>,
     pub(super) divisor: f64,
+    pub(super) smoothing: f64,
 }
 
 impl Targets {
@@ -24,9 +26,44 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// `log(sum over v of exp(logits[v])) - logits[target]`.
-    fn loss(self, of_target: f32) -> f64 {
-        f64::from(self.sum).ln() + f64::from(self.highest - of_target)
+    /// `log(sum over v of exp(logits[v])) - (1 - s) logits[target] - s mean over v of logits[v]`.
+    fn loss(self, of_target: f32, smoothing: &Smoothing) -> f64 {
+        let below = f64::from(self.highest - of_target);
+        let &Smoothing { part, mean_below } = smoothing;
+        let below = if part == 0.0 { below } else { (1.0 - part) * below + part * mean_below };
+        f64::from(self.sum).ln() + below
+    }
+}
+
+/// The label smoothing (`s`), and how far the mean of a row's logits lies below its highest one, where that counts.
+struct Smoothing {
+    part: f64,
+    mean_below: f64,
+}
+
+impl Smoothing {
+    fn of(logits: &[f32], part: f64) -> Self {
+        if part == 0.0 {
+            return Self { part, mean_below: 0.0 };
+        }
+        let sum = dispatch(
+            #[inline(always)]
+            || {
+                let highest = max_of(logits);
+                sum_of(logits, logits, |x, _| highest - x)
+            },
+        );
+        Self { part, mean_below: f64::from(sum) / logits.len() as f64 }
+    }
+
+    /// Takes the target's part off the gradient, `share` in all.
+    fn subtract_target(&self, dlogits: &mut [f32], target: usize, share: f64) {
+        let &Self { part, .. } = self;
+        if part > 0.0 {
+            let of_each = (part * share / dlogits.len() as f64) as f32;
+            dlogits.iter_mut().for_each(|d| *d -= of_each);
+        }
+        dlogits[target] -= ((1.0 - part) * share) as f32;
     }
 }
 
@@ -49,13 +86,13 @@ pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
         for ((row, loss), (logits, id)) in outputs.zip(logits.chunks_exact(v).zip(ids)) {
             let Some(id) = id else { continue };
             *row = sum_up(logits);
-            *loss = row.loss(logits[*id as usize]);
+            *loss = row.loss(logits[*id as usize], &Smoothing::of(logits, targets.smoothing));
         }
     });
     ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
 }
 
-/// `dlogits = dloss (softmax - one at the target) / divisor`; zeros where the row does not count.
+/// `dlogits = dloss (softmax - s / V - (1 - s at the target)) / divisor`; zeros where the row does not count.
 pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], targets: &Targets, dloss: f64) {
     let v = logits.len() / rows.len();
     let together = rows_together(v);
@@ -74,20 +111,21 @@ pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], target
                     }
                 },
             );
-            dlogits[*id as usize] -= share as f32;
+            let smoothing = Smoothing { part: targets.smoothing, mean_below: 0.0 };
+            smoothing.subtract_target(dlogits, *id as usize, share);
         }
     });
 }
 
 /// The loss of one row. Where the divisor of the gradients is given, they take the place of the logits.
-pub(super) fn loss_in_place(logits: &mut [f32], target: usize, divisor: Option<f64>) -> f64 {
-    let of_target = logits[target];
-    let Some(divisor) = divisor else { return sum_up(logits).loss(of_target) };
+pub(super) fn loss_in_place(logits: &mut [f32], target: usize, smoothing: f64, divisor: Option<f64>) -> f64 {
+    let (of_target, smoothing) = (logits[target], Smoothing::of(logits, smoothing));
+    let Some(divisor) = divisor else { return sum_up(logits).loss(of_target, &smoothing) };
     let row = exponentiate(logits);
     let factor = (1.0 / (f64::from(row.sum) * divisor)) as f32;
     logits.iter_mut().for_each(|x| *x *= factor);
-    logits[target] -= (1.0 / divisor) as f32;
-    row.loss(of_target)
+    smoothing.subtract_target(logits, target, 1.0 / divisor);
+    row.loss(of_target, &smoothing)
 }
 
 fn sum_up(logits: &[f32]) -> Row {

@@ -10,6 +10,7 @@ pub(super) struct Problem<'a> {
     pub(super) weight: &'a [f32],
     pub(super) targets: &'a [u32],
     pub(super) divisor: f64,
+    pub(super) smoothing: f64,
     pub(super) channels: usize,
     pub(super) vocab_size: usize,
 }
@@ -30,7 +31,7 @@ fn rows_at_once(vocab_size: usize) -> usize {
 
 /// The loss; its gradients are added to `gradients`.
 pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
-    let &Problem { xs, weight, targets, divisor, channels: c, vocab_size: v } = problem;
+    let &Problem { xs, weight, targets, divisor, smoothing, channels: c, vocab_size: v } = problem;
     let wants_gradients = gradients.dxs.is_some() || gradients.dweight.is_some();
     let rows_at_once = rows_at_once(v);
     let weight = Matrix::new(weight, v, c, c);
@@ -47,7 +48,8 @@ pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
         for_each_chunk_pair((logits, together * v), (losses, together), |part, logits, losses| {
             let rows = logits.chunks_exact_mut(v).zip(&targets[part * together..]);
             for ((logits, target), loss) in rows.zip(losses) {
-                *loss = kernel::loss_in_place(logits, *target as usize, wants_gradients.then_some(divisor));
+                let divisor = wants_gradients.then_some(divisor);
+                *loss = kernel::loss_in_place(logits, *target as usize, smoothing, divisor);
             }
         });
 

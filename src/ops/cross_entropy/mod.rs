@@ -1,8 +1,11 @@
 //! The loss of next-token prediction.
 //!
 //! ```text
-//! loss = sum over positions that count of (log(sum over v of exp(logits[v])) - logits[target]) / divisor
+//! loss = sum over positions that count of (log(sum over v of exp(logits[v])) - likely) / divisor
+//! likely = (1 - s) logits[target] + s mean over v of logits[v]
 //! ```
+//!
+//! with the label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; the same as torch's), 0 unless asked for.
 
 mod fused;
 mod kernel;
@@ -26,6 +29,8 @@ pub struct CrossEntropyOptions {
     /// What the sum is divided by; without it, the number of positions that count. Where none counts, the loss is 0 and so
     /// are its gradients, whatever the divisor (torch's mean over none is NaN).
     pub divisor: Option<f64>,
+    /// The part of the target's probability that is spread evenly over all V (`s`), from 0 to below 1.
+    pub label_smoothing: f64,
 }
 
 /// The loss, in nats, of `logits` (.., V) for `targets` of the leading shape of `logits`, `u32` ids below V: a scalar.
@@ -33,7 +38,8 @@ pub struct CrossEntropyOptions {
 /// In `f32` on the CPU the operation is fused, and keeps two numbers a row for the way back.
 ///
 /// # Errors
-/// If the shapes or dtypes do not agree, a target that is not ignored is V or more, or the divisor is not above 0.
+/// If the shapes or dtypes do not agree, a target that is not ignored is V or more, the divisor is not above 0, or the label
+/// smoothing not from 0 to below 1.
 ///
 /// ```
 /// use candle_attention::ops::{self, CrossEntropyOptions};
@@ -84,7 +90,8 @@ pub fn linear_cross_entropy(
         false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
     let tracked = [&xs, weight].map(record::is_tracked);
-    let op = LinearCrossEntropy { targets: ids, divisor: targets.divisor, tracked, gradients: OnceLock::new() };
+    let Targets { divisor, smoothing, .. } = targets;
+    let op = LinearCrossEntropy { targets: ids, divisor, smoothing, tracked, gradients: OnceLock::new() };
     record::apply2(&xs, &record::contiguous(weight)?, op)
 }
 
@@ -102,7 +109,11 @@ fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEn
         Some(divisor) if divisor > 0.0 => divisor,
         Some(divisor) => bail!("{op}: expected a divisor above 0, got {divisor}"),
     };
-    Ok(Targets { ids, divisor })
+    let smoothing = options.label_smoothing;
+    if !(0.0..1.0).contains(&smoothing) {
+        bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
+    }
+    Ok(Targets { ids, divisor, smoothing })
 }
 
 fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {

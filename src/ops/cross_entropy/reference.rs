@@ -23,5 +23,9 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor
     let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?; // (N', V)
     let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N', 1)
     let of_targets = shifted.gather(&ids, D::Minus1)?; // (N', 1)
-    ((log_sums - of_targets)?.sum_all()? / targets.divisor)?.to_dtype(dtype)
+    let likely = match targets.smoothing {
+        0.0 => of_targets,
+        s => ((of_targets * (1.0 - s))? + (shifted.mean_keepdim(D::Minus1)? * s)?)?, // (N', 1)
+    };
+    ((log_sums - likely)?.sum_all()? / targets.divisor)?.to_dtype(dtype)
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::ops::testing::{assert_like_reference, randn};
 use candle_core::{Device, Var};
 
-const MEAN: CrossEntropyOptions = CrossEntropyOptions { ignored: None, divisor: None };
+const MEAN: CrossEntropyOptions = CrossEntropyOptions { ignored: None, divisor: None, label_smoothing: 0.0 };
 /// Far above any vocabulary here.
 const IGNORED: u32 = u32::MAX;
 
@@ -30,8 +30,10 @@ fn the_kernels_are_the_references() {
         let logits = [(randn(3, &[rows, v]) * spread).unwrap()];
         for ignores in [|_| false, |i: usize| i % 3 == 1, |i: usize| i % 7 > 1] {
             let targets = targets(rows, v, ignores);
-            for divisor in [None, Some(17.0)] {
-                let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor };
+            for (divisor, label_smoothing) in [(None, 0.0), (Some(17.0), 0.0), (Some(17.0), 0.1), (None, 0.7)] {
+                // With one id there is nothing to spread over.
+                let label_smoothing = if v > 1 { label_smoothing } else { 0.0 };
+                let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor, label_smoothing };
                 let read = read_targets("", &targets, v, &options).unwrap();
                 let label = format!("{rows} {c} {v} {spread} {options:?}");
                 let fused = |x: &[Tensor]| linear_cross_entropy(&x[0], &x[1], &targets, &options);
@@ -49,7 +51,7 @@ fn the_kernels_are_the_references() {
 #[test]
 fn views_give_the_same() {
     let ids = targets(30, 7, |i| i % 4 == 0).reshape((5, 6)).unwrap().t().unwrap();
-    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None };
+    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None, ..MEAN };
     let copy = ids.contiguous().unwrap();
     let view = |x: &Tensor| x.permute((2, 1, 0));
     let fused = |x: &[Tensor]| cross_entropy(&view(&x[0])?, &ids, &options);
@@ -79,7 +81,7 @@ fn rows_that_are_ignored_might_as_well_not_be_there() {
     let wild = Tensor::new(&[[f32::NAN; 5], [f32::INFINITY; 5]], &Device::Cpu).unwrap();
     let all = Tensor::cat(&[&wild, logits.as_tensor()], 0).unwrap();
     let ids = Tensor::new(&[9u32, 9, 4, 0, 1], &Device::Cpu).unwrap();
-    let options = CrossEntropyOptions { ignored: Some(9), divisor: None };
+    let options = CrossEntropyOptions { ignored: Some(9), divisor: None, ..MEAN };
     type Loss = fn(&Tensor, &Tensor, &Tensor, &CrossEntropyOptions) -> Result<Tensor>;
     let plain: Loss = |xs, _, ids, options| cross_entropy(xs, ids, options);
     for loss in [plain, linear_cross_entropy] {
@@ -99,7 +101,7 @@ fn nothing_that_counts_gives_nothing() {
             [[3, 5], [7, 5]].map(|shape| Var::from_tensor(&randn(1, &shape).to_dtype(dtype).unwrap()).unwrap());
         let ids = Tensor::new(&[9u32, 9, 9], &Device::Cpu).unwrap();
         for divisor in [None, Some(0.0), Some(3.0)] {
-            let options = CrossEntropyOptions { ignored: Some(9), divisor };
+            let options = CrossEntropyOptions { ignored: Some(9), divisor, ..MEAN };
             let linear = linear_cross_entropy(&xs, &weight, &ids, &options).unwrap();
             let plain = cross_entropy(&xs, &ids, &options).unwrap();
             for (loss, vars) in [(linear, &[&xs, &weight][..]), (plain, &[&xs])] {
@@ -118,7 +120,7 @@ fn nothing_that_counts_gives_nothing() {
 fn what_is_not_tracked_changes_nothing() {
     let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
     let ids = targets(11, 7, |i| i == 5);
-    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None };
+    let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None, ..MEAN };
     let run = |xs: &Tensor, weight: &Tensor| {
         let loss = (linear_cross_entropy(xs, weight, &ids, &options).unwrap() * 3.0).unwrap();
         (values(&loss), loss.backward().unwrap())
@@ -139,11 +141,67 @@ fn what_does_not_fit_is_named() {
     let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
     let error = |target: u32, n: usize, divisor: Option<f64>| {
         let targets = Tensor::from_vec(vec![target; n], n, &Device::Cpu).unwrap();
-        let options = CrossEntropyOptions { ignored: Some(8), divisor };
+        let options = CrossEntropyOptions { ignored: Some(8), divisor, ..MEAN };
         linear_cross_entropy(&xs, &weight, &targets, &options).unwrap_err().to_string()
     };
     assert!(error(7, 11, None).contains("linear-cross-entropy: expected targets below 7, got 7"));
     assert!(error(0, 10, None).contains("expected targets of the leading shape of the input [11, 3], got [10]"));
     assert!(error(0, 11, Some(0.0)).contains("linear-cross-entropy: expected a divisor above 0, got 0"));
+    for label_smoothing in [1.0, -0.1, f64::NAN] {
+        let options = CrossEntropyOptions { label_smoothing, ..MEAN };
+        let error = cross_entropy(&xs, &targets(11, 3, |_| false), &options).unwrap_err().to_string();
+        assert!(error.contains("cross-entropy: expected label smoothing from 0 to below 1"), "{error}");
+    }
     assert!(error(0, 11, Some(f64::NAN)).contains("expected a divisor above 0, got NaN"));
 }
+
+/// torch.nn.functional.cross_entropy of torch 2.15 in f64, with `label_smoothing` and `ignore_index` 9.
+#[test]
+fn label_smoothing_is_torchs() {
+    let logits = Tensor::new(&[[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75], [3.0, 0.0, 1.0]], &Device::Cpu).unwrap();
+    let logits = Var::from_tensor(&logits).unwrap();
+    let ids = Tensor::new(&[2u32, 0, 9], &Device::Cpu).unwrap();
+    for (label_smoothing, loss, gradient) in TORCH {
+        let options = CrossEntropyOptions { ignored: Some(9), label_smoothing, divisor: None };
+        let got = cross_entropy(&logits, &ids, &options).unwrap();
+        assert!((got.to_scalar::<f64>().unwrap() - loss).abs() < 1e-14, "{got}, expected {loss}");
+        let gradients = got.backward().unwrap();
+        let got = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for (got, expected) in got.iter().zip(gradient) {
+            assert!((got - expected).abs() < 1e-14, "{got}, expected {expected}");
+        }
+    }
+}
+
+const TORCH: [(f64, f64, [f64; 9]); 2] = [
+    (
+        0.1,
+        0.4193252863655239,
+        [
+            0.07097852940335168,
+            0.0028896199686770582,
+            -0.07386814937202874,
+            -0.10744649609113421,
+            0.08625163533215911,
+            0.02119486075897509,
+            0.0,
+            0.0,
+            0.0,
+        ],
+    ),
+    (
+        0.7,
+        1.2193252863655237,
+        [
+            -0.029021470596648308,
+            -0.09711038003132293,
+            0.12613185062797128,
+            0.09255350390886576,
+            -0.013748364667840891,
+            -0.0788051392410249,
+            0.0,
+            0.0,
+            0.0,
+        ],
+    ),
+];

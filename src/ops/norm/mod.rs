@@ -20,11 +20,12 @@ use super::storage::{check_alike, has_kernel, slice, values};
 /// `f32` for `f16` and `bf16`.
 ///
 /// # Errors
-/// If the shapes, dtypes or devices do not agree.
+/// If the shapes, dtypes or devices do not agree, or `eps` is not a finite number of at least 0.
 pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     for parameter in [Some(weight), bias].into_iter().flatten() {
         check("layer-norm", xs, parameter)?;
     }
+    check_eps("layer-norm", eps)?;
     let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
     if !has_kernel(&tensors) {
         return reference::layer_norm(xs, weight, bias, eps);
@@ -41,13 +42,21 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
 /// `xs` (.., C), `weight` (C). The mean is taken in `f32` for `f16` and `bf16`.
 ///
 /// # Errors
-/// If the shapes, dtypes or devices do not agree.
+/// If the shapes, dtypes or devices do not agree, or `eps` is not a finite number of at least 0.
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight)?;
+    check_eps("rms-norm", eps)?;
     match has_kernel(&[xs, weight]) {
         true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
         false => reference::rms_norm(xs, weight, eps),
     }
+}
+
+fn check_eps(op: &str, eps: f64) -> Result<()> {
+    if !(eps >= 0.0 && eps.is_finite()) {
+        bail!("{op}: expected an eps of at least 0, got {eps}");
+    }
+    Ok(())
 }
 
 fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {

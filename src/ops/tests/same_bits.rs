@@ -24,7 +24,7 @@ fn table() -> Vec<Row> {
     let (few, many) = ([&[2, 131, 4, 32][..], &[2, 131, 2, 32], &[2, 131, 2, 32]], [&[7, 67, 3, 16][..]; 3]);
     let documents = Tensor::from_vec((0..7 * 67).map(|i| i as u32 / 23).collect(), (7, 67), &Device::Cpu).unwrap();
     let key = RandomKey { seed: 1, step: 2, site: 3 };
-    let losses = CrossEntropyOptions { ignored: Some(5), divisor: None };
+    let losses = CrossEntropyOptions { ignored: Some(5), label_smoothing: 0.1, ..Default::default() };
     let mut rows = vec![
         row("linear", &[&[517, 263], &[389, 263]], |x| ops::linear(&x[0], &x[1], None)),
         row("linear with a bias", &[&[517, 263], &[389, 263], &[389]], |x| ops::linear(&x[0], &x[1], Some(&x[2]))),

@@ -1,7 +1,5 @@
 //! The tokenizers that need no training, and how a tokenizer.json is put together.
 
-use std::collections::BTreeSet;
-
 use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as HfTokenizer;
@@ -15,11 +13,19 @@ impl Tokenizer {
     /// # Errors
     /// Texts without a single character.
     pub fn characters(texts: &[&str], end_of_text: bool) -> Result<Self> {
-        let characters: BTreeSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
-        if characters.is_empty() {
+        let mut characters = CharacterSet::default();
+        for text in texts {
+            characters.add(text);
+        }
+        Self::of_characters(&characters, end_of_text)
+    }
+
+    /// One token for each of some characters; see [`Tokenizer::characters`].
+    pub(in crate::text) fn of_characters(characters: &CharacterSet, end_of_text: bool) -> Result<Self> {
+        let vocab: Vec<(String, u32)> = characters.iter().map(String::from).zip(0..).collect();
+        if vocab.is_empty() {
             bail!("expected a text to take the characters from, got an empty one");
         }
-        let vocab = characters.iter().map(char::to_string).zip(0..).collect();
         Parts {
             vocab,
             model: json!({ "type": "WordLevel", "unk_token": "<unk>" }),
@@ -40,6 +46,33 @@ impl Tokenizer {
     pub fn bytes(end_of_text: bool) -> Result<Self> {
         let vocab = byte_alphabet::characters().iter().map(char::to_string).zip(0..).collect();
         Parts { vocab, model: json!({ "type": "BPE", "merges": [] }), ..Parts::byte_level(false) }.assemble(end_of_text)
+    }
+}
+
+/// The characters that stand in some texts.
+#[derive(Clone, Debug)]
+pub(in crate::text) struct CharacterSet(Box<[bool]>);
+
+impl Default for CharacterSet {
+    fn default() -> Self {
+        Self(vec![false; char::MAX as usize + 1].into())
+    }
+}
+
+impl CharacterSet {
+    /// Adds those of a text, and counts them.
+    pub(in crate::text) fn add(&mut self, text: &str) -> u64 {
+        let mut count = 0;
+        for c in text.chars() {
+            self.0[c as usize] = true;
+            count += 1;
+        }
+        count
+    }
+
+    /// In the order of the characters.
+    fn iter(&self) -> impl Iterator<Item = char> {
+        self.0.iter().zip('\0' as u32..).filter_map(|(&stands, code)| char::from_u32(code).filter(|_| stands))
     }
 }
 

@@ -4,10 +4,13 @@ use std::path::Path;
 
 use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
+use super::guard::{check_character_maps, check_growth, guarded};
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
+use crate::errors::bare;
+use crate::input;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
@@ -17,15 +20,13 @@ impl Tokenizer {
     /// for [`save`](Self::save).
     ///
     /// # Errors
-    /// A file that can't be read or isn't a tokenizer.
+    /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
-        let in_file = |error: &dyn std::fmt::Display| Error::Msg(format!("{}: {error}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|error| in_file(&error))?;
-        let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&error))?;
-        tokenizer.config =
-            std::fs::read(file.with_file_name(CONFIG)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
+        let bytes = input::read(&file, input::MOST_TOKENIZER_BYTES).map_err(|error| in_file(&file, &bare(&error)))?;
+        let mut tokenizer = Self::from_json(&bytes).map_err(|error| in_file(&file, &bare(&error)))?;
+        tokenizer.config = read_config(&file)?;
         Ok(tokenizer)
     }
 
@@ -40,9 +41,14 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
-        let mut inner = HfTokenizer::from_bytes(text).map_err(|error| expected(&error))?;
+        check_growth(&json)?;
+        check_character_maps(&json["normalizer"])?;
+        let mut inner =
+            guarded("the tokenizer.json", || HfTokenizer::from_bytes(text).map_err(|error| expected(&error)))?;
         inner.with_truncation(None).map_err(Error::wrap)?;
         inner.with_padding(None);
+        // It would only add special tokens, which are not asked for, and cut the offsets.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         let kind = Kind::of(&json);
         inner.set_encode_special_tokens(!matches!(kind, Kind::Other { .. }));
         let Some(last) = inner.get_vocab(true).into_values().max() else {
@@ -85,6 +91,21 @@ impl Tokenizer {
         }
         config
     }
+}
+
+fn in_file(file: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Msg(format!("{}: {error}", file.display()))
+}
+
+/// The tokenizer_config.json beside a tokenizer.json, where there is one.
+fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
+    let config = file.with_file_name(CONFIG);
+    if !config.exists() {
+        return Ok(None);
+    }
+    let config = input::inside(config.parent().unwrap_or(Path::new("")), CONFIG)?;
+    let bytes = input::read(&config, input::MOST_CONFIG_BYTES)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| in_file(&config, &error))
 }
 
 /// The end of text among the added tokens: in the vocabulary alone it would be an ordinary word.

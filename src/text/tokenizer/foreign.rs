@@ -9,15 +9,20 @@ use std::ops::Range;
 use candle_core::{Error, Result};
 use tokenizers::{Encoding, Tokenizer as HfTokenizer};
 
+use super::guard::guarded;
 use super::{outside_vocabulary, place::Place, unknown_character};
 
 pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
+    guarded("this text", || encode_or_panic(inner, unknown_id, text))
+}
+
+fn encode_or_panic(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
     let encoding = inner.encode(text, false).map_err(|error| refused(inner, text, &error))?;
     let lost = unknown_token(&encoding, unknown_id)
         .or_else(|| dropped(inner, &encoding, text))
         .or_else(|| missing_bytes(inner, &encoding, text));
     match lost {
-        Some(offset) => Err(unknown_character(text, offset)),
+        Some(offset) => Err(unknown_character(text, offset).within(text)),
         None => Ok(encoding.get_ids().to_vec()),
     }
 }
@@ -25,7 +30,7 @@ pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -
 pub(super) fn decode(inner: &HfTokenizer, ids: &[u32], vocab_size: usize) -> Result<String> {
     match ids.iter().find(|&&id| inner.id_to_token(id).is_none()) {
         Some(&id) => Err(outside_vocabulary(id, vocab_size)),
-        None => inner.decode(ids, true).map_err(Error::wrap),
+        None => guarded("to decode", || inner.decode(ids, true).map_err(Error::wrap)),
     }
 }
 

@@ -2,23 +2,35 @@
 
 use std::fmt;
 
+use candle_core::Error;
+
 /// Line and column (in characters) from 1, and the offset in bytes from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(in crate::text) struct Place {
     line: usize,
     column: usize,
     offset: usize,
 }
 
 impl Place {
+    /// Where a text begins.
+    pub(in crate::text) const START: Self = Self { line: 1, column: 1, offset: 0 };
+
     /// The place `offset` bytes into a text whose bytes before that are UTF-8.
-    pub(super) fn of(bytes: &[u8], offset: usize) -> Self {
-        let before = &bytes[..offset];
-        let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
-        Self {
-            line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
-            column: 1 + String::from_utf8_lossy(&before[line_start..]).chars().count(),
-            offset,
+    pub(in crate::text) fn of(bytes: &[u8], offset: usize) -> Self {
+        Self::START.after(&bytes[..offset])
+    }
+
+    /// The place behind some more bytes. A character that is cut by their start counts where it begins.
+    pub(in crate::text) fn after(self, bytes: &[u8]) -> Self {
+        let begins = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
+        let offset = self.offset + bytes.len();
+        match bytes.iter().rposition(|&byte| byte == b'\n') {
+            None => Self { column: self.column + begins(bytes), offset, ..self },
+            Some(newline) => {
+                let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+                Self { line: self.line + lines, column: 1 + begins(&bytes[newline + 1..]), offset }
+            }
         }
     }
 }
@@ -26,6 +38,34 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {}, column {} (byte {})", self.line, self.column, self.offset)
+    }
+}
+
+/// What is wrong with a text, so many bytes into it; the place is told once it is known from where to count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::text) struct Fault {
+    pub(in crate::text) offset: usize,
+    before: String,
+    after: String,
+}
+
+impl Fault {
+    /// An error that says `before`, then the place, then `after`.
+    pub(super) fn new(offset: usize, before: impl Into<String>, after: impl Into<String>) -> Self {
+        Self { offset, before: before.into(), after: after.into() }
+    }
+
+    /// The same where so many bytes stand before the text.
+    pub(super) fn behind(self, len: usize) -> Self {
+        Self { offset: self.offset + len, ..self }
+    }
+
+    pub(in crate::text) fn at(&self, place: Place) -> Error {
+        Error::Msg(format!("{} at {place}{}", self.before, self.after))
+    }
+
+    pub(super) fn within(&self, text: &str) -> Error {
+        self.at(Place::of(text.as_bytes(), self.offset))
     }
 }
 
@@ -39,5 +79,17 @@ mod tests {
         let offset = text.find('x').unwrap();
         assert_eq!(Place::of(text.as_bytes(), offset), Place { line: 2, column: 5, offset: 8 });
         assert_eq!(Place::of(b"", 0).to_string(), "line 1, column 1 (byte 0)");
+    }
+
+    #[test]
+    fn a_place_is_the_same_however_the_text_before_it_comes() {
+        let text = "um\ndois três\n\nçãé 🦀 x";
+        for end in 0..=text.len() {
+            let whole = Place::of(text.as_bytes(), end);
+            for cut in 0..=end {
+                let (head, tail) = text.as_bytes()[..end].split_at(cut);
+                assert_eq!(Place::START.after(head).after(tail), whole, "{end}, cut at {cut}");
+            }
+        }
     }
 }

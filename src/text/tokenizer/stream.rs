@@ -1,10 +1,11 @@
 //! Text from ids as they come.
 
-use candle_core::Result;
+use candle_core::{Error, Result};
 use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, tokenizer::DecodeStream,
 };
 
+use super::guard::guarded;
 use super::{Tokenizer, foreign, outside_vocabulary};
 
 /// Decodes ids one by one: the texts it gives, put together, are [`Tokenizer::decode`] of all ids, and each id costs the same
@@ -64,13 +65,14 @@ impl TextStream<'_> {
                 }
                 ids.push(id);
                 // A decoder that changes what it has written ends the stream: the rest comes at the end.
-                let text = match stream.as_mut().map(|stream| stream.step(id)) {
-                    Some(Ok(text)) => text.unwrap_or_default(),
-                    Some(Err(_)) | None => {
-                        *stream = None;
-                        String::new()
-                    }
-                };
+                let text =
+                    match stream.as_mut().map(|stream| guarded("to decode", || stream.step(id).map_err(Error::wrap))) {
+                        Some(Ok(text)) => text.unwrap_or_default(),
+                        Some(Err(_)) | None => {
+                            *stream = None;
+                            String::new()
+                        }
+                    };
                 *given += text.len();
                 Ok(text)
             }

@@ -1,16 +1,18 @@
 //! Learning a byte-level BPE from text.
 
-use std::sync::mpsc::{Sender, channel};
-
+use ahash::AHashMap;
 use candle_core::{Error, Result, bail};
+use compact_str::CompactString;
 use serde_json::json;
+use tokenizers::ProgressFormat;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, ProgressFormat, Trainer};
 
 use super::build::Parts;
-use super::chunks::{CHUNK_LEN, check_words, chunks};
+use super::word_counts::WordCounts;
+use super::words::chunks;
 use super::{Tokenizer, byte_alphabet};
+use crate::text::Progress;
+use crate::text::pieces::{PIECE_LEN, PIECES_AT_ONCE};
 
 /// A pair of tokens is merged when it stands in the text at least this often: one seen once is a memory, not a rule.
 const MIN_FREQUENCY: u64 = 2;
@@ -18,29 +20,14 @@ const MIN_FREQUENCY: u64 = 2;
 /// Far above any vocabulary, and as much as can be allocated beforehand.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// How far [`Tokenizer::train_bpe`] has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BpeProgress {
-    /// Words are being counted.
-    Counting {
-        /// Bytes of text taken so far.
-        done: usize,
-        /// Bytes of text in all.
-        total: usize,
-    },
-    /// The words are counted, and merges are being learned; said once.
-    Merging {
-        /// Merges asked for.
-        merges: usize,
-    },
-}
-
 impl Tokenizer {
     /// A byte-level BPE as GPT-2's, learned from some texts: the 256 bytes, so that nothing is ever unknown, then
     /// merges of what often stands together, then with `end_of_text` the end of a document. The same texts give the
     /// same tokenizer.
     ///
-    /// The vocabulary has `vocab_size` ids, or fewer where no further pair of tokens stands in the texts twice.
+    /// The vocabulary has `vocab_size` ids, or fewer where no further pair of tokens stands in the texts twice. Merges
+    /// are learned from the 2^17 most frequent words, or eight for each id where that is more; up to 2^19 different words are
+    /// counted exactly, and where there are more, the rarer half of them is forgotten each time.
     ///
     /// # Errors
     /// A `vocab_size` that doesn't hold the 256 bytes and the end of text, or above 2^24; and a word of more than 2^16
@@ -49,33 +36,43 @@ impl Tokenizer {
         texts: &[&str],
         vocab_size: usize,
         end_of_text: bool,
-        progress: &mut dyn FnMut(BpeProgress),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let least = 256 + usize::from(end_of_text);
-        if vocab_size < least {
-            let end = if end_of_text { " and the end of text" } else { "" };
-            bail!("expected a bpe vocabulary of at least {least} tokens (256 bytes{end}), got {vocab_size}");
-        }
-        if vocab_size > MOST_TOKENS {
-            bail!("expected a bpe vocabulary of at most {MOST_TOKENS} tokens, got {vocab_size}");
-        }
+        check_vocab_size(vocab_size, end_of_text)?;
+        let total = texts.iter().map(|text| text.len() as u64).sum();
+        let (mut counts, mut done) = (WordCounts::default(), 0);
         for text in texts {
-            check_words(text)?;
+            let pieces: Vec<&str> = chunks(text, PIECE_LEN).collect();
+            for pieces in pieces.chunks(PIECES_AT_ONCE) {
+                counts.add(pieces).map_err(|(number, fault)| {
+                    let before = pieces[..number].iter().map(|piece| piece.len()).sum::<usize>();
+                    fault.behind(before + pieces[0].as_ptr().addr() - text.as_ptr().addr()).within(text)
+                })?;
+                done += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                progress(Progress::Counting { done, total });
+            }
         }
-        let mut trainer = BpeTrainer::builder()
+        Self::learn_bpe(counts, vocab_size, end_of_text, progress)
+    }
+
+    /// A byte-level BPE from the words of a text; see [`Tokenizer::train_bpe`].
+    pub(in crate::text) fn learn_bpe(
+        counts: WordCounts,
+        vocab_size: usize,
+        end_of_text: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        check_vocab_size(vocab_size, end_of_text)?;
+        progress(Progress::Merging { merges: vocab_size - least_size(end_of_text) });
+        let trainer = BpeTrainer::builder()
             .show_progress(false)
             .progress_format(ProgressFormat::Silent)
             .min_frequency(MIN_FREQUENCY)
             .vocab_size(vocab_size - usize::from(end_of_text))
             .initial_alphabet(byte_alphabet::characters().into())
             .build();
-        // The library takes the text on threads of its own, the callback stays on this one.
-        let (sender, receiver) = channel();
-        let model = std::thread::scope(|scope| {
-            let learning = scope.spawn(|| learn(&mut trainer, texts, sender, vocab_size - least));
-            receiver.iter().for_each(progress);
-            learning.join().unwrap_or_else(|_| bail!("learning the merges failed"))
-        })?;
+        let mut model = BPE::default();
+        trainer.do_train(&in_alphabet(counts, vocab_size), &mut model).map_err(Error::wrap)?;
         let learned = serde_json::to_value(&model).map_err(Error::wrap)?;
         let mut vocab: Vec<(String, u32)> = model.get_vocab().into_iter().collect();
         vocab.sort_unstable_by_key(|&(_, id)| id);
@@ -84,25 +81,47 @@ impl Tokenizer {
     }
 }
 
-fn learn(trainer: &mut BpeTrainer, texts: &[&str], sender: Sender<BpeProgress>, merges: usize) -> Result<BPE> {
-    let total = texts.iter().map(|text| text.len()).sum();
-    let mut done = 0;
-    let counting = sender.clone();
-    let counted = texts.iter().flat_map(|text| chunks(text, CHUNK_LEN)).inspect(move |chunk| {
-        done += chunk.len();
-        counting.send(BpeProgress::Counting { done, total }).ok(); // Nobody listens any more: nothing to tell.
-    });
-    trainer.feed(counted, words).map_err(Error::wrap)?;
-    sender.send(BpeProgress::Merging { merges }).ok();
-    let mut model = BPE::default();
-    trainer.train(&mut model).map_err(Error::wrap)?;
-    Ok(model)
+/// Refuses a vocabulary that cannot be, before any text is read.
+pub(in crate::text) fn check_vocab_size(vocab_size: usize, end_of_text: bool) -> Result<()> {
+    let least = least_size(end_of_text);
+    if vocab_size < least {
+        let end = if end_of_text { " and the end of text" } else { "" };
+        bail!("expected a bpe vocabulary of at least {least} tokens (256 bytes{end}), got {vocab_size}");
+    }
+    if vocab_size > MOST_TOKENS {
+        bail!("expected a bpe vocabulary of at most {MOST_TOKENS} tokens, got {vocab_size}");
+    }
+    Ok(())
 }
 
-/// The words of a text, in GPT-2's alphabet.
-fn words(text: &str) -> tokenizers::Result<Vec<String>> {
-    let mut split = PreTokenizedString::from(text);
-    ByteLevel::new(false, true, true).pre_tokenize(&mut split)?;
-    let words = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
-    Ok(words.into_iter().map(|(word, _, _)| word.to_owned()).collect())
+fn least_size(end_of_text: bool) -> usize {
+    256 + usize::from(end_of_text)
+}
+
+/// The words in GPT-2's alphabet, with counts that the library can add up: it has 32 bits for a pair's.
+fn in_alphabet(counts: WordCounts, vocab_size: usize) -> AHashMap<CompactString, u64> {
+    let (counts, alphabet) = (counts.finish(vocab_size), byte_alphabet::characters());
+    let pairs: u128 = counts.iter().map(|(word, &count)| word.len() as u128 * u128::from(count)).sum();
+    let shift = (0..64).find(|shift| pairs >> shift <= i32::MAX as u128).unwrap_or_default();
+    let spelled = |word: &str| word.bytes().map(|byte| alphabet[usize::from(byte)]).collect();
+    let scaled = counts.into_iter().map(|(word, count)| (word, count >> shift)).filter(|&(_, count)| count > 0);
+    scaled.map(|(word, count)| (spelled(&word), count)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_beyond_32_bits_are_scaled_down() {
+        let mut counts = WordCounts::default();
+        counts.add(&[" the a"]).unwrap();
+        for (word, count) in [(" the", 1 << 40), (" a", 1 << 20), (" x", 5)] {
+            counts.set(word, count);
+        }
+        let scaled = in_alphabet(counts, 300);
+        assert_eq!(scaled.len(), 2, "{scaled:?}");
+        assert_eq!(scaled["Ġthe"] / scaled["Ġa"], 1 << 20);
+        assert!(scaled.iter().map(|(word, count)| word.len() as u64 * count).sum::<u64>() <= i32::MAX as u64 * 2);
+    }
 }

@@ -1,0 +1,81 @@
+//! Resident memory over 20,000 steps of training a tiny model in a run folder, with validations, checkpoints, metrics
+//! and charts.
+//!
+//!     cargo bench --bench long_run
+//!
+//! The resident size is the `VmRSS` of Linux; elsewhere there is none.
+
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use candle_attention::model::ModelConfig;
+use candle_attention::text::{CorpusOptions, Document, TokenizerChoice, Validation, prepare};
+use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
+use candle_core::Device;
+
+#[path = "../src/allocator.rs"]
+mod allocator;
+
+const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
+
+/// Steps of the run, between two validations with their checkpoints, between two samples, and those that warm up.
+const LONG: [u64; 4] = [20_000, 500, 500, 1000];
+const SHORT: [u64; 4] = [20, 5, 5, 10];
+/// Rows of the table at most.
+const ROWS: usize = 10;
+
+fn main() -> Result<()> {
+    allocator::keep_freed_memory();
+    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let [steps, eval_every, sample_every, warm] = if is_bench { LONG } else { SHORT };
+
+    let space = tempfile::tempdir()?;
+    let documents = [Document::new("text", TEXT.repeat(200))];
+    let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(32));
+    let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
+    let config = ModelConfig {
+        context_len: 32,
+        embed_dim: 32,
+        num_heads: 2,
+        num_layers: 2,
+        hidden_dim: 128,
+        ..ModelConfig::gpt2(tokenizer.vocab_size())
+    };
+    let options = TrainOptions { steps, batch_size: 4, shards: 2, eval_every, ..Default::default() };
+    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
+    let mut folder = RunFolder::create(&space.path().join("run"), &tokenizer, &trainer, "")?;
+
+    let mut samples = vec![];
+    train(&mut trainer, Some(&mut folder), &mut |event| {
+        if let Event::Step(report) = event
+            && report.step.is_multiple_of(sample_every)
+        {
+            samples.push((report.step, resident_kilobytes()));
+        }
+        ControlFlow::Continue(())
+    })?;
+    print(&samples, warm, folder.seconds());
+    Ok(())
+}
+
+fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
+    println!("| step | resident, kB |\n|---|---|");
+    let shown = samples.iter().filter(|sample| sample.0 <= warm);
+    let later: Vec<_> = samples.iter().filter(|sample| sample.0 > warm).collect();
+    let every = later.len().div_ceil(ROWS).max(1);
+    for (step, kilobytes) in shown.chain(later.into_iter().rev().step_by(every).collect::<Vec<_>>().into_iter().rev()) {
+        println!("| {step} | {kilobytes:.0} |");
+    }
+    let at = |step: u64| samples.iter().find(|sample| sample.0 == step).map_or(f64::NAN, |sample| sample.1);
+    let (last, end) = samples.last().copied().unwrap_or_default();
+    let grown = |step: u64| format!("from step {step} to {last}: {:+.0} kB", end - at(step));
+    println!("\n{}; {}; {seconds:.0} s", grown(warm), grown(last / 2));
+}
+
+/// The resident size of this process; NaN where the system does not say.
+fn resident_kilobytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    field.unwrap_or(f64::NAN)
+}

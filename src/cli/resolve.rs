@@ -1,0 +1,170 @@
+//! From the options that are given to those of a run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use candle_attention::model::{Activation, DropoutRates, ModelConfig};
+use candle_attention::text::TokenizerChoice;
+use candle_attention::train::{Schedule, TrainOptions};
+
+use super::options::{Options, Preset};
+
+/// Steps and learning rate of a run on the built-in corpus: about a minute on two cores.
+const BUILT_IN_STEPS: u64 = 1500;
+const BUILT_IN_LEARNING_RATE: f64 = 3e-3;
+
+impl Options {
+    /// The training options, with defaults for what is not given.
+    pub fn train_options(&self) -> TrainOptions {
+        let default = TrainOptions::default();
+        let (steps, learning_rate) = match self.texts.is_empty() {
+            true => (BUILT_IN_STEPS, BUILT_IN_LEARNING_RATE),
+            false => (default.steps, default.learning_rate),
+        };
+        let (steps, learning_rate) = (self.steps.unwrap_or(steps), self.lr.unwrap_or(learning_rate));
+        let warmup_steps = self.warmup.unwrap_or(default.warmup_steps.min(steps / 10));
+        let schedule = self.schedule.unwrap_or_default();
+        let a_fifth = (steps / 5).min(steps.saturating_sub(warmup_steps)).max(1);
+        let decay_steps = match schedule {
+            Schedule::WarmupStableDecay => self.decay_steps.unwrap_or(a_fifth),
+            _ => default.decay_steps,
+        };
+        TrainOptions {
+            steps,
+            batch_size: self.batch.unwrap_or(default.batch_size),
+            shards: self.shards.unwrap_or(default.shards),
+            learning_rate,
+            min_learning_rate: self.min_lr.unwrap_or(learning_rate / 10.0),
+            warmup_steps,
+            schedule,
+            decay_steps,
+            accumulate: self.accumulate.unwrap_or(default.accumulate),
+            label_smoothing: self.label_smoothing.unwrap_or(default.label_smoothing),
+            ema: self.ema.unwrap_or(default.ema),
+            patience: self.patience.unwrap_or(default.patience),
+            skip_bad_steps: self.skip_bad_steps.unwrap_or(default.skip_bad_steps),
+            statistics_every: self.statistics_every.unwrap_or(default.statistics_every),
+            beta1: self.beta1.unwrap_or(default.beta1),
+            beta2: self.beta2.unwrap_or(default.beta2),
+            eps: default.eps,
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            clip_norm: self.clip.unwrap_or(default.clip_norm),
+            isolate_documents: self.isolate_documents.unwrap_or(default.isolate_documents),
+            eval_every: self.eval_every.unwrap_or((steps / 5).max(1)),
+            seed: self.seed.unwrap_or(default.seed),
+        }
+    }
+
+    /// The model, with defaults for what is not given; the vocabulary is the tokenizer's.
+    pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> ModelConfig {
+        let default = match self.preset.unwrap_or_default() {
+            Preset::Gpt2 => ModelConfig::gpt2(vocab_size),
+        };
+        let embed_dim = self.dim.unwrap_or(default.embed_dim);
+        ModelConfig {
+            context_len: self.context.unwrap_or(default.context_len),
+            embed_dim,
+            num_layers: self.layers.unwrap_or(default.num_layers),
+            num_heads: self.heads.unwrap_or(default.num_heads),
+            hidden_dim: self.hidden.unwrap_or(embed_dim.saturating_mul(4)),
+            activation: Activation::GeluErf,
+            bias: self.bias.unwrap_or(default.bias),
+            tie_embeddings: self.tie.unwrap_or(default.tie_embeddings),
+            end_of_text_id,
+            dropout: DropoutRates::all(self.dropout.unwrap_or(0.0)),
+            ..default
+        }
+    }
+
+    /// The model in the folder `init`, with another dropout where one is given.
+    pub fn init_config(&self, init: &Path) -> Result<ModelConfig> {
+        let mut config = ModelConfig::open(init)?;
+        if let Some(rate) = self.dropout {
+            config.dropout = DropoutRates::all(rate);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// With every option given that a later run needs to be the same, and paths that hold from anywhere: what is saved
+    /// with a run.
+    pub fn resolved(&self, tokenizer: &TokenizerChoice, config: &ModelConfig, options: &TrainOptions) -> Result<Self> {
+        let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
+        let mut resolved = Self {
+            texts: absolute(&self.texts)?,
+            validation: absolute(&self.validation)?,
+            validation_fraction: self.validation_fraction,
+            init: self.init.as_ref().map(std::path::absolute).transpose()?,
+            steps: Some(options.steps),
+            batch: Some(options.batch_size),
+            shards: Some(options.shards),
+            lr: Some(options.learning_rate),
+            min_lr: Some(options.min_learning_rate),
+            warmup: Some(options.warmup_steps),
+            beta1: Some(options.beta1),
+            beta2: Some(options.beta2),
+            weight_decay: Some(options.weight_decay),
+            clip: Some(options.clip_norm),
+            isolate_documents: Some(options.isolate_documents),
+            accumulate: Some(options.accumulate),
+            schedule: Some(options.schedule),
+            decay_steps: Some(options.decay_steps).filter(|_| options.schedule == Schedule::WarmupStableDecay),
+            label_smoothing: Some(options.label_smoothing),
+            ema: Some(options.ema),
+            patience: Some(options.patience),
+            skip_bad_steps: Some(options.skip_bad_steps),
+            statistics_every: Some(options.statistics_every),
+            eval_every: Some(options.eval_every),
+            seed: Some(options.seed),
+            dropout: self.dropout,
+            ..Self::default()
+        };
+        // With `init` the sizes and the tokenizer are those of its folder.
+        if self.init.is_none() {
+            resolved.tokenizer = Some(match tokenizer {
+                TokenizerChoice::File(path) => std::path::absolute(path)?.display().to_string(),
+                choice => choice.to_string(),
+            });
+            resolved.preset = Some(self.preset.unwrap_or_default());
+            resolved.layers = Some(config.num_layers);
+            resolved.heads = Some(config.num_heads);
+            resolved.dim = Some(config.embed_dim);
+            resolved.hidden = Some(config.hidden_dim);
+            resolved.context = Some(config.context_len);
+            resolved.bias = Some(config.bias);
+            resolved.tie = Some(config.tie_embeddings);
+            resolved.dropout = Some(config.dropout.residual);
+        }
+        Ok(resolved)
+    }
+
+    /// These options of a resumed run, whose own are `saved`, where others follow from what is given.
+    pub fn followed_up(mut self, given: &Self, saved: &Self) -> Self {
+        // The schedule keeps its form.
+        if let (Some(lr), None, Some(saved_lr), Some(saved_min_lr)) = (given.lr, given.min_lr, saved.lr, saved.min_lr) {
+            self.min_lr = Some(saved_min_lr * (lr / saved_lr));
+        }
+        if given.schedule.is_some() && given.decay_steps.is_none() {
+            self.decay_steps = None;
+        }
+        self
+    }
+
+    /// Refuses what has no meaning beside the other options.
+    pub fn check_schedule(&self) -> Result<()> {
+        if self.decay_steps.is_some() && self.schedule != Some(Schedule::WarmupStableDecay) {
+            bail!("--decay-steps goes with --schedule warmup-stable-decay");
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes beside `--init`, whose model has its own.
+    pub fn check_init(&self) -> Result<()> {
+        let names = ["preset", "layers", "heads", "dim", "hidden", "context", "bias", "tie", "tokenizer"];
+        let given = self.given()?;
+        match names.iter().find(|name| given.iter().any(|given| given == *name)) {
+            Some(name) => bail!("--{name} cannot be given with --init, whose model has its own"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Text from elsewhere on a terminal: control characters, which could rule it, are shown instead of sent.
+
+use std::io::{self, Write};
+
+/// The longest error that is shown, in characters: it may quote what it found in a file.
+const LONGEST: usize = 2000;
+
+/// An error on one line: control characters are escaped, a backtrace is left out, and what is very long is cut.
+pub fn one_line(message: &str) -> String {
+    // candle puts its backtrace behind the message, where there is one.
+    let message = message.split("\n   0: ").next().unwrap_or_default().trim_end();
+    let mut line: String = message.chars().take(LONGEST).map(|c| shown(c, &[])).collect();
+    if message.chars().nth(LONGEST).is_some() {
+        line.push_str(" ...");
+    }
+    line
+}
+
+/// A line as it can be shown, where it may hold names from elsewhere.
+pub fn plain(line: &str) -> String {
+    line.chars().map(|c| shown(c, &['\n', '\t'])).collect()
+}
+
+/// Control characters but those in `kept` as U+2400 and on, the pictures made for them; those above U+007F have none.
+fn shown(c: char, kept: &[char]) -> char {
+    match c {
+        c if kept.contains(&c) || !c.is_control() => c,
+        '\u{7f}' => '\u{2421}',
+        c if c.is_ascii() => char::from_u32(0x2400 + c as u32).unwrap_or(char::REPLACEMENT_CHARACTER),
+        _ => char::REPLACEMENT_CHARACTER,
+    }
+}
+
+/// Writes to a terminal without its control characters, line break and tab excepted. Nothing else is changed: bytes
+/// that are no UTF-8 go through.
+pub struct Shown<W> {
+    terminal: W,
+    /// The first byte of a character of two whose second decides: U+0080 to U+009F are control characters too.
+    waiting: bool,
+}
+
+/// The first byte, in UTF-8, of the characters from U+0080 to U+00BF.
+const FIRST_BYTE: u8 = 0xc2;
+
+impl<W: Write> Shown<W> {
+    /// In front of `terminal`.
+    pub fn new(terminal: W) -> Self {
+        Self { terminal, waiting: false }
+    }
+}
+
+impl<W: Write> Write for Shown<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut text = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            let was_waiting = std::mem::replace(&mut self.waiting, byte == FIRST_BYTE);
+            match byte {
+                0x80..=0x9f if was_waiting => text.extend("\u{fffd}".bytes()),
+                _ => {
+                    text.extend(was_waiting.then_some(FIRST_BYTE));
+                    if byte < 0x80 {
+                        text.extend(shown(char::from(byte), &['\n', '\t']).to_string().bytes());
+                    } else if byte != FIRST_BYTE {
+                        text.push(byte);
+                    }
+                }
+            }
+        }
+        self.terminal.write_all(&text)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.terminal.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_without_control_characters() {
+        assert_eq!(one_line("a\u{1b}[31m\nb\u{9b}2J\u{7f}"), "a␛[31m␊b\u{fffd}2J␡");
+        assert_eq!(one_line("bad\n   0: candle::there\n   1: main"), "bad");
+        let long = one_line(&"é".repeat(5000));
+        assert!(long.ends_with("é ...") && long.chars().count() == 2004);
+    }
+
+    #[test]
+    fn a_terminal_gets_text_and_no_commands() {
+        let through = |parts: &[&[u8]]| {
+            let mut terminal = Shown::new(Vec::new());
+            parts.iter().for_each(|part| terminal.write_all(part).unwrap());
+            terminal.terminal
+        };
+        assert_eq!(through(&[b"a\x1b]0;title\x07\r\n\tb"]), "a␛]0;title␇␍\n\tb".as_bytes());
+        let text = "ação «ß» 🦀 ⠤\n".as_bytes();
+        assert_eq!(through(&[text]), text);
+        let one_by_one: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(through(&one_by_one), text);
+        assert_eq!(through(&[b"\xc2", b"\x9b2J"]), "\u{fffd}2J".as_bytes());
+        assert_eq!(through(&[b"\xff\xc2\xc2\xa0\x80"]), b"\xff\xc2\xc2\xa0\x80");
+    }
+}

@@ -1,0 +1,88 @@
+//! How the work on a text is followed: a bar on a terminal, plain lines elsewhere, once it takes a while.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use candle_attention::text::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::progress::note;
+
+/// The time between two plain lines, and before the first.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// The time before a bar is shown.
+const SHORT: Duration = Duration::from_millis(500);
+
+/// Shows how far texts are.
+pub fn text_progress() -> impl FnMut(Progress) {
+    let mut stage = Stage::new("");
+    move |progress| match progress {
+        Progress::Reading { done, total } => stage.show("reading", done, total, "MB"),
+        Progress::Counting { done, total } => stage.show("learning a BPE: counting words", done, total, "MB"),
+        Progress::Merging { merges } => {
+            stage = Stage::new("");
+            note(&format!("learning a BPE: {merges} merges"));
+        }
+        Progress::Encoding { done, total } => stage.show("encoding", done, total, "MB"),
+        Progress::Checking { done, total } => stage.show("checking ids", done, total, "M"),
+    }
+}
+
+/// One pass over the texts.
+struct Stage {
+    name: &'static str,
+    begun: Instant,
+    last_line: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Stage {
+    fn new(name: &'static str) -> Self {
+        Self { name, begun: Instant::now(), last_line: Instant::now(), bar: None }
+    }
+
+    fn show(&mut self, name: &'static str, done: u64, total: u64, unit: &str) {
+        if self.name != name {
+            self.finish();
+            *self = Self::new(name);
+        }
+        let elapsed = self.begun.elapsed();
+        let rate = done as f64 / elapsed.as_secs_f64() / 1e6;
+        if self.bar.is_none() && elapsed > SHORT && std::io::stderr().is_terminal() {
+            self.bar = Some(bar(name, total));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(format!("{} of {} {unit}, {rate:.1} {unit}/s", done / 1_000_000, total / 1_000_000));
+        } else if self.last_line.elapsed() >= QUIET {
+            let left = (total - done) as f64 / 1e6 / rate;
+            note(&format!(
+                "{name}: {} of {} {unit}, {rate:.1} {unit}/s, {left:.0} s left",
+                done / 1_000_000,
+                total / 1_000_000
+            ));
+            self.last_line = Instant::now();
+        }
+        if done == total {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn bar(name: &'static str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix}  {bar:30} {msg}  {eta} left");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_prefix(name)
+}

@@ -1,0 +1,221 @@
+//! The event file that TensorBoard reads.
+//!
+//! A file is a sequence of records: the length (`u64`), its checksum, the data, its checksum, all little-endian; a checksum is
+//! a CRC-32C, rotated and shifted ([TFRecord](https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details)).
+//! The data of each is an `Event` of TensorFlow's `event.proto`, of which the messages here have the fields that are used.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{Result, bail};
+use prost::Message;
+
+use super::line::Line;
+
+/// Somebody who watches sees a step this late at most.
+const DELAY: Duration = Duration::from_secs(1);
+/// Bytes that wait at most.
+const MOST_WAITING: usize = 1 << 16;
+
+const PREFIX: &str = "events.out.tfevents.";
+const SUFFIX: &str = ".candle-attention";
+
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    /// Seconds since 1970.
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<Scalar>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Scalar {
+    #[prost(string, tag = "1")]
+    tag: String,
+    /// Written even if it is 0.
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// The event file of a session of training.
+pub struct EventFile {
+    path: PathBuf,
+    file: File,
+    waiting: Vec<u8>,
+    flushed: Instant,
+}
+
+impl EventFile {
+    /// Creates a file in `folder`, of a name that comes after those of the sessions before. A TensorBoard that watches
+    /// forgets what those said.
+    ///
+    /// # Errors
+    /// If `folder` is no folder of its own, or the file cannot be created.
+    pub fn create(folder: &Path, wall_time: f64) -> Result<Self> {
+        match fs::symlink_metadata(folder) {
+            Ok(found) if !found.is_dir() => bail!("expected a folder, got {}", folder.display()),
+            Ok(_) => {}
+            Err(_) => fs::create_dir(folder)?,
+        }
+        let last = event_files(folder)?.into_iter().map(|(seconds, _)| seconds).max();
+        let seconds = (wall_time as u64).max(last.map_or(0, |last| last.saturating_add(1)));
+        let path = folder.join(format!("{PREFIX}{seconds:010}{SUFFIX}"));
+        let file = File::create_new(&path)?;
+        let mut events = Self { path, file, waiting: vec![], flushed: Instant::now() };
+        for what in head() {
+            events.push(&Event { wall_time, step: 0, what: Some(what) });
+        }
+        events.flush()?;
+        Ok(events)
+    }
+
+    /// Adds the numbers of a line of the metrics.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add(&mut self, line: &Line, wall_time: f64) -> Result<()> {
+        self.push(&event(line, wall_time));
+        if self.waiting.len() >= MOST_WAITING || self.flushed.elapsed() >= DELAY {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what waits to the system.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.waiting)?;
+        self.waiting.clear();
+        self.flushed = Instant::now();
+        Ok(())
+    }
+
+    /// Removes the files of other sessions beside this one.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn remove_others(&self) -> Result<()> {
+        for (_, path) in event_files(self.path.parent().unwrap_or(Path::new(".")))? {
+            if path != self.path {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, event: &Event) {
+        write_record(&event.encode_to_vec(), &mut self.waiting);
+    }
+}
+
+/// What each file begins with: its version, and that a session starts, at which TensorBoard drops what it knows of the
+/// steps that follow.
+fn head() -> [What; 2] {
+    const START: i32 = 1;
+    [What::FileVersion("brain.Event:2".into()), What::SessionLog(SessionLog { status: START })]
+}
+
+fn event(line: &Line, wall_time: f64) -> Event {
+    let scalars = line.scalars.iter();
+    let values = scalars.map(|(path, value)| Scalar { tag: path.clone(), simple_value: Some(*value as f32) }).collect();
+    Event { wall_time, step: line.step as i64, what: Some(What::Summary(Summary { values })) }
+}
+
+/// Appends a record.
+fn write_record(data: &[u8], out: &mut Vec<u8>) {
+    let length = (data.len() as u64).to_le_bytes();
+    for part in [&length, data] {
+        out.extend_from_slice(part);
+        out.extend_from_slice(&masked_checksum(part).to_le_bytes());
+    }
+}
+
+fn masked_checksum(data: &[u8]) -> u32 {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// The event files of this program in `folder`, with the seconds in their names.
+fn event_files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = vec![];
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let seconds = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
+        found.extend(seconds.and_then(|seconds| seconds.parse().ok()).map(|seconds| (seconds, entry.path())));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `tests/fixtures/tensorboard_events.py` writes the same events with TensorBoard's own code.
+    #[test]
+    fn a_file_is_what_tensorboard_would_write() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tensorboard.tfevents");
+        let space = tempfile::tempdir().unwrap();
+        let folder = space.path().join("tensorboard");
+        let mut events = EventFile::create(&folder, 1_700_000_000.25).unwrap();
+        for step in 1..=3u32 {
+            let loss = 1.0 / f64::from(step);
+            let scalars = [("loss", loss), ("zero", 0.0), ("statistics/ação/norm", -1e30 * loss)];
+            let scalars = scalars.map(|(path, value)| (path.to_string(), value)).to_vec();
+            let line = Line { step: u64::from(step) * 1000, seconds: 0.0, scalars };
+            events.add(&line, 1_700_000_000.5 + f64::from(step)).unwrap();
+        }
+        events.flush().unwrap();
+        assert_eq!(fs::read(&events.path).unwrap(), fs::read(fixture).unwrap());
+    }
+
+    #[test]
+    fn a_later_session_has_a_later_name_and_removes_its_own_kind_only() {
+        let space = tempfile::tempdir().unwrap();
+        let folder = space.path().join("tensorboard");
+        let first = EventFile::create(&folder, 5e9).unwrap();
+        fs::write(folder.join("events.out.tfevents.1.another"), b"").unwrap();
+        let second = EventFile::create(&folder, 4e9).unwrap();
+        assert!(second.path > first.path);
+        second.remove_others().unwrap();
+        assert!(second.path.exists() && !first.path.exists());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_elsewhere_is_not_followed() {
+        let space = tempfile::tempdir().unwrap();
+        let folder = space.path().join("tensorboard");
+        std::os::unix::fs::symlink(space.path(), &folder).unwrap();
+        assert!(EventFile::create(&folder, 1.0).err().unwrap().to_string().contains("expected a folder"));
+    }
+}

@@ -1,0 +1,213 @@
+//! A sequence of token ids, in memory or in a file.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{Error, Result, bail};
+
+/// A sequence of token ids, in memory or in a file: the same ids either way.
+///
+/// A file is read where it is asked for, through the system's cache of pages, and not mapped into memory: a mapped file
+/// that somebody shortens kills the process, its pages count as the process's own memory, and mapping needs `unsafe`. What
+/// is read in a step is some thousand ids, so the calls cost nothing that can be measured.
+#[derive(Clone, Debug)]
+pub struct Ids(Store);
+
+#[derive(Clone, Debug)]
+enum Store {
+    Memory(Arc<[u32]>),
+    File { file: Arc<IdsFile>, width: Width, start: u64, len: usize },
+}
+
+/// An open file of ids. A temporary one is removed when nothing uses it any more.
+#[derive(Debug)]
+pub(super) struct IdsFile {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    is_temporary: AtomicBool,
+}
+
+impl IdsFile {
+    pub(super) fn kept(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_path_buf(), is_temporary: false.into() }
+    }
+
+    pub(super) fn temporary(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_path_buf(), is_temporary: true.into() }
+    }
+
+    /// Keeps a file that was temporary.
+    pub(super) fn keep(&self) {
+        self.is_temporary.store(false, Ordering::Relaxed);
+    }
+
+    /// Removes the name of a temporary file; whoever has it open goes on reading.
+    pub(super) fn forget(&self) {
+        if self.is_temporary.swap(false, Ordering::Relaxed) {
+            // Best effort: there is nobody to tell.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for IdsFile {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Bytes of an id in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    Two,
+    Four,
+}
+
+impl Width {
+    /// The least that holds any id of a vocabulary.
+    pub(super) fn of(vocab_size: usize) -> Self {
+        if vocab_size <= 1 << 16 { Self::Two } else { Self::Four }
+    }
+
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Two => 2,
+            Self::Four => 4,
+        }
+    }
+
+    /// Appends ids, least byte first.
+    pub(super) fn extend(self, bytes: &mut Vec<u8>, ids: &[u32]) {
+        match self {
+            Self::Two => ids.iter().for_each(|&id| bytes.extend_from_slice(&(id as u16).to_le_bytes())),
+            Self::Four => ids.iter().for_each(|&id| bytes.extend_from_slice(&id.to_le_bytes())),
+        }
+    }
+
+    fn ids(self, bytes: &[u8]) -> Vec<u32> {
+        match self {
+            Self::Two => bytes.as_chunks().0.iter().map(|&id| u16::from_le_bytes(id).into()).collect(),
+            Self::Four => bytes.as_chunks().0.iter().map(|&id| u32::from_le_bytes(id)).collect(),
+        }
+    }
+}
+
+impl From<Vec<u32>> for Ids {
+    fn from(ids: Vec<u32>) -> Self {
+        Self(Store::Memory(ids.into()))
+    }
+}
+
+impl Ids {
+    /// `len` ids of a file, from byte `start` on.
+    pub(super) fn in_file(file: Arc<IdsFile>, width: Width, start: u64, len: usize) -> Self {
+        Self(Store::File { file, width, start, len })
+    }
+
+    /// The number of ids.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Store::Memory(ids) => ids.len(),
+            Store::File { len, .. } => *len,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that the ids take in memory: none for those in a file.
+    pub fn bytes_in_memory(&self) -> usize {
+        match &self.0 {
+            Store::Memory(ids) => size_of_val(&ids[..]),
+            Store::File { .. } => 0,
+        }
+    }
+
+    /// The file that holds the ids, if one does.
+    pub(super) fn file(&self) -> Option<&Arc<IdsFile>> {
+        match &self.0 {
+            Store::Memory(_) => None,
+            Store::File { file, .. } => Some(file),
+        }
+    }
+
+    /// The ids at these places.
+    ///
+    /// # Errors
+    /// Places behind the end, and a file that can't be read or has been shortened.
+    pub fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u32]>> {
+        if range.start > range.end || range.end > self.len() {
+            bail!("ids: expected places up to {}, got {range:?}", self.len());
+        }
+        match &self.0 {
+            Store::Memory(ids) => Ok(Cow::Borrowed(&ids[range])),
+            Store::File { file, width, start, .. } => {
+                let mut bytes = vec![0; range.len() * width.bytes()];
+                let offset = start + (range.start * width.bytes()) as u64;
+                read_exact_at(&file.file, &mut bytes, offset)
+                    .map_err(|error| Error::Msg(format!("cannot read {}: {error}", file.path.display())))?;
+                Ok(Cow::Owned(width.ids(&bytes)))
+            }
+        }
+    }
+
+    /// All ids, in blocks that are small in memory.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Result<Cow<'_, [u32]>>> {
+        const BLOCK: usize = 1 << 18;
+        let len = self.len();
+        (0..len).step_by(BLOCK).map(move |start| self.read(start..len.min(start + BLOCK)))
+    }
+
+    /// Whether an id is among them.
+    ///
+    /// # Errors
+    /// A file that can't be read.
+    pub fn contains(&self, id: u32) -> Result<bool> {
+        for block in self.blocks() {
+            if block?.contains(&id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// All ids, in memory.
+    ///
+    /// # Errors
+    /// A file that can't be read.
+    pub fn to_vec(&self) -> Result<Vec<u32>> {
+        Ok(self.read(0..self.len())?.into_owned())
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !bytes.is_empty() {
+        match file.seek_read(bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                bytes = &mut bytes[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_exact_at(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

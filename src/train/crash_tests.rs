@@ -1,0 +1,250 @@
+//! A training that is killed at every change it makes to the disk, and the same on a full disk.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_core::{Device, Result};
+
+use super::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
+use crate::files::faults::{self, Fault};
+use crate::files::power::Disk;
+use crate::model::ModelConfig;
+use crate::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
+
+const CONTEXT_LEN: usize = 5;
+
+fn data() -> (Tokenizer, Corpus) {
+    let documents = [Document::new("numbers", "one two three four five ".repeat(9))];
+    let options = CorpusOptions::in_memory(CONTEXT_LEN);
+    prepare(&documents, &Validation::Fraction(0.2), &TokenizerChoice::Characters, &options, &mut |_| {}).unwrap()
+}
+
+fn config(tokenizer: &Tokenizer) -> ModelConfig {
+    ModelConfig {
+        context_len: CONTEXT_LEN,
+        embed_dim: 6,
+        num_heads: 2,
+        num_layers: 1,
+        hidden_dim: 7,
+        ..ModelConfig::gpt2(tokenizer.vocab_size())
+    }
+}
+
+/// Of a run whose best model is neither its first nor its last.
+fn options() -> TrainOptions {
+    TrainOptions {
+        steps: 8,
+        batch_size: 3,
+        shards: 2,
+        warmup_steps: 0,
+        learning_rate: 0.03,
+        min_learning_rate: 0.9,
+        clip_norm: 0.0,
+        eval_every: 2,
+        ..Default::default()
+    }
+}
+
+/// Starts the run in `root`, or goes on with it. With `breaks_off` it leaves at the second validation.
+fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
+    let (tokenizer, corpus) = data();
+    let options = options();
+    let (mut folder, mut trainer) = if RunFolder::exists(root) {
+        let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+        (folder, Trainer::resume(checkpoint, &config, &options, corpus, &Device::Cpu)?)
+    } else {
+        let trainer = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu)?;
+        (RunFolder::create(root, &tokenizer, &trainer, "")?, trainer)
+    };
+    let mut step = 0;
+    train(&mut trainer, Some(&mut folder), &mut |event| {
+        match event {
+            Event::Step(report) => step = report.step,
+            Event::Validating if breaks_off && step == 4 => return ControlFlow::Break(()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })
+}
+
+/// All files of a finished run by their paths, without what depends on the time.
+fn content(root: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut content = Vec::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                // The names and times in the event files are those of the day.
+                folders.extend((!path.ends_with("tensorboard")).then_some(path));
+                continue;
+            }
+            if path.ends_with("ids.safetensors") {
+                // The corpus writes it, through nothing that is struck here; a run whose text is there needs none.
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            if path.ends_with("metrics.jsonl") || path.ends_with("state.json") {
+                bytes = without_times(&String::from_utf8(bytes).unwrap());
+            }
+            content.push((path.strip_prefix(root).unwrap().display().to_string(), bytes));
+        }
+    }
+    content.sort();
+    content
+}
+
+/// The objects in `json` without their seconds, and the bytes of the metrics, which depend on the digits of these.
+fn without_times(json: &str) -> Vec<u8> {
+    let objects = serde_json::Deserializer::from_str(json).into_iter::<serde_json::Value>();
+    let mut text = String::new();
+    for object in objects {
+        let mut object = object.unwrap();
+        for name in ["seconds", "metrics_bytes"] {
+            object.as_object_mut().unwrap().remove(name);
+        }
+        text += &format!("{object}\n");
+    }
+    text.into()
+}
+
+fn assert_same(got: &[(String, Vec<u8>)], expected: &[(String, Vec<u8>)], label: &str) {
+    let names = |content: &[(String, Vec<u8>)]| content.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(got), names(expected), "{label}");
+    for ((name, got), (_, expected)) in got.iter().zip(expected) {
+        assert!(got == expected, "{label}: {name}\n{}", String::from_utf8_lossy(got));
+    }
+}
+
+/// What a run that nobody disturbs leaves.
+fn undisturbed() -> Vec<(String, Vec<u8>)> {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    assert_eq!(session(&root, false).unwrap(), Outcome::Finished);
+    let content = content(&root);
+    let of = |name: &str| content.iter().filter(|(path, _)| path.contains(name)).count();
+    assert!(of("step-00000008") == 3 && of("step-00000004") == 3 && of("step-") == 6, "the best is that of step 4");
+    content
+}
+
+/// The changes that a run makes, broken off once and resumed.
+fn changes() -> u64 {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let never = Some(Fault::Killed(u64::MAX));
+    faults::with(never, || {
+        assert_eq!(session(&root, true).unwrap(), Outcome::Interrupted);
+        assert_eq!(session(&root, false).unwrap(), Outcome::Finished);
+    })
+    .1
+}
+
+/// Holds a run with a fault in it, and another in the session that comes after, against one without: they end alike.
+/// Gives whether the first fault struck.
+fn survives(faults: &[Fault], expected: &[(String, Vec<u8>)]) -> bool {
+    let mut struck = Vec::new();
+    let label = format!("{faults:?}");
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    for &fault in faults {
+        let disturbed = || session(&root, true).and_then(|_| session(&root, false));
+        struck.push(faults::with(Some(fault), disturbed).0.is_err());
+        assert_eq!(root.exists(), RunFolder::exists(&root), "{label}: a folder that is no run");
+    }
+    let never = Some(Fault::Killed(u64::MAX));
+    let outcome = faults::with(never, || session(&root, false)).0;
+    assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
+    assert_same(&content(&root), expected, &label);
+    for left in std::fs::read_dir(space.path()).unwrap() {
+        let left = left.unwrap().path();
+        assert!(left == root || content(&left).is_empty(), "{label}: {} is left", left.display());
+    }
+    struck[0]
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_change_of_the_disk_ends_as_if_it_was_not() {
+    let (expected, changes) = (undisturbed(), changes());
+    assert!(changes > 130, "{changes} changes");
+    for n in 0..changes {
+        assert!(survives(&[Fault::Killed(n)], &expected), "nothing failed at {n}");
+        // The second fault: somewhere in the way back.
+        survives(&[Fault::Torn(n), Fault::Killed(n * 31 % 97)], &expected);
+    }
+}
+
+/// On a disk that forgets all that was not synced.
+#[test]
+fn a_power_failure_at_any_change_of_the_disk_leaves_a_run_that_ends_as_if_there_was_none() {
+    let expected = undisturbed();
+    let space = tempfile::tempdir().unwrap();
+    let made = faults::recorded(|| {
+        let root = space.path().join("run");
+        assert_eq!(session(&root, true).unwrap(), Outcome::Interrupted);
+        assert_eq!(session(&root, false).unwrap(), Outcome::Finished);
+    });
+    let mut disk = Disk::new(space.path());
+    for (n, change) in made.iter().enumerate() {
+        disk.apply(change);
+        let label = format!("after {} of {} changes, {change:?}", n + 1, made.len());
+        let survivors = tempfile::tempdir().unwrap();
+        disk.survivors(survivors.path());
+        let root = survivors.path().join("run");
+        assert_eq!(root.exists(), RunFolder::exists(&root), "{label}: a folder that is no run");
+        let outcome = faults::with(Some(Fault::Killed(u64::MAX)), || session(&root, false)).0;
+        assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
+        assert_same(&content(&root), &expected, &label);
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_and_room_is_all_it_takes_to_go_on() {
+    let (expected, changes) = (undisturbed(), changes());
+    let struck = (0..changes).filter(|&n| survives(&[Fault::Full(n)], &expected)).count() as u64;
+    assert!(struck > changes / 2 && struck < changes, "{struck} of {changes} changes failed");
+}
+
+#[test]
+fn a_save_that_failed_can_be_tried_again() {
+    let (tokenizer, corpus) = data();
+    for n in 0..20 {
+        let space = tempfile::tempdir().unwrap();
+        let root = space.path().join("run");
+        let mut trainer = Trainer::new(&config(&tokenizer), &options(), corpus.clone(), &Device::Cpu).unwrap();
+        let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+        let report = trainer.train_step().unwrap();
+        let failed = faults::with(Some(Fault::Full(n)), || folder.log(&report).and_then(|()| folder.save(&trainer))).0;
+        assert_eq!(failed.is_err(), n <= 16, "at {n}: {failed:?}");
+        if n == 0 {
+            folder.log(&report).unwrap();
+        }
+        folder.save(&trainer).unwrap();
+        drop(folder);
+        let (_, _, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+        assert_eq!(checkpoint.state.step, 1);
+        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().count(), 1, "{metrics}");
+    }
+}
+
+#[test]
+fn too_little_space_is_seen_before_anything_is_written() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let little =
+        |work: &mut dyn FnMut() -> Result<()>| faults::with_available_space(3_000_000, work).unwrap_err().to_string();
+    let (tokenizer, corpus) = data();
+    let mut trainer = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
+    let error = little(&mut || RunFolder::create(&root, &tokenizer, &trainer, "").map(drop));
+    assert!(error.contains("no space for the run: it needs 8.4 MB on the disk of"), "{error}");
+    assert!(error.ends_with("with 3.0 MB available"), "{error}");
+    assert_eq!(std::fs::read_dir(space.path()).unwrap().count(), 0);
+
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    let before = content(&root);
+    trainer.train_step().unwrap();
+    let error = little(&mut || folder.save(&trainer));
+    assert!(error.contains("no space for a checkpoint: it needs 3.2 MB on the disk of"), "{error}");
+    assert_same(&content(&root), &before, "after the refusal");
+    folder.save(&trainer).unwrap();
+}

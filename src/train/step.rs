@@ -1,0 +1,229 @@
+//! One step of training, and what becomes of a bad one.
+
+use std::fmt;
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::backward::Backward;
+use super::statistics::Before;
+use super::{Gradients, StatisticsReport, Trainer};
+use crate::model::DropoutSource;
+use crate::ops;
+use crate::text::Batch;
+
+/// What one step of training gave.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// The mean loss of the batch before the step, in nats a token: cross-entropy, with label smoothing where that is on.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// The global norm of the gradients before clipping.
+    pub gradient_norm: f64,
+    /// Tokens of the batch.
+    pub tokens: usize,
+}
+
+/// A step whose loss or gradient is not finite. It has updated nothing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BadStep {
+    /// The number of the step, counted from 1.
+    pub step: u64,
+    /// What is not finite, by name.
+    #[serde(rename = "skipped")]
+    pub reason: String,
+    /// Where the sequences of the batch start in the ids.
+    #[serde(serialize_with = "listed")]
+    pub sequences: Vec<usize>,
+    /// Where those start whose own loss or gradient is not finite; all may be fine alone, where only the sum is too large.
+    #[serde(serialize_with = "listed")]
+    pub bad_sequences: Vec<usize>,
+    /// Steps skipped so far, this one included.
+    pub skipped_steps: u64,
+}
+
+/// As text: places are no quantities, which a plot of the metrics would take numbers for.
+fn listed<S: Serializer>(starts: &[usize], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    let starts: Vec<String> = starts.iter().map(usize::to_string).collect();
+    serializer.serialize_str(&starts.join(" "))
+}
+
+impl fmt::Display for BadStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, reason, sequences, bad_sequences, .. } = self;
+        let listed = |starts: &[usize]| {
+            const MOST: usize = 16;
+            let shown: Vec<String> = starts.iter().take(MOST).map(usize::to_string).collect();
+            let rest = starts.len().saturating_sub(MOST);
+            if rest > 0 { format!("{} and {rest} more", shown.join(", ")) } else { shown.join(", ") }
+        };
+        write!(f, "step {step}: {reason}; of the batch's {} sequences ", sequences.len())?;
+        match bad_sequences.len() {
+            0 => write!(f, "none is bad alone (they start at tokens {})", listed(sequences)),
+            n if n == sequences.len() => write!(f, "all are bad (they start at tokens {})", listed(sequences)),
+            _ => write!(f, "those that start at tokens {} are bad", listed(bad_sequences)),
+        }
+    }
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepOutcome {
+    /// It was made.
+    Done(StepReport),
+    /// It was bad, and is left out: the next one has another batch.
+    Skipped(BadStep),
+    /// It was bad, and training must not go on.
+    Failed(BadStep),
+}
+
+impl Trainer {
+    /// Makes one optimizer step: batch, loss, gradients, audit, clipping, update.
+    ///
+    /// # Errors
+    /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
+    pub fn train_step(&mut self) -> Result<StepReport> {
+        let batch = self.next_batch()?;
+        self.train_step_on(&batch)
+    }
+
+    /// Makes one optimizer step on a batch of one's own.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::train_step`].
+    pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
+        match self.attempt(batch)? {
+            Ok(report) => Ok(report),
+            Err(bad) => bail!("{bad}; {}", BadStep::ADVICE),
+        }
+    }
+
+    /// As [`Trainer::train_step`], but a bad step is no error: it is skipped, if the options allow another one in a row and
+    /// the weights are sound.
+    ///
+    /// # Errors
+    /// If the gradient audit fails; nothing has been updated then.
+    pub fn next_step(&mut self) -> Result<StepOutcome> {
+        let batch = self.next_batch()?;
+        self.next_step_on(&batch)
+    }
+
+    /// As [`Trainer::next_step`], on a batch of one's own.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::next_step`].
+    pub fn next_step_on(&mut self, batch: &Batch) -> Result<StepOutcome> {
+        let mut bad = match self.attempt(batch)? {
+            Ok(report) => return Ok(StepOutcome::Done(report)),
+            Err(bad) => bad,
+        };
+        if let Some(name) = self.unsound_weight()? {
+            bad.reason = format!("{}, as {name} is no longer finite since the update before", bad.reason);
+            return Ok(StepOutcome::Failed(bad));
+        }
+        if self.counters.skipped_in_a_row >= self.options.skip_bad_steps {
+            return Ok(StepOutcome::Failed(bad));
+        }
+        self.counters.skipped += 1;
+        self.counters.skipped_in_a_row += 1;
+        bad.skipped_steps = self.counters.skipped;
+        self.step += 1;
+        Ok(StepOutcome::Skipped(bad))
+    }
+
+    /// The norms of every tensor at the last step, if the options asked for them there.
+    pub fn statistics(&self) -> Option<&StatisticsReport> {
+        self.statistics.as_ref()
+    }
+
+    /// The first weight that is not finite.
+    pub(super) fn unsound_weight(&self) -> Result<Option<&str>> {
+        for (name, var) in &self.vars {
+            if !ops::norm(var)?.is_finite() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn next_batch(&self) -> Result<Batch> {
+        Ok(self.sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id()))
+    }
+
+    /// Makes the step, unless it is bad.
+    fn attempt(&mut self, batch: &Batch) -> Result<std::result::Result<StepReport, BadStep>> {
+        self.statistics = None;
+        let backward = self.backward();
+        if !self.is_recording_checked {
+            backward.check_recording(batch)?;
+        }
+        let (loss, mut gradients) = backward.gradients(batch, self.options.shards, self.options.accumulate)?;
+        let norms = gradients.norms()?;
+        if let Some(reason) = self.fault(loss, &norms) {
+            let bad = backward.bad_sequences(batch)?.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();
+            let (step, sequences) = (self.step + 1, batch.starts.clone());
+            let skipped_steps = self.counters.skipped;
+            return Ok(Err(BadStep { step, reason, sequences, bad_sequences: bad, skipped_steps }));
+        }
+        self.is_recording_checked = true;
+        self.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))?;
+        let gradient_norm = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        if self.options.clip_norm > 0.0 {
+            gradients.clip(gradient_norm, self.options.clip_norm);
+        }
+        let learning_rate = self.options.learning_rate_at(self.step);
+        self.update(&gradients, learning_rate)?;
+        Ok(Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() }))
+    }
+
+    /// Moves the weights, and all that follows them.
+    fn update(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<()> {
+        // A step that was skipped has not touched the moments, so their bias is that of the updates.
+        let updates = self.step - self.counters.skipped;
+        let every = self.options.statistics_every;
+        let is_watched = every > 0 && (self.step + 1).is_multiple_of(every);
+        let before = is_watched.then(|| Before::new(&self.vars)).transpose()?;
+        self.optimizer.step(gradients, updates, learning_rate)?;
+        self.step += 1;
+        self.counters.skipped_in_a_row = 0;
+        if let Some(average) = &mut self.average {
+            average.update(&self.vars, updates + 1)?;
+        }
+        self.statistics = before.map(|before| before.report(self.step, &self.vars, gradients)).transpose()?;
+        Ok(())
+    }
+
+    fn backward(&self) -> Backward<'_> {
+        let dropout = DropoutSource { seed: self.options.seed, step: self.step, first_sequence: 0 };
+        Backward {
+            model: &self.trainable,
+            vars: &self.vars,
+            device: &self.device,
+            dropout,
+            label_smoothing: self.options.label_smoothing,
+        }
+    }
+
+    /// What is wrong with a step of this loss and these norms of gradients.
+    fn fault(&self, loss: f64, norms: &[f64]) -> Option<String> {
+        if let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| !norm.is_finite()) {
+            return Some(format!("the norm of the gradient of {name} is {norm}, the loss is {loss}"));
+        }
+        // Clipping would make it small enough.
+        let most = f64::from(f32::MAX).sqrt();
+        if self.options.clip_norm == 0.0
+            && let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| **norm > most)
+        {
+            return Some(format!("the norm of the gradient of {name} is {norm:.1e}, and its square beyond f32"));
+        }
+        (!loss.is_finite()).then(|| format!("the loss is {loss}"))
+    }
+}
+
+impl BadStep {
+    /// What often helps.
+    pub(super) const ADVICE: &str = "a lower learning rate may help";
+}

@@ -1,0 +1,109 @@
+//! A run of 2N steps, and one of N steps that is resumed: the same to the last bit, whatever the options and threads.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_attention::generate::{Sampler, SamplingOptions, generate};
+use candle_attention::model::{DropoutRates, ModelConfig};
+use candle_attention::run::Run;
+use candle_attention::train::{Event, RunFolder, Schedule, TrainOptions, Trainer, train};
+use candle_core::Device;
+
+use crate::support::values;
+use crate::training::{config, data, options, resume};
+
+const STEPS: u64 = 12;
+
+/// The options whose runs must be exact, each with a rate of dropout.
+fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
+    let base = TrainOptions { eval_every: 4, shards: 3, ..options(STEPS) };
+    let everything = TrainOptions {
+        accumulate: 2,
+        ema: 0.9,
+        label_smoothing: 0.1,
+        schedule: Schedule::WarmupStableDecay,
+        decay_steps: 5,
+        statistics_every: 3,
+        patience: 9,
+        ..base.clone()
+    };
+    vec![
+        ("the preset", 0.0, base.clone()),
+        ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
+        ("dropout", 0.2, base.clone()),
+        ("dropout, accumulation, average and more", 0.1, everything),
+        ("a best not last", 0.0, TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.7, ..base }),
+    ]
+}
+
+/// What a run has come to.
+#[derive(PartialEq)]
+struct End {
+    weights: Vec<Vec<f64>>,
+    moments: Vec<Vec<f64>>,
+    metrics: Vec<serde_json::Value>,
+    best: String,
+    sample: String,
+}
+
+fn end(root: &Path, trainer: &Trainer) -> End {
+    let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+    let without_seconds = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("seconds").unwrap();
+        line
+    };
+    let run = Run::open(root, &Device::Cpu).unwrap();
+    let mut sampler = Sampler::new(SamplingOptions::default(), 7, 0).unwrap();
+    let prompt = run.tokenizer.encode("one").unwrap();
+    let ids = generate(&run.model, &prompt, 50, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap();
+    End {
+        weights: trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect(),
+        moments: trainer.moments().iter().map(|(_, moment)| values(moment)).collect(),
+        metrics: metrics.lines().map(without_seconds).collect(),
+        best: format!("{:?}", trainer.best()),
+        sample: run.tokenizer.decode(&ids).unwrap(),
+    }
+}
+
+/// Runs in `root` on so many threads, leaving after each of the steps `stops`.
+fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        let (tokenizer, corpus) = data();
+        let config = ModelConfig { dropout: DropoutRates::all(dropout), ..config(&tokenizer) };
+        let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
+        let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+        for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
+            let on_event = &mut |event: Event| match event {
+                Event::Step(report) if Some(report.step) == stop => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            };
+            train(&mut trainer, Some(&mut folder), on_event).unwrap();
+            drop(folder);
+            (folder, trainer) = resume(root, options).unwrap();
+        }
+        assert_eq!(trainer.step(), STEPS);
+        end(root, &trainer)
+    })
+}
+
+#[test]
+fn two_halves_are_the_whole_to_the_last_bit() {
+    for (label, dropout, options) in all_options() {
+        let space = tempfile::tempdir().unwrap();
+        let whole = run(&space.path().join("whole"), dropout, &options, 1, &[]);
+        let steps = whole.metrics.iter().filter(|line| line.get("loss").is_some()).count() as u64;
+        assert_eq!(steps, STEPS, "{label}");
+        // Between two checkpoints, at one that comes with a validation, and after every step.
+        let every: Vec<u64> = (1..STEPS).collect();
+        for (threads, stops) in [(1, &[6][..]), (2, &[6]), (5, &[4, 7]), (2, &every)] {
+            let label = format!("{label}, {threads} threads, stopped after {stops:?}");
+            let parts = run(&space.path().join(&label), dropout, &options, threads, stops);
+            assert_eq!(parts.metrics, whole.metrics, "{label}");
+            assert_eq!(parts.best, whole.best, "{label}");
+            assert_eq!(parts.sample, whole.sample, "{label}");
+            assert!(parts.weights == whole.weights && parts.moments == whole.moments, "{label}");
+        }
+    }
+}

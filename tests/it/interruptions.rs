@@ -1,0 +1,212 @@
+//! The command, killed and asked to stop: what it leaves goes on as if nothing had been.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A folder to run the command in.
+struct Space(tempfile::TempDir);
+
+impl Space {
+    fn new() -> Self {
+        let space = Self(tempfile::tempdir().unwrap());
+        let lines = "O gato preto correu rapidamente.\nA gata preta correu rapidamente.\n".repeat(60);
+        std::fs::write(space.path("text.txt"), lines).unwrap();
+        space
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The command, started, with its outputs at hand.
+    fn start(&self, line: &str) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+        command.args(line.split_whitespace()).current_dir(self.0.path());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs what should work, and gives what it prints.
+    fn works(&self, line: &str) -> String {
+        let output = self.start(line).wait_with_output().unwrap();
+        assert!(output.status.success(), "attn {line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Trains in `run` to the end, from the start if there is nothing yet.
+    fn train(&self, start: &str) -> String {
+        self.works(if self.path("run").exists() { "train --resume --out run" } else { start })
+    }
+}
+
+/// Sends a signal by its name.
+fn send(signal: &str, child: &Child) {
+    let killed = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+/// Waits for a line on standard error that begins so; the lines after it are read to the end.
+fn await_line(child: &mut Child, beginning: &str) -> std::thread::JoinHandle<usize> {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with(beginning)), "no line begins with {beginning}");
+    std::thread::spawn(move || lines.count())
+}
+
+/// The end of a command: its exit status and what it printed.
+fn end(child: Child, reader: std::thread::JoinHandle<usize>) -> (ExitStatus, String) {
+    let output = child.wait_with_output().unwrap();
+    reader.join().unwrap();
+    (output.status, String::from_utf8(output.stdout).unwrap())
+}
+
+/// All that a finished run holds and that does not depend on the time: the metrics without their seconds, and all files
+/// with weights or moments.
+fn result(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl")).unwrap();
+    let without_seconds = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("seconds").unwrap();
+        line.to_string() + "\n"
+    };
+    let mut files = vec![(PathBuf::from("metrics"), metrics.lines().map(without_seconds).collect::<String>().into())];
+    let mut folders = vec![run.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                // The names of the event files are those of the day.
+                folders.extend((!path.ends_with("tensorboard")).then_some(path));
+            } else {
+                let is_exact = path.extension().is_some_and(|extension| extension == "safetensors");
+                let content = if is_exact { std::fs::read(&path).unwrap() } else { vec![] };
+                files.push((path.strip_prefix(run).unwrap().to_path_buf(), content));
+            }
+        }
+    }
+    files
+}
+
+/// Fails where two runs differ, by the name of the file.
+fn assert_same(got: &[(PathBuf, Vec<u8>)], expected: &[(PathBuf, Vec<u8>)], label: &str) {
+    let names = |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(got), names(expected), "{label}");
+    for ((name, got), (_, expected)) in got.iter().zip(expected) {
+        assert!(got == expected, "{label}: {} differs", name.display());
+    }
+}
+
+const SIZES: &str = "--layers 1 --heads 2 --dim 16 --context 16 --batch 4";
+
+#[test]
+fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
+    let start = &format!("train text.txt --out run {SIZES} --steps 60 --eval-every 4");
+    let space = Space::new();
+    let begun = Instant::now();
+    space.works(start);
+    let whole = begun.elapsed();
+    let expected = result(&space.path("run"));
+    std::fs::remove_dir_all(space.path("run")).unwrap();
+
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let (mut kills, mut finished) = (0, 0);
+    while kills < 100 {
+        let exists = space.path("run").exists();
+        let mut child = space.start(if exists { "train --resume --out run" } else { start });
+        std::thread::sleep(whole.mul_f64(rng.random_range(0.0..0.7)).max(Duration::from_millis(1)));
+        match child.try_wait().unwrap() {
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+            Some(_) => {
+                let output = child.wait_with_output().unwrap();
+                assert!(output.status.success(), "after {kills} kills: {}", String::from_utf8_lossy(&output.stderr));
+                space.train(start);
+                assert_same(&result(&space.path("run")), &expected, &format!("after {kills} kills"));
+                std::fs::remove_dir_all(space.path("run")).unwrap();
+                finished += 1;
+            }
+        }
+    }
+    space.train(start);
+    assert_same(&result(&space.path("run")), &expected, &format!("at the end, {finished} runs finished before"));
+    let left = std::fs::read_dir(space.path(".")).unwrap().map(|entry| entry.unwrap().path());
+    let left = left.filter(|path| path.join("training/lock").exists()).count();
+    assert_eq!(left, 1, "more than the run is left");
+}
+
+#[test]
+fn a_request_to_stop_finishes_the_step_saves_and_says_how_to_go_on() {
+    let start = &format!("train text.txt --out run {SIZES} --steps 600 --eval-every 200");
+    let undisturbed = Space::new();
+    undisturbed.works(start);
+    let expected = result(&undisturbed.path("run"));
+    let sample = "generate run --seed 3 --max-tokens 40";
+    for signal in ["INT", "TERM", "HUP"] {
+        let space = Space::new();
+        let mut child = space.start(start);
+        let reader = await_line(&mut child, "step 1/");
+        send(signal, &child);
+        let (status, printed) = end(child, reader);
+        assert_eq!(status.code(), Some(0), "{signal}: {printed}");
+        assert!(printed.contains("stopped and saved at step "), "{signal}: {printed}");
+        assert!(printed.contains("to go on: attn train --resume --out run"), "{signal}: {printed}");
+        space.train(start);
+        assert_same(&result(&space.path("run")), &expected, signal);
+        assert_eq!(space.works(sample), undisturbed.works(sample), "{signal}");
+    }
+}
+
+#[test]
+fn a_second_request_leaves_at_once_and_the_last_checkpoint_stays() {
+    // Steps that take much longer than a signal.
+    let start =
+        "train text.txt --out run --layers 2 --heads 2 --dim 128 --context 64 --batch 96 --steps 4 --eval-every 2";
+    let undisturbed = Space::new();
+    undisturbed.works(start);
+    let space = Space::new();
+    let mut child = space.start(start);
+    let reader = await_line(&mut child, "step 1/");
+    // Both at once, however busy the machine is.
+    for signal in ["STOP", "INT", "TERM", "CONT"] {
+        send(signal, &child);
+    }
+    let (status, printed) = end(child, reader);
+    assert_eq!((status.code(), printed.as_str()), (Some(130), ""));
+    assert_eq!(std::fs::read_to_string(space.path("run/training/current")).unwrap(), "step-00000000\n");
+    space.train(start);
+    assert_same(&result(&space.path("run")), &result(&undisturbed.path("run")), "resumed");
+}
+
+#[test]
+fn a_request_to_stop_before_training_leaves_at_once_and_nothing_behind() {
+    let space = Space::new();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let words = (0..600_000).map(|_| format!("{:x} ", rng.random::<u32>() >> 8)).collect::<String>();
+    std::fs::write(space.path("text.txt"), words).unwrap();
+    let mut child = space.start(&format!("train text.txt --out run {SIZES} --tokenizer bpe:20000"));
+    let reader = await_line(&mut child, "learning a BPE");
+    send("TERM", &child);
+    let (status, printed) = end(child, reader);
+    assert_eq!((status.code(), printed.as_str()), (Some(130), ""));
+    assert_eq!(std::fs::read_dir(space.0.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_stays_so() {
+    let space = Space::new();
+    let line = format!("trap '' HUP; exec \"$0\" train text.txt --out run {SIZES} --steps 300");
+    let mut command = Command::new("sh");
+    command.args(["-c", &line, env!("CARGO_BIN_EXE_attn")]).current_dir(space.0.path());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let reader = await_line(&mut child, "step 1/");
+    send("HUP", &child);
+    let (status, printed) = end(child, reader);
+    assert!(status.success() && printed.contains("300 steps in"), "{printed}");
+}

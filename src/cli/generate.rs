@@ -34,16 +34,16 @@ pub struct GenerateArgs {
     /// Choose among the tokens at least this share as likely as the likeliest
     #[arg(long, value_name = "P")]
     min_p: Option<f64>,
-    /// Divide the logits of tokens that the text has already by this; 1 for no penalty
+    /// Above 1 makes tokens that the text has already less likely: divides their logits, or multiplies negative ones
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// End where this text would follow; may be given several times
+    /// End where this text would follow, which is not written; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// The same seed writes the same text
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Texts to write, side by side, and separated by lines of dashes
+    /// Texts to write: all in one batch, shown one behind the other, separated by lines of dashes
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "N", default_value_t = 1)]
     samples: u16,
 }

@@ -1,35 +1,68 @@
 //! Writing text as it is generated.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use anyhow::Result;
-use candle_attention::generate::Continuation;
+use candle_attention::generate::{Continuation, Piece};
 use candle_attention::run::Run;
 
 /// Between two samples.
 const SEPARATOR: &str = "---------------";
 
-/// Writes the prompt and its continuation: the first token by token, others, if there are any, behind it when all are done.
+/// Writes the prompt and its continuation, token by token; several one behind the other.
 pub fn write(run: &Run, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
-    write!(out, "{prompt}")?;
-    out.flush()?;
-    let mut later = vec![Vec::new(); continuation.samples.saturating_sub(1)];
+    let waiting = (0..continuation.samples).map(|_| Waiting::default()).collect();
+    let mut page = Page { out, prompt, waiting, shown: 0 };
+    page.begin()?;
     let mut result = Ok(());
-    continuation.write(run, prompt, &mut |sample, new| {
-        if sample > 0 {
-            later[sample - 1].extend_from_slice(new);
-            return ControlFlow::Continue(());
+    continuation.write(run, prompt, &mut |piece| {
+        if result.is_ok() {
+            result = page.take(&piece);
         }
-        result = out.write_all(new).and_then(|()| out.flush());
+        // All samples end where nobody reads them.
         if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    result?;
-    writeln!(out)?;
-    for text in later {
-        write!(out, "{SEPARATOR}\n{prompt}")?;
-        out.write_all(&text)?;
-        writeln!(out)?;
+    Ok(result?)
+}
+
+/// Samples in their order: the first that has not ended is shown as it comes, those behind it wait.
+struct Page<'a> {
+    out: &'a mut dyn Write,
+    prompt: &'a str,
+    waiting: Vec<Waiting>,
+    /// The number of the one that is shown.
+    shown: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    text: Vec<u8>,
+    is_whole: bool,
+}
+
+impl Page<'_> {
+    fn begin(&mut self) -> io::Result<()> {
+        write!(self.out, "{}", self.prompt)?;
+        self.out.flush()
     }
-    Ok(())
+
+    fn take(&mut self, piece: &Piece) -> io::Result<()> {
+        let waiting = &mut self.waiting[piece.sample];
+        waiting.text.extend_from_slice(piece.text);
+        waiting.is_whole = piece.is_last;
+        while let Some(Waiting { text, is_whole }) = self.waiting.get_mut(self.shown) {
+            self.out.write_all(text)?;
+            text.clear();
+            if !*is_whole {
+                break;
+            }
+            writeln!(self.out)?;
+            self.shown += 1;
+            if self.shown < self.waiting.len() {
+                write!(self.out, "{SEPARATOR}\n{}", self.prompt)?;
+            }
+        }
+        self.out.flush()
+    }
 }

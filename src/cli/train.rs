@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use candle_attention::evaluate::bits_per_byte;
 use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
@@ -235,7 +236,9 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
     sample::write(&run, "", &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
-        writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
+        let (loss, corpus) = (best.validation_loss, trainer.corpus());
+        let bits = bits_per_byte(loss, corpus.validation.len(), corpus.validation_bytes);
+        writeln!(out, "lowest validation loss {loss:.4} ({bits:.4} bits/byte) at step {}", best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
     let plot = folder.plot();

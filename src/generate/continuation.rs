@@ -19,7 +19,19 @@ pub enum Form {
     Bytes,
 }
 
-/// How to continue a text. The seed gives the same continuations again, as long as their number is the same.
+/// What is new of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// The number of the sample, from 0 on.
+    pub sample: usize,
+    /// What follows the pieces before: text, or any bytes in [`Form::Bytes`]. In the last it may be empty.
+    pub text: &'a [u8],
+    /// Whether the sample ends with it.
+    pub is_last: bool,
+}
+
+/// How to continue a text. The same seed gives the same samples again, each from random numbers of its own, and so it does
+/// for another number of samples, but for the last bits of the logits, which depend on how many sequences are read at once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continuation {
     /// The most tokens to write.
@@ -44,18 +56,13 @@ impl Default for Continuation {
 }
 
 impl Continuation {
-    /// Continues `prompt`. `on_text` is told the number of a sample and what is new of it, and may end that sample.
+    /// Continues `prompt`, telling each piece to `on_piece`, which may end its sample. Stop texts are not told, nor what follows them.
     ///
     /// Without a prompt the model starts behind an end of text, else behind a line break, else behind its first token.
     ///
     /// # Errors
     /// If an option chooses nothing, the tokenizer cannot encode the prompt, or a stop text is empty.
-    pub fn write(
-        &self,
-        run: &Run,
-        prompt: &str,
-        on_text: &mut dyn FnMut(usize, &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn write(&self, run: &Run, prompt: &str, on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
         if self.stop.iter().any(String::is_empty) {
             bail!("generate: expected stop texts of at least one character, got an empty one");
         }
@@ -64,35 +71,22 @@ impl Continuation {
         let sampler = |stream| Sampler::new(self.sampling, self.seed, stream);
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
         let mut writers: Vec<_> = (0..self.samples).map(|_| Some(Writer::new(self, tokenizer))).collect();
-        let mut failure = None;
-        generate_side_by_side(model, &prompt, self.max_tokens, &mut samplers, &mut |i, id| {
-            let Some(writer) = &mut writers[i] else { return ControlFlow::Break(()) };
-            let (new, is_stopped) = match writer.push(id) {
-                Ok(new) => new,
-                Err(error) => {
-                    failure = Some(error);
-                    return ControlFlow::Break(());
-                }
+        let mut tell = |sample: usize, id: Option<u32>| {
+            let Some(mut writer) = writers[sample].take() else { return Ok(ControlFlow::Break(())) };
+            let (text, is_last) = match id {
+                Some(id) => writer.push(id)?,
+                None => (writer.rest()?, true),
             };
-            let is_refused = !new.is_empty() && on_text(i, &new).is_break();
-            if is_stopped || is_refused {
-                // Nothing more of it is told.
-                writers[i] = None;
-                return ControlFlow::Break(());
+            let is_silent = text.is_empty() && !is_last;
+            let is_refused = !is_silent && on_piece(Piece { sample, text: &text, is_last }).is_break();
+            if is_last || is_refused {
+                return Ok(ControlFlow::Break(()));
             }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        for (i, writer) in writers.into_iter().enumerate() {
-            let rest = writer.map(Writer::finish).transpose()?.unwrap_or_default();
-            if !rest.is_empty() {
-                // What it answers no longer matters: this was the last of the sample.
-                let _ = on_text(i, &rest);
-            }
-        }
-        Ok(())
+            writers[sample] = Some(writer);
+            Ok(ControlFlow::Continue(()))
+        };
+        generate_side_by_side(model, &prompt, self.max_tokens, &mut samplers, &mut tell)?;
+        (0..self.samples).try_for_each(|sample| tell(sample, None).map(drop))
     }
 }
 
@@ -136,9 +130,10 @@ impl<'a> Writer<'a> {
     }
 
     /// What is left when no more ids come.
-    fn finish(mut self) -> Result<Vec<u8>> {
+    fn rest(&mut self) -> Result<Vec<u8>> {
         if self.form == Form::Text {
-            self.held.extend_from_slice(self.stream.finish()?.as_bytes());
+            let stream = std::mem::replace(&mut self.stream, self.tokenizer.stream());
+            self.held.extend_from_slice(stream.finish()?.as_bytes());
         }
         let (mut certain, is_stopped) = until_stop(&mut self.held, self.stop);
         if !is_stopped {

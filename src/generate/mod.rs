@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-pub use continuation::{Continuation, Form};
+pub use continuation::{Continuation, Form, Piece};
 pub use sampler::{Sampler, SamplingOptions};
 
 use crate::model::CausalLm;
@@ -31,21 +31,24 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
     let samplers = std::slice::from_mut(sampler);
-    let samples = generate_side_by_side(model, prompt, max_tokens, samplers, &mut |_, id| on_token(id))?;
+    let samples = generate_side_by_side(model, prompt, max_tokens, samplers, &mut |_, id| {
+        Ok(id.map_or(ControlFlow::Break(()), &mut *on_token))
+    })?;
     Ok(samples.into_iter().flatten().collect())
 }
 
 /// Continues `prompt` once for each sampler, all of them in one batch: the weights are read once a token for all. `on_token`
-/// is told the number of a sample and its new token, and may end this sample. Otherwise as [`generate`].
+/// is told the number of a sample and its new token, or `None` where an end of text ends it, and may end this sample, or all
+/// with an error. Otherwise as [`generate`].
 ///
 /// # Errors
-/// Those of [`generate`].
+/// Those of [`generate`] and of `on_token`.
 pub fn generate_side_by_side(
     model: &CausalLm,
     prompt: &[u32],
     max_tokens: usize,
     samplers: &mut [Sampler],
-    on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    on_token: &mut dyn FnMut(usize, Option<u32>) -> Result<ControlFlow<()>>,
 ) -> Result<Vec<Vec<u32>>> {
     check_prompt(model, prompt)?;
     let (count, end) = (samplers.len(), model.config().end_of_text_id);
@@ -68,11 +71,12 @@ pub fn generate_side_by_side(
             let id = sampler.sample(&logits[i], &texts[i])?;
             if Some(id) == end {
                 is_going_on[i] = false;
+                let _ = on_token(i, None)?;
                 continue;
             }
             texts[i].push(id);
             unread[i] = id;
-            is_going_on[i] = on_token(i, id).is_continue();
+            is_going_on[i] = on_token(i, Some(id))?.is_continue();
         }
     }
     Ok(texts.into_iter().map(|mut text| text.split_off(prompt.len())).collect())

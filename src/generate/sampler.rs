@@ -1,6 +1,5 @@
 //! The choice of the next token.
 
-use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use candle_core::{Result, bail};
@@ -52,6 +51,71 @@ impl SamplingOptions {
         }
         Ok(())
     }
+    /// The probability (V) of each token to be chosen, given the logits (V) and the ids of the text so far, prompt included.
+    ///
+    /// # Errors
+    /// Those of [`validate`](Self::validate), and if no logit is finite, or one is NaN or positive infinity.
+    pub fn probabilities(&self, logits: &[f32], text: &[u32]) -> Result<Vec<f64>> {
+        self.validate()?;
+        let kept = self.candidates(logits, text)?;
+        let sum = kept.iter().map(|(_, weight)| weight).sum::<f64>();
+        let mut probabilities = vec![0.0; logits.len()];
+        for (id, weight) in kept {
+            probabilities[id as usize] = weight / sum;
+        }
+        Ok(probabilities)
+    }
+
+    /// The tokens to choose among, with weights proportional to their probabilities. They are sorted only where the options
+    /// ask which are the likeliest.
+    fn candidates(&self, logits: &[f32], text: &[u32]) -> Result<Vec<(u32, f64)>> {
+        // Negative infinity is a token that cannot come.
+        let is_choice = logits.iter().any(|logit| logit.is_finite());
+        if !is_choice || logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+            bail!("sampler: expected finite logits, got {} of which some are NaN or infinite", logits.len());
+        }
+        let &Self { temperature, top_k, top_p, min_p, .. } = self;
+        let mut all: Vec<(u32, f64)> = (0..).zip(self.penalised(logits, text)).collect();
+        if temperature == 0.0 || top_k == Some(1) {
+            let best = all.into_iter().min_by(by_rank);
+            return Ok(best.into_iter().map(|(id, _)| (id, 1.0)).collect());
+        }
+        if let Some(k) = top_k.filter(|k| *k < all.len()) {
+            all.select_nth_unstable_by(k - 1, by_rank);
+            all.truncate(k);
+        }
+        let highest = all.iter().fold(f64::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
+        let top_p = top_p.filter(|p| *p < 1.0);
+        match top_p {
+            Some(_) => all.sort_unstable_by(by_rank),
+            // In the order of ids, whatever the selection above has left: a seed means the same everywhere.
+            None => all.sort_unstable_by_key(|(id, _)| *id),
+        }
+        let weight = |(id, logit): (u32, f64)| (id, ((logit - highest) / temperature).exp());
+        let mut kept: Vec<(u32, f64)> = all.into_iter().map(weight).collect();
+        if let Some(p) = top_p {
+            kept.truncate(nucleus(&kept, p));
+        }
+        // The likeliest has the weight 1.
+        kept.retain(|(_, weight)| min_p.is_none_or(|p| *weight >= p));
+        Ok(kept)
+    }
+
+    /// The logits, lower for the ids that the text has.
+    fn penalised(&self, logits: &[f32], text: &[u32]) -> Vec<f64> {
+        let penalty = self.repetition_penalty;
+        let mut lower: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+        if penalty != 1.0 {
+            for id in text {
+                // From the logit as it was: an id counts once, however often it stands there.
+                if let Some(logit) = logits.get(*id as usize).copied().map(f64::from) {
+                    let penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                    lower[*id as usize] = penalised.min(f64::MAX);
+                }
+            }
+        }
+        lower
+    }
 }
 
 /// Chooses tokens; the same seed chooses the same ones.
@@ -73,19 +137,12 @@ impl Sampler {
         Ok(Self { options, rng })
     }
 
-    /// The id of the next token, given the logits of all, and the ids of the text so far.
+    /// The id of the next token, given the logits (V) of all and the ids of the text so far, prompt included.
     ///
     /// # Errors
-    /// If there are no logits, or one is not a number.
+    /// If no logit is finite, or one is NaN or positive infinity.
     pub fn sample(&mut self, logits: &[f32], text: &[u32]) -> Result<u32> {
-        if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
-            bail!("sampler: expected logits that are numbers, got {} of which some may be NaN", logits.len());
-        }
-        let logits = &*self.held_back(logits, text);
-        if self.options.temperature == 0.0 || self.options.top_k == Some(1) {
-            return Ok(likeliest(logits));
-        }
-        let kept = self.candidates(logits);
+        let kept = self.options.candidates(logits, text)?;
         let mut left = self.rng.random::<f64>() * kept.iter().map(|(_, weight)| weight).sum::<f64>();
         for (id, weight) in &kept {
             left -= weight;
@@ -94,48 +151,7 @@ impl Sampler {
             }
         }
         // Rounding may leave a rest above the sum: it belongs to the last.
-        Ok(kept.last().map_or_else(|| likeliest(logits), |(id, _)| *id))
-    }
-
-    /// The logits, lower for the ids that the text has.
-    fn held_back<'a>(&self, logits: &'a [f32], text: &[u32]) -> Cow<'a, [f32]> {
-        let penalty = self.options.repetition_penalty as f32;
-        let mut lower = Cow::Borrowed(logits);
-        if penalty != 1.0 {
-            for id in text {
-                // From the logit as it was: an id counts once, however often it stands there.
-                if let Some(logit) = logits.get(*id as usize) {
-                    lower.to_mut()[*id as usize] = if *logit > 0.0 { logit / penalty } else { logit * penalty };
-                }
-            }
-        }
-        lower
-    }
-
-    /// The tokens to choose among, with weights proportional to their probabilities. They are sorted only where the options
-    /// ask which are the likeliest.
-    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let &SamplingOptions { temperature, top_k, top_p, min_p, .. } = &self.options;
-        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        if let Some(k) = top_k.filter(|k| *k < all.len()) {
-            all.select_nth_unstable_by(k - 1, by_rank);
-            all.truncate(k);
-        }
-        let highest = all.iter().fold(f32::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
-        let top_p = top_p.filter(|p| *p < 1.0);
-        match top_p {
-            Some(_) => all.sort_unstable_by(by_rank),
-            // In the order of ids, whatever the selection above has left: a seed means the same everywhere.
-            None => all.sort_unstable_by_key(|(id, _)| *id),
-        }
-        let weight = |(id, logit): (u32, f32)| (id, (f64::from(logit - highest) / temperature).exp());
-        let mut kept: Vec<(u32, f64)> = all.into_iter().map(weight).collect();
-        if let Some(p) = top_p {
-            kept.truncate(nucleus(&kept, p));
-        }
-        // The likeliest has the weight 1.
-        kept.retain(|(_, weight)| min_p.is_none_or(|p| *weight >= p));
-        kept
+        Ok(kept.last().map_or(0, |(id, _)| *id))
     }
 }
 
@@ -152,17 +168,6 @@ fn nucleus(ranked: &[(u32, f64)], p: f64) -> usize {
 }
 
 /// The higher logit first, of equal ones the lower id.
-fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+fn by_rank(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// The first of the highest.
-fn likeliest(logits: &[f32]) -> u32 {
-    let best = (0..).zip(logits).fold(
-        (0, f32::NEG_INFINITY),
-        |best: (u32, f32), (id, logit)| {
-            if *logit > best.1 { (id, *logit) } else { best }
-        },
-    );
-    best.0
 }

@@ -179,11 +179,11 @@ mod tests {
             if i == j {
                 continue;
             }
-            for column in 0..n {
-                let (x, y) = (rows[i][column], rows[j][column]);
-                rows[i][column] = angle.cos() * x - angle.sin() * y;
-                rows[j][column] = angle.sin() * x + angle.cos() * y;
-            }
+            let (first, second) = (rows[i].clone(), rows[j].clone());
+            let turned = |of_first: f64, of_second: f64| -> Vec<f64> {
+                first.iter().zip(&second).map(|(x, y)| of_first * x + of_second * y).collect()
+            };
+            (rows[i], rows[j]) = (turned(angle.cos(), -angle.sin()), turned(angle.sin(), angle.cos()));
         }
         Tensor::new(rows, &Device::Cpu).unwrap()
     }

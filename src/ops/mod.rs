@@ -49,6 +49,6 @@ pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
     adamw::moving_average,
-    parallel::{for_each, map},
+    parallel::{for_each, for_each_in_order, map},
     sums::{add, norm},
 };

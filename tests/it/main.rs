@@ -34,6 +34,8 @@ mod interruptions;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
+mod optimizers;
+#[cfg(feature = "lm")]
 mod recipes;
 #[cfg(feature = "lm")]
 mod sampling;

@@ -81,7 +81,7 @@ pub struct TrainState {
     /// SHA-256 of the files beside this one, and of configuration and tokenizer at the root.
     pub(super) checksums: BTreeMap<String, String>,
     /// SHA-256 of the file that holds this state, with nothing in this place.
-    checksum: String,
+    seal: String,
 }
 
 /// A checkpoint read back.
@@ -128,7 +128,7 @@ pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<Tra
         seconds: run.seconds,
         published: run.published.unwrap_or(own),
         checksums,
-        checksum: String::new(),
+        seal: String::new(),
     };
     files::write_new(&temporary.join(STATE), state.sealed()?.as_bytes())?;
     files::rename_folder(&temporary, path)?;
@@ -178,18 +178,17 @@ pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelCo
 }
 
 impl TrainState {
-    /// The content of its file: the checksum vouches for every other byte.
+    /// The content of its file: the seal vouches for every other byte.
     fn sealed(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self).map_err(Error::wrap)?;
-        let seal = |checksum: &str| format!("\"checksum\": \"{checksum}\"");
-        Ok(json.replacen(&seal(""), &seal(&sha256(json.as_bytes())), 1))
+        let member = |seal: &str| format!("\"seal\": \"{seal}\"");
+        Ok(json.replacen(&member(""), &member(&sha256(json.as_bytes())), 1))
     }
 
     fn is_the_content_of(&self, json: &[u8]) -> bool {
         let json = String::from_utf8_lossy(json);
-        // The last place: what is vouched for may hold the same digits.
-        json.rsplit_once(&self.checksum).is_some_and(|(before, behind)| {
-            !self.checksum.is_empty() && sha256(format!("{before}{behind}").as_bytes()) == self.checksum
+        json.rsplit_once(&self.seal).is_some_and(|(before, behind)| {
+            !self.seal.is_empty() && sha256(format!("{before}{behind}").as_bytes()) == self.seal
         })
     }
 

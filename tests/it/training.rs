@@ -237,10 +237,10 @@ fn a_broken_checkpoint_or_another_text_is_refused() {
 
 /// The content of `state.json` with this state, sealed as whoever wrote it.
 pub fn sealed(mut state: serde_json::Value) -> String {
-    state["checksum"] = "".into();
+    state["seal"] = "".into();
     let json = serde_json::to_string_pretty(&state).unwrap();
     let sum: String = Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect();
-    json.replace("\"checksum\": \"\"", &format!("\"checksum\": \"{sum}\""))
+    json.replace("\"seal\": \"\"", &format!("\"seal\": \"{sum}\""))
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with the run in --out; it keeps its options but for those given of --steps, --lr, --min-lr, --warmup,
-    /// --schedule, --decay-steps, --weight-decay, --clip, --eval-every, --patience, --skip-bad-steps, --statistics-every.
+    /// --schedule, --decay-steps, --weight-decay, --matrix-lr, --matrix-weight-decay, --embedding-lr, --head-lr, --clip,
+    /// --eval-every, --patience, --skip-bad-steps, --statistics-every.
     /// TEXT is not needed: if it is given, it must be the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
@@ -113,7 +114,7 @@ fn create_folder(
 }
 
 /// What may be given with --resume.
-const CHANGEABLE: [&str; 14] = [
+const CHANGEABLE: [&str; 18] = [
     "texts",
     "validation",
     "steps",
@@ -123,6 +124,10 @@ const CHANGEABLE: [&str; 14] = [
     "schedule",
     "decay-steps",
     "weight-decay",
+    "matrix-lr",
+    "matrix-weight-decay",
+    "embedding-lr",
+    "head-lr",
     "clip",
     "eval-every",
     "patience",
@@ -140,16 +145,18 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     }
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
     let options = given.or(&saved)?.followed_up(given, &saved);
-    options.check_schedule()?;
+    options.check_meaning()?;
     let train_options = options.train_options();
     train_options.validate()?;
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
     let has_texts = !(given.texts.is_empty() && given.validation.is_empty());
-    let corpus = match folder.ids(&mut text_progress())? {
-        Some(corpus) if !has_texts => corpus,
-        _ => {
+    let kept = if has_texts { None } else { folder.ids(&mut text_progress())? };
+    let is_kept = kept.is_some();
+    let corpus = match kept {
+        Some(corpus) => corpus,
+        None => {
             check_texts(root, given, &saved)?;
             encode(&tokenizer, &options, config.context_len, root)?
         }
@@ -157,7 +164,10 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     plan::check_memory(&config, &corpus, &train_options)?;
     let changes = checkpoint.state.options.differences(&train_options)?;
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
-    folder.write_settings(&options.to_toml()?)?;
+    if !is_kept {
+        folder.write_ids(trainer.corpus())?;
+    }
+    folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
     if !changes.is_empty() {
         let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
         note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));

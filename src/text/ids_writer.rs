@@ -113,6 +113,7 @@ fn remove_abandoned(folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::bare;
     use crate::files::faults;
     use crate::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, Validation};
 
@@ -144,7 +145,8 @@ mod tests {
             faults::with_available_space(left, || (0..33).try_for_each(|_| writer.extend(0, &ids)))
         };
         write(&mut writer, 80_000_000).unwrap();
-        let error = write(&mut writer, 11_000_000).unwrap_err().to_string();
+        let error = write(&mut writer, 11_000_000).unwrap_err();
+        let error = bare(&error).to_string();
         let expected = "no space for the ids of the text, 69 MB of which are written: it needs";
         assert!(error.contains(expected), "{error}");
         assert!(error.ends_with("with 11.0 MB available"), "{error}");
@@ -165,7 +167,8 @@ mod tests {
                 Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.1), &options, &mut |_| steps += 1)
             })
         };
-        let error = prepare(2_000_000).unwrap_err().to_string();
+        let error = prepare(2_000_000).unwrap_err();
+        let error = bare(&error).to_string();
         let expected = "no space for the ids of the text: it needs 2.2 MB on the disk of";
         assert!(error.contains(expected) && error.ends_with("with 2.0 MB available"), "{error}");
         assert!(prepare(2_300_000).is_ok());

@@ -32,6 +32,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::errors::bare;
 
     #[test]
     fn all_that_does_not_fit_is_listed() {
@@ -45,7 +46,7 @@ mod tests {
             .unwrap();
         let faulty = named(&[("a", fits, f32), ("b", &[3, 2], f32), ("c", fits, DType::F64), ("e", fits, f32)]);
         assert_eq!(
-            check("it", &faulty, &expected).unwrap_err().to_string(),
+            bare(&check("it", &faulty, &expected).unwrap_err()).to_string(),
             "it: b: expected shape [2, 3], got [3, 2]; c: expected dtype F32, got F64; d is missing; e has no place in the model"
         );
     }

@@ -25,7 +25,7 @@ use safetensors::tensor::TensorInfo;
 
 use super::config::ModelConfig;
 use super::tensor_file::TensorFile;
-use crate::errors::bare;
+use crate::errors::{bare, listed};
 use crate::{files, input, memory};
 
 /// One tensor on disk, `weight` and possibly `bias`, and the tensors of the model that it consists of.
@@ -117,9 +117,6 @@ pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec
     Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
-/// Faults of a file that are named one by one.
-const NAMED_PROBLEMS: usize = 12;
-
 /// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
 /// The prefix `transformer.` may be absent, and the masks that old files hold as buffers are passed over. Names, shapes and
@@ -207,9 +204,7 @@ fn assigned(tensors: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Ve
 }
 
 fn in_file(path: &Path, problems: &[String]) -> Error {
-    let (named, rest) = problems.split_at(problems.len().min(NAMED_PROBLEMS));
-    let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
-    Error::Msg(format!("{}: {}{more}", path.display(), named.join("; ")))
+    Error::Msg(format!("{}: {}", path.display(), listed(problems)))
 }
 
 fn with_prefix(name: &str) -> String {

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Result};
 
 use super::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
+use crate::errors::bare;
 use crate::files::faults::{self, Fault};
 use crate::files::power::Disk;
 use crate::model::ModelConfig;
@@ -231,8 +232,9 @@ fn a_save_that_failed_can_be_tried_again() {
 fn too_little_space_is_seen_before_anything_is_written() {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
-    let little =
-        |work: &mut dyn FnMut() -> Result<()>| faults::with_available_space(3_000_000, work).unwrap_err().to_string();
+    let little = |work: &mut dyn FnMut() -> Result<()>| {
+        bare(&faults::with_available_space(3_000_000, work).unwrap_err()).to_string()
+    };
     let (tokenizer, corpus) = data();
     let mut trainer = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
     let error = little(&mut || RunFolder::create(&root, &tokenizer, &trainer, "").map(drop));

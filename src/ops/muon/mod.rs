@@ -258,13 +258,11 @@ mod tests {
             let norm = singular.iter().map(|s| s * s).sum::<f64>().sqrt();
             let expected: Vec<f64> = singular.iter().map(|s| alone(s / norm)).collect();
             let error = worst(&values(&orthogonal(&matrix(&singular))), &values(&matrix(&expected)));
-            // Some roundings of the Gram matrix, whose largest value is below 1, are as if its own values were others.
+            // Roundings of the Gram matrix, whose largest eigenvalue is below 1, shift the values that the polynomials see.
+            let rounding = 8.0 * f64::from(f32::EPSILON);
             let rounded = |s: &f64| {
-                let s = s / norm;
-                (alone((s * s + 8.0 * f64::from(f32::EPSILON)).sqrt()) / (s * s + 8.0 * f64::from(f32::EPSILON)).sqrt()
-                    * s
-                    - alone(s))
-                .abs()
+                let (exact, shifted) = (s / norm, ((s / norm).powi(2) + rounding).sqrt());
+                (alone(exact) - alone(shifted) * exact / shifted).abs()
             };
             let tolerance = singular.iter().map(rounded).fold(1e-5, f64::max);
             assert!(error < tolerance, "{rows} x {cols}, {least}: {error:.1e}, expected below {tolerance:.1e}");

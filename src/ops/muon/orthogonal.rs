@@ -99,9 +99,9 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { c, a, b, side, k, first, part } = self;
-        /// A part of B of so many rows and columns stays in the second cache.
-        const K_TOGETHER: usize = 256;
-        const COLUMNS_TOGETHER: usize = 512;
+        // A part of B of so many rows and columns stays in the first cache.
+        const K_TOGETHER: usize = 64;
+        const COLUMNS_TOGETHER: usize = 64;
         let a = Left { data: &a.data[first * a.row_stride..], ..a };
         let rows = c.len() / side;
         for k_start in (0..k).step_by(K_TOGETHER) {

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_attention::memory;
+use candle_attention::model::ModelConfig;
+use candle_attention::text::Corpus;
 use candle_attention::train::{TrainOptions, Trainer};
 
 use super::grouped;
@@ -29,8 +31,8 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
         grouped(tokens),
         tokens as f64 / prepared.corpus.train.len() as f64
     )?;
-    writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared, options)))?;
-    if let Err(error) = check_memory(&prepared, options) {
+    writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))?;
+    if let Err(error) = check_memory(&prepared.config, &prepared.corpus, options) {
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
@@ -61,8 +63,8 @@ fn measure(mut trainer: Trainer, options: &TrainOptions, mean_batch: f64) -> Res
 }
 
 /// Refuses a run that would need more memory than there is.
-pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
-    let (expected, available) = (expected_bytes(prepared, options), memory::available());
+pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Result<()> {
+    let (expected, available) = (expected_bytes(config, corpus, options), memory::available());
     if expected > available {
         bail!("the run would need {} of memory, with {} available here", megabytes(expected), megabytes(available));
     }
@@ -71,7 +73,7 @@ pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
 
 /// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
 /// twelve tensors of C channels and three of F a block, and a few of C before and behind.
-fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOptions) -> usize {
+fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     // Beside them the sum of the parts before, the average of the weights, and the weights before a step that is watched.

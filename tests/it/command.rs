@@ -80,7 +80,23 @@ fn from_a_text_to_a_sample() {
     assert!(text.starts_with("gato") && text.trim_end_matches('\n').chars().count() >= 30, "{text}");
     assert_eq!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5"));
     assert_ne!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 6"));
-    assert!(space.works("generate runs/text-1 --max-tokens 30 --samples 3").matches("-----").count() >= 2);
+    let three = space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 --samples 3");
+    let texts: Vec<&str> = three.split("---------------\n").collect();
+    assert!(texts.len() == 3 && texts[0] == text && texts.iter().all(|text| text.starts_with("gato")), "{three}");
+    assert!(texts[1] != text && texts[2] != text && texts[1] != texts[2], "{three}");
+    // Each ends where the text would follow, and the next begins.
+    let stop = &text[9..11];
+    let stopped =
+        space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 --samples 3 --stop={stop}"));
+    let cut = |text: &&str| match text[4..].find(stop) {
+        Some(end) => text[..4 + end].to_string() + "\n",
+        None => text.to_string(),
+    };
+    let expected: Vec<String> = texts.iter().map(cut).collect();
+    assert_eq!(stopped, expected.join("---------------\n"), "stop {stop:?}");
+    let options = "--top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2";
+    let chosen = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {options}"));
+    assert_ne!(chosen, text);
 
     let printed = space.works("eval runs/text-1 text.txt");
     for expected in ["loss", "perplexity", "bits per byte"] {
@@ -185,9 +201,32 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     damaged[1030] ^= 1;
     std::fs::write(&ids, damaged).unwrap();
     space.refuses("train --resume --out runs/a --steps 24", "broken ids");
-    // Lost ids are made again from the text that the run knows.
+    // The text, where it is given, mends them; lost ones too.
+    space.works("train moved.txt --resume --out runs/a --steps 21");
+    assert!(std::fs::read(&ids).unwrap() == good);
     std::fs::remove_file(&ids).unwrap();
-    space.works("train --resume --out runs/a --steps 21");
+    // Without it they stay lost: a stranger's settings could name any file.
+    space.refuses("train --resume --out runs/a --steps 22", "/moved.txt --resume --out runs/a");
+    space.works("train moved.txt --resume --out runs/a --steps 22");
+    space.works("train --resume --out runs/a --steps 23");
+}
+
+#[test]
+fn settings_alone_lead_to_no_file() {
+    let space = Space::new();
+    let other = "O gato preto correu.\n".repeat(30);
+    space.write("other.txt", other.as_bytes());
+    space.works(&format!("train text.txt --validation other.txt {SMALL} --out run"));
+    std::fs::remove_file(space.path("run/training/ids.safetensors")).unwrap();
+    let resume = "--resume --out run --steps 14";
+    for given in ["", "text.txt", "--validation other.txt"] {
+        space.refuses(&format!("train {given} {resume}"), "expected all texts of the run to be given");
+    }
+    space.works(&format!("train text.txt --validation other.txt {resume}"));
+    // The built-in corpus is no file of anybody's.
+    space.works(&format!("train {SMALL} --steps 2 --out built-in").replace("--steps 12", ""));
+    std::fs::remove_file(space.path("built-in/training/ids.safetensors")).unwrap();
+    space.works("train --resume --out built-in --steps 3");
 }
 
 #[test]
@@ -369,6 +408,9 @@ fn bad_input_to_a_trained_model_is_one_line() {
         ("generate run --prompt gaßto".into(), "'ß'"),
         ("generate run --temperature -1".into(), "temperature"),
         ("generate run --top-p 2".into(), "top_p"),
+        ("generate run --min-p 0".into(), "min_p"),
+        ("generate run --repetition-penalty 0".into(), "repetition penalty"),
+        ("generate run --stop=".into(), "stop texts"),
         ("eval run greek.txt".into(), "line 2, column 7"),
         ("eval run missing.txt".into(), "missing.txt"),
     ] {

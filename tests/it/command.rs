@@ -382,7 +382,6 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --matrix-lr 0.1", "--matrix-lr goes with --optimizer muon"),
         ("train text.txt --optimizer adamw --momentum 0.9", "--momentum goes with --optimizer muon"),
         ("train text.txt --optimizer muon --momentum 1", "momentum from 0 to below 1, got 1"),
-        ("train text.txt --batch-ramp 4", "expected a ramp of the form FROM:STEPS"),
         ("train text.txt --context-ramp 65:9", "expected context_ramp to begin from 2 to 64, got 65"),
         ("train text.txt --head-lr 0.1", "head_learning_rate expects a head of its own"),
         ("train text.txt --layers 99999999999", "num_layers"),

@@ -21,8 +21,8 @@ const FORWARD_PART: f64 = 0.3;
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and writes nothing to disk.
 pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}", prepared.description())?;
-    let tokens =
-        (options.steps as usize).saturating_mul(options.batch_size).saturating_mul(prepared.config.context_len);
+    let whole = options.steps as f64 * options.batch_size as f64 * prepared.config.context_len as f64;
+    let tokens = (whole * options.mean_batch(prepared.config.context_len)).round() as usize;
     writeln!(
         out,
         "{} steps of {} sequences: {} tokens, {:.1} times the text",
@@ -36,8 +36,11 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
+    // Steps of whole batches are measured.
+    let mean_batch = options.mean_batch(prepared.config.context_len);
+    let options = &TrainOptions { batch_ramp: None, context_ramp: None, ..options.clone() };
     let (trainer, _) = prepared.trainer(options)?;
-    let (step, total) = measure(trainer, options)?;
+    let (step, total) = measure(trainer, options, mean_batch)?;
     if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
         writeln!(out, "memory, measured over {} steps: {}", MEASURED_STEPS + 1, megabytes(peak))?;
     }
@@ -45,8 +48,8 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
     Ok(())
 }
 
-/// Seconds of a step, and of the whole run with its validations.
-fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
+/// Seconds of a step, and of the whole run with its validations, whose steps are `mean_batch` of that on the average.
+fn measure(mut trainer: Trainer, options: &TrainOptions, mean_batch: f64) -> Result<(f64, f64)> {
     trainer.train_step()?;
     let begun = Instant::now();
     for _ in 0..MEASURED_STEPS {
@@ -56,7 +59,7 @@ fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
     let validations = options.steps.div_ceil(options.eval_every) as f64;
     let tokens_a_step = (options.batch_size * trainer.config().context_len) as f64;
     let validation = step * FORWARD_PART * trainer.corpus().validation.len() as f64 / tokens_a_step;
-    Ok((step, step * options.steps as f64 + validation * validations))
+    Ok((step, step * mean_batch * options.steps as f64 + validation * validations))
 }
 
 /// Refuses a run that would need more memory than there is.

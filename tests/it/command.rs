@@ -282,12 +282,17 @@ fn every_training_option_is_saved_and_read_back() {
     let space = Space::new();
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
                    --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
-                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002";
+                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002 --z-loss 0.001 \
+                   --batch-ramp 2:5 --context-ramp 8:6";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
         let (name, value) = option.trim().split_once(' ').unwrap();
-        let value = if ["schedule", "optimizer"].contains(&name) { format!("{value:?}") } else { value.to_string() };
+        let value = if ["schedule", "optimizer", "batch-ramp", "context-ramp"].contains(&name) {
+            format!("{value:?}")
+        } else {
+            value.to_string()
+        };
         assert!(saved.contains(&format!("{name} = {value}")), "{name} = {value} is not in {saved}");
     }
     space.works("train --config runs/a/training/settings.toml --out runs/b");
@@ -407,6 +412,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --matrix-lr 0.1", "--matrix-lr goes with --optimizer muon"),
         ("train text.txt --optimizer adamw --momentum 0.9", "--momentum goes with --optimizer muon"),
         ("train text.txt --optimizer muon --momentum 1", "momentum from 0 to below 1, got 1"),
+        ("train text.txt --context-ramp 65:9", "expected context_ramp to begin from 2 to 64, got 65"),
         ("train text.txt --head-lr 0.1", "head_learning_rate expects a head of its own"),
         ("train text.txt --layers 99999999999", "num_layers"),
         ("train text.txt --validation-fraction 1.5", "validation fraction"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_attention::input;
 use candle_attention::model::Architecture;
-use candle_attention::train::{OptimizerKind, Schedule};
+use candle_attention::train::{OptimizerKind, Ramp, Schedule};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +123,27 @@ pub struct Options {
     /// Highest learning rate of the output projection of a model with --tie false [default: that of --lr]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub head_lr: Option<f64>,
+    /// Leave out the elements of each update that point against the gradient [default: false]
+    #[arg(
+        long, value_name = "BOOL", help_heading = "Training", num_args = 0..=1, default_missing_value = "true",
+        require_equals = true
+    )]
+    pub cautious_updates: Option<bool>,
+    /// No weight decay where the update makes a weight larger [default: false]
+    #[arg(
+        long, value_name = "BOOL", help_heading = "Training", num_args = 0..=1, default_missing_value = "true",
+        require_equals = true
+    )]
+    pub cautious_decay: Option<bool>,
+    /// Begin with batches of FROM sequences, which grow to --batch by equal steps over the first STEPS
+    #[arg(long, value_name = "FROM:STEPS", help_heading = "Training")]
+    pub batch_ramp: Option<Ramp>,
+    /// Begin with windows of FROM tokens, which grow to --context by equal steps over the first STEPS
+    #[arg(long, value_name = "FROM:STEPS", help_heading = "Training")]
+    pub context_ramp: Option<Ramp>,
+    /// Factor on the square of the logits' log-sum-exp, added to the training loss, such as 0.0001 [default: 0]
+    #[arg(long, value_name = "FACTOR", help_heading = "Training")]
+    pub z_loss: Option<f64>,
     /// AdamW's decay of the first moment [default: 0.9]
     #[arg(long, value_name = "BETA", help_heading = "Training")]
     pub beta1: Option<f64>,

@@ -17,6 +17,7 @@ pub(super) struct Backward<'a> {
     /// The random numbers of the step, for the first sequence of its batch.
     pub(super) dropout: DropoutSource,
     pub(super) label_smoothing: f64,
+    pub(super) z_loss: f64,
 }
 
 /// A part of a batch.
@@ -97,11 +98,11 @@ impl Backward<'_> {
 
     fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
         let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
-        let label_smoothing = self.label_smoothing;
+        let &Self { label_smoothing, z_loss, .. } = self;
         let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
         let documents = batch.documents_tensor(self.device)?;
         let context = ForwardContext { dropout: Some(dropout), documents };
-        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, ..Default::default() };
+        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, z_loss, ..Default::default() };
         self.model.loss_with(&ids, &targets, &options, &context)
     }
 
@@ -183,9 +184,10 @@ mod tests {
                 device: &Device::Cpu,
                 dropout: Default::default(),
                 label_smoothing: 0.0,
+                z_loss: 0.0,
             };
             for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
-                let backward = Backward { label_smoothing, ..backward };
+                let backward = Backward { label_smoothing, z_loss: label_smoothing / 10.0, ..backward };
                 let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };

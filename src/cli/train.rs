@@ -152,9 +152,11 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
     let has_texts = !(given.texts.is_empty() && given.validation.is_empty());
-    let corpus = match folder.ids(&mut text_progress())? {
-        Some(corpus) if !has_texts => corpus,
-        _ => {
+    let kept = if has_texts { None } else { folder.ids(&mut text_progress())? };
+    let is_kept = kept.is_some();
+    let corpus = match kept {
+        Some(corpus) => corpus,
+        None => {
             check_texts(root, given, &saved)?;
             encode(&tokenizer, &options, config.context_len, root)?
         }
@@ -162,7 +164,10 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     plan::check_memory(&config, &corpus, &train_options)?;
     let changes = checkpoint.state.options.differences(&train_options)?;
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
-    folder.write_settings(&options.to_toml()?)?;
+    if !is_kept {
+        folder.write_ids(trainer.corpus())?;
+    }
+    folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
     if !changes.is_empty() {
         let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
         note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));

@@ -180,6 +180,7 @@ impl RunFolder {
         self.publish(trainer)?;
         files::remove_file(&files::sibling(&target))?;
         files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
+        files::remove_file(&files::sibling(&training.join(IDS)))?;
         self.remove_old()
     }
 
@@ -215,6 +216,20 @@ impl RunFolder {
     pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
         let path = self.root.join(TRAINING).join(IDS);
         path.exists().then(|| Corpus::open(&path, progress)).transpose()
+    }
+
+    /// Replaces the ids, which may have been lost or damaged, by those of `corpus`.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_ids(&self, corpus: &Corpus) -> Result<()> {
+        let path = self.root.join(TRAINING).join(IDS);
+        let growing = files::sibling(&path);
+        files::remove_file(&growing)?;
+        corpus.save(&growing)?;
+        files::rename_file(&growing, &path)?;
+        corpus.forget_temporary();
+        Ok(())
     }
 
     /// The settings that the run in `root` was started with.

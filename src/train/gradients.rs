@@ -77,6 +77,9 @@ impl Gradients {
     }
 }
 
+/// Steps before which nothing is said.
+const LEAST: u64 = 2;
+
 /// Watches that every trainable tensor learns.
 ///
 /// That each *has* a gradient is checked when gradients are collected, at every step. Whether it is ever *non-zero*
@@ -98,7 +101,7 @@ impl GradientAudit {
         Self {
             silent: names.map(|name| (name.clone(), reason(name))).collect(),
             observed: 0,
-            deadline: deadline.max(2),
+            deadline: deadline.max(LEAST),
         }
     }
 
@@ -126,14 +129,14 @@ impl GradientAudit {
         if self.observed >= self.deadline { self.conclude() } else { Ok(()) }
     }
 
-    /// The verdict after the steps observed so far, where there are no more to come.
+    /// The verdict after the steps observed so far, where there are no more to come; none after a single one.
     ///
     /// # Errors
     /// Those of [`GradientAudit::observe`] at the deadline.
     pub fn conclude(&self) -> Result<()> {
         let stuck: Vec<&str> =
             self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();
-        if self.observed > 0 && !stuck.is_empty() {
+        if self.observed >= LEAST && !stuck.is_empty() {
             bail!("gradient audit: after {} steps the gradient is still zero at {}", self.observed, stuck.join(", "));
         }
         Ok(())

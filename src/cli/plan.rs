@@ -71,8 +71,8 @@ pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOption
     Ok(())
 }
 
-/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
-/// twelve tensors of C channels and three of F a block, and a few of C before and behind.
+/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: the
+/// tensors of each block, and a few of C before and behind.
 fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
@@ -80,11 +80,21 @@ fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions)
     let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
     let copies = options.shards.min(options.batch_size).saturating_add(4 + more.iter().filter(|one| **one).count());
     let state = config.parameter_count().saturating_mul(copies);
-    let block = 12 * config.embed_dim + 3 * config.hidden_dim;
-    let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;
+    let floats_a_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let positions = options.batch_size.div_ceil(options.accumulate).saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
     floats.saturating_mul(4).saturating_add(PROGRAM)
+}
+
+/// Floats that a block keeps of a position: six tensors of C channels, two of
+/// the width of all queries and four of that of all keys, and three or with a gate four of F; queries and keys once more
+/// when they are turned and when they are normalised.
+fn block_floats(config: &ModelConfig) -> usize {
+    let queries = config.num_heads * config.head_channels();
+    let keys = config.kv_heads() * config.head_channels();
+    let again = usize::from(config.architecture.is_rotary()) + usize::from(config.architecture.has_qk_norm());
+    let hidden = 3 + usize::from(config.architecture.is_gated());
+    6 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
 }
 
 fn megabytes(bytes: usize) -> String {

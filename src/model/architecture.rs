@@ -42,6 +42,13 @@ impl Architecture {
 
     /// The usual width of the feed-forward network: 4 times the channels, or with a gate, whose third projection costs as
     /// much as another, 8/3 of them rounded up to a multiple of 8 (Shazeer 2020, arXiv:2002.05202).
+    ///
+    /// ```
+    /// use candle_attention::model::Architecture;
+    ///
+    /// let widths = Architecture::ALL.map(|architecture| architecture.usual_hidden_dim(128));
+    /// assert_eq!(widths, [512, 344, 344]);
+    /// ```
     pub fn usual_hidden_dim(self, embed_dim: usize) -> usize {
         match self.is_gated() {
             true => embed_dim.saturating_mul(8).div_ceil(3).checked_next_multiple_of(8).unwrap_or(usize::MAX),

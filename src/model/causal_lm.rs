@@ -101,7 +101,7 @@ impl CausalLm {
     /// Tokens, and where they are learned positions, from `start` on: (B, T, C).
     fn embed(&self, start: usize, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
-        let most = self.config.context_len - start;
+        let most = self.config.context_len - if self.position_embedding.is_some() { start } else { 0 };
         if t == 0 || t > most {
             bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
@@ -145,7 +145,7 @@ impl CausalLm {
 
     /// The same after the next positions of a text, of which `caches`, one for each block, know the ones before.
     pub(super) fn next_token_logits_cached(&self, ids: &Tensor, caches: &mut [KvCache]) -> Result<Tensor> {
-        let start = caches.first().map_or(0, KvCache::len);
+        let start = caches.first().map_or(0, KvCache::next_position);
         let mut xs = self.embed(start, ids)?;
         for (block, cache) in self.blocks.iter().zip(caches) {
             xs = block.forward_cached(&xs, cache)?;

@@ -211,6 +211,31 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     space.works("train --resume --out runs/a --steps 23");
 }
 
+/// Trains, goes on, starts from, evaluates and generates, past the context too.
+#[test]
+fn every_preset_goes_all_the_way() {
+    let space = Space::new();
+    for (preset, more, expected) in [
+        ("gpt2", "--zero-residual true", "\"n_inner\": 64"),
+        ("llama", "--tie false --bias true --dropout 0.1", "\"mlp_bias\": true"),
+        ("qwen3", "--kv-heads 1 --head-dim 6 --rope-theta 500 --zero-residual true", "\"rope_theta\": 500.0"),
+    ] {
+        space.works(&format!("train text.txt {SMALL} --preset {preset} {more} --out {preset}"));
+        let config = std::fs::read_to_string(space.path(preset).join("config.json")).unwrap();
+        assert!(config.contains(&format!("\"model_type\": \"{preset}\"")) && config.contains(expected), "{config}");
+        space.works(&format!("train --config {preset}/training/settings.toml --out again/{preset}"));
+        let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
+        assert!(weights(preset) == weights(&format!("again/{preset}")), "{preset}");
+        space.works(&format!("train --resume --out {preset} --steps 15"));
+        space.works(&format!("train text.txt --init {preset} --steps 2 --out next/{preset}"));
+        assert!(space.works(&format!("eval next/{preset} text.txt")).contains("bits per byte"));
+        let text = space.works(&format!("generate next/{preset} --prompt gato --max-tokens 40"));
+        assert!(text.trim_end_matches('\n').chars().count() >= 40, "{text}");
+    }
+    space.refuses("train text.txt --init qwen3 --kv-heads 1", "--kv-heads cannot be given with --init");
+    space.refuses("train --resume --out qwen3 --rope-theta 5", "--rope-theta cannot be given with --resume");
+}
+
 #[test]
 fn settings_alone_lead_to_no_file() {
     let space = Space::new();
@@ -371,6 +396,11 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
         ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
+        ("train text.txt --kv-heads 2", "--kv-heads goes with --preset llama or qwen3"),
+        ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
+        ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),
+        ("train text.txt --preset qwen3 --rope-theta 0", "rope_theta above 0"),
+        ("train text.txt --preset llama --dim 1000000 --heads 2", "of memory"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
         ("train text.txt --accumulate 13", "accumulate from 1 to 12, got 13"),

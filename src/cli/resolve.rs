@@ -108,12 +108,50 @@ impl Options {
     /// with a run.
     pub fn resolved(&self, tokenizer: &TokenizerChoice, config: &ModelConfig, options: &TrainOptions) -> Result<Self> {
         let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
-        let is_muon = options.optimizer == OptimizerKind::Muon;
         let mut resolved = Self {
             texts: absolute(&self.texts)?,
             validation: absolute(&self.validation)?,
             validation_fraction: self.validation_fraction,
             init: self.init.as_ref().map(std::path::absolute).transpose()?,
+            dropout: self.dropout,
+            ..Self::of_training(options)
+        };
+        // With `init` the sizes and the tokenizer are those of its folder.
+        if self.init.is_none() {
+            resolved.tokenizer = Some(match tokenizer {
+                TokenizerChoice::File(path) => std::path::absolute(path)?.display().to_string(),
+                choice => choice.to_string(),
+            });
+            resolved.preset = Some(self.preset.unwrap_or_default());
+            resolved.layers = Some(config.num_layers);
+            resolved.heads = Some(config.num_heads);
+            resolved.dim = Some(config.embed_dim);
+            if config.architecture.is_rotary() {
+                resolved.kv_heads = Some(config.kv_heads());
+                resolved.head_dim = Some(config.head_channels());
+                resolved.rope_theta = Some(config.rope_theta);
+            }
+            resolved.hidden = Some(config.hidden_dim);
+            resolved.context = Some(config.context_len);
+            resolved.bias = Some(config.bias);
+            resolved.tie = Some(config.tie_embeddings);
+            resolved.zero_residual = Some(config.residual_init == ResidualInit::Zero);
+            resolved.dropout = Some(config.dropout.residual);
+        }
+        Ok(resolved)
+    }
+
+    /// These options with texts that are found from anywhere.
+    pub fn with_absolute_paths(mut self) -> Result<Self> {
+        let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
+        (self.texts, self.validation) = (absolute(&self.texts)?, absolute(&self.validation)?);
+        Ok(self)
+    }
+
+    /// Every training option that has a meaning beside the others.
+    fn of_training(options: &TrainOptions) -> Self {
+        let is_muon = options.optimizer == OptimizerKind::Muon;
+        Self {
             steps: Some(options.steps),
             batch: Some(options.batch_size),
             shards: Some(options.shards),
@@ -147,39 +185,8 @@ impl Options {
             statistics_every: Some(options.statistics_every),
             eval_every: Some(options.eval_every),
             seed: Some(options.seed),
-            dropout: self.dropout,
             ..Self::default()
-        };
-        // With `init` the sizes and the tokenizer are those of its folder.
-        if self.init.is_none() {
-            resolved.tokenizer = Some(match tokenizer {
-                TokenizerChoice::File(path) => std::path::absolute(path)?.display().to_string(),
-                choice => choice.to_string(),
-            });
-            resolved.preset = Some(self.preset.unwrap_or_default());
-            resolved.layers = Some(config.num_layers);
-            resolved.heads = Some(config.num_heads);
-            resolved.dim = Some(config.embed_dim);
-            if config.architecture.is_rotary() {
-                resolved.kv_heads = Some(config.kv_heads());
-                resolved.head_dim = Some(config.head_channels());
-                resolved.rope_theta = Some(config.rope_theta);
-            }
-            resolved.hidden = Some(config.hidden_dim);
-            resolved.context = Some(config.context_len);
-            resolved.bias = Some(config.bias);
-            resolved.tie = Some(config.tie_embeddings);
-            resolved.zero_residual = Some(config.residual_init == ResidualInit::Zero);
-            resolved.dropout = Some(config.dropout.residual);
         }
-        Ok(resolved)
-    }
-
-    /// These options with texts that are found from anywhere.
-    pub fn with_absolute_paths(mut self) -> Result<Self> {
-        let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
-        (self.texts, self.validation) = (absolute(&self.texts)?, absolute(&self.validation)?);
-        Ok(self)
     }
 
     /// These options of a resumed run, whose own are `saved`, where others follow from what is given.

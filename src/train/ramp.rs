@@ -84,6 +84,21 @@ impl TrainOptions {
         }
     }
 
+    /// Refuses ramps that begin too small or too large for a model of this context length.
+    pub(super) fn check_ramps(&self, context_len: usize) -> Result<()> {
+        // With one position there is one weight, always 1, and queries and keys would have no gradient.
+        let least = context_len.min(2);
+        for (name, ramp, least, most) in [
+            ("batch_ramp", self.batch_ramp, 1, self.batch_size),
+            ("context_ramp", self.context_ramp, least, context_len),
+        ] {
+            if let Some(Ramp { from, .. }) = ramp.filter(|ramp| !(least..=most).contains(&ramp.from)) {
+                bail!("trainer: expected {name} to begin from {least} to {most}, got {from}");
+            }
+        }
+        Ok(())
+    }
+
     /// The part of a whole batch that a step has on the average, above 0 and at most 1.
     pub fn mean_batch(&self, context_len: usize) -> f64 {
         if self.batch_ramp.is_none() && self.context_ramp.is_none() {

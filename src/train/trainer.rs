@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::average::{self, WeightAverage};
 use super::fit;
 use super::step::BadStep;
-use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, Ramp, StatisticsReport, TrainOptions};
+use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
@@ -99,9 +99,7 @@ impl Trainer {
         if options.head_learning_rate.is_some() && config.tie_embeddings {
             bail!("trainer: head_learning_rate expects a head of its own, got one tied to the token embedding");
         }
-        check_ramp("batch_ramp", options.batch_ramp, 1, options.batch_size)?;
-        // With one position there is one weight, always 1, and queries and keys would have no gradient.
-        check_ramp("context_ramp", options.context_ramp, config.context_len.min(2), config.context_len)?;
+        options.check_ramps(config.context_len)?;
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
         let audit = GradientAudit::new(
@@ -320,14 +318,5 @@ impl Trainer {
             state.extend(average::raw_weights(&self.vars));
         }
         state
-    }
-}
-
-fn check_ramp(name: &str, ramp: Option<Ramp>, least: usize, most: usize) -> Result<()> {
-    match ramp {
-        Some(ramp) if !(least..=most).contains(&ramp.from) => {
-            bail!("trainer: expected {name} to begin from {least} to {most}, got {}", ramp.from)
-        }
-        _ => Ok(()),
     }
 }

@@ -21,15 +21,19 @@ pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
     let scale = (1.0 / (norm_of(xs) * MARGIN).max(LEAST_NORM)) as f32;
     let (long, short) = (rows.max(cols), rows.min(cols));
     let side = short.next_multiple_of(GROUP);
-    // Of its own strides in `xs`, the matrix is upright here: its columns are those of the shorter side.
-    let (long_stride, short_stride) = if rows >= cols { (cols, 1) } else { (1, cols) };
+    // Upright, with whole groups of columns: those of the shorter side.
     let mut upright = vec![0.0; long.next_multiple_of(ROWS) * side];
-    transfer(&mut upright, (side, 1), xs, (long_stride, short_stride), (long, short), scale);
-
+    match rows >= cols {
+        true => copy(&mut upright, side, xs, cols, cols, scale),
+        false => transpose((&mut upright, side), (xs, cols), (cols, rows), scale),
+    }
     let q = inverse_root(&upright, long, side);
     let mut out = vec![0.0; upright.len()];
     multiply(&mut out, rows_of(&upright, side), &q, side, side, Part::Whole);
-    transfer(xs, (long_stride, short_stride), &out, (side, 1), (long, short), 1.0);
+    match rows >= cols {
+        true => copy(xs, cols, &out, side, cols, 1.0),
+        false => transpose((xs, cols), (&out, side), (rows, cols), 1.0),
+    }
 }
 
 /// The product of the polynomials: near the inverse of the root of the Gram matrix of `upright`.
@@ -122,34 +126,74 @@ impl WithSimd for Rows<'_> {
 
 /// Copies the lower triangle onto the upper one.
 fn mirror(xs: &mut [f32], side: usize) {
-    // By squares, whose lines all stay in the first cache.
-    for top in (0..side).step_by(GROUP) {
-        for left in (0..=top).step_by(GROUP) {
-            for row in top..top + GROUP {
-                for column in left..row.min(left + GROUP) {
-                    xs[column * side + row] = xs[row * side + column];
+    dispatch(
+        #[inline(always)]
+        || {
+            for top in (0..side).step_by(GROUP) {
+                let (above, below) = xs.split_at_mut(top * side);
+                for left in (0..top).step_by(GROUP) {
+                    let (to, from) = (&mut above[left * side + top..], &below[left..]);
+                    transpose_square(to, side, from, side, 1.0);
+                }
+                for (row, column) in (0..GROUP).flat_map(|row| (0..row).map(move |column| (row, column))) {
+                    below[column * side + top + row] = below[row * side + top + column];
                 }
             }
+        },
+    );
+}
+
+/// `to[i, j] = scale from[j, i]` for the first [`GROUP`] rows and columns of matrices with rows so far apart.
+#[inline(always)]
+fn transpose_square(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, scale: f32) {
+    let mut square = [[0.0; GROUP]; GROUP];
+    for (j, row) in square.iter_mut().enumerate() {
+        row.copy_from_slice(&from[j * from_stride..][..GROUP]);
+    }
+    for i in 0..GROUP {
+        let to = &mut to[i * to_stride..][..GROUP];
+        for (to, row) in to.iter_mut().zip(&square) {
+            *to = scale * row[i];
         }
     }
 }
 
-/// `to[i, j] = scale from[i, j]` for matrices of any strides.
-fn transfer(
-    to: &mut [f32],
-    (to_row, to_column): (usize, usize),
-    from: &[f32],
-    (from_row, from_column): (usize, usize),
+/// `to[i, j] = scale from[i, j]` for `columns` columns of matrices with rows so far apart.
+fn copy(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, columns: usize, scale: f32) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (to, from) in to.chunks_mut(to_stride).zip(from.chunks(from_stride)) {
+                to[..columns].iter_mut().zip(&from[..columns]).for_each(|(to, from)| *to = scale * from);
+            }
+        },
+    );
+}
+
+/// `to[i, j] = scale from[j, i]` for `rows` rows and `columns` columns of `to`, of matrices with rows so far apart.
+fn transpose(
+    (to, to_stride): (&mut [f32], usize),
+    (from, from_stride): (&[f32], usize),
     (rows, columns): (usize, usize),
     scale: f32,
 ) {
-    for top in (0..rows).step_by(GROUP) {
-        for left in (0..columns).step_by(GROUP) {
-            for row in top..rows.min(top + GROUP) {
-                for column in left..columns.min(left + GROUP) {
-                    to[row * to_row + column * to_column] = scale * from[row * from_row + column * from_column];
+    dispatch(
+        #[inline(always)]
+        || {
+            for top in (0..rows).step_by(GROUP) {
+                for left in (0..columns).step_by(GROUP) {
+                    let (to, from) = (&mut to[top * to_stride + left..], &from[left * from_stride + top..]);
+                    if rows - top >= GROUP && columns - left >= GROUP {
+                        transpose_square(to, to_stride, from, from_stride, scale);
+                        continue;
+                    }
+                    for i in 0..GROUP.min(rows - top) {
+                        for j in 0..GROUP.min(columns - left) {
+                            to[i * to_stride + j] = scale * from[j * from_stride + i];
+                        }
+                    }
                 }
             }
-        }
-    }
+        },
+    );
 }

@@ -5,12 +5,13 @@
 //! Without that variable torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench
 //! built with other flags, adds a column for it. The model has the sizes of nanoGPT's recipe for the CPU and weights at
 //! random; the prompt is one token. 63 tokens stay within the context. 500, which nanoGPT's `sample.py` writes, go past it: there
-//! nanoGPT reads the last 64 tokens again for each new one, and the cache the last 32 each time it is full. A turn writes the
-//! text twice, and the second time counts.
+//! nanoGPT reads the last 64 tokens again for each new one, and the cache the last 32 each time it is full. A second table has
+//! qwen3's architecture at the same sizes and at larger ones, whose cache slides. A turn writes the text twice, and the second
+//! time counts.
 
 use std::ops::ControlFlow;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{CausalLm, ModelConfig};
 use candle_attention::nn::Parameters;
@@ -36,33 +37,62 @@ fn main() -> Result<()> {
     }
     // Without `--bench`, which `cargo bench` passes, it is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
-    let (lengths, turns): (&[usize], _) = if is_bench { (&[63, 500], 7) } else { (&[70], 1) };
+    let (gpt2, qwen3, turns): (&[&str], &[&str], _) = if is_bench {
+        (&["gpt2 63", "gpt2 500"], &["qwen3 63", "qwen3 500", "larger 255", "larger 1000"], 7)
+    } else {
+        (&["gpt2 70"], &["qwen3 70"], 1)
+    };
+    contest(gpt2, turns, true)?;
+    contest(qwen3, turns, false)
+}
 
+/// A table of a model and a number of tokens to write in each row.
+fn contest(rows: &[&str], turns: usize, with_torch: bool) -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench("cached")?)?;
     contest.enter("without a cache", peer::this_bench("uncached")?)?;
     if let Some(command) = rivals::other_build("cached") {
         contest.enter("other build", command)?;
     }
-    if let Some(command) = rivals::python("nanogpt_sample.py") {
+    if let Some(command) = rivals::python("nanogpt_sample.py").filter(|_| with_torch) {
         contest.enter("torch", command)?;
     }
     contest.print_head("microseconds a token");
-    for tokens in lengths {
-        contest.ask(&tokens.to_string(), turns)?;
-        contest.print_row(&format!("{tokens} tokens"), 0);
+    for row in rows {
+        contest.ask(row, turns)?;
+        contest.print_row(&format!("{row} tokens"), 0);
     }
     Ok(())
 }
 
-/// Answers numbers of tokens with the microseconds that each of them took.
+/// Answers a model and a number of tokens with the microseconds that each of them took.
 fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
-    let model = CausalLm::new(&ModelConfig::gpt2(65), Parameters::new(1).frozen(DType::F32, &Device::Cpu))?;
+    let models = ["gpt2", "qwen3", "larger"].map(|name| (name, model(name)));
     peer::serve(|question| {
-        let tokens: usize = question.parse()?;
-        write(&model, tokens)?;
-        Ok(vec![timing::ms(|| write(&model, tokens))? * 1e3 / tokens as f64])
+        let (name, tokens) = question.split_once(' ').context("expected a model and a number of tokens")?;
+        let (_, model) = models.iter().find(|(known, _)| *known == name).context("no such model")?;
+        let (model, tokens) = (model.as_ref().map_err(|error| anyhow!("{error}"))?, tokens.parse()?);
+        write(model, tokens)?;
+        Ok(vec![timing::ms(|| write(model, tokens))? * 1e3 / tokens as f64])
     })
+}
+
+/// A model of random weights.
+fn model(name: &str) -> CandleResult<CausalLm> {
+    let config = match name {
+        "gpt2" => ModelConfig::gpt2(65),
+        "qwen3" => ModelConfig::qwen3(65),
+        _ => ModelConfig {
+            context_len: 256,
+            embed_dim: 384,
+            num_layers: 6,
+            num_heads: 6,
+            num_kv_heads: Some(2),
+            hidden_dim: 1024,
+            ..ModelConfig::qwen3(65)
+        },
+    };
+    CausalLm::new(&config, Parameters::new(1).frozen(DType::F32, &Device::Cpu))
 }
 
 fn sampler() -> CandleResult<Sampler> {

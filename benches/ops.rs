@@ -123,6 +123,7 @@ fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<Str
     let mut optimizer = candle_nn::AdamW::new(vec![composed.clone()], parameters.clone())?;
     let mut moments = ops::Moments::zeros(&fused)?;
     let mut step = ops::AdamWStep {
+        cautious: ops::Cautious::default(),
         learning_rate: parameters.lr,
         beta1: parameters.beta1,
         beta2: parameters.beta2,

@@ -48,7 +48,7 @@ def main():
     torch.manual_seed(a.seed)
     model = Gpt(a.vocab, a.layers, a.heads, a.dim, a.context).eval()
     for line in sys.stdin:
-        tokens = int(line)
+        tokens = int(line.split()[-1])
         generate(model, tokens, a)
         begun = time.perf_counter()
         generate(model, tokens, a)

@@ -16,7 +16,7 @@ use super::{document, grouped, signals};
 /// Arguments of `attn eval`.
 #[derive(Args)]
 pub struct EvalArgs {
-    /// The folder of a run, or any Hugging Face model folder of a GPT-2
+    /// The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3
     run: PathBuf,
     /// Text files, and folders of them; of several texts each is evaluated on its own
     #[arg(required = true, value_name = "TEXT")]

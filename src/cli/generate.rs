@@ -14,7 +14,7 @@ use super::sample;
 /// Arguments of `attn generate`.
 #[derive(Args)]
 pub struct GenerateArgs {
-    /// The folder of a run, or any Hugging Face model folder of a GPT-2
+    /// The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3
     run: PathBuf,
     /// The text to go on from [default: a line break]
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]

@@ -21,8 +21,8 @@ const FORWARD_PART: f64 = 0.3;
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
 pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}", prepared.description())?;
-    let tokens =
-        (options.steps as usize).saturating_mul(options.batch_size).saturating_mul(prepared.config.context_len);
+    let whole = options.steps as f64 * options.batch_size as f64 * prepared.config.context_len as f64;
+    let tokens = (whole * options.mean_batch(prepared.config.context_len)).round() as usize;
     writeln!(
         out,
         "{} steps of {} sequences: {} tokens, {:.1} times the text",
@@ -36,8 +36,11 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
+    // Steps of whole batches are measured.
+    let mean_batch = options.mean_batch(prepared.config.context_len);
+    let options = &TrainOptions { batch_ramp: None, context_ramp: None, ..options.clone() };
     let (trainer, _) = prepared.trainer(options)?;
-    let (step, total) = measure(trainer, options)?;
+    let (step, total) = measure(trainer, options, mean_batch)?;
     if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
         writeln!(out, "memory, measured over {} steps: {}", MEASURED_STEPS + 1, megabytes(peak))?;
     }
@@ -45,8 +48,8 @@ pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) ->
     Ok(())
 }
 
-/// Seconds of a step, and of the whole run with its validations.
-fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
+/// Seconds of a step, and of the whole run with its validations, whose steps are `mean_batch` of that on the average.
+fn measure(mut trainer: Trainer, options: &TrainOptions, mean_batch: f64) -> Result<(f64, f64)> {
     trainer.train_step()?;
     let begun = Instant::now();
     for _ in 0..MEASURED_STEPS {
@@ -56,7 +59,7 @@ fn measure(mut trainer: Trainer, options: &TrainOptions) -> Result<(f64, f64)> {
     let validations = options.steps.div_ceil(options.eval_every) as f64;
     let tokens_a_step = (options.batch_size * trainer.config().context_len) as f64;
     let validation = step * FORWARD_PART * trainer.corpus().validation.len() as f64 / tokens_a_step;
-    Ok((step, step * options.steps as f64 + validation * validations))
+    Ok((step, step * mean_batch * options.steps as f64 + validation * validations))
 }
 
 /// Refuses a run that would need more memory than there is.
@@ -68,8 +71,8 @@ pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOption
     Ok(())
 }
 
-/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
-/// twelve tensors of C channels and three of F a block, and a few of C before and behind.
+/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: the
+/// tensors of each block, and a few of C before and behind.
 fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
@@ -77,11 +80,21 @@ fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions)
     let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
     let copies = options.shards.min(options.batch_size).saturating_add(4 + more.iter().filter(|one| **one).count());
     let state = config.parameter_count().saturating_mul(copies);
-    let block = 12 * config.embed_dim + 3 * config.hidden_dim;
-    let floats_a_position = config.num_layers.saturating_mul(block) + 5 * config.embed_dim;
+    let floats_a_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let positions = options.batch_size.div_ceil(options.accumulate).saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
     floats.saturating_mul(4).saturating_add(PROGRAM)
+}
+
+/// Floats that a block keeps of a position: six tensors of C channels, two of
+/// the width of all queries and four of that of all keys, and three or with a gate four of F; queries and keys once more
+/// when they are turned and when they are normalised.
+fn block_floats(config: &ModelConfig) -> usize {
+    let queries = config.num_heads * config.head_channels();
+    let keys = config.kv_heads() * config.head_channels();
+    let again = usize::from(config.architecture.is_rotary()) + usize::from(config.architecture.has_qk_norm());
+    let hidden = 3 + usize::from(config.architecture.is_gated());
+    6 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
 }
 
 fn megabytes(bytes: usize) -> String {

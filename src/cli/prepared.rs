@@ -41,6 +41,7 @@ impl Prepared {
             let init = Some(init.clone());
             return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
         }
+        options.check_preset()?;
         // The sizes are checked before the text is read through, with the smallest vocabulary.
         let sizes = options.model_config(2, None);
         sizes.validate()?;
@@ -104,11 +105,17 @@ fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
 /// Sizes of model and data, for people.
 pub fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
     format!(
-        "{} parameters: {} layers, {} heads, {} channels, context {}; {} tokens to train on, {} to validate on, \
+        "{}, {} parameters: {} layers, {} heads{}, {} channels, context {}; {} tokens to train on, {} to validate on, \
          vocabulary of {} ({})",
+        config.architecture.model_type(),
         grouped(config.parameter_count()),
         config.num_layers,
         config.num_heads,
+        if config.kv_heads() == config.num_heads {
+            String::new()
+        } else {
+            format!(" ({} of keys and values)", config.kv_heads())
+        },
         config.embed_dim,
         config.context_len,
         grouped(corpus.train.len()),

@@ -18,8 +18,8 @@ use crate::model::CausalLm;
 /// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
 /// new tokens. Generation ends at the end-of-text token, which is not returned.
 ///
-/// Once prompt and continuation are longer than the context, the model sees between half and all of the last `context_len`
-/// tokens: see [`Decoder`](crate::model::Decoder).
+/// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len` tokens, one
+/// with learned positions between half and all of them: see [`Decoder`](crate::model::Decoder).
 ///
 /// # Errors
 /// If the prompt is empty, or has an id that the vocabulary lacks.

@@ -11,9 +11,15 @@ use crate::ops;
 /// whole text again.
 ///
 /// The logits are those of [`CausalLm::next_token_logits`] for all ids so far, as long as they are no more than
-/// `context_len`. A model with learned positions has none for a longer text: each time the context is full, the decoder
-/// forgets all but the last half of it (`context_len / 2` rounded up, the new ids included), and reads this again from the first
-/// position on. So there is always at least half a context to look back on, and a token costs two positions on average.
+/// `context_len`. For a longer text it depends on the model's positions:
+///
+/// - Rotary positions go on. Each position sees the last `context_len`, its own included: the logits are those of the whole text
+///   with [`Mask::Window`](crate::ops::Mask::Window) in each layer, whatever the pieces it is read in. A layer sees what those below it
+///   have taken from further back.
+/// - A model with learned positions has none for a longer text: each time the context is full, the decoder forgets all but the
+///   last half of it (`context_len / 2` rounded up, the new ids included), and reads this again from the first position on. So there
+///   is always at least half a context to look back on, and a token costs two positions on average. A first text longer than the
+///   context is read from the last `context_len` ids on.
 ///
 /// ```
 /// use candle_attention::{model::{CausalLm, ModelConfig}, nn::Parameters};
@@ -33,7 +39,9 @@ use crate::ops;
 pub struct Decoder<'a> {
     model: &'a CausalLm,
     caches: Vec<KvCache>,
-    /// The ids that the caches hold, as they came.
+    /// How many texts it reads, once it has begun.
+    sequences: Option<usize>,
+    /// The ids that the caches hold, as they came, where some of them will have to be read again.
     read: Vec<Tensor>,
     /// Multiplications of a position and a layer.
     weights_per_layer: usize,
@@ -43,9 +51,11 @@ impl CausalLm {
     /// A decoder that has read nothing.
     pub fn decoder(&self) -> Decoder<'_> {
         let config = self.config();
+        let cache = if config.architecture.is_rotary() { KvCache::sliding } else { KvCache::new };
         Decoder {
             model: self,
-            caches: (0..config.num_layers).map(|_| KvCache::new(config.context_len)).collect(),
+            caches: (0..config.num_layers).map(|_| cache(config.context_len)).collect(),
+            sequences: None,
             read: Vec::new(),
             weights_per_layer: config.parameter_count() / config.num_layers,
         }
@@ -55,62 +65,82 @@ impl CausalLm {
 impl Decoder<'_> {
     /// Positions it looks back on.
     pub fn remembered(&self) -> usize {
-        self.caches.first().map_or(0, KvCache::len)
+        self.caches.first().map_or(0, KvCache::len).min(self.model.config().context_len)
     }
 
     /// Forgets the text, and starts a new one.
     pub fn reset(&mut self) {
         self.caches.iter_mut().for_each(KvCache::reset);
+        self.sequences = None;
         self.read.clear();
     }
 
     /// The logits (B, V) of the token after `ids` (B, T), which go on where those of the call before ended; without a
-    /// graph. A first text longer than the context is read from the last `context_len` ids on.
+    /// graph.
     ///
     /// # Errors
-    /// If there are no ids, one is V or more, or there are not as many sequences as before, or memory cannot hold their keys and values. The text is then forgotten.
+    /// If there are no ids, one is V or more, or there are not as many sequences as before, or memory cannot hold their keys
+    /// and values. The text is then forgotten.
     pub fn next_token_logits(&mut self, ids: &Tensor) -> Result<Tensor> {
-        let (b, t) = ids.dims2()?;
-        if let Some(before) = self.read.first()
-            && before.dim(0)? != b
-        {
-            let expected = before.dim(0)?;
-            self.reset();
-            bail!("decoder: expected ids of {expected} sequences as before, got {b}");
+        let (b, _) = ids.dims2()?;
+        match self.sequences {
+            Some(expected) if expected != b => {
+                self.reset();
+                bail!("decoder: expected ids of {expected} sequences as before, got {b}");
+            }
+            Some(_) => {}
+            None => self.check_memory(b)?,
         }
-        if self.read.is_empty() {
-            self.check_memory(b)?;
+        let logits =
+            if self.model.config().architecture.is_rotary() { self.go_on(ids) } else { self.go_on_or_back(ids) };
+        match &logits {
+            Ok(_) => self.sequences = Some(b),
+            // Some blocks have read the ids, others not.
+            Err(_) => self.reset(),
         }
-        let (context_len, remembered) = (self.model.config().context_len, self.remembered());
+        logits
+    }
+
+    /// Reads on from position to position.
+    fn go_on(&mut self, ids: &Tensor) -> Result<Tensor> {
+        let (t, context_len) = (ids.dim(1)?, self.model.config().context_len);
+        // Not all at once: what a layer makes of them would need memory for all.
+        let last = t.saturating_sub(1) / context_len * context_len;
+        for start in (0..last).step_by(context_len) {
+            self.step(&ids.narrow(1, start, context_len)?)?;
+        }
+        self.step(&ids.narrow(1, last, t - last)?)
+    }
+
+    /// Reads on, or, where there are no more positions, reads the last ids again from the first position on.
+    fn go_on_or_back(&mut self, ids: &Tensor) -> Result<Tensor> {
+        let (t, context_len, remembered) = (ids.dim(1)?, self.model.config().context_len, self.remembered());
+        self.read.push(ids.clone());
         if remembered + t <= context_len {
-            return self.step(ids.clone());
+            return self.step(ids);
         }
-        let all = Tensor::cat(&[&self.read[..], std::slice::from_ref(ids)].concat(), 1)?; // (B, all so far)
+        let all = Tensor::cat(&self.read, 1)?; // (B, all so far)
         let kept = if remembered == 0 { context_len } else { context_len.div_ceil(2).max(t.min(context_len)) };
-        self.reset();
-        self.step(all.narrow(1, remembered + t - kept, kept)?)
+        let last = all.narrow(1, remembered + t - kept, kept)?;
+        self.caches.iter_mut().for_each(KvCache::reset);
+        self.read = vec![last.clone()];
+        self.step(&last)
     }
 
     /// Refuses keys and values of more positions, in all layers, than memory holds.
     fn check_memory(&self, b: usize) -> Result<()> {
         let config = self.model.config();
-        let shape = [2, config.num_layers, b, config.context_len, config.embed_dim];
+        let shape = [2, config.num_layers, b, config.context_len, config.kv_heads(), config.head_channels()];
         memory::check("decoder: keys and values", memory::tensor_bytes(&shape, size_of::<f32>()))
     }
 
-    fn step(&mut self, ids: Tensor) -> Result<Tensor> {
+    fn step(&mut self, ids: &Tensor) -> Result<Tensor> {
         // Some positions of a small model take less time than to wake other threads for a part of each operation. To read
         // the weights takes as long as to multiply so many positions by them.
         const READING: usize = 16;
         const WORTH_SPLITTING: usize = 1 << 24;
         let is_small = (ids.elem_count() + READING) * self.weights_per_layer < WORTH_SPLITTING;
-        let mut run = || self.model.next_token_logits_cached(&ids, &mut self.caches);
-        let logits = if is_small { ops::sequential(run) } else { run() };
-        match &logits {
-            Ok(_) => self.read.push(ids),
-            // Some blocks have read the ids, others not.
-            Err(_) => self.reset(),
-        }
-        logits
+        let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
+        if is_small { ops::sequential(run) } else { run() }
     }
 }

@@ -1,5 +1,7 @@
 //! Rotary position embedding as a layer without weights.
 
+use std::sync::{Arc, RwLock};
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::memory;
@@ -10,7 +12,8 @@ use crate::ops::{self, RotaryPairs};
 pub struct RotaryEmbeddingConfig {
     /// Channels of a head (D).
     pub head_dim: usize,
-    /// Positions for which there are angles; in Hugging Face's files `max_position_embeddings`.
+    /// Positions whose angles are at hand from the beginning, the most a text should have in training; in Hugging Face's files
+    /// `max_position_embeddings`.
     pub max_positions: usize,
     /// The base of the frequencies `theta^(-2i/D)`; in Hugging Face's files `rope_theta`.
     pub theta: f64,
@@ -28,7 +31,8 @@ impl RotaryEmbeddingConfig {
 /// [`ops::rotary`] with its tables of cosines and sines, computed once, in `f64`, from the position and the frequency
 /// and from nothing else: no table comes out of a file or a store of weights, where it might be missing.
 ///
-/// One is enough for all layers of a model; clones share the tables.
+/// One is enough for all layers of a model; clones share the tables. Of positions beyond `max_positions`, as a text has that goes on
+/// in a [sliding cache](super::KvCache::sliding), the tables are computed when they are reached.
 ///
 /// ```
 /// use candle_attention::nn::{RotaryEmbedding, RotaryEmbeddingConfig};
@@ -37,16 +41,50 @@ impl RotaryEmbeddingConfig {
 /// let config = RotaryEmbeddingConfig { theta: 1e6, ..RotaryEmbeddingConfig::new(8, 64) };
 /// let rotary = RotaryEmbedding::new(&config, DType::F32, &Device::Cpu)?;
 /// let q = Tensor::ones((2, 5, 3, 8), DType::F32, &Device::Cpu)?; // (B, T, H, D)
-/// let (before, all) = (7, 64);
-/// assert_eq!(rotary.forward(&q, before)?.dims(), q.dims());
-/// assert!(rotary.forward(&q, all).is_err());
+/// for before in [7, 1_000_000] {
+///     assert_eq!(rotary.forward(&q, before)?.dims(), q.dims());
+/// }
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
+    frequencies: Arc<[f64]>,
+    /// Of the first positions.
+    first: Tables,
+    /// Of some further ones, those reached last.
+    beyond: Arc<RwLock<Option<Tables>>>,
+    pairs: RotaryPairs,
+}
+
+/// Cosines and sines of the angles of some positions, both (positions, D/2).
+#[derive(Clone, Debug)]
+struct Tables {
+    start: usize,
     cos: Tensor,
     sin: Tensor,
-    pairs: RotaryPairs,
+}
+
+impl Tables {
+    fn new(frequencies: &[f64], start: usize, len: usize, dtype: DType, device: &Device) -> Result<Self> {
+        check_memory(frequencies.len(), len)?;
+        let table = |f: fn(f64) -> f64| {
+            let positions = start..start + len;
+            let angles = positions.flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
+            let values: Vec<f64> = angles.map(f).collect();
+            Tensor::from_vec(values, (len, frequencies.len()), device)?.to_dtype(dtype)
+        };
+        Ok(Self { start, cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+
+    fn len(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Those of `t` positions from `offset` on, if all are here.
+    fn narrow(&self, offset: usize, t: usize) -> Option<Result<(Tensor, Tensor)>> {
+        let from = offset.checked_sub(self.start).filter(|from| from + t <= self.len())?;
+        Some(self.cos.narrow(0, from, t).and_then(|cos| Ok((cos, self.sin.narrow(0, from, t)?))))
+    }
 }
 
 impl RotaryEmbedding {
@@ -83,44 +121,59 @@ impl RotaryEmbedding {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
             bail!("rotary-embedding: expected at least one frequency, and finite ones, got {frequencies:?}");
         }
-        check_memory(frequencies.len(), max_positions)?;
-        let table = |f: fn(f64) -> f64| {
-            let angles = (0..max_positions).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
-            let values: Vec<f64> = angles.map(f).collect();
-            Tensor::from_vec(values, (max_positions, frequencies.len()), device)?.to_dtype(dtype)
-        };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, pairs })
+        let first = Tables::new(frequencies, 0, max_positions, dtype, device)?;
+        Ok(Self { frequencies: frequencies.into(), first, beyond: Arc::default(), pairs })
     }
 
-    /// Positions for which there are angles.
+    /// Positions whose angles are at hand from the beginning.
     pub fn max_positions(&self) -> usize {
-        self.cos.dims()[0]
+        self.first.len()
     }
 
     /// Channels of a head that turn.
     pub fn turned_channels(&self) -> usize {
-        2 * self.cos.dims()[1]
+        2 * self.frequencies.len()
     }
 
     /// Queries or keys (B, T, H, D) at the positions `offset..offset + T`, turned.
     ///
     /// # Errors
-    /// If a position has no angle, or the tables are not of the tensor's width, dtype or device.
+    /// If the tables are not of the tensor's width, dtype or device, or memory cannot hold those of the positions.
     pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
         let (_, t, _, d) = xs.dims4()?;
-        let (most, turned) = (self.max_positions(), self.turned_channels());
-        if offset.checked_add(t).is_none_or(|end| end > most) {
-            bail!("rotary-embedding: expected positions below {most}, got {t} from {offset} on");
-        }
+        let turned = self.turned_channels();
         if turned > d {
             bail!("rotary-embedding: expected heads of at least {turned} channels, got {d}");
         }
-        let (cos, sin) = (self.cos.narrow(0, offset, t)?, self.sin.narrow(0, offset, t)?); // (T, D/2)
+        let (cos, sin) = self.tables(offset, t)?; // (T, D/2)
         if turned == d {
             return ops::rotary(xs, &cos, &sin, self.pairs);
         }
         let first = ops::rotary(&xs.narrow(3, 0, turned)?, &cos, &sin, self.pairs)?;
         Tensor::cat(&[first, xs.narrow(3, turned, d - turned)?], 3)
+    }
+
+    /// Cosines and sines of `t` positions from `offset` on.
+    fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
+        const MOST: usize = u32::MAX as usize;
+        /// Positions whose angles are computed at once.
+        const BLOCK: usize = 64;
+        if offset.checked_add(t).is_none_or(|end| end > MOST) {
+            bail!("rotary-embedding: expected positions below {MOST}, got {t} from {offset} on");
+        }
+        if let Some(tables) = self.first.narrow(offset, t) {
+            return tables;
+        }
+        // Whoever has been stopped while writing has left all or nothing.
+        let known = self.beyond.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        if let Some(tables) = known.and_then(|tables| tables.narrow(offset, t)) {
+            return tables;
+        }
+        let (dtype, device) = (self.first.cos.dtype(), self.first.cos.device());
+        let tables = Tables::new(&self.frequencies, offset, t.max(BLOCK), dtype, device)?;
+        *self.beyond.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(tables.clone());
+        let all = (tables.cos.narrow(0, 0, t)?, tables.sin.narrow(0, 0, t)?);
+        Ok(all)
     }
 }
 

@@ -12,6 +12,8 @@
 mod activation;
 mod adamw;
 pub mod attention;
+mod block_product;
+mod cautious;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -37,6 +39,7 @@ mod tests;
 pub use activation::{geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, reglu, relu_squared, silu, swiglu};
 pub use adamw::{AdamWStep, Moments, adamw};
 pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
+pub use cautious::Cautious;
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use embedding::embedding;

@@ -17,6 +17,7 @@ pub(super) struct Backward<'a> {
     /// The random numbers of the step, for the first sequence of its batch.
     pub(super) dropout: DropoutSource,
     pub(super) label_smoothing: f64,
+    pub(super) z_loss: f64,
 }
 
 /// A part of a batch.
@@ -97,11 +98,11 @@ impl Backward<'_> {
 
     fn loss(&self, Shard { batch, first_sequence }: &Shard, divisor: f64) -> Result<Tensor> {
         let (ids, targets) = (batch.inputs_tensor(self.device)?, batch.targets_tensor(self.device)?);
-        let label_smoothing = self.label_smoothing;
+        let &Self { label_smoothing, z_loss, .. } = self;
         let dropout = DropoutSource { first_sequence: *first_sequence, ..self.dropout };
         let documents = batch.documents_tensor(self.device)?;
         let context = ForwardContext { dropout: Some(dropout), documents };
-        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, ..Default::default() };
+        let options = CrossEntropyOptions { divisor: Some(divisor), label_smoothing, z_loss, ..Default::default() };
         self.model.loss_with(&ids, &targets, &options, &context)
     }
 
@@ -155,11 +156,23 @@ mod tests {
             hidden_dim: 20,
             ..ModelConfig::gpt2(11)
         };
+        let of = |form: ModelConfig| {
+            let ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, .. } = base;
+            ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, ..form }
+        };
         let forms = [
             base.clone(),
             ModelConfig { bias: true, ..base.clone() },
             ModelConfig { dropout: DropoutRates::all(0.3), ..base.clone() },
-            ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base },
+            ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base.clone() },
+            of(ModelConfig { dropout: DropoutRates::all(0.3), ..ModelConfig::llama(11) }),
+            of(ModelConfig { bias: true, mlp_bias: true, num_kv_heads: Some(1), ..ModelConfig::llama(11) }),
+            of(ModelConfig {
+                tie_embeddings: false,
+                num_kv_heads: Some(1),
+                head_dim: Some(6),
+                ..ModelConfig::qwen3(11)
+            }),
         ];
         for config in forms {
             let parameters = Parameters::new(3);
@@ -171,9 +184,10 @@ mod tests {
                 device: &Device::Cpu,
                 dropout: Default::default(),
                 label_smoothing: 0.0,
+                z_loss: 0.0,
             };
             for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
-                let backward = Backward { label_smoothing, ..backward };
+                let backward = Backward { label_smoothing, z_loss: label_smoothing / 10.0, ..backward };
                 let batch = batch(3, t).kept_apart(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };

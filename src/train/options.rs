@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerKind, Schedule};
+use super::{OptimizerKind, Ramp, Schedule};
 
 /// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
 /// shard a core.
@@ -52,11 +52,22 @@ pub struct TrainOptions {
     pub embedding_learning_rate: Option<f64>,
     /// The highest learning rate of a head of its own; without it, `learning_rate`.
     pub head_learning_rate: Option<f64>,
+    /// Whether the elements of an update that point against the gradient are left out ([`Cautious`](crate::ops::Cautious)).
+    pub cautious_updates: bool,
+    /// Whether weights that the update makes larger do not decay ([`Cautious`](crate::ops::Cautious)).
+    pub cautious_decay: bool,
     /// The global gradient norm above which gradients are scaled down; 0 for never.
     pub clip_norm: f64,
     /// The part of each target's probability that is spread over the vocabulary: the training loss, though not that of
     /// validation, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015, arXiv:1512.00567).
     pub label_smoothing: f64,
+    /// The factor on the square of each position's log-sum-exp of the logits, added to the training loss
+    /// ([`CrossEntropyOptions`](crate::ops::CrossEntropyOptions)); 0 for none.
+    pub z_loss: f64,
+    /// The batch's sizes in the first part of the run.
+    pub batch_ramp: Option<Ramp>,
+    /// The windows' lengths in the first part of the run.
+    pub context_ramp: Option<Ramp>,
     /// Decay of the exponential moving average of the weights, which is then the model that is validated and saved;
     /// 0 for none.
     pub ema: f64,
@@ -98,8 +109,13 @@ impl Default for TrainOptions {
             momentum_warmup_steps: 0,
             embedding_learning_rate: None,
             head_learning_rate: None,
+            cautious_updates: false,
+            cautious_decay: false,
             clip_norm: 1.0,
             label_smoothing: 0.0,
+            z_loss: 0.0,
+            batch_ramp: None,
+            context_ramp: None,
             ema: 0.0,
             isolate_documents: false,
             eval_every: 250,
@@ -149,6 +165,7 @@ impl TrainOptions {
             ("embedding_learning_rate", embedding_rate, "above 0", positive(embedding_rate)),
             ("head_learning_rate", head_rate, "above 0", positive(head_rate)),
             ("clip_norm", self.clip_norm, "of at least 0", not_negative(self.clip_norm)),
+            ("z_loss", self.z_loss, "of at least 0", not_negative(self.z_loss)),
             ("label_smoothing", self.label_smoothing, "from 0 to below 1", below_one(self.label_smoothing)),
             ("ema", self.ema, "from 0 to below 1", below_one(self.ema)),
         ] {
@@ -252,6 +269,7 @@ mod tests {
                 TrainOptions { head_learning_rate: Some(f64::INFINITY), ..Default::default() },
                 "head_learning_rate in the range of f32, 1.4e-45 to 3.4e38, got inf",
             ),
+            (TrainOptions { z_loss: -1.0, ..Default::default() }, "z_loss of at least 0, got -1"),
             (TrainOptions { ema: 1.0, ..Default::default() }, "ema from 0 to below 1, got 1"),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, decay_steps: 1901, ..Default::default() },

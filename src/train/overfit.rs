@@ -35,13 +35,16 @@ impl OverfitReport {
 
 impl TrainOptions {
     /// The same with nothing that keeps a model from learning one batch by heart: a constant rate, no weight decay, no label
-    /// smoothing, no average. The model should have no dropout.
+    /// smoothing, no z-loss, no average, no ramps. The model should have no dropout.
     pub fn for_overfitting(&self) -> Self {
         Self {
             schedule: Schedule::Constant,
             weight_decay: 0.0,
             matrix_weight_decay: 0.0,
             label_smoothing: 0.0,
+            z_loss: 0.0,
+            batch_ramp: None,
+            context_ramp: None,
             ema: 0.0,
             ..self.clone()
         }

@@ -17,7 +17,8 @@ use crate::text::Batch;
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: u64,
-    /// The mean loss of the batch before the step, in nats a token: cross-entropy, with label smoothing where that is on.
+    /// The mean loss of the batch before the step, in nats a token: cross-entropy, with label smoothing
+    /// and z-loss where these are on.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -150,7 +151,8 @@ impl Trainer {
     }
 
     pub(super) fn next_batch(&self) -> Result<Batch> {
-        Ok(self.sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id()))
+        let sampler = self.options.sampler_at(self.step, self.config().context_len);
+        Ok(sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id()))
     }
 
     /// Makes the step, unless it is bad.
@@ -204,6 +206,7 @@ impl Trainer {
             device: &self.device,
             dropout,
             label_smoothing: self.options.label_smoothing,
+            z_loss: self.options.z_loss,
         }
     }
 

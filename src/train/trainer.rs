@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::average::{self, WeightAverage};
 use super::fit;
 use super::step::BadStep;
-use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
+use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, Ramp, StatisticsReport, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
 use crate::ops;
-use crate::text::{BatchSampler, Corpus, Rest, windows};
+use crate::text::{Corpus, Rest, windows};
 
 /// Steps within which every trainable tensor must have had a gradient other than zero.
 const AUDIT_STEPS: u64 = 10;
@@ -49,7 +49,6 @@ pub struct Trainer {
     pub(super) average: Option<WeightAverage>,
     pub(super) optimizer: Optimizer,
     pub(super) corpus: Corpus,
-    pub(super) sampler: BatchSampler,
     pub(super) options: TrainOptions,
     pub(super) audit: GradientAudit,
     pub(super) is_recording_checked: bool,
@@ -103,6 +102,9 @@ impl Trainer {
         if options.patience > 0 && corpus.validation.is_empty() {
             bail!("trainer: patience expects a text to validate on, got none");
         }
+        check_ramp("batch_ramp", options.batch_ramp, 1, options.batch_size)?;
+        // With one position there is one weight, always 1, and queries and keys would have no gradient.
+        check_ramp("context_ramp", options.context_ramp, config.context_len.min(2), config.context_len)?;
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
         let audit = GradientAudit::new(
@@ -115,11 +117,6 @@ impl Trainer {
         Ok(Self {
             model: CausalLm::new(config, shown.frozen(DType::F32, device))?,
             optimizer: Optimizer::new(vars.clone(), options)?,
-            sampler: BatchSampler {
-                seed: options.seed,
-                batch_size: options.batch_size,
-                context_len: config.context_len,
-            },
             parameters,
             vars,
             trainable,
@@ -308,5 +305,14 @@ impl Trainer {
             state.extend(average::raw_weights(&self.vars));
         }
         state
+    }
+}
+
+fn check_ramp(name: &str, ramp: Option<Ramp>, least: usize, most: usize) -> Result<()> {
+    match ramp {
+        Some(ramp) if !(least..=most).contains(&ramp.from) => {
+            bail!("trainer: expected {name} to begin from {least} to {most}, got {}", ramp.from)
+        }
+        _ => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Multi-head attention read piece by piece is that of the whole.
 
-use candle_attention::nn::{KvCache, MultiHeadAttention, MultiHeadAttentionConfig};
+use candle_attention::nn::{AttentionInputs, KvCache, MultiHeadAttention, MultiHeadAttentionConfig};
 use candle_attention::ops::Mask;
 use candle_core::{DType, Device, Tensor};
 
@@ -34,6 +34,48 @@ fn step_by_step_is_all_at_once() {
             assert_as_exact(&label, &pieces, &at_once, &truth);
         }
     }
+}
+
+/// However long the text is: as `forward` on all of it, with a window.
+#[test]
+fn a_sliding_cache_is_a_window_over_the_whole_text() {
+    let xs = randn(3, &[2, 43, 24]);
+    for ((name, in_f64), (_, in_f32)) in causal_forms(DType::F64).into_iter().zip(causal_forms(DType::F32)) {
+        let (layer, kernels) = (layer_of(&in_f64, DType::F64), layer_of(&in_f32, DType::F32));
+        let xs_in_f32 = xs.to_dtype(DType::F32).unwrap();
+        for window in [1, 2, 5, 11] {
+            let own = if let Mask::Window(len) = in_f64.mask { len } else { usize::MAX };
+            let mask = Mask::Window(window.min(own));
+            let inputs = AttentionInputs { mask: Some(&mask), ..Default::default() };
+            let truth = layer.forward_with(&xs, &inputs).unwrap();
+            let at_once = kernels.forward_with(&xs_in_f32, &inputs).unwrap();
+            for len in [1, 2, 7, 43] {
+                let label = format!("{name}, window {window}, pieces of {len}");
+                let pieces = in_pieces(&layer, &xs, len, &mut KvCache::sliding(window));
+                assert_close(&label, &pieces, &truth, 1e-11);
+                let pieces = in_pieces(&kernels, &xs_in_f32, len, &mut KvCache::sliding(window));
+                assert_as_exact(&label, &pieces, &at_once, &truth);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sliding_cache_that_is_refused_goes_on() {
+    let (_, config) = causal_forms(DType::F64).swap_remove(3);
+    let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 20, 24]));
+    let mask = Mask::Window(4);
+    let inputs = AttentionInputs { mask: Some(&mask), ..Default::default() };
+    let truth = layer.forward_with(&xs, &inputs).unwrap();
+    let mut cache = KvCache::sliding(4);
+    in_pieces(&layer, &xs.narrow(1, 0, 15).unwrap(), 5, &mut cache);
+    let next = xs.narrow(1, 15, 2).unwrap();
+    let error = layer.forward_cached_with(&next, &Mask::Full, &mut cache).unwrap_err().to_string();
+    assert!(error.contains("expected a causal mask or a window beside a sliding cache"), "{error}");
+    assert!(layer.forward_cached_with(&next, &Mask::Window(0), &mut cache).is_err());
+    assert_eq!(cache.next_position(), 15);
+    let rest = in_pieces(&layer, &xs.narrow(1, 15, 5).unwrap(), 1, &mut cache);
+    assert_close("after the refusals", &rest, &truth.narrow(1, 15, 5).unwrap(), 1e-11);
 }
 
 /// The first positions, which all may see, must come in one piece; the rest in any.

@@ -216,6 +216,31 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     space.works("train --resume --out runs/a --steps 23");
 }
 
+/// Trains, goes on, starts from, evaluates and generates, past the context too.
+#[test]
+fn every_preset_goes_all_the_way() {
+    let space = Space::new();
+    for (preset, more, expected) in [
+        ("gpt2", "--zero-residual true", "\"n_inner\": 64"),
+        ("llama", "--tie false --bias true --dropout 0.1", "\"mlp_bias\": true"),
+        ("qwen3", "--kv-heads 1 --head-dim 6 --rope-theta 500 --zero-residual true", "\"rope_theta\": 500.0"),
+    ] {
+        space.works(&format!("train text.txt {SMALL} --preset {preset} {more} --out {preset}"));
+        let config = std::fs::read_to_string(space.path(preset).join("config.json")).unwrap();
+        assert!(config.contains(&format!("\"model_type\": \"{preset}\"")) && config.contains(expected), "{config}");
+        space.works(&format!("train --config {preset}/training/settings.toml --out again/{preset}"));
+        let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
+        assert!(weights(preset) == weights(&format!("again/{preset}")), "{preset}");
+        space.works(&format!("train --resume --out {preset} --steps 15"));
+        space.works(&format!("train text.txt --init {preset} --steps 2 --out next/{preset}"));
+        assert!(space.works(&format!("eval next/{preset} text.txt")).contains("bits per byte"));
+        let text = space.works(&format!("generate next/{preset} --prompt gato --max-tokens 40"));
+        assert!(text.trim_end_matches('\n').chars().count() >= 40, "{text}");
+    }
+    space.refuses("train text.txt --init qwen3 --kv-heads 1", "--kv-heads cannot be given with --init");
+    space.refuses("train --resume --out qwen3 --rope-theta 5", "--rope-theta cannot be given with --resume");
+}
+
 #[test]
 fn settings_alone_lead_to_no_file() {
     let space = Space::new();
@@ -270,12 +295,17 @@ fn every_training_option_is_saved_and_read_back() {
     let space = Space::new();
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
                    --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
-                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002";
+                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002 --z-loss 0.001 \
+                   --batch-ramp 2:5 --context-ramp 8:6";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
         let (name, value) = option.trim().split_once(' ').unwrap();
-        let value = if ["schedule", "optimizer"].contains(&name) { format!("{value:?}") } else { value.to_string() };
+        let value = if ["schedule", "optimizer", "batch-ramp", "context-ramp"].contains(&name) {
+            format!("{value:?}")
+        } else {
+            value.to_string()
+        };
         assert!(saved.contains(&format!("{name} = {value}")), "{name} = {value} is not in {saved}");
     }
     space.works("train --config runs/a/training/settings.toml --out runs/b");
@@ -382,6 +412,11 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
         ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
+        ("train text.txt --kv-heads 2", "--kv-heads goes with --preset llama or qwen3"),
+        ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
+        ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),
+        ("train text.txt --preset qwen3 --rope-theta 0", "rope_theta above 0"),
+        ("train text.txt --preset llama --dim 1000000 --heads 2", "of memory"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
         ("train text.txt --min-lr 1", "min_learning_rate of at most the learning_rate 0.001, got 1"),
@@ -397,6 +432,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --matrix-lr 0.1", "--matrix-lr goes with --optimizer muon"),
         ("train text.txt --optimizer adamw --momentum 0.9", "--momentum goes with --optimizer muon"),
         ("train text.txt --optimizer muon --momentum 1", "momentum from 0 to below 1, got 1"),
+        ("train text.txt --context-ramp 65:9", "expected context_ramp to begin from 2 to 64, got 65"),
         ("train text.txt --head-lr 0.1", "head_learning_rate expects a head of its own"),
         ("train text.txt --layers 99999999999", "num_layers"),
         ("train text.txt --validation-fraction 1.5", "validation fraction"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{DropoutRates, ModelConfig};
 use candle_attention::run::Run;
-use candle_attention::train::{Event, OptimizerKind, RunFolder, Schedule, TrainOptions, Trainer, train};
+use candle_attention::train::{Event, OptimizerKind, Ramp, RunFolder, Schedule, TrainOptions, Trainer, train};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::values;
@@ -33,8 +33,17 @@ fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
         embedding_learning_rate: Some(3e-3),
         ..base.clone()
     };
+    let ramps = TrainOptions {
+        batch_ramp: Some(Ramp { from: 2, steps: 8 }),
+        context_ramp: Some(Ramp { from: 4, steps: 7 }),
+        cautious_updates: true,
+        cautious_decay: true,
+        z_loss: 1e-3,
+        ..muon.clone()
+    };
     vec![
         ("muon", 0.0, muon),
+        ("muon, ramps, cautious, z-loss", 0.0, ramps),
         ("the preset", 0.0, base.clone()),
         ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
         ("dropout", 0.2, base.clone()),

@@ -32,6 +32,8 @@ mod hostile;
 #[cfg(all(feature = "cli", unix))]
 mod interruptions;
 #[cfg(feature = "lm")]
+mod llama_and_qwen3;
+#[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
 mod optimizers;

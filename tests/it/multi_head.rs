@@ -274,16 +274,27 @@ fn what_does_not_go_together_is_named() {
 }
 
 #[test]
-fn rotary_tables_say_where_they_end_and_turn_a_part() {
+fn rotary_tables_go_on_and_turn_a_part() {
     let rotary = rotary(DType::F64, RotaryPairs::Halves);
     let xs = randn(1, &[1, 3, 2, HEAD_DIM]);
-    let error = rotary.forward(&xs, 30).unwrap_err().to_string();
-    assert!(error.contains("rotary-embedding: expected positions below 32, got 3 from 30 on"), "{error}");
-    assert!(rotary.forward(&xs, usize::MAX).is_err());
+    for far in [u32::MAX as usize, usize::MAX] {
+        let error = rotary.forward(&xs, far).unwrap_err().to_string();
+        assert!(error.contains(&format!("rotary-embedding: expected positions below 4294967295, got 3 from {far}")));
+    }
 
-    let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, 5, 3, &xs).unwrap();
-    let turned = ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap();
-    assert_close("at positions 5 to 7", &rotary.forward(&xs, 5).unwrap(), &turned, 1e-14);
+    let turned = |offset: usize| {
+        let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, offset, 3, &xs).unwrap();
+        ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap()
+    };
+    // The first 32 positions are at hand; beyond them in both directions, and by a clone that shares what is computed.
+    let clone = rotary.clone();
+    for offset in [5, 29, 30, 32, 90, 93, 94, 95, 40, 1_000_003, 2_000_000_000, 0] {
+        for rotary in [&rotary, &clone] {
+            let got = rotary.forward(&xs, offset).unwrap();
+            assert_close(&format!("from position {offset} on"), &got, &turned(offset), 1e-14);
+        }
+    }
+    let turned = turned(5);
 
     // Heads of 4 + 3 channels, of which the last stay.
     let wide = Tensor::cat(&[&xs, &randn(2, &[1, 3, 2, 3])], 3).unwrap();

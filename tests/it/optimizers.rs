@@ -126,3 +126,52 @@ fn a_run_keeps_its_optimizer_and_may_change_the_rates() {
     assert!(error.contains("resume: expected optimizer \"muon\", as the run has, got \"adamw\""), "{error}");
     resume(&root, &TrainOptions { matrix_learning_rate: 0.01, matrix_weight_decay: 0.0, ..muon(8) }).unwrap();
 }
+
+/// Batches grow as the ramps say, and each is a function of the seed and the step.
+#[test]
+fn ramps_give_smaller_batches_at_first() {
+    let ramp = |text: &str| Some(text.parse().unwrap());
+    let options = TrainOptions { batch_ramp: ramp("2:4"), context_ramp: ramp("5:6"), ..options(8) };
+    let (_, mut whole) = trainer(&options);
+    let tokens: Vec<usize> = (0..8).map(|_| whole.train_step().unwrap().tokens).collect();
+    assert_eq!(tokens, [2 * 5, 2 * 5, 4 * 5, 4 * 10, 5 * 10, 5 * 10, 5 * 13, 5 * 13]);
+
+    for (batch_ramp, context_ramp, expected) in [
+        (ramp("6:4"), None, "expected batch_ramp to begin from 1 to 5, got 6"),
+        (None, ramp("1:4"), "expected context_ramp to begin from 2 to 13, got 1"),
+    ] {
+        let options = TrainOptions { batch_ramp, context_ramp, ..options.clone() };
+        let (tokenizer, corpus) = data();
+        let error = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Cautious updates are another training, and z-loss adds to the loss what its formula says.
+#[test]
+fn cautious_updates_and_z_loss_reach_the_step() {
+    let first = |options: &TrainOptions| {
+        let (_, mut trainer) = trainer(options);
+        let losses = [
+            trainer.train_step().unwrap().loss,
+            trainer.train_step().unwrap().loss,
+            trainer.train_step().unwrap().loss,
+        ];
+        (losses, crate::training::weights(&trainer))
+    };
+    for base in [options(9), muon(9)] {
+        let (plain, weights) = first(&base);
+        for cautious in [
+            TrainOptions { cautious_updates: true, ..base.clone() },
+            TrainOptions { cautious_decay: true, ..base.clone() },
+        ] {
+            let (losses, its_weights) = first(&cautious);
+            assert!(losses[0] == plain[0] && its_weights != weights, "{:?}", base.optimizer);
+        }
+        // All logits are small at first, so that their log-sum-exp is near the logarithm of the vocabulary.
+        let (losses, _) = first(&TrainOptions { z_loss: 0.1, ..base });
+        let vocabulary = data().0.vocab_size() as f64;
+        let expected = 0.1 * vocabulary.ln().powi(2);
+        assert!(((losses[0] - plain[0]) / expected - 1.0).abs() < 0.05, "{losses:?} {plain:?}");
+    }
+}

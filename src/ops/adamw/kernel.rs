@@ -1,5 +1,6 @@
 //! AdamW's three lines, on slices.
 
+use crate::ops::elementwise::zip_map;
 use crate::ops::parallel::for_each_chunk;
 use crate::ops::simd::dispatch;
 
@@ -42,6 +43,12 @@ pub(super) struct Coefficients {
     pub(super) rate: f32,
     pub(super) root: f32,
     pub(super) eps: f32,
+}
+
+/// `rate m / (sqrt(root v) + eps)`.
+pub(super) fn update_alone(first: &[f32], second: &[f32], coefficients: Coefficients) -> Vec<f32> {
+    let Coefficients { rate, root, eps, .. } = coefficients;
+    zip_map(first, second, |m, v| rate * m / ((root * v).sqrt() + eps))
 }
 
 /// `w = keep w - rate m / (sqrt(root v) + eps)`.

@@ -11,7 +11,8 @@ mod reference;
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
-use super::storage::{has_kernel, slice, slice_mut};
+use super::Cautious;
+use super::storage::{has_kernel, slice, slice_mut, values};
 
 /// The numbers of one step.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct AdamWStep {
     pub gradient_scale: f64,
     /// The number of steps (t), this one included.
     pub step: u64,
+    /// What is left out where signs do not agree.
+    pub cautious: Cautious,
 }
 
 /// The moments of a variable, of its shape and dtype.
@@ -83,7 +86,8 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
     let &AdamWStep { beta1, beta2, gradient_scale: scale, .. } = step;
     moments.first.inplace_op2(&gradient, &Average { decay: beta1, scale, of_squares: false })?;
     moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
-    var.inplace_op3(&moments.first, &moments.second, &Update(*step))
+    let gradient = step.cautious.is_on().then_some(gradient);
+    var.inplace_op3(&moments.first, &moments.second, &Update { step: *step, gradient })
 }
 
 /// `average = decay average + (1 - decay) values`, of one shape. In `f32` on the CPU it is changed in place.
@@ -139,7 +143,11 @@ impl InplaceOp2 for Average {
 }
 
 /// The third line of the formula.
-struct Update(AdamWStep);
+struct Update {
+    step: AdamWStep,
+    /// Where the step is cautious.
+    gradient: Option<Tensor>,
+}
 
 impl InplaceOp3 for Update {
     fn name(&self) -> &'static str {
@@ -156,7 +164,14 @@ impl InplaceOp3 for Update {
         second_l: &Layout,
     ) -> Result<()> {
         let (first, second) = (slice(first, first_l)?, slice(second, second_l)?);
-        kernel::update(slice_mut(weights, weights_l)?, first, second, Coefficients::new(&self.0).into());
+        let (weights, coefficients) = (slice_mut(weights, weights_l)?, Coefficients::new(&self.step).into());
+        match &self.gradient {
+            None => kernel::update(weights, first, second, coefficients),
+            Some(gradient) => {
+                let mut update = kernel::update_alone(first, second, coefficients);
+                self.step.cautious.apply(weights, &mut update, &values(gradient)?, coefficients.keep);
+            }
+        }
         Ok(())
     }
 }
@@ -206,6 +221,7 @@ mod tests {
             weight_decay: 0.1,
             gradient_scale: 1.0,
             step: 1,
+            cautious: Cautious::default(),
         };
         for (step, expected) in [
             (AdamWStep { learning_rate: f64::NAN, ..good }, "a learning rate of at least 0, got NaN"),
@@ -225,6 +241,12 @@ mod tests {
     /// Some steps in f32, fused and composed, and in f64.
     #[test]
     fn the_kernel_is_the_reference() {
+        for (updates, decay) in [(false, false), (true, false), (false, true), (true, true)] {
+            hold(Cautious { updates, decay });
+        }
+    }
+
+    fn hold(cautious: Cautious) {
         type Step = fn(&Var, &Tensor, &mut Moments, &AdamWStep) -> Result<()>;
         let run = |dtype: DType, step_with: Step| {
             let var = Var::from_tensor(&randn(1, &[67, 31]).to_dtype(dtype).unwrap()).unwrap();
@@ -239,6 +261,7 @@ mod tests {
                     weight_decay: 0.1,
                     gradient_scale: 0.3,
                     step,
+                    cautious,
                 };
                 step_with(&var, &gradient, &mut moments, &numbers).unwrap();
             }

@@ -6,12 +6,12 @@ use super::{AdamWStep, Coefficients, Moments};
 
 /// See [`super::adamw`]; the arguments have been checked.
 pub(super) fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
-    let &AdamWStep { beta1, beta2, gradient_scale, .. } = step;
+    let &AdamWStep { beta1, beta2, gradient_scale, cautious, .. } = step;
     let Coefficients { keep, rate, root, eps } = Coefficients::new(step);
     let gradient = (gradient * gradient_scale)?;
     moments.first = ((&moments.first * beta1)? + (&gradient * (1.0 - beta1))?)?;
     moments.second = ((&moments.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
     let denominator = ((&moments.second * root)?.sqrt()? + eps)?;
     let update = ((&moments.first * rate)? / denominator)?;
-    var.set(&((var.as_detached_tensor() * keep)? - update)?)
+    cautious.apply_composed(var, update, &gradient, keep)
 }

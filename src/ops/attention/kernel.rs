@@ -7,10 +7,10 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::product::{GROUP, Left, Right, Target, product};
 use super::rows::{Rows, RowsMut, tiles};
 use super::scores::{Online, Scoring, Softmax, TILE, Tile};
 use super::visible::Visible;
+use crate::ops::block_product::{GROUP, Left, Right, Target, product};
 use crate::ops::simd::{dispatch, dispatch_vectors, sum_of};
 
 /// Queries (T) and keys (S) of a sequence, channels of queries and keys (D) and of values (E).

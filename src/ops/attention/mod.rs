@@ -44,7 +44,6 @@ mod heads;
 mod kernel;
 mod layout;
 mod mask;
-mod product;
 mod reference;
 mod rows;
 mod scores;

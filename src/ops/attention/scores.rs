@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::product::{GROUP, ROWS};
 use super::visible::Visible;
+use crate::ops::block_product::{GROUP, ROWS};
 use crate::ops::random::DropoutFactors;
 use crate::ops::simd::{exp, max_of, sum_of, tanh};
 

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::kernel::{self, Row, Targets};
+use super::kernel::{self, Row, Targets, Terms};
 use super::linear_kernel::{self, Gradients, Problem};
 use crate::ops::storage::{slice, values};
 
@@ -39,7 +39,7 @@ impl CustomOp1 for CrossEntropy {
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) divisor: f64,
-    pub(super) smoothing: f64,
+    pub(super) terms: Terms,
     /// Whether input and weight are tracked.
     pub(super) tracked: [bool; 2],
     pub(super) gradients: OnceLock<[Option<Tensor>; 2]>,
@@ -63,8 +63,8 @@ impl CustomOp2 for LinearCrossEntropy {
             dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
             dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
         };
-        let &Self { divisor, smoothing, .. } = self;
-        let problem = Problem { xs, weight, targets: &self.targets, divisor, smoothing, channels, vocab_size };
+        let &Self { divisor, terms, .. } = self;
+        let problem = Problem { xs, weight, targets: &self.targets, divisor, terms, channels, vocab_size };
         let loss = linear_kernel::forward(&problem, &mut gradients);
         let tensor = |gradient: Option<Vec<f32>>, layout: &Layout| {
             gradient.map(|gradient| Tensor::from_vec(gradient, layout.shape(), &Device::Cpu)).transpose()

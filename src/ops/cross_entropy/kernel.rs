@@ -3,12 +3,18 @@
 use crate::ops::parallel::{for_each_chunk, for_each_chunk_pair};
 use crate::ops::simd::{dispatch, exp, max_of, sum_of};
 
-/// The target of each row (`None` where the row does not count), what the sum of the losses is divided by, and the part of a
-/// target that is spread over all.
+/// The target of each row (`None` where the row does not count), and what the sum of the losses is divided by.
 pub(super) struct Targets {
     pub(super) ids: Vec<Option<u32>>,
     pub(super) divisor: f64,
+    pub(super) terms: Terms,
+}
+
+/// The part of a target that is spread over all (`s`), and the factor on the square of the log-sum-exp (`z`).
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
     pub(super) smoothing: f64,
+    pub(super) z_loss: f64,
 }
 
 impl Targets {
@@ -26,12 +32,22 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// `log(sum over v of exp(logits[v])) - (1 - s) logits[target] - s mean over v of logits[v]`.
-    fn loss(self, of_target: f32, smoothing: &Smoothing) -> f64 {
+    /// `lse - (1 - s) logits[target] - s mean over v of logits[v] + z lse^2`.
+    fn loss(self, of_target: f32, smoothing: &Smoothing, z_loss: f64) -> f64 {
         let below = f64::from(self.highest - of_target);
         let &Smoothing { part, mean_below } = smoothing;
         let below = if part == 0.0 { below } else { (1.0 - part) * below + part * mean_below };
-        f64::from(self.sum).ln() + below
+        let loss = f64::from(self.sum).ln() + below;
+        if z_loss == 0.0 { loss } else { loss + z_loss * self.log_sum().powi(2) }
+    }
+
+    fn log_sum(self) -> f64 {
+        f64::from(self.highest) + f64::from(self.sum).ln()
+    }
+
+    /// What the softmax is multiplied by in the gradient: `1 + 2 z lse`.
+    fn slope(self, z_loss: f64) -> f64 {
+        if z_loss == 0.0 { 1.0 } else { 1.0 + 2.0 * z_loss * self.log_sum() }
     }
 }
 
@@ -86,13 +102,14 @@ pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
         for ((row, loss), (logits, id)) in outputs.zip(logits.chunks_exact(v).zip(ids)) {
             let Some(id) = id else { continue };
             *row = sum_up(logits);
-            *loss = row.loss(logits[*id as usize], &Smoothing::of(logits, targets.smoothing));
+            let Terms { smoothing, z_loss } = targets.terms;
+            *loss = row.loss(logits[*id as usize], &Smoothing::of(logits, smoothing), z_loss);
         }
     });
     ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
 }
 
-/// `dlogits = dloss (softmax - s / V - (1 - s at the target)) / divisor`; zeros where the row does not count.
+/// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros where the row does not count.
 pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], targets: &Targets, dloss: f64) {
     let v = logits.len() / rows.len();
     let together = rows_together(v);
@@ -102,7 +119,7 @@ pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], target
         let inputs = logits[first * v..].chunks_exact(v).zip(&rows[first..]).zip(&targets.ids[first..]);
         for (dlogits, ((logits, row), id)) in dlogits.chunks_exact_mut(v).zip(inputs) {
             let Some(id) = id else { continue };
-            let factor = (share / f64::from(row.sum)) as f32;
+            let factor = (share * row.slope(targets.terms.z_loss) / f64::from(row.sum)) as f32;
             dispatch(
                 #[inline(always)]
                 || {
@@ -111,21 +128,22 @@ pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], target
                     }
                 },
             );
-            let smoothing = Smoothing { part: targets.smoothing, mean_below: 0.0 };
+            let smoothing = Smoothing { part: targets.terms.smoothing, mean_below: 0.0 };
             smoothing.subtract_target(dlogits, *id as usize, share);
         }
     });
 }
 
 /// The loss of one row. Where the divisor of the gradients is given, they take the place of the logits.
-pub(super) fn loss_in_place(logits: &mut [f32], target: usize, smoothing: f64, divisor: Option<f64>) -> f64 {
+pub(super) fn loss_in_place(logits: &mut [f32], target: usize, terms: Terms, divisor: Option<f64>) -> f64 {
+    let Terms { smoothing, z_loss } = terms;
     let (of_target, smoothing) = (logits[target], Smoothing::of(logits, smoothing));
-    let Some(divisor) = divisor else { return sum_up(logits).loss(of_target, &smoothing) };
+    let Some(divisor) = divisor else { return sum_up(logits).loss(of_target, &smoothing, z_loss) };
     let row = exponentiate(logits);
-    let factor = (1.0 / (f64::from(row.sum) * divisor)) as f32;
+    let factor = (row.slope(z_loss) / (f64::from(row.sum) * divisor)) as f32;
     logits.iter_mut().for_each(|x| *x *= factor);
     smoothing.subtract_target(logits, target, 1.0 / divisor);
-    row.loss(of_target, &smoothing)
+    row.loss(of_target, &smoothing, z_loss)
 }
 
 fn sum_up(logits: &[f32]) -> Row {

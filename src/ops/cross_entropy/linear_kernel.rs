@@ -1,6 +1,6 @@
 //! Linear and cross-entropy in one, on slices: the logits of some rows at a time.
 
-use super::kernel;
+use super::kernel::{self, Terms};
 use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
 use crate::ops::parallel::for_each_chunk_pair;
 
@@ -10,7 +10,7 @@ pub(super) struct Problem<'a> {
     pub(super) weight: &'a [f32],
     pub(super) targets: &'a [u32],
     pub(super) divisor: f64,
-    pub(super) smoothing: f64,
+    pub(super) terms: Terms,
     pub(super) channels: usize,
     pub(super) vocab_size: usize,
 }
@@ -31,7 +31,7 @@ fn rows_at_once(vocab_size: usize) -> usize {
 
 /// The loss; its gradients are added to `gradients`.
 pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
-    let &Problem { xs, weight, targets, divisor, smoothing, channels: c, vocab_size: v } = problem;
+    let &Problem { xs, weight, targets, divisor, terms, channels: c, vocab_size: v } = problem;
     let wants_gradients = gradients.dxs.is_some() || gradients.dweight.is_some();
     let rows_at_once = rows_at_once(v);
     let weight = Matrix::new(weight, v, c, c);
@@ -49,7 +49,7 @@ pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
             let rows = logits.chunks_exact_mut(v).zip(&targets[part * together..]);
             for ((logits, target), loss) in rows.zip(losses) {
                 let divisor = wants_gradients.then_some(divisor);
-                *loss = kernel::loss_in_place(logits, *target as usize, smoothing, divisor);
+                *loss = kernel::loss_in_place(logits, *target as usize, terms, divisor);
             }
         });
 

@@ -1,11 +1,13 @@
 //! The loss of next-token prediction.
 //!
 //! ```text
-//! loss = sum over positions that count of (log(sum over v of exp(logits[v])) - likely) / divisor
+//! loss = sum over positions that count of (lse - likely + z lse^2) / divisor
+//! lse = log(sum over v of exp(logits[v]))
 //! likely = (1 - s) logits[target] + s mean over v of logits[v]
 //! ```
 //!
-//! with the label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; the same as torch's), 0 unless asked for.
+//! with the label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; the same as torch's) and the z-loss `z` (Chowdhery et al.
+//! 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 unless asked for.
 
 mod fused;
 mod kernel;
@@ -17,7 +19,7 @@ use std::sync::OnceLock;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused::{CrossEntropy, LinearCrossEntropy};
-use self::kernel::Targets;
+use self::kernel::{Targets, Terms};
 use super::record;
 use super::storage::has_kernel;
 
@@ -31,6 +33,8 @@ pub struct CrossEntropyOptions {
     pub divisor: Option<f64>,
     /// The part of the target's probability that is spread evenly over all V (`s`), from 0 to below 1.
     pub label_smoothing: f64,
+    /// The factor on the square of the log-sum-exp (`z`), of at least 0.
+    pub z_loss: f64,
 }
 
 /// The loss, in nats, of `logits` (.., V) for `targets` of the leading shape of `logits`, `u32` ids below V: a scalar.
@@ -38,8 +42,8 @@ pub struct CrossEntropyOptions {
 /// In `f32` on the CPU the operation is fused, and keeps two numbers a row for the way back.
 ///
 /// # Errors
-/// If the shapes or dtypes do not agree, a target that is not ignored is V or more, the divisor is not above 0, or the label
-/// smoothing not from 0 to below 1.
+/// If the shapes or dtypes do not agree, a target that is not ignored is V or more, the divisor is not above 0, the label
+/// smoothing not from 0 to below 1, or the z-loss below 0 or not finite.
 ///
 /// ```
 /// use candle_attention::ops::{self, CrossEntropyOptions};
@@ -90,8 +94,8 @@ pub fn linear_cross_entropy(
         false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
     let tracked = [&xs, weight].map(record::is_tracked);
-    let Targets { divisor, smoothing, .. } = targets;
-    let op = LinearCrossEntropy { targets: ids, divisor, smoothing, tracked, gradients: OnceLock::new() };
+    let Targets { divisor, terms, .. } = targets;
+    let op = LinearCrossEntropy { targets: ids, divisor, terms, tracked, gradients: OnceLock::new() };
     record::apply2(&xs, &record::contiguous(weight)?, op)
 }
 
@@ -109,11 +113,14 @@ fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEn
         Some(divisor) if divisor > 0.0 => divisor,
         Some(divisor) => bail!("{op}: expected a divisor above 0, got {divisor}"),
     };
-    let smoothing = options.label_smoothing;
+    let &CrossEntropyOptions { label_smoothing: smoothing, z_loss, .. } = options;
     if !(0.0..1.0).contains(&smoothing) {
         bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
     }
-    Ok(Targets { ids, divisor, smoothing })
+    if !(z_loss >= 0.0 && z_loss.is_finite()) {
+        bail!("{op}: expected a z-loss of at least 0, got {z_loss}");
+    }
+    Ok(Targets { ids, divisor, terms: Terms { smoothing, z_loss } })
 }
 
 fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::kernel::Targets;
+use super::kernel::{Targets, Terms};
 use crate::ops::storage::{nothing_of, precise};
 
 /// See [`super::cross_entropy`]; the arguments have been checked.
@@ -20,12 +20,18 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor
     let ids = Tensor::new(ids, device)?.unsqueeze(1)?; // (N', 1)
 
     // Shifting a row changes nothing, so its maximum counts as a constant.
-    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?; // (N', V)
+    let highest = logits.detach().max_keepdim(D::Minus1)?; // (N', 1)
+    let shifted = logits.broadcast_sub(&highest)?; // (N', V)
     let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N', 1)
     let of_targets = shifted.gather(&ids, D::Minus1)?; // (N', 1)
-    let likely = match targets.smoothing {
+    let Terms { smoothing, z_loss } = targets.terms;
+    let likely = match smoothing {
         0.0 => of_targets,
         s => ((of_targets * (1.0 - s))? + (shifted.mean_keepdim(D::Minus1)? * s)?)?, // (N', 1)
     };
-    ((log_sums - likely)?.sum_all()? / targets.divisor)?.to_dtype(dtype)
+    let losses = match z_loss {
+        0.0 => (log_sums - likely)?,
+        z => ((&log_sums - likely)? + ((log_sums + highest)?.sqr()? * z)?)?, // (N', 1)
+    };
+    (losses.sum_all()? / targets.divisor)?.to_dtype(dtype)
 }

@@ -4,7 +4,8 @@ use super::*;
 use crate::ops::testing::{assert_like_reference, randn};
 use candle_core::{Device, Var};
 
-const MEAN: CrossEntropyOptions = CrossEntropyOptions { ignored: None, divisor: None, label_smoothing: 0.0 };
+const MEAN: CrossEntropyOptions =
+    CrossEntropyOptions { ignored: None, divisor: None, label_smoothing: 0.0, z_loss: 0.0 };
 /// Far above any vocabulary here.
 const IGNORED: u32 = u32::MAX;
 
@@ -30,10 +31,12 @@ fn the_kernels_are_the_references() {
         let logits = [(randn(3, &[rows, v]) * spread).unwrap()];
         for ignores in [|_| false, |i: usize| i % 3 == 1, |i: usize| i % 7 > 1] {
             let targets = targets(rows, v, ignores);
-            for (divisor, label_smoothing) in [(None, 0.0), (Some(17.0), 0.0), (Some(17.0), 0.1), (None, 0.7)] {
+            for (divisor, label_smoothing, z_loss) in
+                [(None, 0.0, 0.0), (Some(17.0), 0.0, 0.0), (Some(17.0), 0.1, 0.0), (None, 0.7, 0.02), (None, 0.0, 1e-4)]
+            {
                 // With one id there is nothing to spread over.
                 let label_smoothing = if v > 1 { label_smoothing } else { 0.0 };
-                let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor, label_smoothing };
+                let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor, label_smoothing, z_loss };
                 let read = read_targets("", &targets, v, &options).unwrap();
                 let label = format!("{rows} {c} {v} {spread} {options:?}");
                 let fused = |x: &[Tensor]| linear_cross_entropy(&x[0], &x[1], &targets, &options);
@@ -152,8 +155,40 @@ fn what_does_not_fit_is_named() {
         let error = cross_entropy(&xs, &targets(11, 3, |_| false), &options).unwrap_err().to_string();
         assert!(error.contains("cross-entropy: expected label smoothing from 0 to below 1"), "{error}");
     }
+    for z_loss in [-0.1, f64::NAN, f64::INFINITY] {
+        let options = CrossEntropyOptions { z_loss, ..MEAN };
+        let error = cross_entropy(&xs, &targets(11, 3, |_| false), &options).unwrap_err().to_string();
+        assert!(error.contains("cross-entropy: expected a z-loss of at least 0"), "{error}");
+    }
     assert!(error(0, 11, Some(f64::NAN)).contains("expected a divisor above 0, got NaN"));
 }
+
+/// torch's cross_entropy plus 0.1 times the mean of the squares of its logsumexp, in f64, over the rows that count.
+#[test]
+fn z_loss_is_that_of_torchs_log_sum_exp() {
+    let logits = Tensor::new(&[[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75], [3.0, 0.0, 1.0]], &Device::Cpu).unwrap();
+    let logits = Var::from_tensor(&logits).unwrap();
+    let ids = Tensor::new(&[2u32, 0, 9], &Device::Cpu).unwrap();
+    let options = CrossEntropyOptions { ignored: Some(9), z_loss: 0.1, ..MEAN };
+    let loss = cross_entropy(&logits, &ids, &options).unwrap();
+    assert!((loss.to_scalar::<f64>().unwrap() - 0.7047338796000326).abs() < 1e-14, "{loss}");
+    let gradient = loss.backward().unwrap().remove(&logits).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    for (got, expected) in gradient.iter().zip(OF_Z_LOSS) {
+        assert!((got - expected).abs() < 1e-14, "{got}, expected {expected}");
+    }
+}
+
+const OF_Z_LOSS: [f64; 9] = [
+    0.12693322967991105,
+    0.02832263186663598,
+    0.06887526811916866,
+    -0.009256924020623891,
+    0.140600245294016,
+    0.05172393966733031,
+    0.0,
+    0.0,
+    0.0,
+];
 
 /// torch.nn.functional.cross_entropy of torch 2.15 in f64, with `label_smoothing` and `ignore_index` 9.
 #[test]
@@ -162,7 +197,7 @@ fn label_smoothing_is_torchs() {
     let logits = Var::from_tensor(&logits).unwrap();
     let ids = Tensor::new(&[2u32, 0, 9], &Device::Cpu).unwrap();
     for (label_smoothing, loss, gradient) in TORCH {
-        let options = CrossEntropyOptions { ignored: Some(9), label_smoothing, divisor: None };
+        let options = CrossEntropyOptions { ignored: Some(9), label_smoothing, ..MEAN };
         let got = cross_entropy(&logits, &ids, &options).unwrap();
         assert!((got.to_scalar::<f64>().unwrap() - loss).abs() < 1e-14, "{got}, expected {loss}");
         let gradients = got.backward().unwrap();

@@ -303,7 +303,7 @@ proptest! {
         sequential in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let (ids, options) = (ids(seed, rows, v), CrossEntropyOptions { ignored, divisor, label_smoothing: 0.0 });
+        let (ids, options) = (ids(seed, rows, v), CrossEntropyOptions { ignored, divisor, ..Default::default() });
         let logits = [randn(seed, &[rows, v])];
         hold("cross-entropy", &logits, sequential, |x| ops::cross_entropy(&x[0], &ids, &options), 1.0);
         let inputs = [randn(seed, &[rows, c]), randn(seed ^ 1, &[v, c])];

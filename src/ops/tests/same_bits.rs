@@ -24,7 +24,7 @@ fn table() -> Vec<Row> {
     let (few, many) = ([&[2, 131, 4, 32][..], &[2, 131, 2, 32], &[2, 131, 2, 32]], [&[7, 67, 3, 16][..]; 3]);
     let documents = Tensor::from_vec((0..7 * 67).map(|i| i as u32 / 23).collect(), (7, 67), &Device::Cpu).unwrap();
     let key = RandomKey { seed: 1, step: 2, site: 3 };
-    let losses = CrossEntropyOptions { ignored: Some(5), label_smoothing: 0.1, ..Default::default() };
+    let losses = CrossEntropyOptions { ignored: Some(5), label_smoothing: 0.1, z_loss: 0.01, ..Default::default() };
     let mut rows = vec![
         row("linear", &[&[517, 263], &[389, 263]], |x| ops::linear(&x[0], &x[1], None)),
         row("linear with a bias", &[&[517, 263], &[389, 263], &[389]], |x| ops::linear(&x[0], &x[1], Some(&x[2]))),
@@ -101,6 +101,7 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
         weight_decay: 0.1,
         gradient_scale: 0.3,
         step: 1,
+        cautious: ops::Cautious { updates: true, decay: true },
     };
     assert_same_bits("adamw", &[randn(1, &[40_009])], &|x| {
         let var = Var::from_tensor(&randn(2, &[40_009]).to_dtype(DType::F32)?)?;
@@ -109,4 +110,21 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
         let after = Tensor::cat(&[var.as_tensor(), &moments.first, &moments.second], 0)?.detach();
         after.broadcast_add(&x[0].sum_all()?)
     });
+}
+
+/// Matrices that threads split, of which the second needs several pieces of rows and of columns.
+#[test]
+fn muon_has_the_same_bits_for_any_number_of_threads() {
+    for (shape, cautious) in [([67, 200], true), ([600, 531], false)] {
+        let cautious = ops::Cautious { updates: cautious, decay: cautious };
+        let step =
+            ops::MuonStep { learning_rate: 0.02, momentum: 0.95, weight_decay: 0.1, gradient_scale: 0.3, cautious };
+        assert_same_bits("muon", &[randn(1, &shape)], &|x| {
+            let var = Var::from_tensor(&randn(2, &shape).to_dtype(DType::F32)?)?;
+            let mut mean = var.zeros_like()?.detach();
+            ops::muon(&var, &x[0], &mut mean, &step)?;
+            let after = Tensor::cat(&[var.as_tensor(), &mean], 0)?.detach();
+            after.broadcast_add(&x[0].sum_all()?)
+        });
+    }
 }

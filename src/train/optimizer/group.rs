@@ -3,7 +3,7 @@
 use candle_core::Var;
 
 use super::{OptimizerKind, TrainOptions};
-use crate::ops::{AdamWStep, MuonStep};
+use crate::ops::{AdamWStep, Cautious, MuonStep};
 
 /// Tensors that are updated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ impl Rates<'_> {
             weight_decay: if var.rank() >= 2 { weight_decay } else { 0.0 },
             gradient_scale: self.gradient_scale,
             step: self.step + 1,
+            cautious: self.cautious(),
         }
     }
 
@@ -59,7 +60,12 @@ impl Rates<'_> {
             momentum: self.momentum(),
             weight_decay: self.options.matrix_weight_decay,
             gradient_scale: self.gradient_scale,
+            cautious: self.cautious(),
         }
+    }
+
+    fn cautious(&self) -> Cautious {
+        Cautious { updates: self.options.cautious_updates, decay: self.options.cautious_decay }
     }
 
     fn learning_rate(&self, group: Group) -> f64 {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use candle_attention::evaluate::evaluate;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
-use candle_attention::model::ModelConfig;
+use candle_attention::model::{Architecture, ModelConfig};
 use candle_attention::run::Run;
 use candle_attention::text::{
     Corpus, CorpusOptions, Document, Ids, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
@@ -60,6 +60,10 @@ struct Victim {
 
 impl Victim {
     fn new(choice: &TokenizerChoice) -> Self {
+        Self::of(Architecture::Gpt2, choice)
+    }
+
+    fn of(architecture: Architecture, choice: &TokenizerChoice) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("run");
         let (tokenizer, corpus) = corpus(choice);
@@ -69,7 +73,7 @@ impl Victim {
             num_heads: 2,
             num_layers: 1,
             hidden_dim: 3,
-            ..ModelConfig::gpt2(tokenizer.vocab_size())
+            ..ModelConfig::of(architecture, tokenizer.vocab_size())
         };
         let mut trainer = Trainer::new(&config, &options(), corpus, &Device::Cpu).unwrap();
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "seed = 1\n").unwrap();
@@ -193,13 +197,20 @@ fn a_configuration() {
         let good = std::fs::read(victim.path(name)).unwrap();
         victim.endure(name, cases(mutate::structured(&good), &good, 1), &open_model);
     }
+    for architecture in [Architecture::Llama, Architecture::Qwen3] {
+        let victim = Victim::of(architecture, &TokenizerChoice::Characters);
+        let good = std::fs::read(victim.path("config.json")).unwrap();
+        victim.endure("config.json", cases(mutate::structured(&good), &good, 12), &open_model);
+    }
 }
 
 #[test]
 fn weights() {
-    let victim = Victim::new(&TokenizerChoice::Characters);
-    let good = std::fs::read(victim.path("model.safetensors")).unwrap();
-    victim.endure("model.safetensors", cases(mutate::lying_headers(&good), &good, 2), &open_model);
+    for architecture in Architecture::ALL {
+        let victim = Victim::of(architecture, &TokenizerChoice::Characters);
+        let good = std::fs::read(victim.path("model.safetensors")).unwrap();
+        victim.endure("model.safetensors", cases(mutate::lying_headers(&good), &good, 2), &open_model);
+    }
 }
 
 #[test]

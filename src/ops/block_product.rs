@@ -1,4 +1,4 @@
-//! Products of small matrices that stay in the caches: what a tile of attention is made of.
+//! Products of small matrices that stay in the caches: what a tile of attention is made of, and what Muon iterates.
 //!
 //! `C(r) += sum over k of A(r, k) B(k)`, where B and C are rows of columns in groups of [`GROUP`] and A is read number by
 //! number, with any strides, so that no product needs a transposed copy of A. A block of [`ROWS`] rows stays in
@@ -9,38 +9,38 @@ use std::ops::Range;
 use pulp::Simd;
 
 /// Rows of C in a block.
-pub(super) const ROWS: usize = 4;
+pub(crate) const ROWS: usize = 4;
 
 /// Columns come in groups of so many: the lanes of the longest vectors.
-pub(super) const GROUP: usize = 16;
+pub(crate) const GROUP: usize = 16;
 
 /// `A(r, k) = data[r * row_stride + k * k_stride]`.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) row_stride: usize,
-    pub(super) k_stride: usize,
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) k_stride: usize,
 }
 
 /// B: rows `stride` apart, whole groups of columns.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) stride: usize,
+pub(crate) struct Right<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
 }
 
 /// C: rows `stride` apart, whole groups of columns and whole blocks of rows.
-pub(super) struct Target<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) stride: usize,
+pub(crate) struct Target<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) stride: usize,
     /// Whether the product is added to what is there.
-    pub(super) adds: bool,
+    pub(crate) adds: bool,
 }
 
 /// The product for `rows` rows, rounded up to whole blocks. `extent` gives for the block that begins at a row the
 /// columns wanted, rounded up to whole groups, and the range of `k` outside of which A is zero there.
 #[inline(always)]
-pub(super) fn product<S: Simd>(
+pub(crate) fn product<S: Simd>(
     simd: S,
     c: Target,
     a: Left,

@@ -1,0 +1,234 @@
+//! Llama and Qwen3 against Hugging Face's own, in torch: tests/fixtures/README.md says how they were made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_attention::model::{Architecture, CausalLm, ModelConfig, load_weights};
+use candle_attention::nn::Parameters;
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::model::{named, saved};
+use crate::support::{assert_close, max_difference, values};
+
+const VARIANTS: [&str; 3] = ["llama_grouped", "llama_tied", "qwen3"];
+
+#[derive(Deserialize)]
+struct Oracle {
+    inputs: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+    loss: f64,
+    logits: Vec<Vec<Vec<f64>>>,
+    f32_errors: F32Errors,
+}
+
+/// How far torch's f32 strays from its f64.
+#[derive(Deserialize)]
+struct F32Errors {
+    loss: f64,
+    logits: f64,
+    gradients: f64,
+}
+
+fn folder(variant: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(variant)
+}
+
+fn weights(variant: &str, config: &ModelConfig, dtype: DType) -> BTreeMap<String, Tensor> {
+    let weights = load_weights(&folder(variant).join("model.safetensors"), config, &Device::Cpu).unwrap();
+    weights.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap())).collect()
+}
+
+fn model(variant: &str, dtype: DType) -> (CausalLm, Parameters) {
+    let config = ModelConfig::open(&folder(variant)).unwrap();
+    let parameters = Parameters::restored(weights(variant, &config, dtype)).unwrap();
+    let model = CausalLm::new(&config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
+    assert!(parameters.unread().is_empty());
+    (model, parameters)
+}
+
+fn oracle(variant: &str) -> (Oracle, Tensor, Tensor, Tensor) {
+    let oracle: Oracle = serde_json::from_slice(&std::fs::read(folder(variant).join("oracle.json")).unwrap()).unwrap();
+    let tensor = |ids: &Vec<Vec<u32>>| Tensor::new(ids.clone(), &Device::Cpu).unwrap();
+    let (inputs, targets) = (tensor(&oracle.inputs), tensor(&oracle.targets));
+    let logits = Tensor::new(oracle.logits.clone(), &Device::Cpu).unwrap();
+    (oracle, inputs, targets, logits)
+}
+
+/// In f64 the same but for roundings, in f32 no further from it than three times what torch's f32 is.
+#[test]
+fn logits_loss_and_gradients_are_hugging_faces() {
+    for variant in VARIANTS {
+        let (oracle, inputs, targets, logits) = oracle(variant);
+        let errors = &oracle.f32_errors;
+        let of_torch = [errors.logits, errors.loss, errors.gradients].map(|error| 3.0 * error);
+        for (dtype, [of_logits, of_loss, of_gradients]) in [(DType::F64, [1e-12; 3]), (DType::F32, of_torch)] {
+            let (model, parameters) = model(variant, dtype);
+            let label = format!("{variant} in {dtype:?}");
+            assert_close(&label, &model.forward(&inputs).unwrap(), &logits, of_logits);
+            let loss = model.loss(&inputs, &targets).unwrap();
+            assert!((values(&loss)[0] - oracle.loss).abs() <= of_loss, "{label}: {loss}, expected {}", oracle.loss);
+            let gradients = loss.backward().unwrap();
+            let gradient = |(name, var): (String, candle_core::Var)| (name, gradients.get(&var).unwrap().clone());
+            let gradients = parameters.vars().into_iter().map(gradient).collect();
+            let space = tempfile::tempdir().unwrap();
+            let got = saved(model.config(), gradients, space.path());
+            let expected = candle_core::safetensors::load(folder(variant).join("gradients.safetensors"), &Device::Cpu);
+            let expected = expected.unwrap();
+            assert_eq!(got.len(), expected.len());
+            for (name, expected) in expected {
+                assert_close(&format!("{label}, {name}"), &got[&name], &expected, of_gradients);
+            }
+        }
+    }
+}
+
+#[test]
+fn step_by_step_the_logits_are_hugging_faces() {
+    for variant in VARIANTS {
+        let (oracle, inputs, _, logits) = oracle(variant);
+        let (model, _) = model(variant, DType::F32);
+        let mut decoder = model.decoder();
+        for (start, len) in [(0, 4), (4, 1), (5, 1), (6, 5)] {
+            let got = decoder.next_token_logits(&inputs.narrow(1, start, len).unwrap()).unwrap();
+            let expected = logits.narrow(1, start + len - 1, 1).unwrap().squeeze(1).unwrap();
+            assert_close(variant, &got, &expected, 3.0 * oracle.f32_errors.logits);
+        }
+    }
+}
+
+#[test]
+fn names_on_disk_and_config_json_are_hugging_faces() {
+    for variant in VARIANTS {
+        let config = ModelConfig::open(&folder(variant)).unwrap();
+        let space = tempfile::tempdir().unwrap();
+        let ours = saved(&config, weights(variant, &config, DType::F32), space.path());
+        let theirs = candle_core::safetensors::load(folder(variant).join("model.safetensors"), &Device::Cpu).unwrap();
+        assert_eq!(ours.len(), theirs.len());
+        for (name, tensor) in theirs {
+            assert_eq!(max_difference(&ours[&name], &tensor), 0.0, "{name}");
+        }
+        // What theirs has beside is that nothing is the case, or follows from the rest.
+        let ours: Value = serde_json::from_str(&config.to_json().unwrap()).unwrap();
+        let theirs: Value =
+            serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
+        for (name, value) in theirs.as_object().unwrap() {
+            match ours.get(name) {
+                Some(ours) => assert_eq!(ours, value, "{name}"),
+                None => assert!(
+                    ["pad_token_id", "pretraining_tp", "transformers_version", "use_cache", "sliding_window"]
+                        .contains(&name.as_str())
+                        || ["layer_types", "max_window_layers"].contains(&name.as_str()),
+                    "{name} is missing"
+                ),
+            }
+        }
+        assert_eq!(ModelConfig::from_json(ours.to_string().as_bytes()).unwrap(), config);
+    }
+}
+
+/// The configuration of a fixture with other values, or without the keys whose value is `absent`.
+fn changed(variant: &str, changes: &Value) -> candle_core::Result<ModelConfig> {
+    let mut json: Value = serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
+    let keys = json.as_object_mut().unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        match value {
+            Value::String(text) if text == "absent" => keys.remove(name),
+            value => keys.insert(name.clone(), value.clone()),
+        };
+    }
+    ModelConfig::from_json(json.to_string().as_bytes())
+}
+
+#[test]
+fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
+    let before = ModelConfig::open(&folder("llama_grouped")).unwrap();
+    for old in [
+        json!({ "rope_parameters": "absent", "rope_theta": 777, "rope_scaling": null }),
+        json!({ "rope_parameters": "absent", "rope_theta": 777.0, "rope_scaling": { "type": "default" } }),
+        json!({ "rope_parameters": { "rope_theta": 777.0 }, "rope_theta": 5.0 }),
+        json!({ "head_dim": "absent", "mlp_bias": "absent", "hidden_act": "absent", "attention_bias": "absent" }),
+        json!({ "rms_norm_eps": "absent", "tie_word_embeddings": "absent", "sliding_window": 5 }),
+        json!({ "eos_token_id": 31, "head_dim": null }),
+    ] {
+        assert_eq!(changed("llama_grouped", &old).unwrap(), before, "{old}");
+    }
+    let of = |variant, changes| changed(variant, &changes).unwrap();
+    assert_eq!(of("llama_grouped", json!({ "rope_parameters": "absent" })).rope_theta, 1e4);
+    assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": "absent" })).kv_heads(), 4);
+    assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": null })).kv_heads(), 4);
+    assert_eq!(of("llama_grouped", json!({ "eos_token_id": [3, 5] })).end_of_text_id, Some(3));
+    let qwen3 = of("qwen3", json!({ "head_dim": "absent", "num_key_value_heads": null, "layer_types": "absent" }));
+    assert_eq!((qwen3.architecture, qwen3.head_channels(), qwen3.kv_heads()), (Architecture::Qwen3, 128, 6));
+    let qwen3 = of("qwen3", json!({ "num_attention_heads": 64, "num_key_value_heads": "absent" }));
+    assert_eq!(qwen3.kv_heads(), 32);
+}
+
+#[test]
+fn what_is_not_computed_is_refused() {
+    for (variant, changes, message) in [
+        ("llama_tied", json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8.0 } }), "default, got llama3"),
+        ("llama_tied", json!({ "rope_parameters": "absent", "rope_scaling": { "type": "linear" } }), "got linear"),
+        ("llama_tied", json!({ "rope_scaling": { "rope_type": "yarn" } }), "or rope_scaling, got both"),
+        ("llama_tied", json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }), "got partial_rotary_factor 0.5"),
+        ("qwen3", json!({ "rope_parameters": { "full_attention": {} } }), "got full_attention {}"),
+        ("qwen3", json!({ "rope_parameters": { "rope_theta": -1.0 } }), "rope_theta above 0, got -1"),
+        ("qwen3", json!({ "use_sliding_window": true }), "use_sliding_window false, got true"),
+        ("qwen3", json!({ "layer_types": ["full_attention", "sliding_attention"] }), "got sliding_attention"),
+        ("qwen3", json!({ "hidden_act": "relu" }), "relu"),
+        ("qwen3", json!({ "model_type": "qwen3_moe" }), "gpt2, llama or qwen3, got qwen3_moe"),
+        ("qwen3", json!({ "num_key_value_heads": 4 }), "num_kv_heads to divide num_heads, got 4 and 6"),
+        ("qwen3", json!({ "head_dim": 7 }), "even head_dim for rotary positions, got 7"),
+        ("qwen3", json!({ "hidden_size": "absent" }), "hidden_size"),
+        ("qwen3", json!({ "initializer_range": -0.1 }), "init_stdev from 0 to 1, got -0.1"),
+    ] {
+        let error = changed(variant, &changes).unwrap_err().to_string();
+        assert!(error.contains(message), "{changes}: {error}");
+    }
+}
+
+/// As some files have them: without the prefix, with a table of old, and with the tied head beside the embedding.
+#[test]
+fn weights_are_found_under_the_names_of_other_files() {
+    for variant in ["llama_tied", "qwen3"] {
+        let config = ModelConfig::open(&folder(variant)).unwrap();
+        let theirs = candle_core::safetensors::load(folder(variant).join("model.safetensors"), &Device::Cpu).unwrap();
+        let mut other: std::collections::HashMap<String, Tensor> =
+            theirs.iter().map(|(name, tensor)| (name.replace("model.", ""), tensor.clone())).collect();
+        other.insert("lm_head.weight".into(), theirs["model.embed_tokens.weight"].clone());
+        other.insert(
+            "layers.0.self_attn.rotary_emb.inv_freq".into(),
+            Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
+        );
+        let space = tempfile::tempdir().unwrap();
+        let path = space.path().join("model.safetensors");
+        candle_core::safetensors::save(&other, &path).unwrap();
+        let back = load_weights(&path, &config, &Device::Cpu).unwrap();
+        for (name, tensor) in weights(variant, &config, DType::F32) {
+            assert_eq!(max_difference(&back[&name], &tensor), 0.0, "{name}");
+        }
+        other.insert(
+            "layers.0.mlp.experts.gate_proj.weight".into(),
+            Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
+        );
+        other.remove("norm.weight");
+        candle_core::safetensors::save(&other, &path).unwrap();
+        let error = load_weights(&path, &config, &Device::Cpu).unwrap_err().to_string();
+        for fault in ["model.norm.weight is missing", "layers.0.mlp.experts.gate_proj.weight has no place"] {
+            assert!(error.contains(fault), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_new_model_has_the_names_of_a_fixture() {
+    // Guards against a fixture compared with itself: what is built here lists the same tensors.
+    let config = ModelConfig::open(&folder("qwen3")).unwrap();
+    let parameters = Parameters::new(1);
+    CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+    let space = tempfile::tempdir().unwrap();
+    let ours = saved(&config, named(&parameters), space.path());
+    let theirs = candle_core::safetensors::load(folder("qwen3").join("model.safetensors"), &Device::Cpu).unwrap();
+    assert!(theirs.iter().all(|(name, tensor)| ours[name].dims() == tensor.dims() && ours.len() == theirs.len()));
+}

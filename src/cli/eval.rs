@@ -11,7 +11,7 @@ use candle_core::Device;
 use clap::Args;
 
 use super::text_progress::text_progress;
-use super::{document, grouped};
+use super::{document, grouped, signals};
 
 /// Arguments of `attn eval`.
 #[derive(Args)]
@@ -42,6 +42,7 @@ impl Measured {
 
 /// Prints how well a trained model predicts the texts, in windows of its context that do not overlap.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
+    signals::listen()?;
     let run = Run::open(&args.run, &Device::Cpu)?;
     let documents = document::open_all(&args.texts)?;
     if let [document] = &documents[..] {

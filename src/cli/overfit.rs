@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use anyhow::Result;
 use candle_attention::model::DropoutRates;
 use candle_attention::train::{Event, OverfitReport, TrainOptions, overfit_one_batch};
 
+use super::document::spill_for_now;
 use super::options::Options;
 use super::prepared::Prepared;
 use super::progress::{Progress, note};
@@ -16,10 +16,10 @@ use super::{Failure, plan};
 /// Steps unless told otherwise: several times what a sound model needs.
 const STEPS: u64 = 500;
 
-/// Learns one batch by heart and says how that went; writes nothing to disk.
+/// Learns one batch by heart and says how that went; of a large text only the ids are on disk meanwhile, as a temporary file.
 pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
-    let mut prepared = Prepared::new(&options, Path::new("runs/run"))?;
+    let mut prepared = Prepared::new(&options, spill_for_now())?;
     prepared.config.dropout = DropoutRates::default();
     let train_options = options.train_options().for_overfitting();
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;

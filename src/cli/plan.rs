@@ -18,7 +18,7 @@ const MEASURED_STEPS: u32 = 3;
 /// A pass forward costs about this part of a step.
 const FORWARD_PART: f64 = 0.3;
 
-/// Prints sizes, memory and time; makes some steps in memory to measure them, and writes nothing to disk.
+/// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
 pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}", prepared.description())?;
     let whole = options.steps as f64 * options.batch_size as f64 * prepared.config.context_len as f64;

@@ -1,11 +1,11 @@
 //! From options to texts, tokenizer, corpus and sizes: all that a run starts from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::run::check_vocabulary;
-use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
@@ -28,8 +28,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes or opens the tokenizer and reads the texts, whose ids will be part of the run in `root`.
-    pub fn new(options: &Options, root: &Path) -> Result<Self> {
+    /// Makes or opens the tokenizer and reads the texts, whose ids go to `spill` where they are many.
+    pub fn new(options: &Options, spill: Spill) -> Result<Self> {
         options.check_meaning()?;
         options.train_options().validate()?;
         if let Some(init) = &options.init {
@@ -37,7 +37,7 @@ impl Prepared {
             let config = options.init_config(init)?;
             let tokenizer = Tokenizer::from_file(init)?;
             check_vocabulary(init, &config, &tokenizer)?;
-            let corpus = encode(&tokenizer, options, config.context_len, root)?;
+            let corpus = encode(&tokenizer, options, config.context_len, spill)?;
             let init = Some(init.clone());
             return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
         }
@@ -47,8 +47,8 @@ impl Prepared {
         sizes.validate()?;
         let choice = options.tokenizer.as_deref().unwrap_or("char").parse()?;
         let (documents, validation) = texts(options)?;
-        let in_run = corpus_options(sizes.context_len, root);
-        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &in_run, &mut text_progress())?;
+        let corpus_options = CorpusOptions { context_len: sizes.context_len, spill: Some(spill) };
+        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {
             Some(id) if corpus.train.contains(id)? || corpus.validation.contains(id)? => Some(id),
@@ -79,14 +79,10 @@ impl Prepared {
 }
 
 /// The ids of the texts that the options name, by a tokenizer that is there already.
-pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, root: &Path) -> Result<Corpus> {
+pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, spill: Spill) -> Result<Corpus> {
     let (documents, validation) = texts(options)?;
-    let in_run = corpus_options(context_len, root);
-    Ok(Corpus::new(tokenizer, &documents, &validation, &in_run, &mut text_progress())?)
-}
-
-fn corpus_options(context_len: usize, root: &Path) -> CorpusOptions {
-    CorpusOptions { context_len, spill: Some(document::spill_beside(root)) }
+    let corpus_options = CorpusOptions { context_len, spill: Some(spill) };
+    Ok(Corpus::new(tokenizer, &documents, &validation, &corpus_options, &mut text_progress())?)
 }
 
 /// The documents to train on, and what to validate on.

@@ -156,7 +156,7 @@ impl Options {
             batch: Some(options.batch_size),
             shards: Some(options.shards),
             lr: Some(options.learning_rate),
-            min_lr: Some(options.min_learning_rate),
+            min_lr: Some(options.min_learning_rate).filter(|_| options.schedule != Schedule::Constant),
             warmup: Some(options.warmup_steps),
             beta1: Some(options.beta1),
             beta2: Some(options.beta2),
@@ -198,6 +198,9 @@ impl Options {
         if given.schedule.is_some() && given.decay_steps.is_none() {
             self.decay_steps = None;
         }
+        if self.schedule == Some(Schedule::Constant) && given.min_lr.is_none() {
+            self.min_lr = None;
+        }
         self
     }
 
@@ -205,6 +208,9 @@ impl Options {
     pub fn check_meaning(&self) -> Result<()> {
         if self.decay_steps.is_some() && self.schedule != Some(Schedule::WarmupStableDecay) {
             bail!("--decay-steps goes with --schedule warmup-stable-decay");
+        }
+        if self.min_lr.is_some() && self.schedule == Some(Schedule::Constant) {
+            bail!("--min-lr has no meaning with --schedule constant");
         }
         let of_muon = [
             ("matrix-lr", self.matrix_lr.is_some()),

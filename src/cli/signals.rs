@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use candle_attention::text::remove_temporary_files;
 
 use super::progress::note;
 
@@ -20,7 +21,12 @@ pub fn listen() -> Result<()> {
     let ignores_hangup = hangup::is_ignored();
     ctrlc::set_handler(|| {
         let is_first = !ASKED.swap(true, Ordering::SeqCst);
-        if !is_first || !IS_TRAINING.load(Ordering::SeqCst) {
+        let is_training = IS_TRAINING.load(Ordering::SeqCst);
+        if !is_first || !is_training {
+            remove_temporary_files();
+            if !is_training {
+                note("stopped, with nothing saved");
+            }
             std::process::exit(STOPPED);
         }
         note("stopping after this step, to leave the run in good order; once more to leave at once");

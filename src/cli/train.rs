@@ -14,6 +14,7 @@ use candle_attention::train::{Event, Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
+use super::document::{spill_beside, spill_for_now};
 use super::options::Options;
 use super::prepared::{Prepared, describe, encode};
 use super::progress::{Progress, note};
@@ -72,7 +73,8 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
         bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
     }
     let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
-    let prepared = Prepared::new(&options, root)?;
+    let spill = if args.dry_run { spill_for_now() } else { spill_beside(root) };
+    let prepared = Prepared::new(&options, spill)?;
     let train_options = options.train_options();
     if args.dry_run {
         return plan::print(prepared, &train_options, out);
@@ -152,13 +154,14 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
     let has_texts = !(given.texts.is_empty() && given.validation.is_empty());
-    let kept = if has_texts { None } else { folder.ids(&mut text_progress())? };
+    let kept = if has_texts { Ok(None) } else { folder.ids(&mut text_progress()) };
+    let kept = kept.context("TEXT, if it is given, makes the ids of the run anew")?;
     let is_kept = kept.is_some();
     let corpus = match kept {
         Some(corpus) => corpus,
         None => {
             check_texts(root, given, &saved)?;
-            encode(&tokenizer, &options, config.context_len, root)?
+            encode(&tokenizer, &options, config.context_len, spill_beside(root))?
         }
     };
     plan::check_memory(&config, &corpus, &train_options)?;
@@ -168,7 +171,7 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
         folder.write_ids(trainer.corpus())?;
     }
     folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
-    if !changes.is_empty() {
+    if !changes.is_empty() && !is_done(&trainer) {
         let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
         note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));
     }
@@ -191,17 +194,26 @@ fn check_texts(root: &Path, given: &Options, saved: &Options) -> Result<()> {
     )
 }
 
+/// Whether there is nothing left to do.
+fn is_done(trainer: &Trainer) -> bool {
+    trainer.step() == trainer.options().steps && !trainer.validation_is_pending()
+}
+
 /// Trains to the end, or to the first Ctrl-C, and reports.
 fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
-    if trainer.step() == steps && !trainer.validation_is_pending() {
+    if is_done(&trainer) {
         // A crash behind the last checkpoint may have left older weights at the root.
         folder.begin(&trainer)?;
         writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
         return Ok(());
     }
     note_excused(trainer.config());
+    let warmup = trainer.options().warmup_steps;
+    if warmup >= steps {
+        note(&format!("the learning rate does not reach its highest: --warmup {warmup} is as long as --steps {steps}"));
+    }
     note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
     let mut progress = Progress::new(steps, trainer.step());
     let on_event = &mut |event: Event| {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::encode::encode;
 use super::ids::Width;
 use super::ids_file::{self, HEADER};
-use super::ids_writer::IdsWriter;
+use super::ids_writer::{self, IdsWriter};
 use super::parts::{Parts, byte_count, divide};
 use super::{Document, Ids, Progress, Tokenizer};
 use crate::files;
@@ -101,6 +101,9 @@ impl Corpus {
         let [train_bytes, validation_bytes] = parts.map(byte_count);
         let total = train_bytes + validation_bytes;
         let width = Width::of(tokenizer.vocab_size());
+        if let Some(spill) = &options.spill {
+            ids_writer::remove_abandoned(&spill.folder);
+        }
         let mut sink = match options.spill.as_ref().filter(|spill| total > spill.above) {
             Some(spill) => {
                 // No tokenizer of this crate makes more ids than there are bytes; that of bytes makes as many.

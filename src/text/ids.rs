@@ -1,12 +1,13 @@
 //! A sequence of token ids, in memory or in a file.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Error, Result, bail};
 
@@ -40,20 +41,37 @@ impl IdsFile {
     }
 
     pub(super) fn temporary(file: File, path: &Path) -> Self {
+        temporary_files().insert(path.to_path_buf());
         Self { file, path: path.to_path_buf(), is_temporary: true.into() }
     }
 
     /// Keeps a file that was temporary.
     pub(super) fn keep(&self) {
         self.is_temporary.store(false, Ordering::Relaxed);
+        temporary_files().remove(&self.path);
     }
 
     /// Removes the name of a temporary file; whoever has it open goes on reading.
     pub(super) fn forget(&self) {
-        if self.is_temporary.swap(false, Ordering::Relaxed) {
+        if self.is_temporary.swap(false, Ordering::Relaxed) && temporary_files().remove(&self.path) {
             // Best effort: there is nobody to tell.
             let _ = files::remove_file(&self.path);
         }
+    }
+}
+
+/// The temporary files of this process.
+fn temporary_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static FILES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the temporary files of ids that this process has made: for who is about to end it at once, which drops nothing.
+/// What has them open goes on reading.
+pub fn remove_temporary_files() {
+    for path in std::mem::take(&mut *temporary_files()) {
+        // Best effort: there is nobody to tell.
+        let _ = std::fs::remove_file(path);
     }
 }
 

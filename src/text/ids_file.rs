@@ -120,6 +120,9 @@ impl Corpus {
         let broken = |what: &dyn std::fmt::Display| Error::Msg(format!("broken ids: {}: {what}", path.display()));
         let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let (mut file, len) = input::open(&input::inside(folder, name)?)?;
+        if len < LENGTH as u64 {
+            return Err(broken(&format!("expected a safetensors file, got {len} bytes")));
+        }
         let (metadata, start) = read_header(&mut file).map_err(|error| broken(&error))?;
         let expected = start.saturating_add(metadata.data_len() as u64);
         if len != expected {

@@ -38,7 +38,6 @@ impl IdsWriter {
     /// Creates a temporary file in a folder, in which nobody else is interested until the ids are saved as part of a run.
     /// `most` is as of [`IdsWriter::create`].
     pub(super) fn temporary(folder: &Path, width: Width, most: u64) -> Result<Self> {
-        remove_abandoned(folder);
         Self::create(&temporary_path(folder), width, most)
     }
 
@@ -103,7 +102,7 @@ fn temporary_path(folder: &Path) -> PathBuf {
 }
 
 /// Removes what processes have left that were killed; who is alive holds a lock. Best effort: what stays does no harm.
-fn remove_abandoned(folder: &Path) {
+pub(super) fn remove_abandoned(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_ours = name.starts_with(TEMPORARY[0]) && name.ends_with(TEMPORARY[1]);
@@ -131,6 +130,7 @@ mod tests {
         std::fs::write(&abandoned, "ids").unwrap();
         std::fs::write(dir.path().join("text.tmp"), "text").unwrap();
         let first = IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap();
+        remove_abandoned(dir.path());
         assert!(!abandoned.exists());
         let second = IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap();
         assert_eq!(files_in(dir.path()), 3);

@@ -37,6 +37,6 @@ pub use choice::{TokenizerChoice, prepare};
 pub use corpus::{Corpus, CorpusOptions, Spill, Validation};
 pub use document::Document;
 pub use files::{Files, SkippedFiles};
-pub use ids::Ids;
+pub use ids::{Ids, remove_temporary_files};
 pub use progress::Progress;
 pub use tokenizer::{TextStream, Tokenizer};

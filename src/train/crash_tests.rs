@@ -45,9 +45,8 @@ fn options() -> TrainOptions {
         steps: 8,
         batch_size: 3,
         shards: 2,
-        warmup_steps: 0,
-        learning_rate: 0.03,
-        min_learning_rate: 0.9,
+        warmup_steps: 8,
+        learning_rate: 0.9,
         clip_norm: 0.0,
         eval_every: 2,
         ..Default::default()

@@ -90,6 +90,9 @@ impl RunFolder {
         if let Err(error) = &written {
             // Best effort: the error that counts is the one that is returned.
             let _ = files::remove_folder(&staging);
+            if fs::symlink_metadata(root).is_ok() {
+                bail!("{} already exists: it has come meanwhile", root.display());
+            }
             bail!("cannot create {}: {}", root.display(), bare(error));
         }
         trainer.corpus().forget_temporary();

@@ -141,6 +141,9 @@ impl TrainOptions {
             ("accumulate", self.accumulate as u64, self.batch_size as u64),
             ("eval_every", self.eval_every, u64::MAX),
         ] {
+            if value == 0 && most == u64::MAX {
+                bail!("train options: expected {name} of at least 1, got 0");
+            }
             if value == 0 || value > most {
                 bail!("train options: expected {name} from 1 to {most}, got {value}");
             }
@@ -167,13 +170,17 @@ impl TrainOptions {
             ("label_smoothing", self.label_smoothing, "from 0 to below 1", below_one(self.label_smoothing)),
             ("ema", self.ema, "from 0 to below 1", below_one(self.ema)),
         ] {
-            if !holds {
-                bail!("train options: expected {name} {expected}, got {value}");
-            }
             // Steps are made in `f32`, where it would be infinite or nothing.
             if (value as f32).is_infinite() || (value as f32 == 0.0) != (value == 0.0) {
                 bail!("train options: expected {name} in the range of f32, 1.4e-45 to 3.4e38, got {value:?}");
             }
+            if !holds {
+                bail!("train options: expected {name} {expected}, got {value}");
+            }
+        }
+        let (highest, lowest) = (self.learning_rate, self.min_learning_rate);
+        if self.schedule != Schedule::Constant && lowest > highest {
+            bail!("train options: expected min_learning_rate of at most the learning_rate {highest}, got {lowest}");
         }
         let most = self.steps.saturating_sub(self.warmup_steps);
         if self.schedule == Schedule::WarmupStableDecay && !(1..=most).contains(&self.decay_steps) {
@@ -243,6 +250,10 @@ mod tests {
             ),
             (TrainOptions { weight_decay: 1e300, ..Default::default() }, "weight_decay"),
             (TrainOptions { clip_norm: 1e-300, ..Default::default() }, "clip_norm"),
+            (
+                TrainOptions { learning_rate: 1e-5, ..Default::default() },
+                "min_learning_rate of at most the learning_rate",
+            ),
             (TrainOptions { beta2: 1.0, ..Default::default() }, "beta2"),
             (TrainOptions { eps: 0.0, ..Default::default() }, "eps"),
             (TrainOptions { accumulate: 0, ..Default::default() }, "accumulate from 1 to 12, got 0"),
@@ -257,7 +268,7 @@ mod tests {
             ),
             (
                 TrainOptions { head_learning_rate: Some(f64::INFINITY), ..Default::default() },
-                "head_learning_rate above 0, got inf",
+                "head_learning_rate in the range of f32, 1.4e-45 to 3.4e38, got inf",
             ),
             (TrainOptions { z_loss: -1.0, ..Default::default() }, "z_loss of at least 0, got -1"),
             (TrainOptions { ema: 1.0, ..Default::default() }, "ema from 0 to below 1, got 1"),

@@ -130,5 +130,10 @@ mod tests {
         let one_of_three = lowest_loss(&batch(&[[1, 2, 3]; 3], &[[2, 3, 4], [2, 3, 4], [2, 3, 5]]));
         let expected = (2.0 * 1.5f64.ln() + 3f64.ln()) / 9.0;
         assert!((one_of_three - expected).abs() < 1e-15, "{one_of_three}");
+        // Told apart by what is before, unless that is another document, which a position does not see.
+        let before = batch(&[[1, 9, 3], [2, 9, 3]], &[[9, 3, 7], [9, 3, 8]]);
+        assert_eq!(lowest_loss(&before), 0.0);
+        let apart = lowest_loss(&before.kept_apart(Some(9)));
+        assert!((apart - 2.0 * 2f64.ln() / 6.0).abs() < 1e-15, "{apart}");
     }
 }

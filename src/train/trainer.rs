@@ -100,6 +100,9 @@ impl Trainer {
             bail!("trainer: head_learning_rate expects a head of its own, got one tied to the token embedding");
         }
         options.check_ramps(config.context_len)?;
+        if options.patience > 0 && corpus.validation.is_empty() {
+            bail!("trainer: patience expects a text to validate on, got none");
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
         let audit = GradientAudit::new(

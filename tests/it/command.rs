@@ -200,7 +200,12 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     let mut damaged = good.clone();
     damaged[1030] ^= 1;
     std::fs::write(&ids, damaged).unwrap();
-    space.refuses("train --resume --out runs/a --steps 24", "broken ids");
+    space.refuses(
+        "train --resume --out runs/a --steps 24",
+        "TEXT, if it is given, makes the ids of the run anew: broken ids",
+    );
+    std::fs::write(&ids, "").unwrap();
+    space.refuses("train --resume --out runs/a --steps 24", "expected a safetensors file, got 0 bytes");
     // The text, where it is given, mends them; lost ones too.
     space.works("train moved.txt --resume --out runs/a --steps 21");
     assert!(std::fs::read(&ids).unwrap() == good);
@@ -276,6 +281,14 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
     assert!(told.contains("from here on steps 18 -> 20: ") && !told.contains("learning_rate"), "{told}");
     space.works("train --resume --out run --steps 30 --schedule warmup-stable-decay --decay-steps 5");
     space.works("train --resume --out run --steps 32 --schedule linear --embedding-lr 0.01");
+    space.works("train --resume --out run --steps 34 --schedule constant");
+    let output = space.attn("train --resume --out run --warmup 40 --steps 35 --schedule linear");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("--warmup 40 is as long as --steps 35"), "{told}");
+    // What is done already says nothing of what would change.
+    let output = space.attn("train --resume --out run --patience 3");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !told.contains("patience"), "{told}");
     space.refuses("train --resume --out run --optimizer muon", "--optimizer cannot be given with --resume");
     space.refuses("train --resume --out run --decay-steps 4", "--decay-steps goes with --schedule warmup-stable-decay");
     space.refuses("train --resume --out run --dropout 0.1", "--dropout cannot be given with --resume");
@@ -335,7 +348,10 @@ fn one_batch_is_learned_by_heart_and_nothing_is_saved() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("not learned by heart; the loss falls, but not far enough: try more --steps"), "{told}");
-    assert_eq!(entries(space.0.path()), ["text.txt"]);
+    // What of a batch can be learned depends on the documents that a window may look back into.
+    space.write("other.txt", "um dois três quatro\n".repeat(4).as_bytes());
+    space.works(&format!("train text.txt other.txt {small} --isolate-documents"));
+    assert_eq!(entries(space.0.path()), ["other.txt", "text.txt"]);
 }
 
 #[test]
@@ -407,6 +423,10 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --preset llama --dim 1000000 --heads 2", "of memory"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
+        ("train text.txt --min-lr 1", "min_learning_rate of at most the learning_rate 0.001, got 1"),
+        ("train text.txt --schedule constant --min-lr 0", "--min-lr has no meaning with --schedule constant"),
+        ("train text.txt --patience 2 --validation-fraction 0", "patience expects a text to validate on"),
+        ("train text.txt --eval-every 0", "eval_every of at least 1"),
         ("train text.txt --accumulate 13", "accumulate from 1 to 12, got 13"),
         ("train text.txt --dropout 1", "embedding dropout from 0 to below 1, got 1"),
         ("train text.txt --label-smoothing 1", "label_smoothing"),
@@ -464,6 +484,23 @@ fn bad_input_to_a_trained_model_is_one_line() {
         std::fs::write(&path, &good).unwrap();
     }
     space.works("train --resume --out run --steps 13");
+}
+
+/// A run of a stranger's, or of a larger machine's.
+#[test]
+fn a_run_that_memory_cannot_hold_is_not_resumed() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --out run"));
+    for (file, from, to) in [
+        ("settings.toml", "batch = 4", "batch = 16777216"),
+        ("step-00000012/state.json", "\"batch_size\": 4", "\"batch_size\": 16777216"),
+    ] {
+        let path = space.path("run/training").join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+    space.refuses("train --resume --out run --steps 13", "of memory, with");
 }
 
 #[cfg(unix)]

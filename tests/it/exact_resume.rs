@@ -48,7 +48,7 @@ fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
         ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
         ("dropout", 0.2, base.clone()),
         ("dropout, accumulation, average and more", 0.1, everything),
-        ("a best not last", 0.0, TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.7, ..base }),
+        ("a best not last", 0.0, TrainOptions { learning_rate: 0.7, warmup_steps: STEPS, ..base }),
     ]
 }
 

@@ -144,7 +144,7 @@ fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
 
 #[test]
 fn a_request_to_stop_finishes_the_step_saves_and_says_how_to_go_on() {
-    let start = &format!("train text.txt --out run {SIZES} --steps 600 --eval-every 200");
+    let start = &format!("train text.txt --out run {SIZES} --steps 1500 --eval-every 500");
     let undisturbed = Space::new();
     undisturbed.works(start);
     let expected = result(&undisturbed.path("run"));
@@ -197,6 +197,52 @@ fn a_request_to_stop_before_training_leaves_at_once_and_nothing_behind() {
     let (status, printed) = end(child, reader);
     assert_eq!((status.code(), printed.as_str()), (Some(130), ""));
     assert_eq!(std::fs::read_dir(space.0.path()).unwrap().count(), 1);
+}
+
+/// Text whose ids do not stay in memory.
+fn write_large_text(space: &Space) {
+    std::fs::write(space.path("text.txt"), "uma linha de texto que se repete\n".repeat(540_000)).unwrap();
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_request_to_stop_while_a_text_is_encoded_removes_the_ids() {
+    let space = Space::new();
+    write_large_text(&space);
+    let mut child = space.start(&format!("train text.txt --out run {SIZES} --steps 1000000"));
+    while !names(space.0.path()).iter().any(|name| name.starts_with(".attn-ids-")) {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    send("TERM", &child);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), told.contains("stopped, with nothing saved")), (Some(130), true), "{told}");
+    assert_eq!(names(space.0.path()), ["text.txt"]);
+}
+
+#[test]
+fn a_request_to_stop_learning_one_batch_by_heart_leaves_nothing() {
+    let space = Space::new();
+    write_large_text(&space);
+    let temporary = space.path("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    let line = format!("train text.txt {SIZES} --tokenizer byte --lr 1e-9 --steps 1000000 --overfit-one-batch");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+    command.args(line.split_whitespace()).current_dir(space.0.path()).env("TMPDIR", &temporary);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let reader = await_line(&mut child, "step 1/");
+    assert_eq!(names(&temporary).len(), 1, "the text is too short for this test");
+    send("INT", &child);
+    let (status, printed) = end(child, reader);
+    assert_eq!((status.code(), printed.as_str()), (Some(130), ""));
+    assert!(names(&temporary).is_empty());
+    let mut left = names(space.0.path());
+    left.sort();
+    assert_eq!(left, ["temporary", "text.txt"]);
 }
 
 #[test]

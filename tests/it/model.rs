@@ -193,6 +193,15 @@ fn a_file_that_does_not_fit_is_refused_with_all_its_faults() {
 }
 
 #[test]
+fn a_norm_eps_that_f32_does_not_hold_is_refused() {
+    for norm_eps in [0.0, -1e-5, f64::NAN, f64::INFINITY, 1e300, 1e-60] {
+        let error = ModelConfig { norm_eps, ..tiny() }.validate().unwrap_err().to_string();
+        assert!(error.contains("expected norm_eps above 0"), "{norm_eps}: {error}");
+    }
+    ModelConfig { norm_eps: 1e-12, ..tiny() }.validate().unwrap();
+}
+
+#[test]
 fn changing_a_token_leaves_the_logits_before_it_as_they_were() {
     for config in forms() {
         let (model, _) = random_model(&config, DType::F32);

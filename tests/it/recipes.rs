@@ -167,8 +167,8 @@ fn training_stops_early_once_patience_is_over_and_a_resumed_run_at_the_same_step
     let space = tempfile::tempdir().unwrap();
     // A rate this high ends worse than it was.
     let options = TrainOptions {
-        learning_rate: 3e-2,
-        min_learning_rate: 0.5,
+        learning_rate: 0.5,
+        warmup_steps: 60,
         clip_norm: 0.0,
         eval_every: 2,
         patience: 3,

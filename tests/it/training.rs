@@ -155,7 +155,7 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
     // A rate this high ends worse than it was.
-    let options = TrainOptions { learning_rate: 3e-2, min_learning_rate: 0.5, clip_norm: 0.0, ..options(16) };
+    let options = TrainOptions { learning_rate: 0.5, warmup_steps: 16, clip_norm: 0.0, ..options(16) };
     let (tokenizer, mut trainer) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
     run_in(&mut folder, &mut trainer, None);

@@ -138,6 +138,92 @@ fn every_option_endures_every_value() {
     }
 }
 
+/// Options of a number that may be 0, and of those the ones that take fractions.
+const MAY_BE_ZERO: [&str; 20] = [
+    "--warmup",
+    "--patience",
+    "--skip-bad-steps",
+    "--statistics-every",
+    "--seed",
+    "--momentum-warmup",
+    "--validation-fraction",
+    "--dropout",
+    "--min-lr",
+    "--beta1",
+    "--beta2",
+    "--weight-decay",
+    "--clip",
+    "--label-smoothing",
+    "--z-loss",
+    "--ema",
+    "--momentum",
+    "--matrix-weight-decay",
+    "--temperature",
+    "--max-tokens",
+];
+const WHOLE: [&str; 7] =
+    ["--warmup", "--patience", "--skip-bad-steps", "--statistics-every", "--seed", "--momentum-warmup", "--max-tokens"];
+
+#[test]
+fn numbers_that_nothing_can_be_done_with_are_refused() {
+    let space = Space::new();
+    let root = space.victim.root.display().to_string();
+    let train = ["train", "text.txt", "--dry-run", "--layers=1", "--dim=4", "--heads=2", "--context=5", "--steps=2"];
+    let generate = ["generate", root.as_str()];
+    for base in [&train[..], &generate] {
+        // Any number is a path or a text.
+        let is_number = |option: &String| !["--out", "--prompt", "--stop"].contains(&option.as_str());
+        for option in options(&space, base[0]).into_iter().filter(is_number) {
+            for value in ["1e300", "-1", "nan", "inf", "0", "1e-400"] {
+                let line: Vec<String> = base.iter().map(|part| part.to_string()).collect();
+                let mut line: Vec<String> =
+                    line.into_iter().filter(|given| !given.starts_with(&format!("{option}="))).collect();
+                line.push(format!("{option}={value}"));
+                let is_zero = value == "0" || value == "1e-400" && !WHOLE.contains(&option.as_str());
+                let is_fine = is_zero && MAY_BE_ZERO.contains(&option.as_str())
+                    || ["--temperature", "--repetition-penalty"].contains(&option.as_str()) && value == "1e300";
+                assert_eq!(space.endures(&line), if is_fine { 0 } else { 2 }, "{line:?}");
+            }
+        }
+    }
+}
+
+/// The settings of a run, in which a stranger may have written anything, are read by `--resume`.
+#[test]
+fn settings_of_a_stranger_lead_nowhere() {
+    let space = Space::new();
+    let small = ["--layers=1", "--dim=4", "--heads=2", "--context=5", "--steps=2", "--batch=2", "--shards=1"];
+    let start: Vec<&str> = ["train", "text.txt", "--out", "run"].into_iter().chain(small).collect();
+    assert_eq!(space.endures(&start), 0);
+    let (run, kept) = (space.dir.path().join("run"), space.dir.path().join("kept"));
+    std::fs::rename(&run, &kept).unwrap();
+    let good = std::fs::read_to_string(kept.join("training/settings.toml")).unwrap();
+    let all = cases(structured_toml(&good), good.as_bytes(), 12);
+    let step = (all.len() / (40 * times())).max(1);
+    let mut settings: Vec<(Vec<u8>, bool)> = all.into_iter().step_by(step).map(|mutant| (mutant, true)).collect();
+    // Without ids the text would have to be read again.
+    let texts = good.lines().find(|line| line.starts_with("texts")).unwrap();
+    for place in ["/dev/zero", "/etc/passwd", "/", "../text.txt"] {
+        settings.push((good.replace(texts, &format!("texts = [{place:?}]")).into_bytes(), false));
+    }
+    for (mutant, has_ids) in settings {
+        let copied = Command::new("cp").args(["-r", "kept", "run"]).current_dir(space.dir.path()).status().unwrap();
+        assert!(copied.success());
+        std::fs::write(run.join("training/settings.toml"), &mutant).unwrap();
+        if !has_ids {
+            std::fs::remove_file(run.join("training/ids.safetensors")).unwrap();
+        }
+        let before = contents(&run);
+        let code = space.endures(&["train", "--resume", "--out", "run", "--steps", "3"]);
+        assert!(has_ids || code == 2, "{}", String::from_utf8_lossy(&mutant));
+        if code == 2 {
+            assert!(contents(&run) == before, "changed by {}", String::from_utf8_lossy(&mutant));
+        }
+        assert_eq!(std::fs::read_dir(space.dir.path()).unwrap().count(), 3);
+        std::fs::remove_dir_all(&run).unwrap();
+    }
+}
+
 #[test]
 fn bad_places_are_refused() {
     let space = Space::new();

@@ -232,6 +232,10 @@ fn every_preset_goes_all_the_way() {
         let text = space.works(&format!("generate next/{preset} --prompt gato --max-tokens 40"));
         assert!(text.trim_end_matches('\n').chars().count() >= 40, "{text}");
     }
+    // One step says nothing about what lies behind zeros; the second does.
+    let one = SMALL.replace("--steps 12", "--steps 1");
+    space.works(&format!("train text.txt {one} --zero-residual true --out short"));
+    space.works("train --resume --out short --steps 2");
     space.refuses("train text.txt --init qwen3 --kv-heads 1", "--kv-heads cannot be given with --init");
     space.refuses("train --resume --out qwen3 --rope-theta 5", "--rope-theta cannot be given with --resume");
 }

@@ -37,25 +37,27 @@ fn main() -> Result<()> {
     }
     // Without `--bench`, which `cargo bench` passes, it is run once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
-    let (gpt2, qwen3, turns): (&[&str], &[&str], _) = if is_bench {
-        (&["gpt2 63", "gpt2 500"], &["qwen3 63", "qwen3 500", "larger 255", "larger 1000"], 7)
-    } else {
-        (&["gpt2 70"], &["qwen3 70"], 1)
-    };
-    contest(gpt2, turns, true)?;
-    contest(qwen3, turns, false)
+    let (rows, turns): (&[&str], _) =
+        if is_bench { (&["gpt2 63", "gpt2 500", "qwen3 63", "qwen3 500"], 7) } else { (&["gpt2 70", "qwen3 70"], 1) };
+    let (gpt2, qwen3): (Vec<&str>, Vec<&str>) = rows.iter().partition(|row| row.starts_with("gpt2"));
+    contest(&gpt2, turns, &["without a cache", "other build", "torch"])?;
+    contest(&qwen3, turns, &["without a cache", "other build"])?;
+    contest(if is_bench { &["larger 255", "larger 1000"] } else { &[] }, turns, &["other build"])
 }
 
-/// A table of a model and a number of tokens to write in each row.
-fn contest(rows: &[&str], turns: usize, with_torch: bool) -> Result<()> {
+/// A table of those rivals that there are, a row for each model and number of tokens.
+fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench("cached")?)?;
-    contest.enter("without a cache", peer::this_bench("uncached")?)?;
-    if let Some(command) = rivals::other_build("cached") {
-        contest.enter("other build", command)?;
-    }
-    if let Some(command) = rivals::python("nanogpt_sample.py").filter(|_| with_torch) {
-        contest.enter("torch", command)?;
+    let commands = [
+        ("without a cache", Some(peer::this_bench("uncached")?)),
+        ("other build", rivals::other_build("cached")),
+        ("torch", rivals::python("nanogpt_sample.py")),
+    ];
+    for (name, command) in commands {
+        if let Some(command) = command.filter(|_| rivals.contains(&name)) {
+            contest.enter(name, command)?;
+        }
     }
     contest.print_head("microseconds a token");
     for row in rows {
@@ -77,7 +79,7 @@ fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
     })
 }
 
-/// A model of random weights.
+/// A model of random weights: gpt2 and qwen3 at the sizes of nanoGPT's recipe for the CPU, or a larger qwen3.
 fn model(name: &str) -> CandleResult<CausalLm> {
     let config = match name {
         "gpt2" => ModelConfig::gpt2(65),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_attention::input;
+use candle_attention::model::Architecture;
 use candle_attention::train::Schedule;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -41,18 +42,30 @@ pub struct Options {
     /// Channels of the residual stream [default: 128]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub dim: Option<usize>,
-    /// Channels inside the feed-forward networks [default: 4 times --dim]
+    /// Heads of keys and values, which divide --heads; not in gpt2 [default: as many as --heads]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub kv_heads: Option<usize>,
+    /// Channels of a head; not in gpt2 [default: --dim divided by --heads]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub head_dim: Option<usize>,
+    /// The base of the angles that stand for positions; not in gpt2 [default: 10000]
+    #[arg(long, value_name = "BASE", help_heading = "Model")]
+    pub rope_theta: Option<f64>,
+    /// Channels inside the feed-forward networks [default: 4 times --dim; with a gate, in llama and qwen3, about 8/3 times]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub hidden: Option<usize>,
     /// Positions the model sees at once [default: 64]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub context: Option<usize>,
-    /// Whether projections and norms have biases [default: false]
+    /// Whether projections have biases, in gpt2 its norms too, in qwen3 those of attention alone [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     pub bias: Option<bool>,
     /// Whether the output projection is the token embedding [default: true]
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     pub tie: Option<bool>,
+    /// Start the projections back into the residual stream at zero [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Model")]
+    pub zero_residual: Option<bool>,
     /// Optimizer steps [default: 2000, or 1500 on the built-in corpus]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub steps: Option<u64>,
@@ -133,6 +146,21 @@ pub enum Preset {
     /// nanoGPT's: LayerNorm, learned positions, GELU
     #[default]
     Gpt2,
+    /// RMSNorm, rotary positions, gated SiLU
+    Llama,
+    /// As llama, with norms of queries and keys
+    Qwen3,
+}
+
+impl Preset {
+    /// What it is a form of.
+    pub fn architecture(self) -> Architecture {
+        match self {
+            Self::Gpt2 => Architecture::Gpt2,
+            Self::Llama => Architecture::Llama,
+            Self::Qwen3 => Architecture::Qwen3,
+        }
+    }
 }
 
 impl Options {

@@ -41,6 +41,7 @@ impl Prepared {
             let init = Some(init.clone());
             return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
         }
+        options.check_preset()?;
         // The sizes are checked before the text is read through, with the smallest vocabulary.
         let sizes = options.model_config(2, None);
         sizes.validate()?;

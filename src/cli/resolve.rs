@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use candle_attention::model::{Activation, DropoutRates, ModelConfig};
+use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::text::TokenizerChoice;
 use candle_attention::train::{Schedule, TrainOptions};
 
@@ -57,21 +57,27 @@ impl Options {
 
     /// The model, with defaults for what is not given; the vocabulary is the tokenizer's.
     pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> ModelConfig {
-        let default = match self.preset.unwrap_or_default() {
-            Preset::Gpt2 => ModelConfig::gpt2(vocab_size),
-        };
+        let architecture = self.preset.unwrap_or_default().architecture();
+        let default = ModelConfig::of(architecture, vocab_size);
         let embed_dim = self.dim.unwrap_or(default.embed_dim);
         ModelConfig {
             context_len: self.context.unwrap_or(default.context_len),
             embed_dim,
             num_layers: self.layers.unwrap_or(default.num_layers),
             num_heads: self.heads.unwrap_or(default.num_heads),
-            hidden_dim: self.hidden.unwrap_or(embed_dim.saturating_mul(4)),
-            activation: Activation::GeluErf,
+            num_kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            hidden_dim: self.hidden.unwrap_or(architecture.usual_hidden_dim(embed_dim)),
+            rope_theta: self.rope_theta.unwrap_or(default.rope_theta),
             bias: self.bias.unwrap_or(default.bias),
+            mlp_bias: self.bias.unwrap_or(default.bias) && architecture == Architecture::Llama,
             tie_embeddings: self.tie.unwrap_or(default.tie_embeddings),
             end_of_text_id,
             dropout: DropoutRates::all(self.dropout.unwrap_or(0.0)),
+            residual_init: match self.zero_residual.unwrap_or(default.residual_init == ResidualInit::Zero) {
+                true => ResidualInit::Zero,
+                false => ResidualInit::Scaled,
+            },
             ..default
         }
     }
@@ -129,10 +135,16 @@ impl Options {
             resolved.layers = Some(config.num_layers);
             resolved.heads = Some(config.num_heads);
             resolved.dim = Some(config.embed_dim);
+            if config.architecture.is_rotary() {
+                resolved.kv_heads = Some(config.kv_heads());
+                resolved.head_dim = Some(config.head_channels());
+                resolved.rope_theta = Some(config.rope_theta);
+            }
             resolved.hidden = Some(config.hidden_dim);
             resolved.context = Some(config.context_len);
             resolved.bias = Some(config.bias);
             resolved.tie = Some(config.tie_embeddings);
+            resolved.zero_residual = Some(config.residual_init == ResidualInit::Zero);
             resolved.dropout = Some(config.dropout.residual);
         }
         Ok(resolved)
@@ -158,9 +170,33 @@ impl Options {
         Ok(())
     }
 
+    /// Refuses what the preset has no place for.
+    pub fn check_preset(&self) -> Result<()> {
+        let preset = self.preset.unwrap_or_default();
+        let given = self.given()?;
+        match ["kv-heads", "head-dim", "rope-theta"].iter().find(|name| given.iter().any(|given| given == *name)) {
+            Some(name) if preset == Preset::Gpt2 => bail!("--{name} goes with --preset llama or qwen3"),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses sizes beside `--init`, whose model has its own.
     pub fn check_init(&self) -> Result<()> {
-        let names = ["preset", "layers", "heads", "dim", "hidden", "context", "bias", "tie", "tokenizer"];
+        let names = [
+            "preset",
+            "layers",
+            "heads",
+            "dim",
+            "kv-heads",
+            "head-dim",
+            "rope-theta",
+            "hidden",
+            "context",
+            "bias",
+            "tie",
+            "zero-residual",
+            "tokenizer",
+        ];
         let given = self.given()?;
         match names.iter().find(|name| given.iter().any(|given| given == *name)) {
             Some(name) => bail!("--{name} cannot be given with --init, whose model has its own"),

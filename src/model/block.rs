@@ -5,24 +5,26 @@ use candle_nn::VarBuilder;
 
 use super::config::{Activation, ModelConfig};
 use super::context::{BlockPass, dropped};
-use crate::nn::{AttentionInputs, CausalSelfAttention, KvCache, LayerNorm, Linear, layer_norm, linear_with};
+use crate::nn::{
+    AttentionInputs, KvCache, LayerNorm, Linear, MultiHeadAttention, RotaryEmbedding, layer_norm, linear_with,
+};
 use crate::ops::{self, record};
 
-/// `x + attention(norm(x))`, then `x + mlp(norm(x))` (the pre-norm order of GPT-2).
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))` (pre-norm, as in GPT-2 and llama).
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     attention_norm: LayerNorm,
-    attention: CausalSelfAttention,
+    attention: MultiHeadAttention,
     mlp_norm: LayerNorm,
     mlp: Mlp,
 }
 
 impl Block {
-    pub(super) fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &ModelConfig, rotary: Option<&RotaryEmbedding>, vb: VarBuilder) -> Result<Self> {
         let norm = |name| layer_norm(config.embed_dim, config.norm(), vb.pp(name));
         Ok(Self {
             attention_norm: norm("attention_norm")?,
-            attention: CausalSelfAttention::new(&config.attention(), vb.pp("attention"))?,
+            attention: MultiHeadAttention::new(&config.attention(rotary), vb.pp("attention"))?,
             mlp_norm: norm("mlp_norm")?,
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
@@ -30,7 +32,7 @@ impl Block {
 
     pub(super) fn forward(&self, xs: &Tensor, pass: &BlockPass) -> Result<Tensor> {
         let inputs = AttentionInputs { mask: pass.mask, dropout: pass.attention, ..Default::default() };
-        self.around(xs, pass, |xs| self.attention.multi_head().forward_with(xs, &inputs))
+        self.around(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
     }
 
     /// The output at the next positions of a text, of which the cache knows the ones before.
@@ -51,9 +53,10 @@ impl Block {
     }
 }
 
-/// `activation(x W_up) W_down`.
+/// `activation(x W_up) W_down`, or with a gate `(activation(x W_gate) * x W_up) W_down`.
 #[derive(Clone, Debug)]
 struct Mlp {
+    gate_proj: Option<Linear>,
     up_proj: Linear,
     down_proj: Linear,
     activation: Activation,
@@ -61,9 +64,12 @@ struct Mlp {
 
 impl Mlp {
     fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
-        let &ModelConfig { embed_dim: c, hidden_dim: f, bias, activation, .. } = config;
+        let &ModelConfig { embed_dim: c, hidden_dim: f, activation, .. } = config;
+        let bias = config.has_mlp_biases();
+        let into_hidden = |name| linear_with(c, f, bias, config.init(), vb.pp(name));
         Ok(Self {
-            up_proj: linear_with(c, f, bias, config.init(), vb.pp("up_proj"))?,
+            gate_proj: config.architecture.is_gated().then(|| into_hidden("gate_proj")).transpose()?,
+            up_proj: into_hidden("up_proj")?,
             down_proj: linear_with(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
             activation,
         })
@@ -72,11 +78,30 @@ impl Mlp {
 
 impl Module for Mlp {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let hidden = self.up_proj.forward(xs)?; // (B, T, F)
-        let hidden = match self.activation {
-            Activation::GeluErf => ops::gelu_erf(&hidden)?,
-            Activation::GeluTanh => ops::gelu_tanh(&hidden)?,
+        let up = self.up_proj.forward(xs)?; // (B, T, F)
+        let hidden = match &self.gate_proj {
+            Some(gate_proj) => self.activation.gated(&gate_proj.forward(xs)?, &up)?,
+            None => self.activation.of(&up)?,
         };
         self.down_proj.forward(&hidden) // (B, T, C)
+    }
+}
+
+impl Activation {
+    fn of(self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::GeluErf => ops::gelu_erf(xs),
+            Self::GeluTanh => ops::gelu_tanh(xs),
+            Self::Silu => ops::silu(xs),
+        }
+    }
+
+    /// `activation(gate) * xs`.
+    fn gated(self, gate: &Tensor, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::GeluErf => ops::geglu_erf(gate, xs),
+            Self::GeluTanh => ops::geglu_tanh(gate, xs),
+            Self::Silu => ops::swiglu(gate, xs),
+        }
     }
 }

@@ -9,10 +9,11 @@ use super::context::{ForwardContext, Pass, dropped};
 use crate::nn::{KvCache, LayerNorm, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
 
-/// A GPT: token and position embeddings, a stack of blocks, a norm and a projection to the vocabulary.
+/// A decoder: token embeddings, a stack of blocks, a norm and a projection to the vocabulary. Positions are learned and
+/// added to the tokens, or angles by which queries and keys turn: see [`Architecture`](super::Architecture).
 ///
 /// ```text
-/// x      = token_embedding[ids] + position_embedding[0..T]          (B, T, C)
+/// x      = token_embedding[ids] (+ position_embedding[0..T])        (B, T, C)
 /// x      = block_L( .. block_1(x))                                  (B, T, C)
 /// logits = norm(x) W_head^T, W_head = token_embedding if tied       (B, T, V)
 /// ```
@@ -30,7 +31,7 @@ use crate::ops::{self, CrossEntropyOptions, record};
 #[derive(Clone, Debug)]
 pub struct CausalLm {
     token_embedding: Tensor,
-    position_embedding: Tensor,
+    position_embedding: Option<Tensor>,
     blocks: Vec<Block>,
     norm: LayerNorm,
     head: Tensor,
@@ -46,11 +47,13 @@ impl CausalLm {
         config.validate()?;
         let &ModelConfig { vocab_size, embed_dim, context_len, .. } = config;
         let matrix = |rows, name| vb.pp(name).get_with_hints((rows, embed_dim), "weight", config.init());
+        let rotary = config.rotary(vb.dtype(), vb.device())?;
         let token_embedding = matrix(vocab_size, "token_embedding")?;
+        let position_embedding = rotary.is_none().then(|| matrix(context_len, "position_embedding"));
         Ok(Self {
-            position_embedding: matrix(context_len, "position_embedding")?,
+            position_embedding: position_embedding.transpose()?,
             blocks: (0..config.num_layers)
-                .map(|i| Block::new(config, vb.pp(format!("blocks.{i}"))))
+                .map(|i| Block::new(config, rotary.as_ref(), vb.pp(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
             norm: layer_norm(embed_dim, config.norm(), vb.pp("norm"))?,
             head: if config.tie_embeddings { token_embedding.clone() } else { matrix(vocab_size, "head")? },
@@ -95,7 +98,7 @@ impl CausalLm {
         self.norm.forward(&xs)
     }
 
-    /// Tokens and positions, these from `start` on: (B, T, C).
+    /// Tokens, and where they are learned positions, from `start` on: (B, T, C).
     fn embed(&self, start: usize, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
         let most = self.config.context_len - start;
@@ -103,7 +106,10 @@ impl CausalLm {
             bail!("causal-lm: expected 1 to {most} positions, got {t}");
         }
         let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
-        record::add_positions(&tokens, &self.position_embedding, start)
+        match &self.position_embedding {
+            Some(table) => record::add_positions(&tokens, table, start),
+            None => Ok(tokens),
+        }
     }
 
     /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::{Result, bail};
+use candle_core::{DType, Device, Result, bail};
 use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
-use super::gpt2_json;
+use super::{Architecture, json};
 use crate::errors::bare;
-use crate::nn::CausalSelfAttentionConfig;
-use crate::ops::Scale;
-use crate::{input, memory};
+use crate::input;
+use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
+use crate::ops::Mask;
 
 /// The nonlinearity of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub enum Activation {
     /// The tanh approximation; `gelu_new` in Hugging Face's files, OpenAI's choice for GPT-2.
     #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
     GeluTanh,
+    /// The sigmoid linear unit; `silu` in Hugging Face's files.
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
 }
 
 /// The shares of elements that are dropped in training, where GPT-2 does so; none by default.
@@ -42,9 +45,21 @@ impl DropoutRates {
     }
 }
 
+/// How the projections that write into the residual stream (`o_proj`, `down_proj`) start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResidualInit {
+    /// Drawn as the others, but smaller by sqrt(2L): 2L of them add up (GPT-2's rule).
+    #[default]
+    Scaled,
+    /// At zero: each block starts as the identity.
+    Zero,
+}
+
 /// Sizes and options of a [`CausalLm`](super::CausalLm).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// What the parts are and how they are named on disk.
+    pub architecture: Architecture,
     /// Tokens of the vocabulary (V).
     pub vocab_size: usize,
     /// The most positions the model sees at once.
@@ -53,173 +68,159 @@ pub struct ModelConfig {
     pub embed_dim: usize,
     /// Blocks (L).
     pub num_layers: usize,
-    /// Attention heads (H); they divide `embed_dim`.
+    /// Attention heads (H).
     pub num_heads: usize,
+    /// Heads of keys and values (G), which divide `num_heads`; as many as these unless said otherwise.
+    pub num_kv_heads: Option<usize>,
+    /// Channels of a head (D); `embed_dim / num_heads` unless said otherwise.
+    pub head_dim: Option<usize>,
     /// Channels inside the feed-forward network (F).
     pub hidden_dim: usize,
     /// The nonlinearity of the feed-forward network.
     pub activation: Activation,
     /// What the norms add to the variance.
     pub norm_eps: f64,
-    /// Whether projections and norms have trainable biases.
+    /// The base of the frequencies by which rotary positions turn.
+    pub rope_theta: f64,
+    /// Whether the projections of attention have trainable biases; of `gpt2` also those of the feed-forward network and
+    /// the norms.
     pub bias: bool,
+    /// Whether the projections of the feed-forward network have trainable biases, where that is a matter of its own: in
+    /// `llama`.
+    pub mlp_bias: bool,
     /// Whether the output projection is the token embedding.
     pub tie_embeddings: bool,
     /// The id of the end-of-text token, where the vocabulary has one.
     pub end_of_text_id: Option<u32>,
     /// What training drops.
     pub dropout: DropoutRates,
+    /// The standard deviation of initial weights.
+    pub init_stdev: f64,
+    /// How the projections into the residual stream of a new model start; not kept on disk.
+    pub residual_init: ResidualInit,
 }
 
 /// The standard deviation of initial weights, GPT-2's.
 pub(super) const INIT_STDEV: f64 = 0.02;
+
+/// The base of rotary positions, as first published (Su et al. 2021, arXiv:2104.09864).
+pub(super) const ROPE_THETA: f64 = 10_000.0;
 
 impl ModelConfig {
     /// nanoGPT's default, a GPT-2 without biases and with the exact GELU, at the sizes of its recipe for the CPU:
     /// 4 layers, 4 heads, 128 channels, 64 positions.
     pub fn gpt2(vocab_size: usize) -> Self {
         Self {
+            architecture: Architecture::Gpt2,
             vocab_size,
             context_len: 64,
             embed_dim: 128,
             num_layers: 4,
             num_heads: 4,
+            num_kv_heads: None,
+            head_dim: None,
             hidden_dim: 512,
             activation: Activation::GeluErf,
             norm_eps: 1e-5,
+            rope_theta: ROPE_THETA,
             bias: false,
+            mlp_bias: false,
             tie_embeddings: true,
             end_of_text_id: None,
             dropout: DropoutRates::default(),
+            init_stdev: INIT_STDEV,
+            residual_init: ResidualInit::Scaled,
         }
     }
 
-    /// Refuses sizes that make no model.
-    ///
-    /// # Errors
-    /// Naming the sizes that are 0 or do not go together.
-    pub fn validate(&self) -> Result<()> {
-        // The limits lie far above any model, and low enough that a count of parameters stays within 64 bits.
-        // With one token there is nothing to predict, and the norm of one channel is zero.
-        for (name, size, least, most) in [
-            ("vocab_size", self.vocab_size, 2, 1 << 24),
-            ("context_len", self.context_len, 1, 1 << 24),
-            ("embed_dim", self.embed_dim, 2, 1 << 24),
-            ("num_layers", self.num_layers, 1, 1 << 12),
-            ("num_heads", self.num_heads, 1, 1 << 24),
-            ("hidden_dim", self.hidden_dim, 1, 1 << 24),
-        ] {
-            if size < least || size > most {
-                bail!("model config: expected {name} between {least} and {most}, got {size}");
-            }
+    /// A llama of about the sizes of [`ModelConfig::gpt2`]: the gated feed-forward network is narrower.
+    pub fn llama(vocab_size: usize) -> Self {
+        let (gpt2, architecture) = (Self::gpt2(vocab_size), Architecture::Llama);
+        Self {
+            architecture,
+            hidden_dim: architecture.usual_hidden_dim(gpt2.embed_dim),
+            activation: Activation::Silu,
+            norm_eps: 1e-6,
+            ..gpt2
         }
-        if !self.embed_dim.is_multiple_of(self.num_heads) {
-            bail!(
-                "model config: expected num_heads to divide embed_dim, got num_heads {} and embed_dim {}",
-                self.num_heads,
-                self.embed_dim
-            );
+    }
+
+    /// A Qwen3 of the sizes of [`ModelConfig::llama`].
+    pub fn qwen3(vocab_size: usize) -> Self {
+        Self { architecture: Architecture::Qwen3, ..Self::llama(vocab_size) }
+    }
+
+    /// [`ModelConfig::gpt2`] and so on.
+    pub fn of(architecture: Architecture, vocab_size: usize) -> Self {
+        match architecture {
+            Architecture::Gpt2 => Self::gpt2(vocab_size),
+            Architecture::Llama => Self::llama(vocab_size),
+            Architecture::Qwen3 => Self::qwen3(vocab_size),
         }
-        // Of the numbers that `f32` holds, in which the model computes.
-        let norm_eps = self.norm_eps as f32;
-        if !(norm_eps.is_finite() && norm_eps > 0.0) {
-            bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);
-        }
-        let DropoutRates { embedding, attention, residual } = self.dropout;
-        for (name, rate) in [("embedding", embedding), ("attention", attention), ("residual", residual)] {
-            if !(0.0..1.0).contains(&rate) {
-                bail!("model config: expected {name} dropout from 0 to below 1, got {rate}");
-            }
-        }
-        match self.end_of_text_id {
-            Some(id) if id as usize >= self.vocab_size => {
-                bail!("model config: expected an end-of-text id below vocab_size {}, got {id}", self.vocab_size)
-            }
-            _ => Ok(()),
-        }
+    }
+
+    /// Heads of keys and values (G).
+    pub fn kv_heads(&self) -> usize {
+        self.num_kv_heads.unwrap_or(self.num_heads)
+    }
+
+    /// Channels of a head (D).
+    pub fn head_channels(&self) -> usize {
+        self.head_dim.unwrap_or(self.embed_dim / self.num_heads.max(1))
     }
 
     /// The initial values of weights that do not write into the residual stream.
     pub(super) fn init(&self) -> Init {
-        Init::Randn { mean: 0.0, stdev: INIT_STDEV }
+        Init::Randn { mean: 0.0, stdev: self.init_stdev }
     }
 
-    /// The initial values of weights that do: 2L of them add up, so each is smaller by sqrt(2L) (GPT-2's rule).
+    /// The initial values of weights that do.
     pub(super) fn residual_init(&self) -> Init {
-        Init::Randn { mean: 0.0, stdev: INIT_STDEV / (2.0 * self.num_layers as f64).sqrt() }
+        match self.residual_init {
+            ResidualInit::Scaled => {
+                Init::Randn { mean: 0.0, stdev: self.init_stdev / (2.0 * self.num_layers as f64).sqrt() }
+            }
+            ResidualInit::Zero => Init::Const(0.0),
+        }
     }
 
     /// The norms in front of attention, MLP and head.
     pub(super) fn norm(&self) -> LayerNormConfig {
-        LayerNormConfig { affine: self.bias, ..self.norm_eps.into() }
+        let is_gpt2 = self.architecture == Architecture::Gpt2;
+        LayerNormConfig { remove_mean: is_gpt2, affine: is_gpt2 && self.bias, eps: self.norm_eps }
     }
 
-    /// The attention inside each block.
-    pub(super) fn attention(&self) -> CausalSelfAttentionConfig {
-        CausalSelfAttentionConfig {
+    /// Whether the projections of the feed-forward network have biases.
+    pub(super) fn has_mlp_biases(&self) -> bool {
+        if self.architecture == Architecture::Gpt2 { self.bias } else { self.mlp_bias }
+    }
+
+    /// The angles of rotary positions, for heads of this kind.
+    pub(super) fn rotary(&self, dtype: DType, device: &Device) -> Result<Option<RotaryEmbedding>> {
+        if !self.architecture.is_rotary() {
+            return Ok(None);
+        }
+        let config = RotaryEmbeddingConfig {
+            theta: self.rope_theta,
+            ..RotaryEmbeddingConfig::new(self.head_channels(), self.context_len)
+        };
+        RotaryEmbedding::new(&config, dtype, device).map(Some)
+    }
+
+    /// The attention inside each block; they share one `rotary`.
+    pub(super) fn attention(&self, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
+        MultiHeadAttentionConfig {
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
             bias: self.bias,
-            scale: Scale::InverseSqrt,
+            output_bias: self.bias,
+            mask: Mask::Causal,
+            rotary: rotary.cloned(),
+            qk_norm: self.architecture.has_qk_norm().then_some(self.norm_eps),
             init: self.init(),
             output_init: self.residual_init(),
-            ..CausalSelfAttentionConfig::new(self.embed_dim, self.num_heads)
+            ..MultiHeadAttentionConfig::new(self.embed_dim, self.num_heads)
         }
-    }
-
-    /// Names and shapes of all trainable tensors, in the order of a pass through the model.
-    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let &Self { vocab_size: v, context_len, embed_dim: c, hidden_dim: f, .. } = self;
-        let mut all = Vec::new();
-        let mut add = |name: String, shape: &[usize]| {
-            all.push((format!("{name}.weight"), shape.to_vec()));
-            let has_bias = self.bias && !name.ends_with("embedding") && name != "head";
-            if has_bias {
-                all.push((format!("{name}.bias"), vec![shape[0]]));
-            }
-        };
-        add("token_embedding".into(), &[v, c]);
-        add("position_embedding".into(), &[context_len, c]);
-        for i in 0..self.num_layers {
-            add(format!("blocks.{i}.attention_norm"), &[c]);
-            for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-                add(format!("blocks.{i}.attention.{name}"), &[c, c]);
-            }
-            add(format!("blocks.{i}.mlp_norm"), &[c]);
-            add(format!("blocks.{i}.mlp.up_proj"), &[f, c]);
-            add(format!("blocks.{i}.mlp.down_proj"), &[c, f]);
-        }
-        add("norm".into(), &[c]);
-        if !self.tie_embeddings {
-            add("head".into(), &[v, c]);
-        }
-        all
-    }
-
-    /// The number of trainable scalars.
-    pub fn parameter_count(&self) -> usize {
-        self.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
-    }
-
-    /// Bytes of the trainable scalars in `f32`, unless there are more than a number holds.
-    pub(super) fn parameter_bytes(&self) -> Option<usize> {
-        let bytes = |(_, shape): &(String, Vec<usize>)| memory::tensor_bytes(shape, size_of::<f32>());
-        self.parameters().iter().try_fold(0, |sum: usize, tensor| sum.checked_add(bytes(tensor)?))
-    }
-
-    /// The parameters whose gradient is zero whatever the data, with the reason.
-    pub fn zero_gradient_parameters(&self) -> Vec<(String, &'static str)> {
-        const KEY_BIAS: &str =
-            "without rotary positions it adds the same to all scores of a query, and the softmax does not change";
-        const ONE_POSITION: &str = "with one position there is one weight, always 1";
-        self.parameters()
-            .into_iter()
-            .filter_map(|(name, _)| match name.rsplit_once(".attention.")?.1 {
-                "q_proj.weight" | "q_proj.bias" | "k_proj.weight" if self.context_len == 1 => {
-                    Some((name, ONE_POSITION))
-                }
-                "k_proj.bias" => Some((name, KEY_BIAS)),
-                _ => None,
-            })
-            .collect()
     }
 
     /// From the `config.json` in a model folder.
@@ -237,9 +238,9 @@ impl ModelConfig {
     /// From the text of a `config.json`.
     ///
     /// # Errors
-    /// If it is not JSON of `model_type` `gpt2`, or asks for what this crate does not compute.
+    /// If it is not JSON of a `model_type` that is an [`Architecture`], or asks for what this crate does not compute.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        gpt2_json::parse(json)
+        json::parse(json)
     }
 
     /// The text of the `config.json` of this model.
@@ -247,7 +248,7 @@ impl ModelConfig {
     /// # Errors
     /// If a number has no form in JSON.
     pub fn to_json(&self) -> Result<String> {
-        gpt2_json::print(self)
+        json::print(self)
     }
 
     /// The text of the `generation_config.json` of this model.
@@ -255,6 +256,6 @@ impl ModelConfig {
     /// # Errors
     /// None in practice: the ids have a form in JSON.
     pub fn generation_json(&self) -> Result<String> {
-        gpt2_json::print_generation(self)
+        json::print_generation(self)
     }
 }

@@ -94,7 +94,7 @@ impl Decoder<'_> {
     /// Refuses keys and values of more positions, in all layers, than memory holds.
     fn check_memory(&self, b: usize) -> Result<()> {
         let config = self.model.config();
-        let shape = [2, config.num_layers, b, config.context_len, config.embed_dim];
+        let shape = [2, config.num_layers, b, config.context_len, config.kv_heads(), config.head_channels()];
         memory::check("decoder: keys and values", memory::tensor_bytes(&shape, size_of::<f32>()))
     }
 

@@ -1,16 +1,20 @@
 //! The language model: a decoder of N blocks, and its form on disk, a Hugging Face model folder.
 
+mod architecture;
 mod block;
 mod causal_lm;
 mod config;
 mod context;
 mod decoder;
-mod gpt2_json;
+mod json;
 mod tensor_file;
+mod tensors;
+mod validate;
 mod weights;
 
+pub use architecture::Architecture;
 pub use causal_lm::CausalLm;
-pub use config::{Activation, DropoutRates, ModelConfig};
+pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit};
 pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
 pub(crate) use tensor_file::safetensors_from_bytes;

@@ -155,11 +155,23 @@ mod tests {
             hidden_dim: 20,
             ..ModelConfig::gpt2(11)
         };
+        let of = |form: ModelConfig| {
+            let ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, .. } = base;
+            ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, ..form }
+        };
         let forms = [
             base.clone(),
             ModelConfig { bias: true, ..base.clone() },
             ModelConfig { dropout: DropoutRates::all(0.3), ..base.clone() },
-            ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base },
+            ModelConfig { tie_embeddings: false, activation: Activation::GeluTanh, ..base.clone() },
+            of(ModelConfig { dropout: DropoutRates::all(0.3), ..ModelConfig::llama(11) }),
+            of(ModelConfig { bias: true, mlp_bias: true, num_kv_heads: Some(1), ..ModelConfig::llama(11) }),
+            of(ModelConfig {
+                tie_embeddings: false,
+                num_kv_heads: Some(1),
+                head_dim: Some(6),
+                ..ModelConfig::qwen3(11)
+            }),
         ];
         for config in forms {
             let parameters = Parameters::new(3);

@@ -6,25 +6,27 @@ use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::CausalLm;
 use candle_core::{DType, Device, Tensor};
 
-use crate::model::{ids, random_model, tiny};
+use crate::model::{forms, ids, random_model, tiny};
 use crate::support::{assert_as_exact, assert_close};
 
 const CONTEXT_LEN: usize = 7;
 
 #[test]
 fn step_by_step_is_all_at_once() {
-    let (model, _) = random_model(&tiny(), DType::F64);
-    let all = ids(3, CONTEXT_LEN, 11);
-    for len in [1, 2, 3, 5, 7] {
-        let mut decoder = model.decoder();
-        for start in (0..CONTEXT_LEN).step_by(len) {
-            let piece = all.narrow(1, start, len.min(CONTEXT_LEN - start)).unwrap();
-            let logits = decoder.next_token_logits(&piece).unwrap();
-            let read = start + piece.dim(1).unwrap();
-            let expected = model.next_token_logits(&all.narrow(1, 0, read).unwrap()).unwrap();
-            assert_close(&format!("{read} ids in pieces of {len}"), &logits, &expected, 1e-12);
-            assert!(!logits.track_op());
-            assert_eq!(decoder.remembered(), read);
+    for config in forms() {
+        let (model, _) = random_model(&config, DType::F64);
+        let all = ids(3, CONTEXT_LEN, 11);
+        for len in [1, 2, 3, 5, 7] {
+            let mut decoder = model.decoder();
+            for start in (0..CONTEXT_LEN).step_by(len) {
+                let piece = all.narrow(1, start, len.min(CONTEXT_LEN - start)).unwrap();
+                let logits = decoder.next_token_logits(&piece).unwrap();
+                let read = start + piece.dim(1).unwrap();
+                let expected = model.next_token_logits(&all.narrow(1, 0, read).unwrap()).unwrap();
+                assert_close(&format!("{read} ids in pieces of {len}"), &logits, &expected, 1e-12);
+                assert!(!logits.track_op());
+                assert_eq!(decoder.remembered(), read);
+            }
         }
     }
 }
@@ -32,39 +34,43 @@ fn step_by_step_is_all_at_once() {
 /// In `f32`: as far from the truth as without a cache, twice.
 #[test]
 fn the_kernels_step_by_step_are_as_exact_as_at_once() {
-    let ((model, _), (in_f64, _)) = (random_model(&tiny(), DType::F32), random_model(&tiny(), DType::F64));
-    let all = ids(3, CONTEXT_LEN, 11);
-    let mut decoder = model.decoder();
-    for t in 0..CONTEXT_LEN {
-        let logits = decoder.next_token_logits(&all.narrow(1, t, 1).unwrap()).unwrap();
-        let so_far = all.narrow(1, 0, t + 1).unwrap();
-        let truth = in_f64.next_token_logits(&so_far).unwrap();
-        let at_once = model.next_token_logits(&so_far).unwrap();
-        assert_as_exact(&format!("{} ids", t + 1), &logits, &at_once, &truth);
+    for config in forms() {
+        let ((model, _), (in_f64, _)) = (random_model(&config, DType::F32), random_model(&config, DType::F64));
+        let all = ids(3, CONTEXT_LEN, 11);
+        let mut decoder = model.decoder();
+        for t in 0..CONTEXT_LEN {
+            let logits = decoder.next_token_logits(&all.narrow(1, t, 1).unwrap()).unwrap();
+            let so_far = all.narrow(1, 0, t + 1).unwrap();
+            let truth = in_f64.next_token_logits(&so_far).unwrap();
+            let at_once = model.next_token_logits(&so_far).unwrap();
+            assert_as_exact(&format!("{} ids", t + 1), &logits, &at_once, &truth);
+        }
     }
 }
 
 /// Half a context or more is always read, from the first position on, and nothing else.
 #[test]
 fn past_the_context_the_last_half_is_read_again() {
-    let (model, _) = random_model(&tiny(), DType::F64);
-    let all = ids(2, 40, 11);
-    for (first, len) in [(1, 1), (9, 1), (3, 2), (1, 5), (6, 13)] {
-        let mut decoder = model.decoder();
-        let (mut read, mut next) = (0, first);
-        while read + next <= 40 {
-            let logits = decoder.next_token_logits(&all.narrow(1, read, next).unwrap()).unwrap();
-            let before_this = read;
-            read += next;
-            let remembered = decoder.remembered();
-            let least = if before_this == 0 { read.min(CONTEXT_LEN) } else { read.min(CONTEXT_LEN.div_ceil(2)) };
-            assert!((least..=CONTEXT_LEN).contains(&remembered), "{remembered} of {read}");
-            let last = all.narrow(1, read - remembered, remembered).unwrap();
-            let expected = model.next_token_logits(&last).unwrap();
-            assert_close(&format!("{read} ids, {first} and then {len}"), &logits, &expected, 1e-12);
-            next = len;
+    for config in forms() {
+        let (model, _) = random_model(&config, DType::F64);
+        let all = ids(2, 40, 11);
+        for (first, len) in [(1, 1), (9, 1), (3, 2), (1, 5), (6, 13)] {
+            let mut decoder = model.decoder();
+            let (mut read, mut next) = (0, first);
+            while read + next <= 40 {
+                let logits = decoder.next_token_logits(&all.narrow(1, read, next).unwrap()).unwrap();
+                let before_this = read;
+                read += next;
+                let remembered = decoder.remembered();
+                let least = if before_this == 0 { read.min(CONTEXT_LEN) } else { read.min(CONTEXT_LEN.div_ceil(2)) };
+                assert!((least..=CONTEXT_LEN).contains(&remembered), "{remembered} of {read}");
+                let last = all.narrow(1, read - remembered, remembered).unwrap();
+                let expected = model.next_token_logits(&last).unwrap();
+                assert_close(&format!("{read} ids, {first} and then {len}"), &logits, &expected, 1e-12);
+                next = len;
+            }
+            assert!(read > 20);
         }
-        assert!(read > 20);
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_attention::model::{Activation, CausalLm, ModelConfig, load_weights, save_weights};
+use candle_attention::model::{
+    Activation, Architecture, CausalLm, DropoutRates, ModelConfig, ResidualInit, load_weights, save_weights,
+};
 use candle_attention::nn::Parameters;
 use candle_core::{DType, Device, Tensor};
 
@@ -11,6 +13,30 @@ use crate::support::{assert_close, check_gradients, randn, values};
 
 pub fn tiny() -> ModelConfig {
     ModelConfig { context_len: 7, embed_dim: 6, num_heads: 3, num_layers: 2, hidden_dim: 13, ..ModelConfig::gpt2(11) }
+}
+
+/// Every form of the model: tied and not, with biases, grouped heads, heads of a width of their own.
+pub fn forms() -> Vec<ModelConfig> {
+    let tiny_of = |of: ModelConfig| {
+        let ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, .. } = tiny();
+        ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, ..of }
+    };
+    let (llama, qwen3) = (tiny_of(ModelConfig::llama(11)), tiny_of(ModelConfig::qwen3(11)));
+    vec![
+        tiny(),
+        ModelConfig { bias: true, tie_embeddings: false, activation: Activation::GeluTanh, ..tiny() },
+        llama.clone(),
+        ModelConfig {
+            num_kv_heads: Some(1),
+            tie_embeddings: false,
+            rope_theta: 5e5,
+            bias: true,
+            mlp_bias: true,
+            ..llama
+        },
+        qwen3.clone(),
+        ModelConfig { num_kv_heads: Some(1), head_dim: Some(4), bias: true, activation: Activation::GeluErf, ..qwen3 },
+    ]
 }
 
 pub fn ids(rows: usize, t: usize, vocab_size: u32) -> Tensor {
@@ -31,9 +57,7 @@ pub fn random_model(config: &ModelConfig, dtype: DType) -> (CausalLm, Parameters
 
 #[test]
 fn gradients_of_the_model_are_those_of_finite_differences() {
-    for config in
-        [tiny(), ModelConfig { bias: true, tie_embeddings: false, activation: Activation::GeluTanh, ..tiny() }]
-    {
+    for config in forms() {
         let (model, parameters) = random_model(&config, DType::F64);
         let (inputs, targets) = (ids(2, 5, 11), ids(2, 5, 10));
         check_gradients(&parameters.vars(), || model.loss(&inputs, &targets));
@@ -42,7 +66,7 @@ fn gradients_of_the_model_are_those_of_finite_differences() {
 
 #[test]
 fn every_parameter_has_a_finite_gradient_and_all_but_the_excused_a_non_zero_one() {
-    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+    for config in forms() {
         let (model, parameters) = random_model(&config, DType::F32);
         let loss = model.loss(&ids(3, 7, 11), &ids(3, 7, 10)).unwrap();
         let gradients = loss.backward().unwrap();
@@ -60,19 +84,21 @@ fn every_parameter_has_a_finite_gradient_and_all_but_the_excused_a_non_zero_one(
 
 #[test]
 fn with_one_position_queries_and_keys_are_excused_and_silent() {
-    let config = ModelConfig { context_len: 1, bias: true, ..tiny() };
-    let (model, parameters) = random_model(&config, DType::F64);
-    let gradients = model.loss(&ids(3, 1, 11), &ids(3, 1, 10)).unwrap().backward().unwrap();
-    let excused: Vec<String> = config.zero_gradient_parameters().into_iter().map(|(name, _)| name).collect();
-    for (name, var) in parameters.vars() {
-        let largest = values(gradients.get(&var).unwrap()).iter().fold(0.0, |most: f64, g| most.max(g.abs()));
-        assert_eq!(largest < 1e-15, excused.contains(&name), "{name}: largest gradient {largest}");
+    for config in forms() {
+        let config = ModelConfig { context_len: 1, ..config };
+        let (model, parameters) = random_model(&config, DType::F64);
+        let gradients = model.loss(&ids(3, 1, 11), &ids(3, 1, 10)).unwrap().backward().unwrap();
+        let excused: Vec<String> = config.zero_gradient_parameters().into_iter().map(|(name, _)| name).collect();
+        for (name, var) in parameters.vars() {
+            let largest = values(gradients.get(&var).unwrap()).iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+            assert_eq!(largest < 1e-15, excused.contains(&name), "{name}: largest gradient {largest}");
+        }
     }
 }
 
 #[test]
 fn the_listed_parameters_are_those_of_the_model() {
-    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+    for config in forms() {
         let (_, parameters) = random_model(&config, DType::F32);
         let mut listed = config.parameters();
         listed.sort();
@@ -131,7 +157,7 @@ fn names_and_shapes_here_and_on_disk() {
 
 #[test]
 fn weights_come_back_bit_for_bit() {
-    for config in [tiny(), ModelConfig { bias: true, tie_embeddings: false, ..tiny() }] {
+    for config in forms() {
         let (_, parameters) = random_model(&config, DType::F32);
         let folder = tempfile::tempdir().unwrap();
         saved(&config, named(&parameters), folder.path());
@@ -168,36 +194,52 @@ fn a_file_that_does_not_fit_is_refused_with_all_its_faults() {
 
 #[test]
 fn changing_a_token_leaves_the_logits_before_it_as_they_were() {
-    let (model, _) = random_model(&tiny(), DType::F32);
-    let before = ids(2, 7, 11);
-    let changed = Tensor::cat(&[before.narrow(1, 0, 4).unwrap(), ids(2, 3, 5)], 1).unwrap();
-    let of = |ids: &Tensor| model.forward(ids).unwrap();
-    let until = |logits: Tensor, t| values(&logits.narrow(1, 0, t).unwrap());
-    assert_eq!(until(of(&before), 4), until(of(&changed), 4));
-    assert_ne!(until(of(&before), 5), until(of(&changed), 5));
-    let last = of(&before).narrow(1, 6, 1).unwrap().squeeze(1).unwrap();
-    assert_close("last", &model.next_token_logits(&before).unwrap(), &last, 1e-6);
+    for config in forms() {
+        let (model, _) = random_model(&config, DType::F32);
+        let before = ids(2, 7, 11);
+        let changed = Tensor::cat(&[before.narrow(1, 0, 4).unwrap(), ids(2, 3, 5)], 1).unwrap();
+        let of = |ids: &Tensor| model.forward(ids).unwrap();
+        let until = |logits: Tensor, t| values(&logits.narrow(1, 0, t).unwrap());
+        assert_eq!(until(of(&before), 4), until(of(&changed), 4));
+        assert_ne!(until(of(&before), 5), until(of(&changed), 5));
+        let last = of(&before).narrow(1, 6, 1).unwrap().squeeze(1).unwrap();
+        assert_close("last", &model.next_token_logits(&before).unwrap(), &last, 1e-6);
+    }
 }
 
 #[test]
 fn a_new_model_wavers_between_all_tokens() {
-    let config = ModelConfig::gpt2(65);
-    let model = CausalLm::new(&config, Parameters::new(1).var_builder(DType::F32, &Device::Cpu)).unwrap();
-    let loss = model.loss(&ids(3, 64, 65), &ids(3, 64, 61)).unwrap().to_scalar::<f32>().unwrap();
-    assert!((loss - 65f32.ln()).abs() < 0.1, "{loss}");
+    for config in Architecture::ALL.map(|architecture| ModelConfig::of(architecture, 65)) {
+        let model = CausalLm::new(&config, Parameters::new(1).var_builder(DType::F32, &Device::Cpu)).unwrap();
+        let loss = model.loss(&ids(3, 64, 65), &ids(3, 64, 61)).unwrap().to_scalar::<f32>().unwrap();
+        assert!((loss - 65f32.ln()).abs() < 0.1, "{loss}");
+    }
 }
 
 #[test]
-fn initial_weights_have_the_spread_of_gpt2() {
-    let config = ModelConfig { embed_dim: 96, num_layers: 3, hidden_dim: 384, ..ModelConfig::gpt2(101) };
-    let parameters = Parameters::new(4);
-    CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
-    for (name, var) in parameters.vars().into_iter().filter(|(_, var)| var.rank() == 2) {
-        let values = values(&var);
-        let spread = (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
-        let is_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-        let expected = if is_residual { 0.02 / 6f64.sqrt() } else { 0.02 };
-        assert!((spread / expected - 1.0).abs() < 0.05, "{name}: {spread}, expected {expected}");
+fn initial_weights_have_the_spread_of_gpt2_or_add_nothing_at_first() {
+    for (form, residual_init, residual) in [
+        (ModelConfig::gpt2(101), ResidualInit::Scaled, 0.02 / 6f64.sqrt()),
+        (ModelConfig::qwen3(101), ResidualInit::Scaled, 0.02 / 6f64.sqrt()),
+        (ModelConfig::gpt2(101), ResidualInit::Zero, 0.0),
+        (ModelConfig::llama(101), ResidualInit::Zero, 0.0),
+    ] {
+        let config = ModelConfig { embed_dim: 96, num_layers: 3, hidden_dim: 384, residual_init, ..form };
+        let parameters = Parameters::new(4);
+        let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+        for (name, var) in parameters.vars().into_iter().filter(|(_, var)| var.rank() == 2) {
+            let values = values(&var);
+            let spread = (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
+            let is_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            let expected = if is_residual { residual } else { 0.02 };
+            assert!((spread - expected).abs() <= 0.05 * expected, "{name}: {spread}, expected {expected}");
+        }
+        if residual_init == ResidualInit::Zero {
+            // The blocks are not there yet: what follows a token depends on it, and on its place, alone.
+            let logits = model.forward(&Tensor::new(&[[1u32, 2, 3], [4, 2, 3]], &Device::Cpu).unwrap()).unwrap();
+            let [one, other] = [0, 1].map(|row| values(&logits.narrow(0, row, 1).unwrap().narrow(1, 1, 2).unwrap()));
+            assert_eq!(one, other);
+        }
     }
 }
 
@@ -210,17 +252,42 @@ fn sizes_and_ids_out_of_range_are_refused() {
     assert!(refusal(ModelConfig { num_heads: 4, ..tiny() }).contains("num_heads 4 and embed_dim 6"));
     assert!(refusal(ModelConfig { hidden_dim: 0, ..tiny() }).contains("hidden_dim"));
     assert!(refusal(ModelConfig { num_layers: usize::MAX, ..tiny() }).contains("num_layers"));
+    let of = |form: ModelConfig| ModelConfig { embed_dim: 6, num_heads: 3, ..form };
+    let (llama, qwen3) = (of(ModelConfig::llama(11)), of(ModelConfig::qwen3(11)));
+    assert!(ModelConfig { num_heads: 4, head_dim: Some(2), ..qwen3.clone() }.validate().is_ok());
+    for (config, message) in [
+        (ModelConfig { num_kv_heads: Some(2), ..llama.clone() }, "num_kv_heads to divide num_heads, got 2 and 3"),
+        (ModelConfig { num_kv_heads: Some(0), ..llama.clone() }, "num_kv_heads between 1 and"),
+        (ModelConfig { num_heads: 2, ..llama.clone() }, "an even head_dim for rotary positions, got 3"),
+        (ModelConfig { num_heads: 4, head_dim: Some(2), ..llama.clone() }, "num_heads 4 and embed_dim 6"),
+        (ModelConfig { head_dim: Some(1 << 23), ..qwen3.clone() }, "got 3 of 8388608"),
+        (ModelConfig { rope_theta: 0.0, ..llama }, "rope_theta above 0, got 0"),
+        (ModelConfig { mlp_bias: true, ..qwen3 }, "mlp_bias with llama alone, got it with qwen3"),
+        (
+            ModelConfig { num_kv_heads: Some(1), ..tiny() },
+            "3 heads of keys and values of 2 channels in gpt2, got 1 of 2",
+        ),
+        (ModelConfig { head_dim: Some(4), ..tiny() }, "got 3 of 4"),
+        (ModelConfig { init_stdev: f64::NAN, ..tiny() }, "init_stdev from 0 to 1, got NaN"),
+    ] {
+        let error = refusal(config);
+        assert!(error.contains(message), "{error}");
+    }
     assert!(refusal(ModelConfig { end_of_text_id: Some(11), ..tiny() }).contains("end-of-text"));
 }
 
 #[test]
 fn config_json_comes_back_and_refuses_what_is_not_computed() {
-    for config in [tiny(), ModelConfig { bias: true, end_of_text_id: Some(10), tie_embeddings: false, ..tiny() }] {
+    for form in forms() {
+        let config =
+            ModelConfig { dropout: DropoutRates { embedding: 0.1, attention: 0.2, residual: 0.3 }, ..form.clone() };
+        assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
+        let config = ModelConfig { end_of_text_id: Some(10), init_stdev: 0.3, norm_eps: 1e-3, ..form };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
     }
     let json = tiny().to_json().unwrap();
     for (from, to, message) in [
-        ("\"gpt2\"", "\"bert\"", "model_type gpt2, got bert"),
+        ("\"gpt2\"", "\"bert\"", "model_type gpt2, llama or qwen3, got bert"),
         ("\"gelu\"", "\"relu\"", "relu"),
         ("\"scale_attn_by_inverse_layer_idx\": false", "\"scale_attn_by_inverse_layer_idx\": true", "inverse_layer"),
         ("\"n_embd\": 6", "\"n_embd\": -6", "-6"),

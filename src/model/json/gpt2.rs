@@ -1,34 +1,14 @@
-//! `config.json` of a GPT-2 as Hugging Face writes and reads it.
+//! `config.json` of a `gpt2`.
 
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Activation, DropoutRates, INIT_STDEV, ModelConfig};
-
-/// See [`ModelConfig::from_json`].
-pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
-    match serde_json::from_slice::<Gpt2Json>(json) {
-        Ok(parsed) => parsed.into_config(),
-        Err(error) => bail!("{error}"),
-    }
-}
-
-/// See [`ModelConfig::to_json`].
-pub(super) fn print(config: &ModelConfig) -> Result<String> {
-    let json = serde_json::to_string_pretty(&Gpt2Json::from(config)).map_err(candle_core::Error::wrap)?;
-    Ok(json + "\n")
-}
-
-/// See [`ModelConfig::generation_json`].
-pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
-    let id = config.end_of_text_id;
-    let json = serde_json::json!({ "bos_token_id": id, "eos_token_id": id, "pad_token_id": id, "do_sample": true });
-    Ok(serde_json::to_string_pretty(&json).map_err(candle_core::Error::wrap)? + "\n")
-}
+use super::{Activation, float32, yes};
+use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig};
 
 /// Hugging Face's `config.json` of a GPT-2, with its defaults.
 #[derive(Serialize, Deserialize)]
-struct Gpt2Json {
+pub(super) struct Gpt2Json {
     model_type: String,
     #[serde(default)]
     architectures: Vec<String>,
@@ -86,14 +66,6 @@ fn default_stdev() -> f64 {
     INIT_STDEV
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn float32() -> String {
-    "float32".into()
-}
-
 impl From<&ModelConfig> for Gpt2Json {
     fn from(config: &ModelConfig) -> Self {
         Self {
@@ -107,7 +79,7 @@ impl From<&ModelConfig> for Gpt2Json {
             n_inner: Some(config.hidden_dim),
             activation_function: config.activation,
             layer_norm_epsilon: config.norm_eps,
-            initializer_range: INIT_STDEV,
+            initializer_range: config.init_stdev,
             bias: config.bias,
             tie_word_embeddings: config.tie_embeddings,
             scale_attn_weights: true,
@@ -124,10 +96,7 @@ impl From<&ModelConfig> for Gpt2Json {
 }
 
 impl Gpt2Json {
-    fn into_config(self) -> Result<ModelConfig> {
-        if self.model_type != "gpt2" {
-            bail!("expected model_type gpt2, got {}", self.model_type);
-        }
+    pub(super) fn into_config(self) -> Result<ModelConfig> {
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx || self.add_cross_attention {
             bail!(
                 "expected scale_attn_weights true, scale_attn_by_inverse_layer_idx false and \
@@ -137,8 +106,7 @@ impl Gpt2Json {
                 self.add_cross_attention
             );
         }
-        let config = ModelConfig {
-            vocab_size: self.vocab_size,
+        Ok(ModelConfig {
             context_len: self.n_positions,
             embed_dim: self.n_embd,
             num_layers: self.n_layer,
@@ -148,15 +116,15 @@ impl Gpt2Json {
             norm_eps: self.layer_norm_epsilon,
             bias: self.bias,
             tie_embeddings: self.tie_word_embeddings,
-            // Some published configurations keep GPT-2's 50256 with a smaller vocabulary.
             dropout: DropoutRates {
                 embedding: self.embd_pdrop,
                 attention: self.attn_pdrop,
                 residual: self.resid_pdrop,
             },
+            // Some published configurations keep GPT-2's 50256 with a smaller vocabulary.
             end_of_text_id: self.eos_token_id.filter(|&id| (id as usize) < self.vocab_size),
-        };
-        config.validate()?;
-        Ok(config)
+            init_stdev: self.initializer_range,
+            ..ModelConfig::gpt2(self.vocab_size)
+        })
     }
 }

@@ -1,0 +1,212 @@
+//! `config.json` of a `llama` or a `qwen3`, which differ in few keys.
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Activation, float32};
+use crate::model::Architecture;
+use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig, ROPE_THETA};
+
+/// The heads of keys and values of Hugging Face's qwen3, and the width of a head, where the file has no such key.
+const QWEN3_KV_HEADS: usize = 32;
+const QWEN3_HEAD_DIM: usize = 128;
+
+/// Hugging Face's `config.json` of a llama or a qwen3, with its defaults.
+#[derive(Serialize, Deserialize)]
+pub(super) struct LlamaJson {
+    model_type: String,
+    #[serde(default)]
+    architectures: Vec<String>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    // In a qwen3 no such key means something else than null.
+    #[serde(default, deserialize_with = "some")]
+    num_key_value_heads: Option<Option<usize>>,
+    #[serde(default)]
+    head_dim: Option<usize>,
+    #[serde(default = "silu")]
+    hidden_act: Activation,
+    #[serde(default = "default_eps")]
+    rms_norm_eps: f64,
+    #[serde(default = "default_stdev")]
+    initializer_range: f64,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mlp_bias: Option<bool>,
+    #[serde(default)]
+    rope_parameters: Option<Rope>,
+    // What readers older than transformers 5 know of the angles.
+    #[serde(default)]
+    rope_theta: Option<f64>,
+    #[serde(default, skip_serializing)]
+    rope_scaling: Option<Rope>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    use_sliding_window: Option<bool>,
+    #[serde(default, skip_serializing)]
+    layer_types: Option<Vec<String>>,
+    #[serde(default)]
+    attention_dropout: f64,
+    // Not Hugging Face's, which drops attention weights only.
+    #[serde(default)]
+    embd_pdrop: f64,
+    #[serde(default)]
+    resid_pdrop: f64,
+    #[serde(default)]
+    bos_token_id: Option<u32>,
+    #[serde(default)]
+    eos_token_id: Option<Ids>,
+    #[serde(default = "float32")]
+    dtype: String,
+}
+
+/// How positions become angles.
+#[derive(Serialize, Deserialize)]
+struct Rope {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+    #[serde(rename = "type", skip_serializing)]
+    old_type: Option<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// One id or several that end a text.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+fn silu() -> Activation {
+    Activation::Silu
+}
+
+fn default_eps() -> f64 {
+    1e-6
+}
+
+fn default_stdev() -> f64 {
+    INIT_STDEV
+}
+
+impl From<&ModelConfig> for LlamaJson {
+    fn from(config: &ModelConfig) -> Self {
+        let is_llama = config.architecture == Architecture::Llama;
+        Self {
+            model_type: config.architecture.model_type().into(),
+            architectures: vec![if is_llama { "LlamaForCausalLM" } else { "Qwen3ForCausalLM" }.into()],
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.context_len,
+            hidden_size: config.embed_dim,
+            intermediate_size: config.hidden_dim,
+            num_hidden_layers: config.num_layers,
+            num_attention_heads: config.num_heads,
+            num_key_value_heads: Some(Some(config.kv_heads())),
+            head_dim: Some(config.head_channels()),
+            hidden_act: config.activation,
+            rms_norm_eps: config.norm_eps,
+            initializer_range: config.init_stdev,
+            tie_word_embeddings: config.tie_embeddings,
+            attention_bias: config.bias,
+            mlp_bias: is_llama.then_some(config.mlp_bias),
+            rope_parameters: Some(Rope {
+                rope_theta: Some(config.rope_theta),
+                rope_type: Some("default".into()),
+                old_type: None,
+                others: Map::new(),
+            }),
+            rope_theta: Some(config.rope_theta),
+            rope_scaling: None,
+            use_sliding_window: (!is_llama).then_some(false),
+            layer_types: None,
+            attention_dropout: config.dropout.attention,
+            embd_pdrop: config.dropout.embedding,
+            resid_pdrop: config.dropout.residual,
+            bos_token_id: config.end_of_text_id,
+            eos_token_id: config.end_of_text_id.map(Ids::One),
+            dtype: float32(),
+        }
+    }
+}
+
+impl LlamaJson {
+    pub(super) fn into_llama(self) -> Result<ModelConfig> {
+        let mlp_bias = self.mlp_bias.unwrap_or(false);
+        Ok(ModelConfig { architecture: Architecture::Llama, mlp_bias, ..self.into_config()? })
+    }
+
+    pub(super) fn into_qwen3(mut self) -> Result<ModelConfig> {
+        if self.use_sliding_window == Some(true) {
+            bail!("expected use_sliding_window false, got true");
+        }
+        if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
+            bail!("expected layer_types of full_attention alone, got {other}");
+        }
+        self.num_key_value_heads.get_or_insert(Some(QWEN3_KV_HEADS));
+        self.head_dim.get_or_insert(QWEN3_HEAD_DIM);
+        Ok(ModelConfig { architecture: Architecture::Qwen3, ..self.into_config()? })
+    }
+
+    /// What the two have in common.
+    fn into_config(self) -> Result<ModelConfig> {
+        let rope_theta = self.rope_theta()?;
+        let end_of_text_id = match self.eos_token_id {
+            Some(Ids::One(id)) => Some(id),
+            Some(Ids::Several(ids)) => ids.first().copied(),
+            None => None,
+        };
+        let (h, c) = (self.num_attention_heads, self.hidden_size);
+        Ok(ModelConfig {
+            context_len: self.max_position_embeddings,
+            embed_dim: c,
+            num_layers: self.num_hidden_layers,
+            num_heads: h,
+            num_kv_heads: self.num_key_value_heads.flatten().filter(|&g| g != h),
+            head_dim: self.head_dim.filter(|d| d.checked_mul(h) != Some(c)),
+            hidden_dim: self.intermediate_size,
+            activation: self.hidden_act,
+            norm_eps: self.rms_norm_eps,
+            rope_theta,
+            bias: self.attention_bias,
+            tie_embeddings: self.tie_word_embeddings,
+            end_of_text_id: end_of_text_id.filter(|&id| (id as usize) < self.vocab_size),
+            dropout: DropoutRates {
+                embedding: self.embd_pdrop,
+                attention: self.attention_dropout,
+                residual: self.resid_pdrop,
+            },
+            init_stdev: self.initializer_range,
+            ..ModelConfig::llama(self.vocab_size)
+        })
+    }
+
+    /// The base of the angles, unless they are of another kind than the first published one.
+    fn rope_theta(&self) -> Result<f64> {
+        let rope = match (&self.rope_parameters, &self.rope_scaling) {
+            (Some(_), Some(_)) => bail!("expected rope_parameters or rope_scaling, got both"),
+            (Some(rope), None) | (None, Some(rope)) => rope,
+            (None, None) => return Ok(self.rope_theta.unwrap_or(ROPE_THETA)),
+        };
+        match rope.rope_type.as_ref().or(rope.old_type.as_ref()) {
+            Some(other) if other != "default" => bail!("expected rope_type default, got {other}"),
+            _ => {}
+        }
+        if let Some((name, value)) = rope.others.iter().next() {
+            bail!("expected rope_theta and rope_type alone for angles of the default type, got {name} {value}");
+        }
+        Ok(rope.rope_theta.or(self.rope_theta).unwrap_or(ROPE_THETA))
+    }
+}

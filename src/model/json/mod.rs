@@ -1,0 +1,59 @@
+//! `config.json` and `generation_config.json` as Hugging Face writes and reads them.
+
+mod gpt2;
+mod llama;
+
+use candle_core::{Error, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use self::gpt2::Gpt2Json;
+use self::llama::LlamaJson;
+use super::config::ModelConfig;
+use super::{Activation, Architecture};
+
+/// See [`ModelConfig::from_json`].
+pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
+    #[derive(Deserialize)]
+    struct ModelType {
+        model_type: String,
+    }
+    let ModelType { model_type } = from_slice(json)?;
+    let config = match Architecture::ALL.into_iter().find(|one| one.model_type() == model_type) {
+        Some(Architecture::Gpt2) => from_slice::<Gpt2Json>(json)?.into_config()?,
+        Some(Architecture::Llama) => from_slice::<LlamaJson>(json)?.into_llama()?,
+        Some(Architecture::Qwen3) => from_slice::<LlamaJson>(json)?.into_qwen3()?,
+        None => bail!("expected model_type gpt2, llama or qwen3, got {model_type}"),
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(json).map_err(|error| Error::Msg(error.to_string()))
+}
+
+/// See [`ModelConfig::to_json`].
+pub(super) fn print(config: &ModelConfig) -> Result<String> {
+    match config.architecture {
+        Architecture::Gpt2 => pretty(&Gpt2Json::from(config)),
+        Architecture::Llama | Architecture::Qwen3 => pretty(&LlamaJson::from(config)),
+    }
+}
+
+/// See [`ModelConfig::generation_json`].
+pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
+    let id = config.end_of_text_id;
+    pretty(&serde_json::json!({ "bos_token_id": id, "eos_token_id": id, "pad_token_id": id, "do_sample": true }))
+}
+
+fn pretty(json: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(json).map_err(Error::wrap)? + "\n")
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn float32() -> String {
+    "float32".into()
+}

@@ -1,0 +1,87 @@
+//! Which configurations make a model.
+
+use candle_core::{Result, bail};
+
+use super::Architecture;
+use super::config::{DropoutRates, ModelConfig};
+
+impl ModelConfig {
+    /// Refuses sizes that make no model.
+    ///
+    /// # Errors
+    /// Naming the sizes that are 0 or do not go together.
+    pub fn validate(&self) -> Result<()> {
+        // The limits lie far above any model, and low enough that a count of parameters stays within 64 bits.
+        // With one token there is nothing to predict, and the norm of one channel is zero.
+        for (name, size, least, most) in [
+            ("vocab_size", self.vocab_size, 2, 1 << 24),
+            ("context_len", self.context_len, 1, 1 << 24),
+            ("embed_dim", self.embed_dim, 2, 1 << 24),
+            ("num_layers", self.num_layers, 1, 1 << 12),
+            ("num_heads", self.num_heads, 1, 1 << 24),
+            ("num_kv_heads", self.kv_heads(), 1, 1 << 24),
+            ("head_dim", self.head_dim.unwrap_or(1), 1, 1 << 24),
+            ("hidden_dim", self.hidden_dim, 1, 1 << 24),
+        ] {
+            if size < least || size > most {
+                bail!("model config: expected {name} between {least} and {most}, got {size}");
+            }
+        }
+        self.validate_heads()?;
+        self.validate_numbers()?;
+        if self.mlp_bias && self.architecture != Architecture::Llama {
+            bail!("model config: expected mlp_bias with llama alone, got it with {}", self.architecture.model_type());
+        }
+        match self.end_of_text_id {
+            Some(id) if id as usize >= self.vocab_size => {
+                bail!("model config: expected an end-of-text id below vocab_size {}, got {id}", self.vocab_size)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_heads(&self) -> Result<()> {
+        let &Self { architecture, embed_dim: c, num_heads: h, .. } = self;
+        let (g, d) = (self.kv_heads(), self.head_channels());
+        // Hugging Face's llama asks for this though its heads may have a width of their own.
+        let is_free = self.head_dim.is_some() && architecture == Architecture::Qwen3;
+        if !(is_free || c.is_multiple_of(h)) {
+            bail!("model config: expected num_heads to divide embed_dim, got num_heads {h} and embed_dim {c}");
+        }
+        if !h.is_multiple_of(g) {
+            bail!("model config: expected num_kv_heads to divide num_heads, got {g} and {h}");
+        }
+        if architecture == Architecture::Gpt2 && (g != h || d != c / h) {
+            bail!("model config: expected {h} heads of keys and values of {} channels in gpt2, got {g} of {d}", c / h);
+        }
+        if architecture.is_rotary() && !d.is_multiple_of(2) {
+            bail!("model config: expected an even head_dim for rotary positions, got {d}");
+        }
+        // As many parameters as can be counted.
+        if h.saturating_mul(d) > 1 << 24 {
+            bail!("model config: expected heads of at most {} channels in all, got {h} of {d}", 1 << 24);
+        }
+        Ok(())
+    }
+
+    fn validate_numbers(&self) -> Result<()> {
+        // Of the numbers that `f32` holds, in which the model computes.
+        let norm_eps = self.norm_eps as f32;
+        if !(norm_eps.is_finite() && norm_eps > 0.0) {
+            bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            bail!("model config: expected rope_theta above 0, got {}", self.rope_theta);
+        }
+        if !(0.0..=1.0).contains(&self.init_stdev) {
+            bail!("model config: expected init_stdev from 0 to 1, got {}", self.init_stdev);
+        }
+        let DropoutRates { embedding, attention, residual } = self.dropout;
+        for (name, rate) in [("embedding", embedding), ("attention", attention), ("residual", residual)] {
+            if !(0.0..1.0).contains(&rate) {
+                bail!("model config: expected {name} dropout from 0 to below 1, got {rate}");
+            }
+        }
+        Ok(())
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_attention::input;
 use candle_attention::model::Architecture;
-use candle_attention::train::Schedule;
+use candle_attention::train::{OptimizerKind, Schedule};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,27 @@ pub struct Options {
     /// Steps of the decay of --schedule warmup-stable-decay [default: a fifth of --steps]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub decay_steps: Option<u64>,
+    /// What updates the weights [default: adamw]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub optimizer: Option<OptimizerKind>,
+    /// Highest learning rate of the matrices inside the blocks, under --optimizer muon [default: 0.02]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub matrix_lr: Option<f64>,
+    /// Weight decay of those matrices [default: 0.1]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub matrix_weight_decay: Option<f64>,
+    /// Muon's decay of the running mean of the gradient [default: 0.95]
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub momentum: Option<f64>,
+    /// Steps over which that decay rises from 0.85 [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub momentum_warmup: Option<u64>,
+    /// Highest learning rate of the embeddings [default: that of --lr]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub embedding_lr: Option<f64>,
+    /// Highest learning rate of the output projection of a model with --tie false [default: that of --lr]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub head_lr: Option<f64>,
     /// AdamW's decay of the first moment [default: 0.9]
     #[arg(long, value_name = "BETA", help_heading = "Training")]
     pub beta1: Option<f64>,

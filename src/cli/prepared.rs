@@ -30,7 +30,7 @@ pub struct Prepared {
 impl Prepared {
     /// Makes or opens the tokenizer and reads the texts, whose ids will be part of the run in `root`.
     pub fn new(options: &Options, root: &Path) -> Result<Self> {
-        options.check_schedule()?;
+        options.check_meaning()?;
         options.train_options().validate()?;
         if let Some(init) = &options.init {
             options.check_init()?;

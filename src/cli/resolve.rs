@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::text::TokenizerChoice;
-use candle_attention::train::{Schedule, TrainOptions};
+use candle_attention::train::{OptimizerKind, Schedule, TrainOptions};
 
 use super::options::{Options, Preset};
 
@@ -48,6 +48,13 @@ impl Options {
             beta2: self.beta2.unwrap_or(default.beta2),
             eps: default.eps,
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            optimizer: self.optimizer.unwrap_or_default(),
+            matrix_learning_rate: self.matrix_lr.unwrap_or(default.matrix_learning_rate),
+            matrix_weight_decay: self.matrix_weight_decay.unwrap_or(default.matrix_weight_decay),
+            momentum: self.momentum.unwrap_or(default.momentum),
+            momentum_warmup_steps: self.momentum_warmup.unwrap_or(default.momentum_warmup_steps),
+            embedding_learning_rate: self.embedding_lr,
+            head_learning_rate: self.head_lr,
             clip_norm: self.clip.unwrap_or(default.clip_norm),
             isolate_documents: self.isolate_documents.unwrap_or(default.isolate_documents),
             eval_every: self.eval_every.unwrap_or((steps / 5).max(1)),
@@ -96,6 +103,7 @@ impl Options {
     /// with a run.
     pub fn resolved(&self, tokenizer: &TokenizerChoice, config: &ModelConfig, options: &TrainOptions) -> Result<Self> {
         let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
+        let is_muon = options.optimizer == OptimizerKind::Muon;
         let mut resolved = Self {
             texts: absolute(&self.texts)?,
             validation: absolute(&self.validation)?,
@@ -110,6 +118,13 @@ impl Options {
             beta1: Some(options.beta1),
             beta2: Some(options.beta2),
             weight_decay: Some(options.weight_decay),
+            optimizer: Some(options.optimizer),
+            matrix_lr: Some(options.matrix_learning_rate).filter(|_| is_muon),
+            matrix_weight_decay: Some(options.matrix_weight_decay).filter(|_| is_muon),
+            momentum: Some(options.momentum).filter(|_| is_muon),
+            momentum_warmup: Some(options.momentum_warmup_steps).filter(|_| is_muon),
+            embedding_lr: options.embedding_learning_rate,
+            head_lr: options.head_learning_rate,
             clip: Some(options.clip_norm),
             isolate_documents: Some(options.isolate_documents),
             accumulate: Some(options.accumulate),
@@ -163,11 +178,20 @@ impl Options {
     }
 
     /// Refuses what has no meaning beside the other options.
-    pub fn check_schedule(&self) -> Result<()> {
+    pub fn check_meaning(&self) -> Result<()> {
         if self.decay_steps.is_some() && self.schedule != Some(Schedule::WarmupStableDecay) {
             bail!("--decay-steps goes with --schedule warmup-stable-decay");
         }
-        Ok(())
+        let of_muon = [
+            ("matrix-lr", self.matrix_lr.is_some()),
+            ("matrix-weight-decay", self.matrix_weight_decay.is_some()),
+            ("momentum", self.momentum.is_some()),
+            ("momentum-warmup", self.momentum_warmup.is_some()),
+        ];
+        match of_muon.iter().find(|(_, is_given)| *is_given && self.optimizer != Some(OptimizerKind::Muon)) {
+            Some((name, _)) => bail!("--{name} goes with --optimizer muon"),
+            None => Ok(()),
+        }
     }
 
     /// Refuses what the preset has no place for.

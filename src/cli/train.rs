@@ -35,7 +35,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with the run in --out; it keeps its options but for those given of --steps, --lr, --min-lr, --warmup,
-    /// --schedule, --decay-steps, --weight-decay, --clip, --eval-every, --patience, --skip-bad-steps, --statistics-every.
+    /// --schedule, --decay-steps, --weight-decay, --matrix-lr, --matrix-weight-decay, --embedding-lr, --head-lr, --clip,
+    /// --eval-every, --patience, --skip-bad-steps, --statistics-every.
     /// TEXT is not needed: if it is given, it must be the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
@@ -115,7 +116,7 @@ fn create_folder(
 }
 
 /// What may be given with --resume.
-const CHANGEABLE: [&str; 14] = [
+const CHANGEABLE: [&str; 18] = [
     "texts",
     "validation",
     "steps",
@@ -125,6 +126,10 @@ const CHANGEABLE: [&str; 14] = [
     "schedule",
     "decay-steps",
     "weight-decay",
+    "matrix-lr",
+    "matrix-weight-decay",
+    "embedding-lr",
+    "head-lr",
     "clip",
     "eval-every",
     "patience",
@@ -142,7 +147,7 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     }
     let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
     let options = given.or(&saved)?.followed_up(given, &saved);
-    options.check_schedule()?;
+    options.check_meaning()?;
     let train_options = options.train_options();
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;

@@ -18,6 +18,7 @@ mod elementwise;
 mod embedding;
 mod linear;
 mod matmul;
+mod muon;
 mod norm;
 mod parallel;
 mod random;
@@ -26,7 +27,7 @@ pub(crate) mod record;
 mod rotary;
 mod simd;
 mod storage;
-#[cfg(feature = "lm")]
+#[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer adds"))]
 mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -40,6 +41,7 @@ pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use linear::linear;
+pub use muon::{MuonStep, muon};
 pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;
 pub use random::{DropoutOptions, RandomKey};
@@ -47,6 +49,6 @@ pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
     adamw::moving_average,
-    parallel::{for_each, map},
+    parallel::{for_each, for_each_in_order, map},
     sums::{add, norm},
 };

@@ -72,6 +72,22 @@ pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + 
     }
 }
 
+/// Calls `work` with each item, beginning them in their order: where the dearest come first, all threads finish at about the
+/// same time.
+#[cfg(feature = "lm")]
+pub(crate) fn for_each_in_order<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
+    if threads() == 1 {
+        items.iter_mut().for_each(work);
+    } else {
+        let work = &work;
+        rayon::scope_fifo(|scope| {
+            for item in items {
+                scope.spawn_fifo(move |_| sequential(|| work(item)));
+            }
+        });
+    }
+}
+
 /// The results of `work` for `0..n`, in order.
 pub(crate) fn map<R: Send>(n: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     if threads() == 1 {

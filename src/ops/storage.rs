@@ -47,6 +47,14 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
+/// The same of an argument that is changed in place.
+pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!("kernel: expected a contiguous tensor of f32 to change"),
+    }
+}
+
 /// The values of a contiguous `f32` tensor on the CPU, borrowed.
 pub(crate) struct Values<'a> {
     storage: StorageRef<'a>,

@@ -13,7 +13,11 @@ pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
         let squares = tensor.to_dtype(DType::F64)?.sqr()?;
         return Ok(squares.sum_all()?.to_scalar::<f64>()?.sqrt());
     }
-    let values = values(&tensor)?;
+    Ok(norm_of(&values(&tensor)?))
+}
+
+/// The Euclidean norm of a slice.
+pub(crate) fn norm_of(values: &[f32]) -> f64 {
     let sum = dispatch(
         #[inline(always)]
         || {
@@ -30,7 +34,7 @@ pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
             sums.iter().sum::<f64>()
         },
     );
-    Ok(sum.sqrt())
+    sum.sqrt()
 }
 
 /// The sum of tensors of one shape, added in their order.

@@ -3,7 +3,6 @@
 //! A [`Trainer`] holds the model, the optimizer and the data, and makes one step at a time; [`train`] is the loop
 //! around it; a [`RunFolder`] keeps its checkpoints and metrics.
 
-mod adamw;
 mod average;
 mod backward;
 mod checkpoint;
@@ -13,6 +12,7 @@ mod crash_tests;
 mod folder;
 mod generations;
 mod gradients;
+mod optimizer;
 mod options;
 mod overfit;
 mod run;
@@ -21,11 +21,11 @@ mod statistics;
 mod step;
 mod trainer;
 
-pub use adamw::AdamW;
 pub use checkpoint::{Best, Checkpoint, TrainState};
 pub use counters::Counters;
 pub use folder::RunFolder;
 pub use gradients::{GradientAudit, Gradients};
+pub use optimizer::{Optimizer, OptimizerKind};
 pub use options::TrainOptions;
 pub use overfit::{OverfitReport, overfit_one_batch};
 pub use run::{Event, Outcome, train};

@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::Schedule;
+use super::{OptimizerKind, Schedule};
 
 /// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
 /// shard a core.
@@ -38,6 +38,20 @@ pub struct TrainOptions {
     pub eps: f64,
     /// AdamW's weight decay, on matrices only.
     pub weight_decay: f64,
+    /// What updates the weights; see [`Optimizer`](super::Optimizer) for the groups of tensors.
+    pub optimizer: OptimizerKind,
+    /// The highest learning rate of the matrices under [`OptimizerKind::Muon`]. It follows the schedule as all rates do.
+    pub matrix_learning_rate: f64,
+    /// The weight decay of the matrices under [`OptimizerKind::Muon`].
+    pub matrix_weight_decay: f64,
+    /// Muon's decay of the running mean of the gradient.
+    pub momentum: f64,
+    /// Steps over which that decay rises from 0.85; 0 for none.
+    pub momentum_warmup_steps: u64,
+    /// The highest learning rate of the embeddings; without it, `learning_rate`.
+    pub embedding_learning_rate: Option<f64>,
+    /// The highest learning rate of a head of its own; without it, `learning_rate`.
+    pub head_learning_rate: Option<f64>,
     /// The global gradient norm above which gradients are scaled down; 0 for never.
     pub clip_norm: f64,
     /// The part of each target's probability that is spread over the vocabulary: the training loss, though not that of
@@ -77,6 +91,13 @@ impl Default for TrainOptions {
             beta2: 0.99,
             eps: 1e-8,
             weight_decay: 0.1,
+            optimizer: OptimizerKind::AdamW,
+            matrix_learning_rate: 0.02,
+            matrix_weight_decay: 0.1,
+            momentum: 0.95,
+            momentum_warmup_steps: 0,
+            embedding_learning_rate: None,
+            head_learning_rate: None,
             clip_norm: 1.0,
             label_smoothing: 0.0,
             ema: 0.0,
@@ -110,6 +131,8 @@ impl TrainOptions {
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let not_negative = |x: f64| x >= 0.0 && x.is_finite();
         let below_one = |x: f64| (0.0..1.0).contains(&x);
+        let own_rate = |rate: Option<f64>| rate.unwrap_or(self.learning_rate);
+        let (embedding_rate, head_rate) = (own_rate(self.embedding_learning_rate), own_rate(self.head_learning_rate));
         for (name, value, expected, holds) in [
             ("learning_rate", self.learning_rate, "above 0", positive(self.learning_rate)),
             ("min_learning_rate", self.min_learning_rate, "of at least 0", not_negative(self.min_learning_rate)),
@@ -117,6 +140,11 @@ impl TrainOptions {
             ("beta2", self.beta2, "from 0 to below 1", below_one(self.beta2)),
             ("eps", self.eps, "above 0", positive(self.eps)),
             ("weight_decay", self.weight_decay, "of at least 0", not_negative(self.weight_decay)),
+            ("matrix_learning_rate", self.matrix_learning_rate, "above 0", positive(self.matrix_learning_rate)),
+            ("matrix_weight_decay", self.matrix_weight_decay, "of at least 0", not_negative(self.matrix_weight_decay)),
+            ("momentum", self.momentum, "from 0 to below 1", below_one(self.momentum)),
+            ("embedding_learning_rate", embedding_rate, "above 0", positive(embedding_rate)),
+            ("head_learning_rate", head_rate, "above 0", positive(head_rate)),
             ("clip_norm", self.clip_norm, "of at least 0", not_negative(self.clip_norm)),
             ("label_smoothing", self.label_smoothing, "from 0 to below 1", below_one(self.label_smoothing)),
             ("ema", self.ema, "from 0 to below 1", below_one(self.ema)),
@@ -146,6 +174,10 @@ impl TrainOptions {
             schedule: other.schedule,
             decay_steps: other.decay_steps,
             weight_decay: other.weight_decay,
+            matrix_learning_rate: other.matrix_learning_rate,
+            matrix_weight_decay: other.matrix_weight_decay,
+            embedding_learning_rate: other.embedding_learning_rate,
+            head_learning_rate: other.head_learning_rate,
             clip_norm: other.clip_norm,
             eval_every: other.eval_every,
             patience: other.patience,
@@ -188,6 +220,17 @@ mod tests {
             (TrainOptions { accumulate: 0, ..Default::default() }, "accumulate from 1 to 12, got 0"),
             (TrainOptions { accumulate: 13, ..Default::default() }, "accumulate from 1 to 12, got 13"),
             (TrainOptions { label_smoothing: 1.0, ..Default::default() }, "label_smoothing"),
+            (TrainOptions { momentum: 1.0, ..Default::default() }, "momentum from 0 to below 1, got 1"),
+            (TrainOptions { matrix_learning_rate: 0.0, ..Default::default() }, "matrix_learning_rate above 0, got 0"),
+            (TrainOptions { matrix_weight_decay: -1.0, ..Default::default() }, "matrix_weight_decay of at least 0"),
+            (
+                TrainOptions { embedding_learning_rate: Some(0.0), ..Default::default() },
+                "embedding_learning_rate above 0, got 0",
+            ),
+            (
+                TrainOptions { head_learning_rate: Some(f64::INFINITY), ..Default::default() },
+                "head_learning_rate above 0, got inf",
+            ),
             (TrainOptions { ema: 1.0, ..Default::default() }, "ema from 0 to below 1, got 1"),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, decay_steps: 1901, ..Default::default() },

@@ -37,7 +37,14 @@ impl TrainOptions {
     /// The same with nothing that keeps a model from learning one batch by heart: a constant rate, no weight decay, no label
     /// smoothing, no average. The model should have no dropout.
     pub fn for_overfitting(&self) -> Self {
-        Self { schedule: Schedule::Constant, weight_decay: 0.0, label_smoothing: 0.0, ema: 0.0, ..self.clone() }
+        Self {
+            schedule: Schedule::Constant,
+            weight_decay: 0.0,
+            matrix_weight_decay: 0.0,
+            label_smoothing: 0.0,
+            ema: 0.0,
+            ..self.clone()
+        }
     }
 }
 

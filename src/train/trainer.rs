@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::average::{self, WeightAverage};
 use super::step::BadStep;
-use super::{AdamW, Best, Checkpoint, Counters, GradientAudit, StatisticsReport, TrainOptions};
+use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
 use crate::evaluate::evaluate;
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
@@ -46,7 +46,7 @@ pub struct Trainer {
     /// The same weights, or their average, without a graph.
     model: CausalLm,
     pub(super) average: Option<WeightAverage>,
-    pub(super) optimizer: AdamW,
+    pub(super) optimizer: Optimizer,
     pub(super) corpus: Corpus,
     pub(super) sampler: BatchSampler,
     pub(super) options: TrainOptions,
@@ -95,6 +95,9 @@ impl Trainer {
         if options.isolate_documents && config.end_of_text_id.is_none() {
             bail!("trainer: isolate_documents expects several documents, with an end-of-text token between them");
         }
+        if options.head_learning_rate.is_some() && config.tie_embeddings {
+            bail!("trainer: head_learning_rate expects a head of its own, got one tied to the token embedding");
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let left_over = parameters.unread();
         if !left_over.is_empty() {
@@ -110,7 +113,7 @@ impl Trainer {
         let shown = average.as_ref().map_or(&parameters, WeightAverage::parameters);
         Ok(Self {
             model: CausalLm::new(config, shown.frozen(DType::F32, device))?,
-            optimizer: AdamW::new(vars.clone(), options)?,
+            optimizer: Optimizer::new(vars.clone(), options)?,
             sampler: BatchSampler {
                 seed: options.seed,
                 batch_size: options.batch_size,
@@ -172,7 +175,7 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Goes on with the gradient audit: the first moment of a tensor is other than zero once a gradient was.
+    /// Goes on with the gradient audit: the running mean of a tensor's gradients is other than zero once one of them was.
     fn resume_audit(&mut self) -> Result<()> {
         let observed = self.step - self.counters.skipped;
         if observed >= AUDIT_STEPS {
@@ -180,7 +183,7 @@ impl Trainer {
             self.audit = GradientAudit::new(std::iter::empty(), &[], 0);
             return Ok(());
         }
-        let norms = self.optimizer.first_moments().map(ops::norm).collect::<Result<Vec<_>>>()?;
+        let norms = self.optimizer.means().map(ops::norm).collect::<Result<Vec<_>>>()?;
         self.audit.resume(self.vars.iter().map(|(name, _)| name).zip(norms), observed);
         Ok(())
     }
@@ -296,7 +299,7 @@ impl Trainer {
         shown.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
     }
 
-    /// What a resumed run needs beside these: the optimizer's moments and, where the weights are an average, those in
+    /// What a resumed run needs beside these: the optimizer's state and, where the weights are an average, those in
     /// training, by name.
     pub fn moments(&self) -> Vec<(String, Tensor)> {
         let mut state = self.optimizer.state();

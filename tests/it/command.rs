@@ -207,7 +207,8 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("from here on steps 18 -> 20: ") && !told.contains("learning_rate"), "{told}");
     space.works("train --resume --out run --steps 30 --schedule warmup-stable-decay --decay-steps 5");
-    space.works("train --resume --out run --steps 32 --schedule linear");
+    space.works("train --resume --out run --steps 32 --schedule linear --embedding-lr 0.01");
+    space.refuses("train --resume --out run --optimizer muon", "--optimizer cannot be given with --resume");
     space.refuses("train --resume --out run --decay-steps 4", "--decay-steps goes with --schedule warmup-stable-decay");
     space.refuses("train --resume --out run --dropout 0.1", "--dropout cannot be given with --resume");
 }
@@ -216,12 +217,13 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
 fn every_training_option_is_saved_and_read_back() {
     let space = Space::new();
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
-                   --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4";
+                   --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
+                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
         let (name, value) = option.trim().split_once(' ').unwrap();
-        let value = if name == "schedule" { format!("{value:?}") } else { value.to_string() };
+        let value = if ["schedule", "optimizer"].contains(&name) { format!("{value:?}") } else { value.to_string() };
         assert!(saved.contains(&format!("{name} = {value}")), "{name} = {value} is not in {saved}");
     }
     space.works("train --config runs/a/training/settings.toml --out runs/b");
@@ -333,6 +335,10 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --ema 1", "ema"),
         ("train text.txt --decay-steps 5", "--decay-steps goes with --schedule warmup-stable-decay"),
         ("train text.txt --schedule warmup-stable-decay --decay-steps 0", "decay_steps from 1 to the 1900"),
+        ("train text.txt --matrix-lr 0.1", "--matrix-lr goes with --optimizer muon"),
+        ("train text.txt --optimizer adamw --momentum 0.9", "--momentum goes with --optimizer muon"),
+        ("train text.txt --optimizer muon --momentum 1", "momentum from 0 to below 1, got 1"),
+        ("train text.txt --head-lr 0.1", "head_learning_rate expects a head of its own"),
         ("train text.txt --layers 99999999999", "num_layers"),
         ("train text.txt --validation-fraction 1.5", "validation fraction"),
         ("train text.txt --config missing.toml", "missing.toml"),

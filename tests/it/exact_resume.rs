@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{DropoutRates, ModelConfig};
 use candle_attention::run::Run;
-use candle_attention::train::{Event, RunFolder, Schedule, TrainOptions, Trainer, train};
+use candle_attention::train::{Event, OptimizerKind, RunFolder, Schedule, TrainOptions, Trainer, train};
 use candle_core::Device;
 
 use crate::support::values;
@@ -27,7 +27,14 @@ fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
         patience: 9,
         ..base.clone()
     };
+    let muon = TrainOptions {
+        optimizer: OptimizerKind::Muon,
+        momentum_warmup_steps: 9,
+        embedding_learning_rate: Some(3e-3),
+        ..base.clone()
+    };
     vec![
+        ("muon", 0.0, muon),
         ("the preset", 0.0, base.clone()),
         ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
         ("dropout", 0.2, base.clone()),

@@ -32,6 +32,8 @@ mod interruptions;
 #[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
+mod optimizers;
+#[cfg(feature = "lm")]
 mod recipes;
 #[cfg(all(feature = "lm", unix))]
 mod strange_folders;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_attention::model::{CausalLm, ModelConfig, load_weights};
 use candle_attention::nn::Parameters;
 use candle_attention::text::{Batch, Corpus};
-use candle_attention::train::{AdamW, Gradients, TrainOptions, Trainer};
+use candle_attention::train::{Gradients, Optimizer, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
@@ -16,7 +16,7 @@ use crate::support::{assert_close, max_difference, values};
 /// Ten steps of Hugging Face's GPT-2; tests/fixtures/README.md says how they were made.
 #[derive(Deserialize)]
 struct TenSteps {
-    optimizer: Optimizer,
+    optimizer: Recipe,
     batches: Vec<Ids>,
     logits_first: Vec<Vec<Vec<f64>>>,
     losses_f64: Vec<f64>,
@@ -36,7 +36,7 @@ struct F32Errors {
 }
 
 #[derive(Deserialize)]
-struct Optimizer {
+struct Recipe {
     lr: Vec<f64>,
     beta1: f64,
     beta2: f64,
@@ -76,9 +76,9 @@ fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec
     let parameters = Parameters::restored(weights).unwrap();
     let model = CausalLm::new(&config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
     assert!(parameters.unread().is_empty());
-    let Optimizer { beta1, beta2, eps, weight_decay, clip, .. } = steps.optimizer;
+    let Recipe { beta1, beta2, eps, weight_decay, clip, .. } = steps.optimizer;
     let options = TrainOptions { beta1, beta2, eps, weight_decay, ..Default::default() };
-    let mut optimizer = AdamW::new(parameters.vars(), &options).unwrap();
+    let mut optimizer = Optimizer::new(parameters.vars(), &options).unwrap();
 
     let (mut losses, mut norms) = (vec![], vec![]);
     for (step, batch) in steps.batches.iter().enumerate() {
@@ -128,7 +128,7 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
         let errors = &oracle.f32_errors;
         make_ten_steps(variant, DType::F32, 3.0 * errors.logits_first.max(most(&errors.first_gradients)));
 
-        let Optimizer { ref lr, beta1, beta2, eps, weight_decay, clip } = oracle.optimizer;
+        let Recipe { ref lr, beta1, beta2, eps, weight_decay, clip } = oracle.optimizer;
         let options = TrainOptions {
             steps: 10,
             batch_size: 7,

@@ -11,7 +11,7 @@ mod reference;
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
-use super::storage::{has_kernel, slice};
+use super::storage::{has_kernel, slice, slice_mut};
 
 /// The numbers of one step.
 #[derive(Clone, Copy, Debug)]
@@ -186,13 +186,6 @@ impl Coefficients {
 impl From<Coefficients> for kernel::Coefficients {
     fn from(Coefficients { keep, rate, root, eps }: Coefficients) -> Self {
         Self { keep: keep as f32, rate: rate as f32, root: root as f32, eps: eps as f32 }
-    }
-}
-
-fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => bail!("adamw: expected contiguous f32"),
     }
 }
 

@@ -1,0 +1,31 @@
+//! Muon from candle's own operations, for any dtype and device.
+
+use candle_core::{DType, Result, Tensor, Var};
+
+use super::{COEFFICIENTS, ITERATIONS, LEAST_NORM, MuonStep, rate};
+
+/// See [`super::muon`]; the arguments have been checked.
+pub(super) fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
+    let &MuonStep { learning_rate, momentum, weight_decay, gradient_scale } = step;
+    let gradient = (gradient * (gradient_scale * (1.0 - momentum)))?;
+    *mean = ((&*mean * momentum)? + &gradient)?;
+    let ahead = ((&*mean * momentum)? + gradient)?;
+    let update = (orthogonal(&ahead)? * rate(step, var.dims2()?))?;
+    var.set(&((var.as_detached_tensor() * (1.0 - learning_rate * weight_decay))? - update)?)
+}
+
+fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = matrix.dims2()?;
+    if rows > cols {
+        return orthogonal(&matrix.t()?.contiguous()?)?.t()?.contiguous();
+    }
+    let [a, b, c] = COEFFICIENTS;
+    let norm = matrix.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+    let mut xs = (matrix * (1.0 / norm.max(LEAST_NORM)))?;
+    for _ in 0..ITERATIONS {
+        let gram = xs.matmul(&xs.t()?)?; // (rows, rows)
+        let polynomial = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
+        xs = ((&xs * a)? + polynomial.matmul(&xs)?)?;
+    }
+    Ok(xs)
+}

@@ -79,7 +79,7 @@ fn uncached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
     for _ in 0..tokens {
         let visible = &ids[ids.len().saturating_sub(model.config().context_len)..];
         let logits = model.next_token_logits(&Tensor::new(visible, &Device::Cpu)?.unsqueeze(0)?)?;
-        ids.push(sampler.sample(&logits.squeeze(0)?.to_vec1()?)?);
+        ids.push(sampler.sample(&logits.squeeze(0)?.to_vec1()?, &ids)?);
     }
     Ok(())
 }

@@ -21,11 +21,20 @@ impl Evaluation {
         self.loss.exp()
     }
 
-    /// The loss in bits a byte of text, comparable between tokenizers, where the text's `tokens` are `bytes` long. Tokens
-    /// that were not predicted, such as the first, count with the mean of the others.
+    /// The loss as [`bits_per_byte`].
     pub fn bits_per_byte(&self, tokens: usize, bytes: usize) -> f64 {
-        self.loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
+        bits_per_byte(self.loss, tokens, bytes)
     }
+}
+
+/// A loss in nats a token as bits a byte of text: the length of the text, written by the model as briefly as it can, in bits for
+/// each of its bytes. It is comparable between tokenizers.
+///
+/// The text is `bytes` long, and makes `tokens`. Of these all count: those that were not predicted, the first of a text and
+/// those behind the last whole window, with the mean of the others; and the ends of texts, which have no bytes, but are
+/// to be predicted with any tokenizer.
+pub fn bits_per_byte(loss: f64, tokens: usize, bytes: usize) -> f64 {
+    loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
 }
 
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.

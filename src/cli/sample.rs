@@ -1,66 +1,68 @@
 //! Writing text as it is generated.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result, bail};
-use candle_attention::generate::{Sampler, generate};
-use candle_attention::model::CausalLm;
+use anyhow::Result;
+use candle_attention::generate::{Continuation, Piece};
 use candle_attention::run::Run;
-use candle_attention::text::Tokenizer;
 
-/// The ids to start from: those of `prompt`; without one, the end-of-text token, else a line break, else the first id.
-fn prompt_ids(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
-    if !prompt.is_empty() {
-        let ids = tokenizer.encode(prompt).context("the prompt")?;
-        if ids.is_empty() {
-            bail!("the prompt: the tokenizer makes nothing of it");
+/// Between two samples.
+const SEPARATOR: &str = "---------------";
+
+/// Writes the prompt and its continuation, token by token; several one behind the other.
+pub fn write(run: &Run, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
+    let waiting = (0..continuation.samples).map(|_| Waiting::default()).collect();
+    let mut page = Page { out, prompt, waiting, shown: 0 };
+    page.begin()?;
+    let mut result = Ok(());
+    continuation.write(run, prompt, &mut |piece| {
+        if result.is_ok() {
+            result = page.take(&piece);
         }
-        return Ok(ids);
-    }
-    let line_break = || tokenizer.encode("\n").ok().filter(|ids| !ids.is_empty());
-    Ok(model.config().end_of_text_id.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
-}
-
-/// In what form a continuation is written.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Form {
-    /// Text: a character that may still be unfinished waits, and bytes that are none are replaced.
-    Text,
-    /// The bytes as they are, which a model of bytes makes and which need not be text.
-    Bytes,
-}
-
-/// Writes the prompt and, token by token, its continuation.
-pub fn write(
-    run: &Run,
-    prompt: &str,
-    max_tokens: usize,
-    sampler: &mut Sampler,
-    form: Form,
-    out: &mut dyn Write,
-) -> Result<()> {
-    let Run { model, tokenizer } = run;
-    let ids = prompt_ids(model, tokenizer, prompt)?;
-    write!(out, "{prompt}")?;
-    let (mut stream, mut result) = (tokenizer.stream(), Ok(()));
-    generate(model, &ids, max_tokens, sampler, &mut |id| {
-        let new = match form {
-            Form::Text => stream.push(id).map(String::into_bytes),
-            Form::Bytes => tokenizer.decode_bytes(&[id]),
-        };
-        result = new.map_err(Into::into).and_then(|new| show(&new, out));
+        // All samples end where nobody reads them.
         if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    result?;
-    // What was held back as an unfinished character is shown as it is.
-    Ok(writeln!(out, "{}", stream.finish()?)?)
+    Ok(result?)
 }
 
-fn show(new: &[u8], out: &mut dyn Write) -> Result<()> {
-    if !new.is_empty() {
-        out.write_all(new)?;
-        out.flush()?;
+/// Samples in their order: the first that has not ended is shown as it comes, those behind it wait.
+struct Page<'a> {
+    out: &'a mut dyn Write,
+    prompt: &'a str,
+    waiting: Vec<Waiting>,
+    /// The number of the one that is shown.
+    shown: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    text: Vec<u8>,
+    is_whole: bool,
+}
+
+impl Page<'_> {
+    fn begin(&mut self) -> io::Result<()> {
+        write!(self.out, "{}", self.prompt)?;
+        self.out.flush()
     }
-    Ok(())
+
+    fn take(&mut self, piece: &Piece) -> io::Result<()> {
+        let waiting = &mut self.waiting[piece.sample];
+        waiting.text.extend_from_slice(piece.text);
+        waiting.is_whole = piece.is_last;
+        while let Some(Waiting { text, is_whole }) = self.waiting.get_mut(self.shown) {
+            self.out.write_all(text)?;
+            text.clear();
+            if !*is_whole {
+                break;
+            }
+            writeln!(self.out)?;
+            self.shown += 1;
+            if self.shown < self.waiting.len() {
+                write!(self.out, "{SEPARATOR}\n{}", self.prompt)?;
+            }
+        }
+        self.out.flush()
+    }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_attention::generate::{Sampler, SamplingOptions};
+use candle_attention::evaluate::bits_per_byte;
+use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
 use candle_attention::text::Tokenizer;
@@ -17,11 +18,10 @@ use clap::Args;
 use super::options::Options;
 use super::prepared::{Prepared, describe, encode};
 use super::progress::{Progress, note};
-use super::sample::{self, Form};
 use super::stopwatch::Stopwatch;
 use super::terminal::one_line;
 use super::text_progress::text_progress;
-use super::{Failure, chart, overfit, plan, signals};
+use super::{Failure, chart, overfit, plan, sample, signals};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -238,16 +238,16 @@ fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mu
         writeln!(out, "{curve}")?;
     }
     let run = Run::open(root, &Device::Cpu)?;
-    let mut sampler = Sampler::new(
-        SamplingOptions { temperature: SAMPLE_TEMPERATURE, ..Default::default() },
-        trainer.options().seed,
-        0,
-    )?;
+    let sampling = SamplingOptions { temperature: SAMPLE_TEMPERATURE, ..Default::default() };
+    let seed = trainer.options().seed;
     writeln!(out, "a sample, at temperature {SAMPLE_TEMPERATURE}:")?;
-    sample::write(&run, "", SAMPLE_TOKENS, &mut sampler, Form::Text, out)?;
+    let continuation = Continuation { max_tokens: SAMPLE_TOKENS, sampling, seed, ..Default::default() };
+    sample::write(&run, "", &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
-        writeln!(out, "lowest validation loss {:.4} at step {}", best.validation_loss, best.step)?;
+        let (loss, corpus) = (best.validation_loss, trainer.corpus());
+        let bits = bits_per_byte(loss, corpus.validation.len(), corpus.validation_bytes);
+        writeln!(out, "lowest validation loss {loss:.4} ({bits:.4} bits/byte) at step {}", best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
     writeln!(out, "{stopwatch}")?;

@@ -80,7 +80,23 @@ fn from_a_text_to_a_sample() {
     assert!(text.starts_with("gato") && text.trim_end_matches('\n').chars().count() >= 30, "{text}");
     assert_eq!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5"));
     assert_ne!(text, space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 6"));
-    assert!(space.works("generate runs/text-1 --max-tokens 30 --samples 3").matches("-----").count() >= 2);
+    let three = space.works("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 --samples 3");
+    let texts: Vec<&str> = three.split("---------------\n").collect();
+    assert!(texts.len() == 3 && texts[0] == text && texts.iter().all(|text| text.starts_with("gato")), "{three}");
+    assert!(texts[1] != text && texts[2] != text && texts[1] != texts[2], "{three}");
+    // Each ends where the text would follow, and the next begins.
+    let stop = &text[9..11];
+    let stopped =
+        space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 --samples 3 --stop={stop}"));
+    let cut = |text: &&str| match text[4..].find(stop) {
+        Some(end) => text[..4 + end].to_string() + "\n",
+        None => text.to_string(),
+    };
+    let expected: Vec<String> = texts.iter().map(cut).collect();
+    assert_eq!(stopped, expected.join("---------------\n"), "stop {stop:?}");
+    let options = "--top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2";
+    let chosen = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {options}"));
+    assert_ne!(chosen, text);
 
     let printed = space.works("eval runs/text-1 text.txt");
     for expected in ["loss", "perplexity", "bits per byte"] {
@@ -362,6 +378,9 @@ fn bad_input_to_a_trained_model_is_one_line() {
         ("generate run --prompt gaßto".into(), "'ß'"),
         ("generate run --temperature -1".into(), "temperature"),
         ("generate run --top-p 2".into(), "top_p"),
+        ("generate run --min-p 0".into(), "min_p"),
+        ("generate run --repetition-penalty 0".into(), "repetition penalty"),
+        ("generate run --stop=".into(), "stop texts"),
         ("eval run greek.txt".into(), "line 2, column 7"),
         ("eval run missing.txt".into(), "missing.txt"),
     ] {

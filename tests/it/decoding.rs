@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
-use candle_attention::model::CausalLm;
+use candle_attention::model::{CausalLm, ModelConfig};
 use candle_core::{DType, Device, Tensor};
 
 use crate::model::{forms, ids, random_model, tiny};
@@ -45,6 +45,29 @@ fn the_kernels_step_by_step_are_as_exact_as_at_once() {
             let at_once = model.next_token_logits(&so_far).unwrap();
             assert_as_exact(&format!("{} ids", t + 1), &logits, &at_once, &truth);
         }
+    }
+}
+
+/// As far from the truth as alone, twice; and each sequence on its own.
+#[test]
+fn sequences_side_by_side_are_as_exact_as_alone() {
+    let config = ModelConfig { context_len: 16, ..ModelConfig::gpt2(65) };
+    let ((model, _), (in_f64, _)) = (random_model(&config, DType::F32), random_model(&config, DType::F64));
+    for rows in [2, 3, 5, 12] {
+        let all = ids(rows, 16, 65);
+        let mut together = model.decoder();
+        let mut alone: Vec<_> = (0..rows).map(|_| model.decoder()).collect();
+        let mut logits = [vec![], vec![], vec![]];
+        for t in 0..16 {
+            let next = all.narrow(1, t, 1).unwrap();
+            logits[0].push(together.next_token_logits(&next).unwrap());
+            for (row, decoder) in alone.iter_mut().enumerate() {
+                logits[1].push(decoder.next_token_logits(&next.narrow(0, row, 1).unwrap()).unwrap());
+            }
+            logits[2].push(in_f64.next_token_logits(&all.narrow(1, 0, t + 1).unwrap()).unwrap());
+        }
+        let [together, alone, truth] = logits.map(|logits| Tensor::cat(&logits, 0).unwrap());
+        assert_as_exact(&format!("{rows} sequences"), &together, &alone, &truth);
     }
 }
 
@@ -120,7 +143,7 @@ fn limits_that_limit_nothing_change_nothing() {
     let logits: Vec<f32> = (0..97u32).map(|i| (i * i % 97) as f32 * 0.05).collect();
     let draws = |options: SamplingOptions| {
         let mut sampler = Sampler::new(options, 3, 0).unwrap();
-        (0..500).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        (0..500).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<_>>()
     };
     let all = draws(SamplingOptions::default());
     assert_eq!(all, draws(SamplingOptions { top_k: Some(97), ..Default::default() }));

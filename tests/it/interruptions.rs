@@ -1,6 +1,7 @@
 //! The command, killed and asked to stop: what it leaves goes on as if nothing had been.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -209,4 +210,28 @@ fn a_hangup_that_was_ignored_at_the_start_stays_so() {
     send("HUP", &child);
     let (status, printed) = end(child, reader);
     assert!(status.success() && printed.contains("300 steps in"), "{printed}");
+}
+
+#[test]
+fn writing_ends_in_silence_when_nobody_reads_on_and_at_an_interrupt() {
+    const INTERRUPT: i32 = 2;
+    let space = Space::new();
+    space.works(&format!("train text.txt --out run {SIZES} --steps 3"));
+    for (samples, interrupts) in [(1, false), (3, false), (1, true), (3, true)] {
+        let line = format!("generate run --prompt gato --max-tokens 1000000000 --samples {samples}");
+        let mut child = space.start(&line);
+        let mut stdout = child.stdout.take().unwrap();
+        let mut begun = [0; 30];
+        stdout.read_exact(&mut begun).unwrap();
+        assert!(begun.starts_with(b"gato"), "{begun:?}");
+        let stays_open = interrupts.then_some(stdout);
+        if interrupts {
+            send("INT", &child);
+        }
+        let output = child.wait_with_output().unwrap();
+        drop(stays_open);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
+        let (code, signal) = (output.status.code(), output.status.signal());
+        assert_eq!((code, signal), if interrupts { (None, Some(INTERRUPT)) } else { (Some(0), None) }, "{line}");
+    }
 }

@@ -13,6 +13,8 @@ mod multi_head;
 mod ops;
 mod support;
 
+#[cfg(feature = "lm")]
+mod bits_per_byte;
 #[cfg(feature = "cli")]
 mod command;
 #[cfg(feature = "lm")]
@@ -35,6 +37,8 @@ mod model;
 mod optimizers;
 #[cfg(feature = "lm")]
 mod recipes;
+#[cfg(feature = "lm")]
+mod sampling;
 #[cfg(all(feature = "lm", unix))]
 mod strange_folders;
 #[cfg(feature = "lm")]

@@ -264,7 +264,7 @@ fn sampling_follows_its_options() {
     let logits = [0.0f32, 3.0, 1.0, 2.9, f32::NEG_INFINITY];
     let draw = |options: SamplingOptions| {
         let mut sampler = Sampler::new(options, 1, 0).unwrap();
-        (0..2000).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        (0..2000).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<_>>()
     };
     let share = |draws: &[u32], id| draws.iter().filter(|&&drawn| drawn == id).count() as f64 / draws.len() as f64;
     assert!(draw(SamplingOptions { temperature: 0.0, ..Default::default() }).iter().all(|&id| id == 1));
@@ -293,7 +293,7 @@ fn sampling_follows_its_options() {
     ] {
         assert!(Sampler::new(options, 1, 0).is_err(), "{options:?}");
     }
-    assert!(Sampler::new(SamplingOptions::default(), 1, 0).unwrap().sample(&[f32::NAN]).is_err());
+    assert!(Sampler::new(SamplingOptions::default(), 1, 0).unwrap().sample(&[f32::NAN], &[]).is_err());
 }
 
 #[test]

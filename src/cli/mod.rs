@@ -1,5 +1,6 @@
 //! Arguments, printing and exit codes.
 
+mod automatic;
 mod chart;
 mod document;
 mod eval;
@@ -9,6 +10,7 @@ mod options;
 mod overfit;
 mod plan;
 mod prepared;
+mod presets;
 mod progress;
 mod resolve;
 mod sample;

@@ -21,7 +21,7 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
     let mut prepared = Prepared::new(&options, Path::new("runs/run"))?;
     prepared.config.dropout = DropoutRates::default();
-    let train_options = options.train_options().for_overfitting();
+    let train_options = prepared.options.train_options().for_overfitting();
     plan::check_memory(&prepared, &train_options)?;
     note(&prepared.description());
     let (mut trainer, _) = prepared.trainer(&train_options)?;

@@ -9,6 +9,7 @@ use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, Tokeniz
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
+use super::automatic::Text;
 use super::options::Options;
 use super::text_progress::text_progress;
 use super::{document, grouped};
@@ -18,6 +19,8 @@ const VALIDATION_FRACTION: f64 = 0.1;
 
 /// All that a run starts from.
 pub struct Prepared {
+    /// The options that were given, and those that were chosen for the others.
+    pub options: Options,
     tokenizer: Tokenizer,
     /// How the tokenizer was chosen, unless it came with `init`.
     pub choice: TokenizerChoice,
@@ -28,26 +31,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes or opens the tokenizer and reads the texts, whose ids will be part of the run in `root`.
-    pub fn new(options: &Options, root: &Path) -> Result<Self> {
-        options.check_meaning()?;
-        options.train_options().validate()?;
-        if let Some(init) = &options.init {
-            options.check_init()?;
-            let config = options.init_config(init)?;
-            let tokenizer = Tokenizer::from_file(init)?;
-            check_vocabulary(init, &config, &tokenizer)?;
-            let corpus = encode(&tokenizer, options, config.context_len, root)?;
-            let init = Some(init.clone());
-            return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
+    /// Chooses what is not given, makes or opens the tokenizer and reads the texts, whose ids will be part of the run in
+    /// `root`.
+    pub fn new(given: &Options, root: &Path) -> Result<Self> {
+        if given.init.is_some() {
+            return Self::from_folder(given, root);
         }
-        options.check_preset()?;
+        let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
+        let documents = documents(given)?;
+        let options = given.completed(&Text::new(documents.iter().map(Document::len).sum(), &choice))?;
+        options.check()?;
         // The sizes are checked before the text is read through, with the smallest vocabulary.
         let sizes = options.model_config(2, None);
         sizes.validate()?;
-        let choice = options.tokenizer.as_deref().unwrap_or("char").parse()?;
-        let (documents, validation) = texts(options)?;
-        let in_run = corpus_options(sizes.context_len, root);
+        let (validation, in_run) = (validation(&options)?, corpus_options(sizes.context_len, root));
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &in_run, &mut text_progress())?;
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {
@@ -56,7 +53,20 @@ impl Prepared {
         };
         let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
         config.validate()?;
-        Ok(Self { tokenizer, choice, corpus, config, init: None })
+        Ok(Self { options, tokenizer, choice, corpus, config, init: None })
+    }
+
+    /// The same with the sizes and the tokenizer of the model folder that is given.
+    fn from_folder(given: &Options, root: &Path) -> Result<Self> {
+        let init = given.init.clone().unwrap_or_default();
+        given.check_init()?;
+        given.check()?;
+        let config = given.init_config(&init)?;
+        let tokenizer = Tokenizer::from_file(&init)?;
+        check_vocabulary(&init, &config, &tokenizer)?;
+        let corpus = encode(&tokenizer, given, config.context_len, root)?;
+        let choice = TokenizerChoice::Characters;
+        Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
     }
 
     /// The trainer of a new run, and its tokenizer.
@@ -80,8 +90,7 @@ impl Prepared {
 
 /// The ids of the texts that the options name, by a tokenizer that is there already.
 pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, root: &Path) -> Result<Corpus> {
-    let (documents, validation) = texts(options)?;
-    let in_run = corpus_options(context_len, root);
+    let (documents, validation, in_run) = (documents(options)?, validation(options)?, corpus_options(context_len, root));
     Ok(Corpus::new(tokenizer, &documents, &validation, &in_run, &mut text_progress())?)
 }
 
@@ -89,21 +98,22 @@ fn corpus_options(context_len: usize, root: &Path) -> CorpusOptions {
     CorpusOptions { context_len, spill: Some(document::spill_beside(root)) }
 }
 
-/// The documents to train on, and what to validate on.
-fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
-    if options.texts.is_empty() && options.validation.is_empty() && options.validation_fraction.is_none() {
-        let (training, validation) = document::built_in();
-        return Ok((vec![training], Validation::Documents(vec![validation])));
+/// The documents to train on, and to cut those to validate on from where none are given.
+fn documents(options: &Options) -> Result<Vec<Document>> {
+    match options.texts.is_empty() {
+        true => Ok(vec![document::built_in().0]),
+        false => Ok(document::open_all(&options.texts)?),
     }
-    let documents = match options.texts.is_empty() {
-        true => vec![document::built_in().0],
-        false => document::open_all(&options.texts)?,
-    };
-    let validation = match options.validation.is_empty() {
-        true => Validation::Fraction(options.validation_fraction.unwrap_or(VALIDATION_FRACTION)),
-        false => Validation::Documents(document::open_all(&options.validation)?),
-    };
-    Ok((documents, validation))
+}
+
+fn validation(options: &Options) -> Result<Validation> {
+    if !options.validation.is_empty() {
+        return Ok(Validation::Documents(document::open_all(&options.validation)?));
+    }
+    match options.validation_fraction {
+        None if options.texts.is_empty() => Ok(Validation::Documents(vec![document::built_in().1])),
+        fraction => Ok(Validation::Fraction(fraction.unwrap_or(VALIDATION_FRACTION))),
+    }
 }
 
 /// Sizes of model and data, for people.

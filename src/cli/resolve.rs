@@ -7,21 +7,14 @@ use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualI
 use candle_attention::text::TokenizerChoice;
 use candle_attention::train::{OptimizerKind, Schedule, TrainOptions};
 
-use super::options::{Options, Preset};
-
-/// Steps and learning rate of a run on the built-in corpus: about a minute on two cores.
-const BUILT_IN_STEPS: u64 = 1500;
-const BUILT_IN_LEARNING_RATE: f64 = 3e-3;
+use super::options::Options;
 
 impl Options {
     /// The training options, with defaults for what is not given.
     pub fn train_options(&self) -> TrainOptions {
         let default = TrainOptions::default();
-        let (steps, learning_rate) = match self.texts.is_empty() {
-            true => (BUILT_IN_STEPS, BUILT_IN_LEARNING_RATE),
-            false => (default.steps, default.learning_rate),
-        };
-        let (steps, learning_rate) = (self.steps.unwrap_or(steps), self.lr.unwrap_or(learning_rate));
+        let steps = self.steps.unwrap_or(default.steps);
+        let learning_rate = self.lr.unwrap_or(default.learning_rate);
         let warmup_steps = self.warmup.unwrap_or(default.warmup_steps.min(steps / 10));
         let schedule = self.schedule.unwrap_or_default();
         let a_fifth = (steps / 5).min(steps.saturating_sub(warmup_steps)).max(1);
@@ -64,7 +57,7 @@ impl Options {
 
     /// The model, with defaults for what is not given; the vocabulary is the tokenizer's.
     pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> ModelConfig {
-        let architecture = self.preset.unwrap_or_default().architecture();
+        let architecture = self.architecture.unwrap_or_default();
         let default = ModelConfig::of(architecture, vocab_size);
         let embed_dim = self.dim.unwrap_or(default.embed_dim);
         ModelConfig {
@@ -146,7 +139,7 @@ impl Options {
                 TokenizerChoice::File(path) => std::path::absolute(path)?.display().to_string(),
                 choice => choice.to_string(),
             });
-            resolved.preset = Some(self.preset.unwrap_or_default());
+            resolved.architecture = Some(config.architecture);
             resolved.layers = Some(config.num_layers);
             resolved.heads = Some(config.num_heads);
             resolved.dim = Some(config.embed_dim);
@@ -177,6 +170,13 @@ impl Options {
         self
     }
 
+    /// Refuses values and combinations that make no run.
+    pub fn check(&self) -> Result<()> {
+        self.check_meaning()?;
+        self.check_architecture()?;
+        Ok(self.train_options().validate()?)
+    }
+
     /// Refuses what has no meaning beside the other options.
     pub fn check_meaning(&self) -> Result<()> {
         if self.decay_steps.is_some() && self.schedule != Some(Schedule::WarmupStableDecay) {
@@ -194,12 +194,12 @@ impl Options {
         }
     }
 
-    /// Refuses what the preset has no place for.
-    pub fn check_preset(&self) -> Result<()> {
-        let preset = self.preset.unwrap_or_default();
+    /// Refuses what the architecture has no place for.
+    fn check_architecture(&self) -> Result<()> {
+        let is_rotary = self.architecture.unwrap_or_default().is_rotary();
         let given = self.given()?;
         match ["kv-heads", "head-dim", "rope-theta"].iter().find(|name| given.iter().any(|given| given == *name)) {
-            Some(name) if preset == Preset::Gpt2 => bail!("--{name} goes with --preset llama or qwen3"),
+            Some(name) if !is_rotary => bail!("--{name} goes with --architecture llama or qwen3"),
             _ => Ok(()),
         }
     }
@@ -208,6 +208,7 @@ impl Options {
     pub fn check_init(&self) -> Result<()> {
         let names = [
             "preset",
+            "architecture",
             "layers",
             "heads",
             "dim",

@@ -75,6 +75,7 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     }
     let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
     let prepared = Prepared::new(&options, root)?;
+    let options = prepared.options.clone();
     let train_options = options.train_options();
     if args.dry_run {
         return plan::print(prepared, &train_options, out);

@@ -10,6 +10,7 @@ mod counters;
 #[cfg(test)]
 mod crash_tests;
 mod folder;
+mod forecast;
 mod generations;
 mod gradients;
 mod optimizer;
@@ -24,6 +25,7 @@ mod trainer;
 pub use checkpoint::{Best, Checkpoint, TrainState};
 pub use counters::Counters;
 pub use folder::RunFolder;
+pub use forecast::Forecast;
 pub use gradients::{GradientAudit, Gradients};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use options::TrainOptions;

@@ -24,7 +24,7 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     let train_options = prepared.options.train_options().for_overfitting();
     plan::check_memory(&prepared, &train_options)?;
     note(&prepared.description());
-    let (mut trainer, _) = prepared.trainer(&train_options)?;
+    let mut trainer = prepared.trainer(&train_options)?;
     let mut progress = Progress::new(train_options.steps, 0);
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));

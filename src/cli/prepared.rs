@@ -21,7 +21,7 @@ const VALIDATION_FRACTION: f64 = 0.1;
 pub struct Prepared {
     /// The options that were given, and those that were chosen for the others.
     pub options: Options,
-    tokenizer: Tokenizer,
+    pub tokenizer: Tokenizer,
     /// How the tokenizer was chosen, unless it came with `init`.
     pub choice: TokenizerChoice,
     pub corpus: Corpus,
@@ -69,17 +69,16 @@ impl Prepared {
         Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
     }
 
-    /// The trainer of a new run, and its tokenizer.
-    pub fn trainer(self, options: &TrainOptions) -> Result<(Trainer, Tokenizer)> {
-        let Self { tokenizer, corpus, config, init, .. } = self;
-        let trainer = match init {
+    /// The trainer of a new run.
+    pub fn trainer(&self, options: &TrainOptions) -> Result<Trainer> {
+        let (config, corpus) = (&self.config, self.corpus.clone());
+        Ok(match &self.init {
             Some(init) => {
-                let weights = load_weights(&init.join("model.safetensors"), &config, &Device::Cpu)?;
-                Trainer::from_weights(weights, &config, options, corpus, &Device::Cpu)?
+                let weights = load_weights(&init.join("model.safetensors"), config, &Device::Cpu)?;
+                Trainer::from_weights(weights, config, options, corpus, &Device::Cpu)?
             }
-            None => Trainer::new(&config, options, corpus, &Device::Cpu)?,
-        };
-        Ok((trainer, tokenizer))
+            None => Trainer::new(config, options, corpus, &Device::Cpu)?,
+        })
     }
 
     /// Sizes of model and data, for people.
@@ -90,7 +89,8 @@ impl Prepared {
 
 /// The ids of the texts that the options name, by a tokenizer that is there already.
 pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, root: &Path) -> Result<Corpus> {
-    let (documents, validation, in_run) = (documents(options)?, validation(options)?, corpus_options(context_len, root));
+    let (documents, validation, in_run) =
+        (documents(options)?, validation(options)?, corpus_options(context_len, root));
     Ok(Corpus::new(tokenizer, &documents, &validation, &in_run, &mut text_progress())?)
 }
 
@@ -117,7 +117,7 @@ fn validation(options: &Options) -> Result<Validation> {
 }
 
 /// Sizes of model and data, for people.
-pub fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
+fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
     format!(
         "{} parameters: {} layers, {} heads, {} channels, context {}; {} tokens to train on, {} to validate on, \
          vocabulary of {} ({})",

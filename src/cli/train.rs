@@ -16,7 +16,7 @@ use candle_core::Device;
 use clap::Args;
 
 use super::options::Options;
-use super::prepared::{Prepared, describe, encode};
+use super::prepared::{Prepared, encode};
 use super::progress::{Progress, note};
 use super::stopwatch::Stopwatch;
 use super::terminal::one_line;
@@ -78,13 +78,15 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let options = prepared.options.clone();
     let train_options = options.train_options();
     if args.dry_run {
-        return plan::print(prepared, &train_options, out);
+        return plan::print(&prepared, &train_options, out);
     }
     plan::check_memory(&prepared, &train_options)?;
     let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
-    let (trainer, tokenizer) = prepared.trainer(&train_options)?;
-    note(&describe(trainer.config(), &tokenizer, trainer.corpus()));
-    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, &tokenizer, &trainer, &settings))?;
+    note(&prepared.description());
+    note(&plan::recipe(&prepared, &train_options));
+    note(&plan::time(&prepared, &train_options)?);
+    let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
+    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, tokenizer, &trainer, &settings))?;
     follow(trainer, folder, begun, out)
 }
 

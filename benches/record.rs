@@ -8,27 +8,19 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 mod support {
+    pub mod quick;
     pub mod timing;
 }
+use support::quick::{self, THREADS, Training, timed};
 use support::timing::median;
 
-/// Threads of each side.
-const THREADS: &str = "2";
 const SEEDS: usize = 5;
 /// nanoGPT's own end.
 const GOAL: f64 = 1.88;
-
-/// What one training gave: its validation loss, its seconds, and where these went.
-struct Training {
-    loss: f64,
-    seconds: f64,
-    parts: Vec<f64>,
-}
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -41,7 +33,7 @@ fn main() -> Result<()> {
     println!("|{}", "---|".repeat(13));
     let (mut all_ours, mut all_torch) = (vec![], vec![]);
     for seed in 1..=seeds {
-        let ours = ours(Path::new(text), seed, &[])?;
+        let ours = quick::train(Path::new(text), seed, &[])?;
         let torch = python.as_ref().map(|python| torch(Command::new(python), text, seed)).transpose()?;
         print_row(&seed.to_string(), &ours, torch.as_ref());
         all_ours.push(ours);
@@ -57,30 +49,10 @@ fn main() -> Result<()> {
 /// Without a text, which `cargo test --benches` has not, some steps on a few lines.
 fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
-    let text = space.path().join("text.txt");
-    std::fs::write(&text, "The cat that the children saw yesterday ran down the old street.\n".repeat(200))?;
+    let text = quick::rehearsal(space.path())?;
     let few = ["--steps", "4", "--warmup", "1", "--decay-steps", "2", "--batch", "2", "--context", "16"];
-    print_row("rehearsal", &ours(&text, 1, &few)?, None);
+    print_row("rehearsal", &quick::train(&text, 1, &few)?, None);
     Ok(())
-}
-
-/// One run of the command.
-fn ours(text: &Path, seed: usize, more: &[&str]) -> Result<Training> {
-    let space = tempfile::tempdir()?;
-    let root = space.path().join("run");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-    command.args(["train", "--preset", "quick", "--threads", THREADS, "--shards", THREADS]).args(more);
-    command.arg("--seed").arg(seed.to_string()).arg("--out").arg(&root).arg(text);
-    let (seconds, output) = timed(&mut command)?;
-    // `8.61 s since the start: 0.31 start-up, 7.20 steps, 0.95 validation, 0.15 checkpoints`
-    let (_, parts) = output.split_once(" s since the start: ").context("expected the time and its parts")?;
-    let parts = parts.lines().next().unwrap_or_default().split(", ");
-    let parts = parts.map(|part| Ok(part.split(' ').next().unwrap_or_default().parse()?));
-    let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl"))?;
-    let last = metrics.lines().last().context("expected metrics")?;
-    let last: serde_json::Value = serde_json::from_str(last)?;
-    let loss = last["validation_loss"].as_f64().context("expected a validation at the end")?;
-    Ok(Training { loss, seconds, parts: parts.collect::<Result<_>>()? })
 }
 
 /// One run of nanoGPT's recipe.
@@ -96,17 +68,6 @@ fn torch(mut python: Command, text: &str, seed: usize) -> Result<Training> {
     };
     let parts = ["start-up ", "  steps ", "validation "].map(number_behind);
     Ok(Training { loss: number_behind("val ")?, seconds, parts: parts.into_iter().collect::<Result<_>>()? })
-}
-
-/// The seconds of a process, and what it printed.
-fn timed(command: &mut Command) -> Result<(f64, String)> {
-    let begun = Instant::now();
-    let output = command.output()?;
-    let seconds = begun.elapsed().as_secs_f64();
-    if !output.status.success() {
-        bail!("{}: {}", command.get_program().display(), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok((seconds, String::from_utf8(output.stdout)?))
 }
 
 /// The median of each number.

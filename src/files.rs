@@ -143,6 +143,12 @@ pub(crate) fn rename_folder(folder: &Path, path: &Path) -> Result<()> {
     Change::SyncFolder(parent(path)).apply_or_say()
 }
 
+/// Moves a file that is synced to `path`, in the place of what is there.
+pub(crate) fn rename_file(file: &Path, path: &Path) -> Result<()> {
+    Change::Rename { from: file, to: path }.apply_or_say()?;
+    Change::SyncFolder(parent(path)).apply_or_say()
+}
+
 /// Creates a folder in one that exists.
 pub(crate) fn create_folder(path: &Path) -> Result<()> {
     Change::CreateFolder(path).apply_or_say()

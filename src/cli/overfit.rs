@@ -22,7 +22,7 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     let mut prepared = Prepared::new(&options, Path::new("runs/run"))?;
     prepared.config.dropout = DropoutRates::default();
     let train_options = prepared.options.train_options().for_overfitting();
-    plan::check_memory(&prepared, &train_options)?;
+    plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     note(&prepared.description());
     let mut trainer = prepared.trainer(&train_options)?;
     let mut progress = Progress::new(train_options.steps, 0);

@@ -4,6 +4,8 @@ use std::io::Write;
 
 use anyhow::{Result, bail};
 use candle_attention::memory;
+use candle_attention::model::ModelConfig;
+use candle_attention::text::Corpus;
 use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions};
 
 use super::grouped;
@@ -12,8 +14,8 @@ use super::prepared::Prepared;
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and writes nothing to disk.
 pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}\n{}", prepared.description(), recipe(prepared, options))?;
-    writeln!(out, "memory, expected: {}", megabytes(expected_bytes(prepared, options)))?;
-    if let Err(error) = check_memory(prepared, options) {
+    writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))?;
+    if let Err(error) = check_memory(&prepared.config, &prepared.corpus, options) {
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
@@ -64,8 +66,8 @@ pub fn time(prepared: &Prepared, options: &TrainOptions) -> Result<String> {
 }
 
 /// Refuses a run that would need more memory than there is.
-pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
-    let (expected, available) = (expected_bytes(prepared, options), memory::available());
+pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Result<()> {
+    let (expected, available) = (expected_bytes(config, corpus, options), memory::available());
     if expected > available {
         bail!("the run would need {} of memory, with {} available here", megabytes(expected), megabytes(available));
     }
@@ -74,7 +76,7 @@ pub fn check_memory(prepared: &Prepared, options: &TrainOptions) -> Result<()> {
 
 /// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: some
 /// twelve tensors of C channels and three of F a block, and a few of C before and behind.
-fn expected_bytes(Prepared { config, corpus, .. }: &Prepared, options: &TrainOptions) -> usize {
+fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 40_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     // Beside them the sum of the parts before, the average of the weights, and the weights before a step that is watched.

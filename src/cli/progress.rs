@@ -75,7 +75,7 @@ impl Progress {
     /// Shows a line of its own, above the bar.
     pub fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(plain(line)),
             None => note(line),
         }
     }

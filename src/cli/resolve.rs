@@ -158,6 +158,13 @@ impl Options {
         Ok(resolved)
     }
 
+    /// These options with texts that are found from anywhere.
+    pub fn with_absolute_paths(mut self) -> Result<Self> {
+        let absolute = |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<std::io::Result<_>>();
+        (self.texts, self.validation) = (absolute(&self.texts)?, absolute(&self.validation)?);
+        Ok(self)
+    }
+
     /// These options of a resumed run, whose own are `saved`, where others follow from what is given.
     pub fn followed_up(mut self, given: &Self, saved: &Self) -> Self {
         // The schedule keeps its form.

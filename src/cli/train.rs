@@ -80,7 +80,7 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     if args.dry_run {
         return plan::print(&prepared, &train_options, out);
     }
-    plan::check_memory(&prepared, &train_options)?;
+    plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
     note(&prepared.description());
     note(&plan::recipe(&prepared, &train_options));
@@ -152,22 +152,48 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let options = given.or(&saved)?.followed_up(given, &saved);
     options.check_meaning()?;
     let train_options = options.train_options();
+    train_options.validate()?;
     let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(root)?;
     check_vocabulary(root, &config, &tokenizer)?;
-    let has_texts = given.given()?.iter().any(|name| ["texts", "validation"].contains(&name.as_str()));
-    let corpus = match folder.ids(&mut text_progress())? {
-        Some(corpus) if !has_texts => corpus,
-        _ => encode(&tokenizer, &options, config.context_len, root)?,
+    let has_texts = !(given.texts.is_empty() && given.validation.is_empty());
+    let kept = if has_texts { None } else { folder.ids(&mut text_progress())? };
+    let is_kept = kept.is_some();
+    let corpus = match kept {
+        Some(corpus) => corpus,
+        None => {
+            check_texts(root, given, &saved)?;
+            encode(&tokenizer, &options, config.context_len, root)?
+        }
     };
+    plan::check_memory(&config, &corpus, &train_options)?;
     let changes = checkpoint.state.options.differences(&train_options)?;
     let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
-    folder.write_settings(&options.to_toml()?)?;
+    if !is_kept {
+        folder.write_ids(trainer.corpus())?;
+    }
+    folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
     if !changes.is_empty() {
         let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
         note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));
     }
     Ok((trainer, folder))
+}
+
+/// Refuses to read texts that only the settings of a run name: whoever made its folder could name any file.
+fn check_texts(root: &Path, given: &Options, saved: &Options) -> Result<()> {
+    let is_given = |given: &[PathBuf], saved: &[PathBuf]| saved.is_empty() || !given.is_empty();
+    if is_given(&given.texts, &saved.texts) && is_given(&given.validation, &saved.validation) {
+        return Ok(());
+    }
+    let texts = saved.texts.iter().map(|path| format!(" {}", quoted(path)));
+    let validation = saved.validation.iter().map(|path| format!(" --validation {}", quoted(path)));
+    bail!(
+        "expected all texts of the run to be given, as its settings alone are not followed to them; if these are yours: \
+         attn train{} --resume --out {}",
+        texts.chain(validation).collect::<String>(),
+        quoted(root)
+    )
 }
 
 /// Trains to the end, or to the first Ctrl-C, and reports.

@@ -11,7 +11,7 @@ use safetensors::tensor::TensorInfo;
 use super::config::ModelConfig;
 use super::tensor_file::TensorFile;
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::errors::bare;
+use crate::errors::{bare, listed};
 use crate::{files, input, memory};
 
 /// Writes `tensors`, by their names in the model, to `path` in Hugging Face's layout; the file is replaced whole.
@@ -54,9 +54,6 @@ pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
-
-/// Faults of a file that are named one by one.
-const NAMED_PROBLEMS: usize = 12;
 
 /// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
@@ -142,9 +139,7 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
 }
 
 fn in_file(path: &Path, problems: &[String]) -> Error {
-    let (named, rest) = problems.split_at(problems.len().min(NAMED_PROBLEMS));
-    let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
-    Error::Msg(format!("{}: {}{more}", path.display(), named.join("; ")))
+    Error::Msg(format!("{}: {}", path.display(), listed(problems)))
 }
 
 fn with_prefix(name: &str, config: &ModelConfig) -> String {

@@ -6,76 +6,24 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Error, Result, bail};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::ids::{IdsFile, Width};
+use super::ids_writer::IdsWriter;
 use super::{Corpus, Ids, Progress};
-use crate::input;
+use crate::{files, input};
 
 /// Bytes before the ids: the header's length as the format has it, and the header.
-const HEADER: usize = 1024;
+pub(super) const HEADER: usize = 1024;
 const LENGTH: usize = 8;
 
 /// Bytes of ids up to which an opened file is read into memory.
 const IN_MEMORY: u64 = 32 << 20;
-
-/// Writes ids as they come, first those to train on, then those to validate on.
-pub(super) struct IdsWriter {
-    file: BufWriter<File>,
-    held: IdsFile,
-    width: Width,
-    bytes: Vec<u8>,
-    /// Ids written so far of each part.
-    lens: [usize; 2],
-}
-
-impl IdsWriter {
-    /// Creates a temporary file in a folder, in which nobody else is interested until the ids are saved as part of a run.
-    pub(super) fn temporary(folder: &Path, width: Width) -> Result<Self> {
-        remove_abandoned(folder);
-        Self::create(&temporary_path(folder), width)
-    }
-
-    /// Creates the file, which must not exist; unless it is kept it is removed with the last use of its ids.
-    fn create(path: &Path, width: Width) -> Result<Self> {
-        let create = || {
-            let file = File::options().read(true).write(true).create_new(true).open(path)?;
-            let held = IdsFile::temporary(file.try_clone()?, path);
-            // Says that somebody is alive who uses it; see `remove_abandoned`. Where there are no locks, nothing is removed.
-            let _ = held.file.lock();
-            let mut file = BufWriter::with_capacity(1 << 18, file);
-            file.write_all(&[0; HEADER])?;
-            Ok(Self { file, held, width, bytes: Vec::new(), lens: [0, 0] })
-        };
-        create().map_err(|error: std::io::Error| cannot_write(path, &error))
-    }
-
-    /// Appends ids of part 0, to train on, or 1, to validate on.
-    pub(super) fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
-        self.bytes.clear();
-        self.width.extend(&mut self.bytes, ids);
-        self.lens[part] += ids.len();
-        self.file.write_all(&self.bytes).map_err(|error| cannot_write(&self.held.path, &error))
-    }
-
-    /// The ids written, to train on and to validate on; the file has no header yet.
-    pub(super) fn finish(mut self) -> Result<[Ids; 2]> {
-        self.file.flush().map_err(|error| cannot_write(&self.held.path, &error))?;
-        let [train, validation] = self.lens;
-        let file = Arc::new(self.held);
-        let start = (HEADER + train * self.width.bytes()) as u64;
-        Ok([
-            Ids::in_file(file.clone(), self.width, HEADER as u64, train),
-            Ids::in_file(file, self.width, start, validation),
-        ])
-    }
-}
 
 /// Completes the file of a corpus whose ids have just been written.
 pub(super) fn write_header(corpus: &Corpus, file: &IdsFile, width: Width) -> Result<()> {
@@ -116,23 +64,27 @@ impl Corpus {
     /// file already, that file gets a second name, or is copied where the file system has no such thing.
     ///
     /// # Errors
-    /// A file that exists or can't be written.
+    /// A file that exists or can't be written, and a disk without space for it, which is looked at before.
     pub fn save(&self, path: &Path) -> Result<()> {
         if let Some(file) = self.train.file() {
             if std::fs::hard_link(&file.path, path).is_ok() {
                 return Ok(());
             }
+            let len = file.file.metadata().map_err(|error| cannot_write(path, &error))?.len();
+            files::check_space(files::parent(path), "the ids of the text", len)?;
             let copied =
                 std::fs::copy(&file.path, path).and_then(|_| File::options().write(true).open(path)?.sync_all());
             return copied.map_err(|error| cannot_write(path, &error));
         }
-        let most = self
+        let highest = self
             .train
             .blocks()
             .chain(self.validation.blocks())
             .try_fold(0, |most, block| Ok::<_, Error>(block?.iter().copied().fold(most, u32::max)))?;
-        let width = Width::of(most as usize + 1);
-        let mut writer = IdsWriter::create(path, width)?;
+        let width = Width::of(highest as usize + 1);
+        let most = self.ids_bytes(width);
+        files::check_space(files::parent(path), "the ids of the text", most)?;
+        let mut writer = IdsWriter::create(path, width, most)?;
         for (part, ids) in [&self.train, &self.validation].into_iter().enumerate() {
             for block in ids.blocks() {
                 writer.extend(part, &block?)?;
@@ -147,6 +99,15 @@ impl Corpus {
             }
             None => Ok(()),
         }
+    }
+
+    /// Bytes that [`Corpus::save`] adds to the disk, at most: none where it only names a file that is there.
+    pub(crate) fn bytes_to_save(&self) -> u64 {
+        if self.train.file().is_some() { 0 } else { self.ids_bytes(Width::Four) }
+    }
+
+    fn ids_bytes(&self, width: Width) -> u64 {
+        (HEADER + (self.train.len() + self.validation.len()) * width.bytes()) as u64
     }
 
     /// Removes the temporary file of ids that are part of a run now. They can still be read.
@@ -228,28 +189,7 @@ fn number(texts: &HashMap<String, String>, name: &str) -> Result<usize> {
     }
 }
 
-/// How temporary files are called, in front and behind.
-const TEMPORARY: [&str; 2] = [".attn-ids-", ".tmp"];
-
-/// A name in a folder that is for nobody else.
-fn temporary_path(folder: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let ([before, behind], number) = (TEMPORARY, NEXT.fetch_add(1, Ordering::Relaxed));
-    folder.join(format!("{before}{}-{number}{behind}", std::process::id()))
-}
-
-/// Removes what processes have left that were killed; who is alive holds a lock. Best effort: what stays does no harm.
-fn remove_abandoned(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_ours = name.starts_with(TEMPORARY[0]) && name.ends_with(TEMPORARY[1]);
-        if is_ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
-fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
+pub(super) fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::Msg(format!("cannot write {}: {error}", path.display()))
 }
 
@@ -382,19 +322,5 @@ mod tests {
         assert!(error.contains("cannot read") && error.contains(".attn-ids-"), "{error}");
         let error = corpus.train.read(5..corpus.train.len() + 1).unwrap_err().to_string();
         assert!(error.contains("expected places up to"), "{error}");
-    }
-
-    #[test]
-    fn what_a_killed_process_left_is_removed_and_what_is_in_use_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let abandoned = dir.path().join(".attn-ids-1-0.tmp");
-        std::fs::write(&abandoned, "ids").unwrap();
-        std::fs::write(dir.path().join("text.tmp"), "text").unwrap();
-        let first = IdsWriter::temporary(dir.path(), Width::Two).unwrap();
-        assert!(!abandoned.exists());
-        let second = IdsWriter::temporary(dir.path(), Width::Two).unwrap();
-        assert_eq!(files_in(dir.path()), 3);
-        drop((first, second));
-        assert_eq!(files_in(dir.path()), 1);
     }
 }

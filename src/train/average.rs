@@ -9,8 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var};
 
+use super::fit;
 use crate::nn::Parameters;
 use crate::ops;
 
@@ -48,14 +49,13 @@ impl WeightAverage {
     }
 
     /// Puts saved values back.
+    ///
+    /// # Errors
+    /// If some are missing, left over or misshapen: all of them are listed, and nothing is changed.
     pub(super) fn restore(&self, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        for (name, var) in &self.vars {
-            match weights.get(name) {
-                Some(tensor) => var.set(tensor)?,
-                None => bail!("average of the weights: {name} is missing"),
-            }
-        }
-        Ok(())
+        let expected: Vec<_> = self.vars.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect();
+        fit::check("average of the weights", weights, &expected)?;
+        self.vars.iter().zip(weights.values()).try_for_each(|((_, var), tensor)| var.set(tensor))
     }
 }
 
@@ -65,9 +65,15 @@ pub(super) fn raw_weights(vars: &[(String, Var)]) -> impl Iterator<Item = (Strin
 }
 
 /// Takes the weights in training out of what a checkpoint holds beside the average.
-pub(super) fn take_raw_weights(moments: &mut BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+///
+/// # Errors
+/// If they are not those `expected`, by name and shape: all that are missing, left over or misshapen are listed.
+pub(super) fn take_raw_weights(
+    moments: &mut BTreeMap<String, Tensor>,
+    expected: &[(String, Vec<usize>)],
+) -> Result<BTreeMap<String, Tensor>> {
     let raw: Vec<String> = moments.keys().filter(|key| key.starts_with(RAW)).cloned().collect();
-    raw.into_iter()
-        .filter_map(|key| moments.remove(&key).map(|tensor| (key[RAW.len()..].to_string(), tensor)))
-        .collect()
+    let raw = raw.into_iter().filter_map(|key| Some((key[RAW.len()..].to_string(), moments.remove(&key)?))).collect();
+    fit::check("weights in training, beside their average", &raw, expected)?;
+    Ok(raw)
 }

@@ -122,22 +122,6 @@ fn write_and_sum(path: &Path, bytes: &[u8]) -> Result<String> {
     })
 }
 
-/// The names of tensors and what else stands beside them in a file, at most.
-const HEADER_BYTES: u64 = 1 << 20;
-
-/// Bytes on disk of the weights of a model, at most: biases that it has not are written as zeros.
-pub(super) fn weights_bytes(config: &ModelConfig) -> u64 {
-    let weights = 4 * config.parameter_count() as u64;
-    weights + weights / 50 + HEADER_BYTES
-}
-
-/// Bytes on disk of a checkpoint of `trainer`, at most.
-pub(super) fn bytes(trainer: &Trainer) -> Result<u64> {
-    let moments = trainer.moments();
-    let moments = moments.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum::<u64>();
-    Ok(weights_bytes(trainer.config()) + moments + HEADER_BYTES)
-}
-
 /// The checksums of those files at the run's root that a checkpoint is of no use without.
 pub(super) fn root_checksums(root: &Path) -> Result<BTreeMap<String, String>> {
     ROOT_FILES.into_iter().map(|name| Ok((name.to_string(), checksum(&root.join(name))?))).collect()

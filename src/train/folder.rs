@@ -27,24 +27,23 @@
 //! A new run grows in a folder beside its place and is renamed there with its first checkpoint.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
 use super::Trainer;
 use super::checkpoint::{self, Checkpoint, WEIGHTS};
-use super::generations;
+use super::{generations, lock, space};
 use crate::errors::bare;
 use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
 use crate::text::{Corpus, Progress, Tokenizer};
 use crate::{files, input};
 
-const TRAINING: &str = "training";
-const LOCK: &str = "lock";
+pub(super) const TRAINING: &str = "training";
 const METRICS: &str = "metrics.jsonl";
 const SETTINGS: &str = "settings.toml";
 const IDS: &str = "ids.safetensors";
@@ -76,10 +75,8 @@ impl RunFolder {
         if fs::symlink_metadata(root).is_ok() {
             bail!("{} already exists", root.display());
         }
-        remove_dead_staging_folders(root);
-        // The best checkpoint, the last and the next; the weights at the root and their next.
-        let needed = 3 * checkpoint::bytes(trainer)? + 2 * checkpoint::weights_bytes(trainer.config());
-        files::check_space(files::parent(root), "the run", needed)?;
+        lock::remove_dead_staging_folders(root);
+        files::check_space(files::parent(root), "the run", space::of_run(trainer))?;
         let staging = files::staging_folder(root)?;
         let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
         if let Err(error) = &written {
@@ -168,6 +165,7 @@ impl RunFolder {
         self.publish(trainer)?;
         files::remove_file(&files::sibling(&target))?;
         files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
+        files::remove_file(&files::sibling(&training.join(IDS)))?;
         self.remove_old(trainer)
     }
 
@@ -179,12 +177,7 @@ impl RunFolder {
             Ok(_) => bail!("expected a folder, got a link or a file: {}", training.display()),
             Err(error) => bail!("cannot read {}: {error}", training.display()),
         }
-        let lock = files::open_in_place(&training.join(LOCK))?;
-        match take(&lock) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("another process is training in {}", root.display()),
-            Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", training.join(LOCK).display()),
-        }
+        let lock = lock::take(root, &training)?;
         Ok(Self {
             root: root.to_path_buf(),
             metrics: files::open_in_place(&training.join(METRICS))?,
@@ -205,6 +198,20 @@ impl RunFolder {
     pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
         let path = self.root.join(TRAINING).join(IDS);
         path.exists().then(|| Corpus::open(&path, progress)).transpose()
+    }
+
+    /// Replaces the ids, which may have been lost or damaged, by those of `corpus`.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_ids(&self, corpus: &Corpus) -> Result<()> {
+        let path = self.root.join(TRAINING).join(IDS);
+        let growing = files::sibling(&path);
+        files::remove_file(&growing)?;
+        corpus.save(&growing)?;
+        files::rename_file(&growing, &path)?;
+        corpus.forget_temporary();
+        Ok(())
     }
 
     /// The settings that the run in `root` was started with.
@@ -278,9 +285,7 @@ impl RunFolder {
         let name = generations::of(trainer);
         let is_current = generations::current(&training).is_ok_and(|current| current == name);
         if !is_current {
-            // Perhaps with a copy of the weights at the root.
-            let needed = checkpoint::bytes(trainer)? + checkpoint::weights_bytes(trainer.config());
-            files::check_space(&training, "a checkpoint", needed)?;
+            files::check_space(&training, "a checkpoint", space::of_save(trainer))?;
             files::sync(&training.join(METRICS))?;
             self.charts.save();
             let checksums = self.root_checksums.clone();
@@ -315,36 +320,5 @@ impl RunFolder {
     fn remove_old(&self, trainer: &Trainer) -> Result<()> {
         let kept = [generations::of(trainer), generations::of_best(trainer)];
         generations::remove_all_but(&self.root.join(TRAINING), &kept)
-    }
-}
-
-/// Takes the lock of a folder, unless another process keeps it. A process that this one has just started holds what is open
-/// here for the moment until it becomes another program.
-fn take(lock: &File) -> std::result::Result<(), TryLockError> {
-    const TRIES: usize = 20;
-    for _ in 1..TRIES {
-        match lock.try_lock() {
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
-            taken => return taken,
-        }
-    }
-    lock.try_lock()
-}
-
-/// Removes what processes that died while they created `root` have left, as far as it can be removed.
-fn remove_dead_staging_folders(root: &Path) {
-    /// No process takes as long from its folder to its lock.
-    const YOUNG: Duration = Duration::from_secs(3600);
-    let is_dead = |staging: &PathBuf| {
-        let lock = staging.join(TRAINING).join(LOCK);
-        match fs::symlink_metadata(&lock) {
-            Ok(metadata) => metadata.is_file() && File::open(&lock).is_ok_and(|lock| lock.try_lock().is_ok()),
-            Err(_) => fs::metadata(staging)
-                .and_then(|metadata| metadata.modified())
-                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > YOUNG)),
-        }
-    };
-    for staging in files::staging_folders(root).iter().filter(|staging| is_dead(staging)) {
-        let _ = files::remove_folder(staging);
     }
 }

@@ -9,15 +9,18 @@ mod checkpoint;
 mod counters;
 #[cfg(test)]
 mod crash_tests;
+mod fit;
 mod folder;
 mod forecast;
 mod generations;
 mod gradients;
+mod lock;
 mod optimizer;
 mod options;
 mod overfit;
 mod run;
 mod schedule;
+mod space;
 mod statistics;
 mod step;
 mod trainer;

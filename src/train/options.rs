@@ -152,6 +152,10 @@ impl TrainOptions {
             if !holds {
                 bail!("train options: expected {name} {expected}, got {value}");
             }
+            // Steps are made in `f32`, where it would be infinite or nothing.
+            if (value as f32).is_infinite() || (value as f32 == 0.0) != (value == 0.0) {
+                bail!("train options: expected {name} in the range of f32, 1.4e-45 to 3.4e38, got {value:?}");
+            }
         }
         let most = self.steps.saturating_sub(self.warmup_steps);
         if self.schedule == Schedule::WarmupStableDecay && !(1..=most).contains(&self.decay_steps) {
@@ -215,6 +219,12 @@ mod tests {
         for (options, name) in [
             (TrainOptions { steps: 0, ..Default::default() }, "steps"),
             (TrainOptions { learning_rate: f64::NAN, ..Default::default() }, "learning_rate"),
+            (
+                TrainOptions { learning_rate: 1e300, ..Default::default() },
+                "learning_rate in the range of f32, 1.4e-45 to 3.4e38, got 1e300",
+            ),
+            (TrainOptions { weight_decay: 1e300, ..Default::default() }, "weight_decay"),
+            (TrainOptions { clip_norm: 1e-300, ..Default::default() }, "clip_norm"),
             (TrainOptions { beta2: 1.0, ..Default::default() }, "beta2"),
             (TrainOptions { eps: 0.0, ..Default::default() }, "eps"),
             (TrainOptions { accumulate: 0, ..Default::default() }, "accumulate from 1 to 12, got 0"),

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 use super::average::{self, WeightAverage};
+use super::fit;
 use super::step::BadStep;
 use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
 use crate::evaluate::evaluate;
@@ -73,7 +74,7 @@ impl Trainer {
     /// A model that starts from the given weights, by their names in the model.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and if a weight is missing, left over or misshapen.
+    /// As [`Trainer::new`], and if weights are missing, left over or misshapen: all of them are listed.
     pub fn from_weights(
         weights: BTreeMap<String, Tensor>,
         config: &ModelConfig,
@@ -81,6 +82,7 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
+        fit::check("weights", &weights, &config.parameters())?;
         Self::from_parameters(Parameters::restored(weights)?, config, options, corpus, device)
     }
 
@@ -99,10 +101,6 @@ impl Trainer {
             bail!("trainer: head_learning_rate expects a head of its own, got one tied to the token embedding");
         }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
-        let left_over = parameters.unread();
-        if !left_over.is_empty() {
-            bail!("trainer: the model has no place for {}", left_over.join(", "));
-        }
         let vars = parameters.vars();
         let audit = GradientAudit::new(
             vars.iter().map(|(name, _)| name),
@@ -160,7 +158,7 @@ impl Trainer {
             bail!("resume: expected at least the {} steps that are done, got {}", state.step, options.steps);
         }
         let mut trainer = if options.ema > 0.0 {
-            let raw = average::take_raw_weights(&mut moments);
+            let raw = average::take_raw_weights(&mut moments, &config.parameters())?;
             Self::from_weights(raw, config, options, corpus, device)?
         } else {
             Self::from_weights(weights.clone(), config, options, corpus, device)?

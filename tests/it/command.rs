@@ -201,9 +201,32 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     damaged[1030] ^= 1;
     std::fs::write(&ids, damaged).unwrap();
     space.refuses("train --resume --out runs/a --steps 24", "broken ids");
-    // Lost ids are made again from the text that the run knows.
+    // The text, where it is given, mends them; lost ones too.
+    space.works("train moved.txt --resume --out runs/a --steps 21");
+    assert!(std::fs::read(&ids).unwrap() == good);
     std::fs::remove_file(&ids).unwrap();
-    space.works("train --resume --out runs/a --steps 21");
+    // Without it they stay lost: a stranger's settings could name any file.
+    space.refuses("train --resume --out runs/a --steps 22", "/moved.txt --resume --out runs/a");
+    space.works("train moved.txt --resume --out runs/a --steps 22");
+    space.works("train --resume --out runs/a --steps 23");
+}
+
+#[test]
+fn settings_alone_lead_to_no_file() {
+    let space = Space::new();
+    let other = "O gato preto correu.\n".repeat(30);
+    space.write("other.txt", other.as_bytes());
+    space.works(&format!("train text.txt --validation other.txt {SMALL} --out run"));
+    std::fs::remove_file(space.path("run/training/ids.safetensors")).unwrap();
+    let resume = "--resume --out run --steps 14";
+    for given in ["", "text.txt", "--validation other.txt"] {
+        space.refuses(&format!("train {given} {resume}"), "expected all texts of the run to be given");
+    }
+    space.works(&format!("train text.txt --validation other.txt {resume}"));
+    // The built-in corpus is no file of anybody's.
+    space.works(&format!("train {SMALL} --steps 2 --out built-in").replace("--steps 12", ""));
+    std::fs::remove_file(space.path("built-in/training/ids.safetensors")).unwrap();
+    space.works("train --resume --out built-in --steps 3");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{DropoutRates, ModelConfig};
 use candle_attention::run::Run;
 use candle_attention::train::{Event, OptimizerKind, RunFolder, Schedule, TrainOptions, Trainer, train};
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 
 use crate::support::values;
 use crate::training::{config, data, options, resume};
@@ -112,5 +112,46 @@ fn two_halves_are_the_whole_to_the_last_bit() {
             assert_eq!(parts.sample, whole.sample, "{label}");
             assert!(parts.weights == whole.weights && parts.moments == whole.moments, "{label}");
         }
+    }
+}
+
+#[test]
+fn all_that_does_not_fit_is_listed() {
+    let space = tempfile::tempdir().unwrap();
+    let options = TrainOptions { ema: 0.9, ..options(2) };
+    let root = space.path().join("run");
+    let (tokenizer, corpus) = data();
+    let trainer = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu).unwrap();
+    drop(RunFolder::create(&root, &tokenizer, &trainer, "").unwrap());
+    // Of the model, of its moments, and of the weights in training beside their average.
+    for (prefix, label) in [
+        ("", "weights"),
+        ("first_moment.", "optimizer state"),
+        ("weight.", "weights in training, beside their average"),
+    ] {
+        let (_folder, config, mut checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+        let tensors = if prefix.is_empty() { &mut checkpoint.weights } else { &mut checkpoint.moments };
+        let named = |name: &str| format!("{prefix}{name}");
+        for name in ["norm.weight", "blocks.0.mlp_norm.weight"] {
+            tensors.remove(&named(name)).unwrap();
+        }
+        for name in ["token_embedding.weight", "blocks.1.attention_norm.weight", "stranger"] {
+            tensors.insert(named(name), Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap());
+        }
+        let corpus = data().1;
+        let options = if prefix.is_empty() { &TrainOptions { ema: 0.0, ..options.clone() } } else { &options };
+        if prefix.is_empty() {
+            checkpoint.state.options = options.clone();
+        }
+        let error = Trainer::resume(checkpoint, &config, options, corpus, &Device::Cpu).err().unwrap().to_string();
+        let shown = |name: &str| if prefix == "weight." { name.to_string() } else { named(name) };
+        assert!(error.starts_with(&format!("{label}: ")), "{error}");
+        for name in ["norm.weight", "blocks.0.mlp_norm.weight"] {
+            assert!(error.contains(&format!("{} is missing", shown(name))), "{error}");
+        }
+        for name in ["token_embedding.weight", "blocks.1.attention_norm.weight"] {
+            assert!(error.contains(&format!("{}: expected", shown(name))), "{error}");
+        }
+        assert!(error.contains(&format!("{} has no place", shown("stranger"))), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
-use super::guard::{check_character_maps, check_growth, guarded};
+use super::guard::{check_added_tokens, check_character_maps, check_growth, check_strips, guarded};
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
 use crate::errors::bare;
@@ -43,8 +43,12 @@ impl Tokenizer {
         check_merges(&json["model"])?;
         check_growth(&json)?;
         check_character_maps(&json["normalizer"])?;
-        let mut inner =
-            guarded("the tokenizer.json", || HfTokenizer::from_bytes(text).map_err(|error| expected(&error)))?;
+        check_strips(&json["decoder"])?;
+        let mut inner = guarded("the tokenizer.json", || {
+            let inner = HfTokenizer::from_bytes(text).map_err(|error| expected(&error))?;
+            check_added_tokens(&inner)?;
+            Ok(inner)
+        })?;
         inner.with_truncation(None).map_err(Error::wrap)?;
         inner.with_padding(None);
         // It would only add special tokens, which are not asked for, and cut the offsets.

@@ -2,10 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::normalizers::Precompiled;
+use tokenizers::{NormalizedString, Normalizer, Tokenizer as HfTokenizer};
 
 /// What `work` of the library gives, or an error where it panics.
 ///
@@ -32,6 +33,30 @@ pub(super) fn check_character_maps(normalizer: &Value) -> Result<()> {
         bail!("expected a tokenizer.json whose precompiled_charsmap can be read, got {error}");
     }
     normalizer["normalizers"].as_array().into_iter().flatten().try_for_each(check_character_maps)
+}
+
+/// Refuses decoders that strip the ends of tokens: the library fails on a token of nothing but what is stripped.
+pub(super) fn check_strips(decoder: &Value) -> Result<()> {
+    if decoder.get("type").is_some_and(|kind| kind == "Strip")
+        && let Some(stop) = decoder["stop"].as_u64().filter(|&stop| stop > 0)
+    {
+        bail!("expected a tokenizer.json whose decoder strips nothing at the end of tokens (stop 0), got stop {stop}");
+    }
+    decoder["decoders"].as_array().into_iter().flatten().try_for_each(check_strips)
+}
+
+/// Refuses added tokens of which the normalizer leaves nothing: the library finds them inside of characters.
+pub(super) fn check_added_tokens(inner: &HfTokenizer) -> Result<()> {
+    let Some(normalizer) = inner.get_normalizer() else { return Ok(()) };
+    for token in inner.get_added_tokens_decoder().into_values().filter(|token| token.normalized) {
+        let mut normalized = NormalizedString::from(token.content.as_str());
+        normalizer.normalize(&mut normalized).map_err(Error::wrap)?;
+        if normalized.is_empty() {
+            let content = token.content;
+            bail!("expected a tokenizer.json whose normalizer leaves something of each added token, got {content:?}");
+        }
+    }
+    Ok(())
 }
 
 /// The most times as long that the replacements of a tokenizer.json together may make a text.
@@ -85,6 +110,39 @@ mod tests {
             assert!(error.contains("precompiled_charsmap can be read"), "{error}");
         }
         assert!(check_character_maps(&json!({ "type": "NFC" })).is_ok());
+    }
+
+    #[test]
+    fn a_decoder_that_strips_ends_is_refused() {
+        let strip = |stop: u64| json!({ "type": "Strip", "content": " ", "start": 1, "stop": stop });
+        let nested = |stop: u64| json!({ "type": "Sequence", "decoders": [{ "type": "Fuse" }, strip(stop)] });
+        for decoder in [strip(1), nested(2)] {
+            let error = check_strips(&decoder).unwrap_err().to_string();
+            assert!(error.contains("strips nothing at the end of tokens (stop 0), got stop "), "{error}");
+        }
+        // Llama's.
+        check_strips(&nested(0)).unwrap();
+    }
+
+    #[test]
+    fn an_added_token_that_normalizes_to_nothing_is_refused() {
+        let open = |content: &str, normalized: bool| {
+            let added = json!({
+                "id": 1, "content": content, "special": false, "single_word": true, "lstrip": false, "rstrip": false,
+                "normalized": normalized
+            });
+            let json = json!({
+                "version": "1.0", "added_tokens": [added], "pre_tokenizer": null, "post_processor": null, "decoder": null,
+                "normalizer": { "type": "Strip", "strip_left": true, "strip_right": true },
+                "model": { "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" }
+            });
+            super::super::Tokenizer::from_json(json.to_string().as_bytes())
+        };
+        let error = open("  ", true).unwrap_err().to_string();
+        assert!(error.contains("leaves something of each added token, got \"  \""), "{error}");
+        for (content, normalized) in [("  ", false), (" b", true)] {
+            open(content, normalized).unwrap();
+        }
     }
 
     #[test]

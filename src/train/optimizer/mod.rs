@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use self::group::Rates;
 use self::slot::Slot;
 use super::{Gradients, TrainOptions};
+use crate::errors::listed;
 use crate::ops;
 
 /// What updates the weights.
@@ -109,7 +110,7 @@ impl Optimizer {
         }
         problems.extend(state.keys().map(|key| format!("{key} has no place in the optimizer")));
         if !problems.is_empty() {
-            bail!("optimizer state: {}", problems.join("; "));
+            bail!("optimizer state: {}", listed(&problems));
         }
         let places = self.slots.iter_mut().flat_map(Slot::state_mut);
         places.zip(taken).for_each(|(place, tensor)| *place = tensor);

@@ -77,7 +77,8 @@ impl Options {
             rest = Self { kv_heads: None, head_dim: None, ..rest };
         }
         if differs(self.dim, recipe.dim) {
-            rest = Self { heads: None, hidden: None, ..rest };
+            let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % heads == 0));
+            rest = Self { heads, hidden: None, ..rest };
         }
         if differs(self.tie, recipe.tie) {
             rest.head_lr = None;

@@ -171,8 +171,13 @@ impl Options {
         if let (Some(lr), None, Some(saved_lr), Some(saved_min_lr)) = (given.lr, given.min_lr, saved.lr, saved.min_lr) {
             self.min_lr = Some(saved_min_lr * (lr / saved_lr));
         }
-        if given.schedule.is_some() && given.decay_steps.is_none() {
-            self.decay_steps = None;
+        // A run that becomes shorter has no room for all of them.
+        if given.warmup.is_none() {
+            self.warmup = self.warmup.map(|n| n.min(self.steps.map_or(n, |steps| steps.saturating_sub(1))));
+        }
+        if given.decay_steps.is_none() {
+            let most = self.steps.map(|steps| steps.saturating_sub(self.warmup.unwrap_or(0)).max(1));
+            self.decay_steps = self.decay_steps.filter(|_| given.schedule.is_none()).map(|n| n.min(most.unwrap_or(n)));
         }
         self
     }

@@ -257,12 +257,16 @@ fn every_training_option_is_saved_and_read_back() {
     let space = Space::new();
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
                    --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
-                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002";
+                   --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002 --architecture gpt2";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
         let (name, value) = option.trim().split_once(' ').unwrap();
-        let value = if ["schedule", "optimizer"].contains(&name) { format!("{value:?}") } else { value.to_string() };
+        let value = if ["schedule", "optimizer", "architecture"].contains(&name) {
+            format!("{value:?}")
+        } else {
+            value.to_string()
+        };
         assert!(saved.contains(&format!("{name} = {value}")), "{name} = {value} is not in {saved}");
     }
     space.works("train --config runs/a/training/settings.toml --out runs/b");
@@ -354,7 +358,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     for (line, expected) in [
         ("train missing.txt", "missing.txt"),
         ("train empty.txt", "empty.txt"),
-        ("train short.txt", "context length 64"),
+        ("train short.txt", "context length 8"),
         ("train latin1.txt", "line 2"),
         ("train text.txt --tokenizer bpe:3", "3"),
         ("train text.txt --tokenizer bpe:99999999999999999", "at most 16777216"),

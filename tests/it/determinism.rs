@@ -117,7 +117,9 @@ mod command {
                 }
                 let text = String::from_utf8(bytes).unwrap();
                 // The offset into the metrics counts the digits of their times too.
-                let is_clock = |line: &str| [" steps in ", "\"metrics_bytes\""].iter().any(|what| line.contains(what));
+                let is_clock = |line: &str| {
+                    [" steps in ", " s since the start: ", "\"metrics_bytes\""].iter().any(|what| line.contains(what))
+                };
                 let lines = text.lines().filter(|line| !is_clock(line));
                 (name, lines.map(no_seconds).collect::<Vec<_>>().join("\n"))
             })

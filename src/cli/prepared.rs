@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::run::check_vocabulary;
 use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
-use candle_attention::train::{TrainOptions, Trainer};
+use candle_attention::train::{Schedule, TrainOptions, Trainer};
 use candle_core::Device;
 
 use super::automatic::Text;
@@ -37,6 +37,8 @@ impl Prepared {
         if given.init.is_some() {
             return Self::from_folder(given, root);
         }
+        // What is given is checked by itself first, but for a decay, which goes with a length that is still to be chosen.
+        TrainOptions { schedule: Schedule::Constant, ..given.train_options() }.validate()?;
         let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
         let documents = documents(given)?;
         let options = given.completed(&Text::new(documents.iter().map(Document::len).sum(), &choice))?;

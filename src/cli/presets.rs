@@ -77,7 +77,7 @@ impl Options {
             rest = Self { kv_heads: None, head_dim: None, ..rest };
         }
         if differs(self.dim, recipe.dim) {
-            let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % heads == 0));
+            let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % (2 * heads) == 0));
             rest = Self { heads, hidden: None, ..rest };
         }
         if differs(self.tie, recipe.tie) {
@@ -132,7 +132,7 @@ mod tests {
         let adamw = filled(Options { optimizer: Some(OptimizerKind::AdamW), ..Default::default() });
         assert_eq!((adamw.momentum, adamw.lr, adamw.dim), (None, None, quick.dim));
 
-        let wide = filled(Options { dim: Some(90), ..Default::default() });
+        let wide = filled(Options { dim: Some(80), ..Default::default() });
         assert_eq!((wide.hidden, wide.layers), (None, quick.layers));
 
         let longer = filled(Options { steps: quick.steps.map(|steps| 2 * steps), ..Default::default() });

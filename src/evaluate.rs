@@ -37,18 +37,22 @@ pub fn bits_per_byte(loss: f64, tokens: usize, bytes: usize) -> f64 {
     loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
 }
 
+/// Batches that [`evaluate`] takes at once: enough for all threads, and few enough for an iterator that is asked to stop
+/// to be asked often.
+pub(crate) fn side_by_side() -> usize {
+    2 * rayon::current_num_threads()
+}
+
 /// The mean loss of `model`, built without a graph, over all targets of `batches`.
 ///
 /// # Errors
 /// If there is no batch, one that can't be read, or one that the model refuses.
 pub fn evaluate(model: &CausalLm, batches: impl Iterator<Item = Result<Batch>>, device: &Device) -> Result<Evaluation> {
     let (mut total, mut tokens) = (0.0, 0);
-    // Enough for all threads, and few enough for an iterator that is asked to stop to be asked often.
-    let side_by_side = 2 * rayon::current_num_threads();
     let mut batches = batches.peekable();
     while batches.peek().is_some() {
         // Side by side, each on one thread, and added in order.
-        let group = batches.by_ref().take(side_by_side).collect::<Result<Vec<Batch>>>()?;
+        let group = batches.by_ref().take(side_by_side()).collect::<Result<Vec<Batch>>>()?;
         let losses = ops::map(group.len(), |i| {
             let (batch, options) = (&group[i], CrossEntropyOptions::default());
             let context = ForwardContext { dropout: None, documents: batch.documents_tensor(device)? };

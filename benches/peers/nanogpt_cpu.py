@@ -157,9 +157,14 @@ def learn(a):
     train, val, vocab = load(a.text)
     training = Training(a, train, vocab)
 
+    validation = 0.0
+
     def report(step):
+        nonlocal validation
+        start = time.perf_counter()
         # the uncompiled model: other shapes would compile again
         loss = validate(training.model, val, a.context)
+        validation += time.perf_counter() - start
         print(f"step {step}  val {loss:.4f}  seconds {time.perf_counter() - BEGIN:.1f}", flush=True)
 
     times = []
@@ -168,6 +173,8 @@ def learn(a):
             report(step)
         times.append(training.step())
     report(a.steps)
+    start_up = time.perf_counter() - BEGIN - sum(times) - validation
+    print(f"seconds: start-up {start_up:.2f}  steps {sum(times):.2f}  validation {validation:.2f}")
     median = statistics.median(times)
     print(
         f"torch {torch.__version__} {'compile' if a.compile else 'eager'}  seed {a.seed}  threads {a.threads}  "

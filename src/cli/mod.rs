@@ -1,5 +1,6 @@
 //! Arguments, printing and exit codes.
 
+mod automatic;
 mod chart;
 mod document;
 mod eval;
@@ -9,16 +10,19 @@ mod options;
 mod overfit;
 mod plan;
 mod prepared;
+mod presets;
 mod progress;
 mod resolve;
 mod sample;
 mod signals;
+mod stopwatch;
 mod terminal;
 mod text_progress;
 mod train;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -64,6 +68,7 @@ impl std::error::Error for Failure {}
 
 /// Runs the command line. Exit codes: 0 done, 1 failed on the way, 2 bad input.
 pub fn main() -> ExitCode {
+    let begun = Instant::now();
     let cli = Cli::parse();
     // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the environment.
     // candle and rayon read the variables when they start their pools, later.
@@ -79,7 +84,7 @@ pub fn main() -> ExitCode {
         false => &mut io::stdout(),
     };
     let result = match cli.command {
-        Command::Train(args) => train::run(*args, out),
+        Command::Train(args) => train::run(*args, begun, out),
         Command::Generate(args) => generate::run(&args, out),
         Command::Eval(args) => eval::run(&args, out),
         Command::Example => example::run(out),

@@ -6,8 +6,10 @@ use anyhow::{Context, Result};
 use candle_attention::input;
 use candle_attention::model::Architecture;
 use candle_attention::train::{OptimizerKind, Ramp, Schedule};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Serialize};
+
+use super::presets::Preset;
 
 /// Everything that shapes a run and is saved with it. An option that is not given is `None`; see [`Options::resolved`].
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,9 +32,12 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// A recipe that is built in, for whatever is not given; without one, the text's length and the machine choose
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
     /// The model's form [default: gpt2]
     #[arg(long, value_enum, help_heading = "Model")]
-    pub preset: Option<Preset>,
+    pub architecture: Option<Architecture>,
     /// Blocks [default: 4]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub layers: Option<usize>,
@@ -180,30 +185,6 @@ pub struct Options {
     /// Seed of the initial weights and the batches [default: 1]
     #[arg(long, help_heading = "Training")]
     pub seed: Option<u64>,
-}
-
-/// A form of model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    /// nanoGPT's: LayerNorm, learned positions, GELU
-    #[default]
-    Gpt2,
-    /// RMSNorm, rotary positions, gated SiLU
-    Llama,
-    /// As llama, with norms of queries and keys
-    Qwen3,
-}
-
-impl Preset {
-    /// What it is a form of.
-    pub fn architecture(self) -> Architecture {
-        match self {
-            Self::Gpt2 => Architecture::Gpt2,
-            Self::Llama => Architecture::Llama,
-            Self::Qwen3 => Architecture::Qwen3,
-        }
-    }
 }
 
 impl Options {

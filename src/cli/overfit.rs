@@ -21,10 +21,10 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
     let mut prepared = Prepared::new(&options, spill_for_now())?;
     prepared.config.dropout = DropoutRates::default();
-    let train_options = options.train_options().for_overfitting();
+    let train_options = prepared.options.train_options().for_overfitting();
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     note(&prepared.description());
-    let (mut trainer, _) = prepared.trainer(&train_options)?;
+    let mut trainer = prepared.trainer(&train_options)?;
     let mut progress = Progress::new(train_options.steps, 0);
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));

@@ -1,65 +1,69 @@
 //! What a run will need, before it starts: `attn train --dry-run`.
 
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_attention::memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::Corpus;
-use candle_attention::train::{TrainOptions, Trainer};
+use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions};
 
 use super::grouped;
 use super::prepared::Prepared;
 
-/// Steps that are made to measure: the first warms up.
-const MEASURED_STEPS: u32 = 3;
-
-/// A pass forward costs about this part of a step.
-const FORWARD_PART: f64 = 0.3;
-
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
-pub fn print(prepared: Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
-    writeln!(out, "{}", prepared.description())?;
-    let whole = options.steps as f64 * options.batch_size as f64 * prepared.config.context_len as f64;
-    let tokens = (whole * options.mean_batch(prepared.config.context_len)).round() as usize;
-    writeln!(
-        out,
-        "{} steps of {} sequences: {} tokens, {:.1} times the text",
-        grouped(options.steps as usize),
-        grouped(options.batch_size),
-        grouped(tokens),
-        tokens as f64 / prepared.corpus.train.len() as f64
-    )?;
+pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "{}\n{}", prepared.description(), recipe(prepared, options))?;
     writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))?;
     if let Err(error) = check_memory(&prepared.config, &prepared.corpus, options) {
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
-    // Steps of whole batches are measured.
-    let mean_batch = options.mean_batch(prepared.config.context_len);
-    let options = &TrainOptions { batch_ramp: None, context_ramp: None, ..options.clone() };
-    let (trainer, _) = prepared.trainer(options)?;
-    let (step, total) = measure(trainer, options, mean_batch)?;
+    let time = time(prepared, options)?;
     if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
-        writeln!(out, "memory, measured over {} steps: {}", MEASURED_STEPS + 1, megabytes(peak))?;
+        writeln!(out, "memory, measured over some steps: {}", megabytes(peak))?;
     }
-    writeln!(out, "time, from {MEASURED_STEPS} steps of {:.0} ms: {}", step * 1e3, duration(total))?;
+    writeln!(out, "{time}")?;
     Ok(())
 }
 
-/// Seconds of a step, and of the whole run with its validations, whose steps are `mean_batch` of that on the average.
-fn measure(mut trainer: Trainer, options: &TrainOptions, mean_batch: f64) -> Result<(f64, f64)> {
-    trainer.train_step()?;
-    let begun = Instant::now();
-    for _ in 0..MEASURED_STEPS {
-        trainer.train_step()?;
-    }
-    let step = begun.elapsed().as_secs_f64() / f64::from(MEASURED_STEPS);
-    let validations = options.steps.div_ceil(options.eval_every) as f64;
-    let tokens_a_step = (options.batch_size * trainer.config().context_len) as f64;
-    let validation = step * FORWARD_PART * trainer.corpus().validation.len() as f64 / tokens_a_step;
-    Ok((step, step * mean_batch * options.steps as f64 + validation * validations))
+/// How a model will be trained, in a line.
+pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
+    let context_len = prepared.config.context_len;
+    let whole = options.steps as f64 * options.batch_size as f64 * context_len as f64;
+    let tokens = (whole * options.mean_batch(context_len)).round() as usize;
+    let schedule = match options.schedule {
+        Schedule::Cosine => "cosine",
+        Schedule::Linear => "linear",
+        Schedule::Constant => "constant",
+        Schedule::WarmupStableDecay => "warm-up, stable, decay",
+    };
+    let optimizer = match options.optimizer {
+        OptimizerKind::AdamW => format!("AdamW at {:?}", options.learning_rate),
+        OptimizerKind::Muon => {
+            format!("Muon at {:?}, AdamW at {:?}", options.matrix_learning_rate, options.learning_rate)
+        }
+    };
+    format!(
+        "{} steps of {} sequences: {} tokens, {:.2} times the text; {optimizer}, {schedule}; batch in {} shards",
+        grouped(options.steps as usize),
+        grouped(options.batch_size),
+        grouped(tokens),
+        tokens as f64 / prepared.corpus.train.len() as f64,
+        options.shards.min(options.batch_size),
+    )
+}
+
+/// How long the run will take, measured by some steps of a model that is equal to the run's.
+pub fn time(prepared: &Prepared, options: &TrainOptions) -> Result<String> {
+    let Forecast { step, validation, total, .. } = Forecast::measure(prepared.trainer(options)?)?;
+    let validations = options.steps.div_ceil(options.eval_every);
+    Ok(format!(
+        "time, expected: {} ({:.1} ms a step, {validations} x {:.2} s to validate)",
+        duration(total.as_secs_f64()),
+        step.as_secs_f64() * 1e3,
+        validation.as_secs_f64()
+    ))
 }
 
 /// Refuses a run that would need more memory than there is.
@@ -104,6 +108,7 @@ fn megabytes(bytes: usize) -> String {
 
 fn duration(seconds: f64) -> String {
     match seconds {
+        s if s < 10.0 => format!("about {s:.1} s"),
         s if s < 120.0 => format!("about {s:.0} s"),
         s if s < 7200.0 => format!("about {:.0} min", s / 60.0),
         s => format!("about {:.1} h", s / 3600.0),

@@ -6,9 +6,10 @@ use anyhow::Result;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::run::check_vocabulary;
 use candle_attention::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, TokenizerChoice, Validation, prepare};
-use candle_attention::train::{TrainOptions, Trainer};
+use candle_attention::train::{Schedule, TrainOptions, Trainer};
 use candle_core::Device;
 
+use super::automatic::Text;
 use super::options::Options;
 use super::text_progress::text_progress;
 use super::{document, grouped};
@@ -18,7 +19,9 @@ const VALIDATION_FRACTION: f64 = 0.1;
 
 /// All that a run starts from.
 pub struct Prepared {
-    tokenizer: Tokenizer,
+    /// The options that were given, and those that were chosen for the others.
+    pub options: Options,
+    pub tokenizer: Tokenizer,
     /// How the tokenizer was chosen, unless it came with `init`.
     pub choice: TokenizerChoice,
     pub corpus: Corpus,
@@ -28,25 +31,22 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes or opens the tokenizer and reads the texts, whose ids go to `spill` where they are many.
-    pub fn new(options: &Options, spill: Spill) -> Result<Self> {
-        options.check_meaning()?;
-        options.train_options().validate()?;
-        if let Some(init) = &options.init {
-            options.check_init()?;
-            let config = options.init_config(init)?;
-            let tokenizer = Tokenizer::from_file(init)?;
-            check_vocabulary(init, &config, &tokenizer)?;
-            let corpus = encode(&tokenizer, options, config.context_len, spill)?;
-            let init = Some(init.clone());
-            return Ok(Self { tokenizer, choice: TokenizerChoice::Characters, corpus, config, init });
+    /// Chooses what is not given, makes or opens the tokenizer and reads the texts, whose ids go to `spill` where they are
+    /// many.
+    pub fn new(given: &Options, spill: Spill) -> Result<Self> {
+        if given.init.is_some() {
+            return Self::from_folder(given, spill);
         }
-        options.check_preset()?;
+        // What is given is checked by itself first, but for a decay, which goes with a length that is still to be chosen.
+        TrainOptions { schedule: Schedule::Constant, ..given.train_options() }.validate()?;
+        let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
+        let documents = documents(given)?;
+        let options = given.completed(&Text::new(documents.iter().map(Document::len).sum(), &choice))?;
+        options.check()?;
         // The sizes are checked before the text is read through, with the smallest vocabulary.
         let sizes = options.model_config(2, None);
         sizes.validate()?;
-        let choice = options.tokenizer.as_deref().unwrap_or("char").parse()?;
-        let (documents, validation) = texts(options)?;
+        let validation = validation(&options)?;
         let corpus_options = CorpusOptions { context_len: sizes.context_len, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
         // A tokenizer from a file may have an end of text that no text here ends with.
@@ -56,20 +56,32 @@ impl Prepared {
         };
         let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
         config.validate()?;
-        Ok(Self { tokenizer, choice, corpus, config, init: None })
+        Ok(Self { options, tokenizer, choice, corpus, config, init: None })
     }
 
-    /// The trainer of a new run, and its tokenizer.
-    pub fn trainer(self, options: &TrainOptions) -> Result<(Trainer, Tokenizer)> {
-        let Self { tokenizer, corpus, config, init, .. } = self;
-        let trainer = match init {
+    /// The same with the sizes and the tokenizer of the model folder that is given.
+    fn from_folder(given: &Options, spill: Spill) -> Result<Self> {
+        let init = given.init.clone().unwrap_or_default();
+        given.check_init()?;
+        given.check()?;
+        let config = given.init_config(&init)?;
+        let tokenizer = Tokenizer::from_file(&init)?;
+        check_vocabulary(&init, &config, &tokenizer)?;
+        let corpus = encode(&tokenizer, given, config.context_len, spill)?;
+        let choice = TokenizerChoice::Characters;
+        Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
+    }
+
+    /// The trainer of a new run.
+    pub fn trainer(&self, options: &TrainOptions) -> Result<Trainer> {
+        let (config, corpus) = (&self.config, self.corpus.clone());
+        Ok(match &self.init {
             Some(init) => {
-                let weights = load_weights(&init.join("model.safetensors"), &config, &Device::Cpu)?;
-                Trainer::from_weights(weights, &config, options, corpus, &Device::Cpu)?
+                let weights = load_weights(&init.join("model.safetensors"), config, &Device::Cpu)?;
+                Trainer::from_weights(weights, config, options, corpus, &Device::Cpu)?
             }
-            None => Trainer::new(&config, options, corpus, &Device::Cpu)?,
-        };
-        Ok((trainer, tokenizer))
+            None => Trainer::new(config, options, corpus, &Device::Cpu)?,
+        })
     }
 
     /// Sizes of model and data, for people.
@@ -80,30 +92,31 @@ impl Prepared {
 
 /// The ids of the texts that the options name, by a tokenizer that is there already.
 pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, spill: Spill) -> Result<Corpus> {
-    let (documents, validation) = texts(options)?;
+    let (documents, validation) = (documents(options)?, validation(options)?);
     let corpus_options = CorpusOptions { context_len, spill: Some(spill) };
     Ok(Corpus::new(tokenizer, &documents, &validation, &corpus_options, &mut text_progress())?)
 }
 
-/// The documents to train on, and what to validate on.
-fn texts(options: &Options) -> Result<(Vec<Document>, Validation)> {
-    if options.texts.is_empty() && options.validation.is_empty() && options.validation_fraction.is_none() {
-        let (training, validation) = document::built_in();
-        return Ok((vec![training], Validation::Documents(vec![validation])));
+/// The documents to train on, and to cut those to validate on from where none are given.
+fn documents(options: &Options) -> Result<Vec<Document>> {
+    match options.texts.is_empty() {
+        true => Ok(vec![document::built_in().0]),
+        false => Ok(document::open_all(&options.texts)?),
     }
-    let documents = match options.texts.is_empty() {
-        true => vec![document::built_in().0],
-        false => document::open_all(&options.texts)?,
-    };
-    let validation = match options.validation.is_empty() {
-        true => Validation::Fraction(options.validation_fraction.unwrap_or(VALIDATION_FRACTION)),
-        false => Validation::Documents(document::open_all(&options.validation)?),
-    };
-    Ok((documents, validation))
+}
+
+fn validation(options: &Options) -> Result<Validation> {
+    if !options.validation.is_empty() {
+        return Ok(Validation::Documents(document::open_all(&options.validation)?));
+    }
+    match options.validation_fraction {
+        None if options.texts.is_empty() => Ok(Validation::Documents(vec![document::built_in().1])),
+        fraction => Ok(Validation::Fraction(fraction.unwrap_or(VALIDATION_FRACTION))),
+    }
 }
 
 /// Sizes of model and data, for people.
-pub fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
+fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
     format!(
         "{}, {} parameters: {} layers, {} heads{}, {} channels, context {}; {} tokens to train on, {} to validate on, \
          vocabulary of {} ({})",

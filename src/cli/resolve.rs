@@ -7,21 +7,14 @@ use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualI
 use candle_attention::text::TokenizerChoice;
 use candle_attention::train::{OptimizerKind, Schedule, TrainOptions};
 
-use super::options::{Options, Preset};
-
-/// Steps and learning rate of a run on the built-in corpus: about a minute on two cores.
-const BUILT_IN_STEPS: u64 = 1500;
-const BUILT_IN_LEARNING_RATE: f64 = 3e-3;
+use super::options::Options;
 
 impl Options {
     /// The training options, with defaults for what is not given.
     pub fn train_options(&self) -> TrainOptions {
         let default = TrainOptions::default();
-        let (steps, learning_rate) = match self.texts.is_empty() {
-            true => (BUILT_IN_STEPS, BUILT_IN_LEARNING_RATE),
-            false => (default.steps, default.learning_rate),
-        };
-        let (steps, learning_rate) = (self.steps.unwrap_or(steps), self.lr.unwrap_or(learning_rate));
+        let steps = self.steps.unwrap_or(default.steps);
+        let learning_rate = self.lr.unwrap_or(default.learning_rate);
         let warmup_steps = self.warmup.unwrap_or(default.warmup_steps.min(steps / 10));
         let schedule = self.schedule.unwrap_or_default();
         let a_fifth = (steps / 5).min(steps.saturating_sub(warmup_steps)).max(1);
@@ -69,7 +62,7 @@ impl Options {
 
     /// The model, with defaults for what is not given; the vocabulary is the tokenizer's.
     pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> ModelConfig {
-        let architecture = self.preset.unwrap_or_default().architecture();
+        let architecture = self.architecture.unwrap_or_default();
         let default = ModelConfig::of(architecture, vocab_size);
         let embed_dim = self.dim.unwrap_or(default.embed_dim);
         ModelConfig {
@@ -122,7 +115,7 @@ impl Options {
                 TokenizerChoice::File(path) => std::path::absolute(path)?.display().to_string(),
                 choice => choice.to_string(),
             });
-            resolved.preset = Some(self.preset.unwrap_or_default());
+            resolved.architecture = Some(config.architecture);
             resolved.layers = Some(config.num_layers);
             resolved.heads = Some(config.num_heads);
             resolved.dim = Some(config.embed_dim);
@@ -195,13 +188,25 @@ impl Options {
         if let (Some(lr), None, Some(saved_lr), Some(saved_min_lr)) = (given.lr, given.min_lr, saved.lr, saved.min_lr) {
             self.min_lr = Some(saved_min_lr * (lr / saved_lr));
         }
-        if given.schedule.is_some() && given.decay_steps.is_none() {
-            self.decay_steps = None;
+        // A run that becomes shorter has no room for all of them.
+        if given.warmup.is_none() {
+            self.warmup = self.warmup.map(|n| n.min(self.steps.map_or(n, |steps| steps.saturating_sub(1))));
+        }
+        if given.decay_steps.is_none() {
+            let most = self.steps.map(|steps| steps.saturating_sub(self.warmup.unwrap_or(0)).max(1));
+            self.decay_steps = self.decay_steps.filter(|_| given.schedule.is_none()).map(|n| n.min(most.unwrap_or(n)));
         }
         if self.schedule == Some(Schedule::Constant) && given.min_lr.is_none() {
             self.min_lr = None;
         }
         self
+    }
+
+    /// Refuses values and combinations that make no run.
+    pub fn check(&self) -> Result<()> {
+        self.check_meaning()?;
+        self.check_architecture()?;
+        Ok(self.train_options().validate()?)
     }
 
     /// Refuses what has no meaning beside the other options.
@@ -224,12 +229,12 @@ impl Options {
         }
     }
 
-    /// Refuses what the preset has no place for.
-    pub fn check_preset(&self) -> Result<()> {
-        let preset = self.preset.unwrap_or_default();
+    /// Refuses what the architecture has no place for.
+    fn check_architecture(&self) -> Result<()> {
+        let is_rotary = self.architecture.unwrap_or_default().is_rotary();
         let given = self.given()?;
         match ["kv-heads", "head-dim", "rope-theta"].iter().find(|name| given.iter().any(|given| given == *name)) {
-            Some(name) if preset == Preset::Gpt2 => bail!("--{name} goes with --preset llama or qwen3"),
+            Some(name) if !is_rotary => bail!("--{name} goes with --architecture llama or qwen3"),
             _ => Ok(()),
         }
     }
@@ -238,6 +243,7 @@ impl Options {
     pub fn check_init(&self) -> Result<()> {
         let names = [
             "preset",
+            "architecture",
             "layers",
             "heads",
             "dim",

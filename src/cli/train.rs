@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_attention::evaluate::bits_per_byte;
@@ -16,8 +17,9 @@ use clap::Args;
 
 use super::document::{spill_beside, spill_for_now};
 use super::options::Options;
-use super::prepared::{Prepared, describe, encode};
+use super::prepared::{Prepared, encode};
 use super::progress::{Progress, note};
+use super::stopwatch::Stopwatch;
 use super::terminal::one_line;
 use super::text_progress::text_progress;
 use super::{Failure, chart, overfit, plan, sample, signals};
@@ -51,13 +53,13 @@ pub struct TrainArgs {
 const SAMPLE_TOKENS: usize = 300;
 const SAMPLE_TEMPERATURE: f64 = 0.5;
 
-/// Trains a model, or goes on training one.
-pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
+/// Trains a model, or goes on training one. The process began at `begun`.
+pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     signals::listen()?;
     if args.resume {
         let root = args.out.as_deref().context("--resume goes with --out")?;
         let (trainer, folder) = resume(root, &args.options)?;
-        return follow(trainer, folder, out);
+        return follow(trainer, folder, begun, out);
     }
     let options = match &args.config {
         Some(path) => args.options.or(&Options::from_file(path)?)?,
@@ -75,16 +77,19 @@ pub fn run(args: TrainArgs, out: &mut dyn Write) -> Result<()> {
     let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
     let spill = if args.dry_run { spill_for_now() } else { spill_beside(root) };
     let prepared = Prepared::new(&options, spill)?;
+    let options = prepared.options.clone();
     let train_options = options.train_options();
     if args.dry_run {
-        return plan::print(prepared, &train_options, out);
+        return plan::print(&prepared, &train_options, out);
     }
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
-    let (trainer, tokenizer) = prepared.trainer(&train_options)?;
-    note(&describe(trainer.config(), &tokenizer, trainer.corpus()));
-    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, &tokenizer, &trainer, &settings))?;
-    follow(trainer, folder, out)
+    note(&prepared.description());
+    note(&plan::recipe(&prepared, &train_options));
+    note(&plan::time(&prepared, &train_options)?);
+    let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
+    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, tokenizer, &trainer, &settings))?;
+    follow(trainer, folder, begun, out)
 }
 
 /// Creates the folder that was asked for, or the first `runs/TEXT-N` that does not exist yet.
@@ -200,7 +205,7 @@ fn is_done(trainer: &Trainer) -> bool {
 }
 
 /// Trains to the end, or to the first Ctrl-C, and reports.
-fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> Result<()> {
+fn follow(mut trainer: Trainer, mut folder: RunFolder, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
     if is_done(&trainer) {
@@ -216,7 +221,9 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
     }
     note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
     let mut progress = Progress::new(steps, trainer.step());
+    let mut stopwatch = Stopwatch::new(begun);
     let on_event = &mut |event: Event| {
+        stopwatch.hear(&event);
         progress.show(&event);
         if signals::is_asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
@@ -240,9 +247,9 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, out: &mut dyn Write) -> R
                 "stopped early at step {} of {steps}: {without} validations without a lower loss (--patience {patience}); to go on all the same: {on} --patience N",
                 trainer.step()
             )?;
-            report(&trainer, &folder, out)
+            report(&trainer, &folder, &stopwatch, out)
         }
-        Ok(Outcome::Finished) => report(&trainer, &folder, out),
+        Ok(Outcome::Finished) => report(&trainer, &folder, &stopwatch, out),
     }
 }
 
@@ -266,7 +273,7 @@ fn quoted(path: &Path) -> String {
 }
 
 /// The loss curve, a sample, and where the run lies.
-fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<()> {
+fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mut dyn Write) -> Result<()> {
     let root = folder.root();
     if let Some(curve) = chart::loss_curve(root)? {
         writeln!(out, "{curve}")?;
@@ -284,6 +291,7 @@ fn report(trainer: &Trainer, folder: &RunFolder, out: &mut dyn Write) -> Result<
         writeln!(out, "lowest validation loss {loss:.4} ({bits:.4} bits/byte) at step {}", best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
+    writeln!(out, "{stopwatch}")?;
     let plot = folder.plot();
     if plot.exists() {
         writeln!(out, "loss plot: {}", plot.display())?;

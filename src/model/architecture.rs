@@ -1,7 +1,11 @@
 //! The architectures that the model can have.
 
+use serde::{Deserialize, Serialize};
+
 /// A decoder as Hugging Face knows it, by its `model_type`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
 pub enum Architecture {
     /// LayerNorm, learned positions, and a feed-forward network of two projections (Radford et al. 2019).
     #[default]

@@ -20,7 +20,7 @@ use crate::text::{Corpus, Rest, windows};
 const AUDIT_STEPS: u64 = 10;
 
 /// Tokens of a validation batch: enough for large matrix products, few enough to stay small in memory.
-const VALIDATION_BATCH_TOKENS: usize = 4096;
+pub(super) const VALIDATION_BATCH_TOKENS: usize = 4096;
 
 /// What a pass over the validation part gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

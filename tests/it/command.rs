@@ -300,12 +300,12 @@ fn every_training_option_is_saved_and_read_back() {
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
                    --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
                    --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002 --z-loss 0.001 \
-                   --batch-ramp 2:5 --context-ramp 8:6";
+                   --batch-ramp 2:5 --context-ramp 8:6 --architecture gpt2";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
         let (name, value) = option.trim().split_once(' ').unwrap();
-        let value = if ["schedule", "optimizer", "batch-ramp", "context-ramp"].contains(&name) {
+        let value = if ["schedule", "optimizer", "batch-ramp", "context-ramp", "architecture"].contains(&name) {
             format!("{value:?}")
         } else {
             value.to_string()
@@ -404,7 +404,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     for (line, expected) in [
         ("train missing.txt", "missing.txt"),
         ("train empty.txt", "empty.txt"),
-        ("train short.txt", "context length 64"),
+        ("train short.txt", "context length 8"),
         ("train latin1.txt", "line 2"),
         ("train text.txt --tokenizer bpe:3", "3"),
         ("train text.txt --tokenizer bpe:99999999999999999", "at most 16777216"),
@@ -415,7 +415,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --lr -1", "learning_rate"),
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
-        ("train text.txt --heads 3", "num_heads 3 and embed_dim 128"),
+        ("train text.txt --heads 3", "num_heads 3 and embed_dim"),
         ("train text.txt --kv-heads 2", "--kv-heads goes with --preset llama or qwen3"),
         ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
         ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),

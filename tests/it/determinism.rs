@@ -117,8 +117,8 @@ mod command {
                 }
                 let text = String::from_utf8(bytes).unwrap();
                 // The offset into the metrics counts the digits of their times too, and the seal is of all.
-                let is_clock =
-                    |line: &str| [" steps in ", "\"metrics_bytes\"", "\"seal\""].iter().any(|what| line.contains(what));
+                let clocks = [" steps in ", " s since the start: ", "\"metrics_bytes\"", "\"seal\""];
+                let is_clock = |line: &str| clocks.iter().any(|what| line.contains(what));
                 let lines = text.lines().filter(|line| !is_clock(line));
                 (name, lines.map(no_seconds).collect::<Vec<_>>().join("\n"))
             })

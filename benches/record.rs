@@ -1,0 +1,90 @@
+//! The record: seconds from the start of the process to a saved model whose loss on the whole validation part is 1.88 or less,
+//! beside nanoGPT's recipe for the CPU in torch, from its start to its end.
+//!
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench record -- tinyshakespeare.txt [SEEDS]
+//!
+//! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by seed, each with two
+//! threads. Without that variable torch's side is missing.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+mod support {
+    pub mod quick;
+    pub mod timing;
+}
+use support::quick::{self, THREADS, Training, timed};
+use support::timing::median;
+
+const SEEDS: usize = 5;
+/// nanoGPT's own end.
+const GOAL: f64 = 1.88;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let Some(text) = args.first() else { return rehearse() };
+    let seeds = args.get(1).map_or(Ok(SEEDS), |seeds| seeds.parse())?;
+    let python = std::env::var_os("CANDLE_ATTENTION_PYTHON");
+    println!(
+        "| seed | loss | seconds | start-up | steps | validation | checkpoints | torch: loss | seconds | start-up | steps | validation | ratio |"
+    );
+    println!("|{}", "---|".repeat(13));
+    let (mut all_ours, mut all_torch) = (vec![], vec![]);
+    for seed in 1..=seeds {
+        let ours = quick::train(Path::new(text), seed, &[])?;
+        let torch = python.as_ref().map(|python| torch(Command::new(python), text, seed)).transpose()?;
+        print_row(&seed.to_string(), &ours, torch.as_ref());
+        all_ours.push(ours);
+        all_torch.extend(torch);
+    }
+    let middle_torch = (!all_torch.is_empty()).then(|| middle(&all_torch));
+    print_row("median", &middle(&all_ours), middle_torch.as_ref());
+    let reached = all_ours.iter().filter(|training| training.loss <= GOAL).count();
+    println!("\n{reached} of {seeds} seeds reach {GOAL}");
+    Ok(())
+}
+
+/// Without a text, which `cargo test --benches` has not, some steps on a few lines.
+fn rehearse() -> Result<()> {
+    let space = tempfile::tempdir()?;
+    let text = quick::rehearsal(space.path())?;
+    let few = ["--steps", "4", "--warmup", "1", "--decay-steps", "2", "--batch", "2", "--context", "16"];
+    print_row("rehearsal", &quick::train(&text, 1, &few)?, None);
+    Ok(())
+}
+
+/// One run of nanoGPT's recipe.
+fn torch(mut python: Command, text: &str, seed: usize) -> Result<Training> {
+    python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/nanogpt_cpu.py"));
+    python.args(["--text", text, "--every", "2000", "--threads", THREADS, "--seed", &seed.to_string()]);
+    let (seconds, output) = timed(&mut python)?;
+    // `step 2000  val 1.8862  seconds 104.2` and `seconds: start-up 2.1  steps 99.0  validation 3.1`
+    let number_behind = |name: &str| {
+        let (_, behind) = output.rsplit_once(name).with_context(|| format!("expected {name} in {output}"))?;
+        let number = behind.split_whitespace().next().unwrap_or_default();
+        number.parse::<f64>().with_context(|| format!("{name}: {number}"))
+    };
+    let parts = ["start-up ", "  steps ", "validation "].map(number_behind);
+    Ok(Training { loss: number_behind("val ")?, seconds, parts: parts.into_iter().collect::<Result<_>>()? })
+}
+
+/// The median of each number.
+fn middle(trainings: &[Training]) -> Training {
+    let of = |number: &dyn Fn(&Training) -> f64| median(trainings.iter().map(number).collect());
+    let parts = (0..trainings[0].parts.len()).map(|i| of(&|training| training.parts[i])).collect();
+    Training { loss: of(&|training| training.loss), seconds: of(&|training| training.seconds), parts }
+}
+
+fn print_row(label: &str, ours: &Training, torch: Option<&Training>) {
+    let cells = |Training { loss, seconds, parts }: &Training| {
+        let parts: String = parts.iter().map(|part| format!(" {part:.2} |")).collect();
+        format!(" {loss:.4} | {seconds:.2} |{parts}")
+    };
+    let torch = torch.map_or(" - |".repeat(6), |torch| {
+        let ratio = torch.seconds / ours.seconds;
+        format!("{} {ratio:.1} |", cells(torch))
+    });
+    println!("| {label} |{}{torch}", cells(ours));
+}

@@ -1,0 +1,96 @@
+//! What `attn train` chooses by itself: a recipe from the length of the text and the cores of the machine.
+//!
+//! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, and with the cube root of
+//! their number more or less. What is computed in that time is shared between a larger model and more steps so that a
+//! weight sees some tokens, as was best in the sweeps of docs/recipe.md; the rates are those of the preset `quick`.
+
+use anyhow::Result;
+use candle_attention::text::TokenizerChoice;
+
+use super::options::Options;
+use super::presets::Preset;
+
+/// Seconds for a million tokens, and the bounds for any number.
+const SECONDS: f64 = 60.0;
+const LEAST_SECONDS: f64 = 10.0;
+const MOST_SECONDS: f64 = 1200.0;
+
+/// Multiplications and additions that a core makes in a second of training.
+const SPEED: f64 = 50e9;
+
+/// Tokens for each weight.
+const TOKENS_A_WEIGHT: f64 = 2.5;
+
+/// Times that a text is worth reading before what is learned is the text by heart.
+const MOST_EPOCHS: f64 = 12.0;
+
+/// Channels, layers, positions and tokens of a step, from small to large.
+const SIZES: [[usize; 4]; 8] = [
+    [32, 2, 64, 512],
+    [64, 3, 64, 768],
+    [96, 3, 128, 1024],
+    [128, 4, 128, 2048],
+    [192, 5, 256, 4096],
+    [256, 6, 256, 4096],
+    [320, 8, 256, 8192],
+    [384, 8, 512, 8192],
+];
+
+/// Channels of a head.
+const HEAD_DIM: usize = 32;
+
+/// What is known before a text is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Text {
+    tokens: f64,
+    vocab_size: f64,
+}
+
+impl Text {
+    /// A text of so many bytes.
+    pub fn new(bytes: u64, tokenizer: &TokenizerChoice) -> Self {
+        // A token of some thousand is three to five bytes long in most languages.
+        let (bytes_a_token, vocab_size) = match tokenizer {
+            TokenizerChoice::Characters => (1.0, 100.0),
+            TokenizerChoice::Bytes => (1.0, 256.0),
+            TokenizerChoice::Bpe(size) => ((*size as f64).log2().max(8.0) / 3.0, *size as f64),
+            TokenizerChoice::File(_) => (4.0, 32_000.0),
+        };
+        Self { tokens: bytes as f64 / bytes_a_token, vocab_size }
+    }
+
+    /// Multiplications and additions of training on one token, and weights that take part in them.
+    fn cost(&self, [dim, layers, context, _]: [usize; 4]) -> (f64, f64) {
+        let (c, l, t) = (dim as f64, layers as f64, context as f64);
+        let weights = 12.0 * l * c * c + self.vocab_size * c;
+        (6.0 * weights + 7.0 * l * t * c, weights)
+    }
+
+    /// The recipe for this text on a machine of so many cores.
+    pub fn recipe(&self, cores: usize) -> Result<Options> {
+        let seconds = (SECONDS * (self.tokens / 1e6).cbrt()).clamp(LEAST_SECONDS, MOST_SECONDS);
+        let work = seconds * SPEED * cores as f64;
+        let tokens = |sizes| (work / self.cost(sizes).0).min(MOST_EPOCHS * self.tokens);
+        let is_worth = |sizes: &&[usize; 4]| tokens(**sizes) >= TOKENS_A_WEIGHT * self.cost(**sizes).1;
+        let sizes = SIZES.iter().rev().find(is_worth).copied().unwrap_or(SIZES[0]);
+        let [dim, layers, context, tokens_a_step] = sizes;
+        let tokens = tokens(sizes);
+        let steps = ((tokens / tokens_a_step as f64) as u64).max(100);
+        // So much that all validations together take a small part of the time.
+        let validation_fraction = (tokens / (15.0 * self.tokens)).min(0.1);
+        let context = context.min((self.tokens * validation_fraction / 2.0) as usize).max(8);
+        let recipe = Options {
+            validation_fraction: (validation_fraction < 0.1).then_some(validation_fraction),
+            layers: Some(layers),
+            heads: Some(dim / HEAD_DIM),
+            dim: Some(dim),
+            context: Some(context),
+            batch: Some((tokens_a_step / context).max(1)),
+            steps: Some(steps),
+            momentum: (steps >= 500).then_some(0.95),
+            eval_every: Some(steps.div_ceil(5)),
+            ..Default::default()
+        };
+        recipe.by_recipe(&Preset::Quick.options()?)
+    }
+}

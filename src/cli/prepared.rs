@@ -56,6 +56,7 @@ impl Prepared {
         };
         let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
         config.validate()?;
+        options.train_options().validate_for(&config, &corpus)?;
         Ok(Self { options, tokenizer, choice, corpus, config, init: None })
     }
 
@@ -68,6 +69,7 @@ impl Prepared {
         let tokenizer = Tokenizer::from_file(&init)?;
         check_vocabulary(&init, &config, &tokenizer)?;
         let corpus = encode(&tokenizer, given, config.context_len, spill)?;
+        given.train_options().validate_for(&config, &corpus)?;
         let choice = TokenizerChoice::Characters;
         Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
     }

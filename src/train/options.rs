@@ -4,6 +4,8 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{OptimizerKind, Ramp, Schedule};
+use crate::model::ModelConfig;
+use crate::text::Corpus;
 
 /// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
 /// shard a core.
@@ -190,6 +192,24 @@ impl TrainOptions {
             );
         }
         Ok(())
+    }
+
+    /// Refuses values that train nothing, or not this model on this corpus.
+    ///
+    /// # Errors
+    /// Naming the option, what it expects and what it got.
+    pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
+        self.validate()?;
+        if self.isolate_documents && config.end_of_text_id.is_none() {
+            bail!("train options: isolate_documents expects several documents, with an end-of-text token between them");
+        }
+        if self.head_learning_rate.is_some() && config.tie_embeddings {
+            bail!("train options: head_learning_rate expects a head of its own, got one tied to the token embedding");
+        }
+        if self.patience > 0 && corpus.validation.is_empty() {
+            bail!("train options: patience expects a text to validate on, got none");
+        }
+        self.check_ramps(config.context_len)
     }
 
     /// These options, with what a resumed run may change as in `other`: its length, rates and schedule, how often it validates

@@ -93,7 +93,7 @@ impl TrainOptions {
             ("context_ramp", self.context_ramp, least, context_len),
         ] {
             if let Some(Ramp { from, .. }) = ramp.filter(|ramp| !(least..=most).contains(&ramp.from)) {
-                bail!("trainer: expected {name} to begin from {least} to {most}, got {from}");
+                bail!("train options: expected {name} to begin from {least} to {most}, got {from}");
             }
         }
         Ok(())

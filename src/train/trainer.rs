@@ -92,17 +92,7 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
-        options.validate()?;
-        if options.isolate_documents && config.end_of_text_id.is_none() {
-            bail!("trainer: isolate_documents expects several documents, with an end-of-text token between them");
-        }
-        if options.head_learning_rate.is_some() && config.tie_embeddings {
-            bail!("trainer: head_learning_rate expects a head of its own, got one tied to the token embedding");
-        }
-        options.check_ramps(config.context_len)?;
-        if options.patience > 0 && corpus.validation.is_empty() {
-            bail!("trainer: patience expects a text to validate on, got none");
-        }
+        options.validate_for(config, &corpus)?;
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
         let audit = GradientAudit::new(

@@ -416,14 +416,14 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
         ("train text.txt --heads 3", "num_heads 3 and embed_dim"),
-        ("train text.txt --kv-heads 2", "--kv-heads goes with --preset llama or qwen3"),
+        ("train text.txt --preset gpt2 --kv-heads 2", "--kv-heads goes with --architecture llama or qwen3"),
         ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
         ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),
         ("train text.txt --preset qwen3 --rope-theta 0", "rope_theta above 0"),
         ("train text.txt --preset llama --dim 1000000 --heads 2", "of memory"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
-        ("train text.txt --min-lr 1", "min_learning_rate of at most the learning_rate 0.001, got 1"),
+        ("train text.txt --min-lr 1", "min_learning_rate of at most the learning_rate 0.01, got 1"),
         ("train text.txt --schedule constant --min-lr 0", "--min-lr has no meaning with --schedule constant"),
         ("train text.txt --patience 2 --validation-fraction 0", "patience expects a text to validate on"),
         ("train text.txt --eval-every 0", "eval_every of at least 1"),
@@ -491,15 +491,14 @@ fn bad_input_to_a_trained_model_is_one_line() {
 fn a_run_that_memory_cannot_hold_is_not_resumed() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out run"));
-    for (file, from, to) in [
-        ("settings.toml", "batch = 4", "batch = 16777216"),
-        ("step-00000012/state.json", "\"batch_size\": 4", "\"batch_size\": 16777216"),
-    ] {
-        let path = space.path("run/training").join(file);
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from), "{text}");
-        std::fs::write(&path, text.replace(from, to)).unwrap();
-    }
+    let (settings, state) =
+        (space.path("run/training/settings.toml"), space.path("run/training/step-00000012/state.json"));
+    let text = std::fs::read_to_string(&settings).unwrap();
+    assert!(text.contains("batch = 4"), "{text}");
+    std::fs::write(&settings, text.replace("batch = 4", "batch = 16777216")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    json["options"]["batch_size"] = 16777216.into();
+    std::fs::write(&state, crate::training::sealed(json)).unwrap();
     space.refuses("train --resume --out run --steps 13", "of memory, with");
 }
 

@@ -299,9 +299,9 @@ pub(crate) fn sibling(path: &Path) -> PathBuf {
 
 /// Creates an empty folder beside `path` of a name that nobody else uses, to be renamed to `path` when it is complete.
 pub(crate) fn staging_folder(path: &Path) -> Result<PathBuf> {
-    let prefix = staging_prefix(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     for n in 0.. {
-        let staging = path.with_file_name(format!("{prefix}{}-{n}", std::process::id()));
+        let staging = path.with_file_name(format!(".{name}{STAGING}{}-{n}", std::process::id()));
         match Change::CreateFolder(&staging).apply() {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(cannot("create", &staging, &error)),
@@ -311,22 +311,20 @@ pub(crate) fn staging_folder(path: &Path) -> Result<PathBuf> {
     bail!("no name is free beside {}", path.display())
 }
 
-/// The staging folders that there are for `path`, of this process and others.
+/// The staging folders that there are beside `path`, for it and others, of this process and others.
 pub(crate) fn staging_folders(path: &Path) -> Vec<PathBuf> {
-    let prefix = staging_prefix(path);
     let is_staging = |name: &str| {
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        let numbers = name.strip_prefix(&prefix).and_then(|rest| rest.split_once('-'));
+        let numbers = name.strip_prefix('.').and_then(|rest| rest.rsplit_once(STAGING)?.1.split_once('-'));
         numbers.is_some_and(|(process, n)| digits(process) && digits(n))
     };
     let Ok(entries) = fs::read_dir(parent(path)) else { return Vec::new() };
-    let names = entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_staging));
+    let names = entries.flatten().filter(|entry| is_staging(&entry.file_name().to_string_lossy()));
     names.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
-fn staging_prefix(path: &Path) -> String {
-    format!(".{}.attn-", path.file_name().unwrap_or_default().to_string_lossy())
-}
+/// What stands between the name of a folder and the numbers of the process that creates it.
+const STAGING: &str = ".attn-";
 
 /// The folder that `path` lies in.
 pub(crate) fn parent(path: &Path) -> &Path {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_attention::text::{Document, Files, Spill};
 use candle_core::Result;
 
+use super::counted;
 use super::progress::note;
 
 /// The built-in corpus, made by `examples/make_corpus`.
@@ -18,7 +19,7 @@ const LARGE_TEXT: u64 = 16 << 20;
 pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Document>> {
     let Files { documents, skipped } = Files::open(paths)?;
     if !skipped.is_empty() {
-        note(&format!("{} texts; left out: {skipped}", documents.len()));
+        note(&format!("{}; left out: {skipped}", counted(documents.len(), "text")));
     }
     Ok(documents)
 }

@@ -3,14 +3,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_attention::evaluate::{Evaluation, evaluate};
 use candle_attention::run::Run;
 use candle_attention::text::{Corpus, CorpusOptions, Document, Rest, Validation, windows};
 use candle_core::Device;
 use clap::Args;
 
-use super::text_progress::text_progress;
+use super::terminal::one_line;
+use super::text_progress::{Stage, text_progress};
 use super::{document, grouped, signals};
 
 /// Arguments of `attn eval`.
@@ -51,7 +52,7 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{:>10} {:>12} {:>10} {:>14} {:>14}  text", "loss", "perplexity", "bits/byte", "tokens", "bytes")?;
     let (mut all, mut bits) = (vec![], 0.0);
     for document in &documents {
-        let measured = measure(&run, document).with_context(|| document.name().to_string())?;
+        let measured = measure(&run, document)?;
         let Measured { evaluation, bytes, .. } = &measured;
         writeln!(
             out,
@@ -61,7 +62,7 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
             measured.bits_per_byte(),
             grouped(evaluation.tokens),
             grouped(*bytes),
-            document.name()
+            one_line(document.name())
         )?;
         bits += measured.bits_per_byte() * measured.bytes as f64;
         all.push(measured);
@@ -76,6 +77,11 @@ fn measure(run: &Run, document: &Document) -> Result<Measured> {
     let documents = std::slice::from_ref(document);
     let corpus = Corpus::new(&run.tokenizer, documents, &Validation::Fraction(0.0), &options, &mut text_progress())?;
     let batches = windows(&corpus.train, context_len, (BATCH_TOKENS / context_len).max(1), Rest::Keep)?;
+    let (mut stage, mut done, total) = (Stage::new("evaluating"), 0, corpus.train.len() as u64 - 1);
+    let batches = batches.inspect(|batch| {
+        done += batch.as_ref().map_or(0, |batch| batch.targets.len() as u64);
+        stage.show("evaluating", done, total, "M tokens");
+    });
     let evaluation = evaluate(&run.model, batches, &Device::Cpu)?;
     Ok(Measured { evaluation, tokens: corpus.train.len(), bytes: corpus.train_bytes })
 }

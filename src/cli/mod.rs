@@ -8,6 +8,7 @@ mod example;
 mod generate;
 mod options;
 mod overfit;
+mod pace;
 mod plan;
 mod prepared;
 mod presets;
@@ -80,15 +81,15 @@ pub fn main() -> ExitCode {
         }
     }
     let out: &mut dyn Write = match io::stdout().is_terminal() {
-        true => &mut terminal::Shown::new(io::stdout()),
-        false => &mut io::stdout(),
+        true => &mut terminal::Output(terminal::Shown::new(io::stdout())),
+        false => &mut terminal::Output(io::stdout()),
     };
-    let result = match cli.command {
+    let result = start_threads().and_then(|()| match cli.command {
         Command::Train(args) => train::run(*args, begun, out),
         Command::Generate(args) => generate::run(&args, out),
         Command::Eval(args) => eval::run(&args, out),
         Command::Example => example::run(out),
-    };
+    });
     match result.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -99,9 +100,25 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Starts the threads to compute with, which otherwise would be started, or fail, at their first use.
+fn start_threads() -> anyhow::Result<()> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Err(Failure(format!("cannot start the threads to compute with: {cause}; --threads N takes fewer")).into())
+        }
+    }
+}
+
 /// Whether whoever reads our output has seen enough, as `head` has after some lines.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A count of things: 1 layer, 2 layers.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
 /// A count with thin groups of three digits: 1 234 567.
@@ -127,5 +144,6 @@ mod tests {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1 234 567");
+        assert_eq!([counted(1, "head"), counted(2_000, "head")], ["1 head", "2 000 heads"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_attention::input;
 use candle_attention::model::Architecture;
 use candle_attention::train::{OptimizerKind, Ramp, Schedule};
@@ -172,6 +172,9 @@ pub struct Options {
     /// Steps between validations, each followed by a checkpoint [default: a fifth of --steps]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub eval_every: Option<u64>,
+    /// Minutes after which a checkpoint is written where none came with a validation; 0 for one after every step [default: 10]
+    #[arg(long, value_name = "MINUTES", help_heading = "Training")]
+    pub save_every: Option<f64>,
     /// Stop after so many validations in a row without a lower loss; 0 for never [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub patience: Option<u64>,
@@ -200,9 +203,9 @@ impl Options {
         toml::from_str(text).map_err(|error: toml::de::Error| match error.span() {
             Some(span) => {
                 let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-                anyhow::anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+                anyhow::anyhow!("line {line}: {}", in_words(error.message()))
             }
-            None => anyhow::anyhow!("{}", error.message().replace('\n', ", ")),
+            None => anyhow::anyhow!("{}", in_words(error.message())),
         })
     }
 
@@ -232,8 +235,26 @@ impl Options {
 
     /// The options that are given.
     fn table(&self) -> Result<toml::Table> {
+        let paths = self.texts.iter().chain(&self.validation).chain(&self.init);
+        if let Some(path) = paths.into_iter().find(|path| path.to_str().is_none()) {
+            bail!("{}: expected a path in UTF-8, as the settings of a run are", path.display());
+        }
         let mut table = toml::Table::try_from(self)?;
         table.retain(|_, value| !value.as_array().is_some_and(Vec::is_empty));
         Ok(table)
     }
+}
+
+/// An error of a TOML file on one line, with words in the place of Rust's types.
+fn in_words(message: &str) -> String {
+    let words = [
+        ("\n", ", "),
+        (" as i128", ""),
+        ("expected usize", "expected a whole number from 0 on"),
+        ("expected u64", "expected a whole number from 0 on"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list"),
+    ];
+    words.iter().fold(message.to_string(), |message, (rust, word)| message.replace(rust, word))
 }

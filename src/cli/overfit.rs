@@ -25,7 +25,7 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     note(&prepared.description());
     let mut trainer = prepared.trainer(&train_options)?;
-    let mut progress = Progress::new(train_options.steps, 0);
+    let mut progress = Progress::new(&train_options, 0, false);
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));
         ControlFlow::Continue(())
@@ -51,7 +51,7 @@ fn print(report: &OverfitReport, options: &TrainOptions, out: &mut dyn Write) ->
         format!("the loss did not fall: try a lower --lr than {rate}, and look at the text and the tokenizer")
     } else {
         format!(
-            "the loss falls, but not far enough: try more --steps, another --lr ({:e}, {:e}), fewer sequences (--batch), \
+            "the loss falls, but not far enough: try more --steps, another --lr ({:.1e}, {:.1e}), fewer sequences (--batch), \
              then a larger --dim or --layers",
             rate * 3.0,
             rate / 3.0

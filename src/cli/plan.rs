@@ -19,7 +19,7 @@ pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
-    let time = time(prepared, options)?;
+    let time = time(&forecast(prepared, options)?, options);
     if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
         writeln!(out, "memory, measured over some steps: {}", megabytes(peak))?;
     }
@@ -54,16 +54,20 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
     )
 }
 
-/// How long the run will take, measured by some steps of a model that is equal to the run's.
-pub fn time(prepared: &Prepared, options: &TrainOptions) -> Result<String> {
-    let Forecast { step, validation, total, .. } = Forecast::measure(prepared.trainer(options)?)?;
+/// Measures how long the run will take by some steps of a model that is equal to the run's.
+pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<Forecast> {
+    Ok(Forecast::measure(prepared.trainer(options)?)?)
+}
+
+/// How long the run will take, in a line.
+pub fn time(&Forecast { step, validation, total, .. }: &Forecast, options: &TrainOptions) -> String {
     let validations = options.steps.div_ceil(options.eval_every);
-    Ok(format!(
+    format!(
         "time, expected: {} ({:.1} ms a step, {validations} x {:.2} s to validate)",
         duration(total.as_secs_f64()),
         step.as_secs_f64() * 1e3,
         validation.as_secs_f64()
-    ))
+    )
 }
 
 /// Refuses a run that would need more memory than there is.

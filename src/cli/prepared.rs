@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::run::check_vocabulary;
 use candle_attention::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, TokenizerChoice, Validation, prepare};
@@ -12,7 +12,7 @@ use candle_core::Device;
 use super::automatic::Text;
 use super::options::Options;
 use super::text_progress::text_progress;
-use super::{document, grouped};
+use super::{counted, document, grouped};
 
 /// The part of a text that is held out to validate on unless told otherwise.
 const VALIDATION_FRACTION: f64 = 0.1;
@@ -49,6 +49,9 @@ impl Prepared {
         let validation = validation(&options)?;
         let corpus_options = CorpusOptions { context_len: sizes.context_len, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
+        if tokenizer.vocab_size() < 2 {
+            bail!("expected a text of several kinds of tokens, got one of a single character, again and again");
+        }
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {
             Some(id) if corpus.train.contains(id)? || corpus.validation.contains(id)? => Some(id),
@@ -120,12 +123,12 @@ fn validation(options: &Options) -> Result<Validation> {
 /// Sizes of model and data, for people.
 fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
     format!(
-        "{}, {} parameters: {} layers, {} heads{}, {} channels, context {}; {} tokens to train on, {} to validate on, \
+        "{}, {} parameters: {}, {}{}, {} channels, context {}; {} tokens to train on, {} to validate on, \
          vocabulary of {} ({})",
         config.architecture.model_type(),
         grouped(config.parameter_count()),
-        config.num_layers,
-        config.num_heads,
+        counted(config.num_layers, "layer"),
+        counted(config.num_heads, "head"),
         if config.kv_heads() == config.num_heads {
             String::new()
         } else {

@@ -1,22 +1,23 @@
 //! How a run is followed: a bar on a terminal, plain lines elsewhere, both on standard error.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use candle_attention::train::Event;
-use indicatif::{ProgressBar, ProgressStyle};
+use candle_attention::train::{Event, TrainOptions};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::terminal::plain;
+use super::pace::Pace;
+use super::terminal::{plain, takes_bars};
 
 /// The time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Follows a run of `steps` steps.
+/// Follows a run.
 pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
-    begun: Instant,
-    begun_at: Option<u64>,
+    step: u64,
+    pace: Pace,
     last_line: Option<Instant>,
     tokens: u64,
     /// The loss, smoothed over some twenty steps.
@@ -24,37 +25,35 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// From step `step` on.
-    pub fn new(steps: u64, step: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{bar:30} {pos}/{len}  {msg}  {eta} left";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(steps).with_style(style).with_position(step);
-            bar.reset_eta();
-            bar
+    /// Of a run of these options from step `step` on; with `validates`, one that has a text to validate on.
+    pub fn new(options: &TrainOptions, step: u64, validates: bool) -> Self {
+        let bar = takes_bars().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {wide_msg}");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(options.steps).with_style(style).with_position(step)
         });
-        Self { bar, steps, begun: Instant::now(), begun_at: None, last_line: None, tokens: 0, loss: None }
+        let pace = Pace::new(options, validates);
+        Self { bar, steps: options.steps, step, pace, last_line: None, tokens: 0, loss: None }
+    }
+
+    /// What a validation is expected to take, until there was one.
+    pub fn expect_validation(&mut self, time: Duration) {
+        self.pace.expect(time);
     }
 
     /// Shows what happened.
     pub fn show(&mut self, event: &Event) {
+        self.pace.hear(event);
         match event {
             Event::Step(report) => {
-                let before = *self.begun_at.get_or_insert(report.step - 1);
+                self.step = report.step;
                 self.tokens += report.tokens as u64;
-                self.loss = Some(self.loss.map_or(report.loss, |loss| loss + 0.05 * (report.loss - loss)));
-                let elapsed = self.begun.elapsed().as_secs_f64();
-                let rate = self.tokens as f64 / elapsed;
-                let state = format!("loss {:.4}  {rate:.0} tokens/s", self.loss.unwrap_or(report.loss));
-                if let Some(bar) = &self.bar {
-                    bar.set_message(state);
-                    bar.set_position(report.step);
-                } else if report.step == before + 1 || self.last_line.is_none_or(|last| last.elapsed() >= QUIET) {
-                    let left = elapsed / (report.step - before) as f64 * (self.steps - report.step) as f64;
-                    self.line(&format!("step {}/{}  {state}  {left:.0} s left", report.step, self.steps));
-                    self.last_line = Some(Instant::now());
-                }
+                let loss = self.loss.map_or(report.loss, |loss| loss + 0.05 * (report.loss - loss));
+                self.loss = Some(loss);
+                let rate = self.tokens as f64 / self.pace.spent().as_secs_f64();
+                self.show_state(&format!("loss {loss:.4}  {rate:.0} tokens/s"));
             }
+            Event::Validating { done, batches } => self.show_state(&format!("validating: {done} of {batches} batches")),
             Event::Validation(report) => {
                 let best = if report.is_best { "  (best so far)" } else { "" };
                 self.line(&format!(
@@ -63,12 +62,24 @@ impl Progress {
                 ));
             }
             Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
-            Event::Validating | Event::Statistics(_) | Event::Saved(_) => {}
+            Event::Statistics(_) | Event::Saved(_) => {}
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();
                 self.line(&format!("no loss plot and no TensorBoard events from here on: {error}"));
             }
+        }
+    }
+
+    /// Shows where the run is, beside the bar or, after a while, in a line.
+    fn show_state(&mut self, state: &str) {
+        let left = self.pace.left(self.step);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{state}  {:#} left", HumanDuration(left)));
+            bar.set_position(self.step);
+        } else if self.last_line.is_none_or(|last| last.elapsed() >= QUIET) {
+            self.line(&format!("step {}/{}  {state}  {:.0} s left", self.step, self.steps, left.as_secs_f64()));
+            self.last_line = Some(Instant::now());
         }
     }
 

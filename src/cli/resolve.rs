@@ -1,6 +1,7 @@
 //! From the options that are given to those of a run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
@@ -107,6 +108,7 @@ impl Options {
             validation_fraction: self.validation_fraction,
             init: self.init.as_ref().map(std::path::absolute).transpose()?,
             dropout: self.dropout,
+            save_every: self.save_every,
             ..Self::of_training(options)
         };
         // With `init` the sizes and the tokenizer are those of its folder.
@@ -211,6 +213,7 @@ impl Options {
 
     /// Refuses what has no meaning beside the other options.
     pub fn check_meaning(&self) -> Result<()> {
+        self.save_time()?;
         if self.decay_steps.is_some() && self.schedule != Some(Schedule::WarmupStableDecay) {
             bail!("--decay-steps goes with --schedule warmup-stable-decay");
         }
@@ -227,6 +230,15 @@ impl Options {
             Some((name, _)) => bail!("--{name} goes with --optimizer muon"),
             None => Ok(()),
         }
+    }
+
+    /// The time between two checkpoints, where it is given.
+    pub fn save_time(&self) -> Result<Option<Duration>> {
+        let time = |minutes: f64| match Duration::try_from_secs_f64(60.0 * minutes) {
+            Ok(time) => Ok(time),
+            Err(_) => bail!("--save-every expects minutes from 0 on, got {minutes}"),
+        };
+        self.save_every.map(time).transpose()
     }
 
     /// Refuses what the architecture has no place for.

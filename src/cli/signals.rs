@@ -12,6 +12,8 @@ const STOPPED: i32 = 130;
 
 /// Whether there is training to be saved.
 static IS_TRAINING: AtomicBool = AtomicBool::new(false);
+/// Whether all there is to save is saved.
+static IS_WHOLE: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// From now on SIGINT, SIGTERM and SIGHUP are listened to: without training to be saved they leave at once. A SIGHUP
@@ -19,7 +21,13 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 pub fn listen() -> Result<()> {
     #[cfg(unix)]
     let ignores_hangup = hangup::is_ignored();
+    #[cfg(unix)]
+    file_size::ignore();
     ctrlc::set_handler(|| {
+        if IS_WHOLE.load(Ordering::SeqCst) {
+            note("\nstopped; the run is whole and saved");
+            std::process::exit(0);
+        }
         let is_first = !ASKED.swap(true, Ordering::SeqCst);
         let is_training = IS_TRAINING.load(Ordering::SeqCst);
         if !is_first || !is_training {
@@ -47,6 +55,11 @@ pub fn while_training<T>(training: impl FnOnce() -> T) -> T {
     result
 }
 
+/// From now on the run is whole and saved, and a signal ends the process in good order.
+pub fn run_is_whole() {
+    IS_WHOLE.store(true, Ordering::SeqCst);
+}
+
 /// Whether there was a signal.
 pub fn is_asked_to_stop() -> bool {
     ASKED.load(Ordering::SeqCst)
@@ -67,5 +80,14 @@ mod hangup {
     pub fn ignore() {
         // SAFETY: no handler of ours is installed, so none can do anything that is forbidden in one.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+}
+
+/// Without its signal, a limit on the size of files is an error like that of a full disk.
+#[cfg(unix)]
+mod file_size {
+    pub fn ignore() {
+        // SAFETY: no handler of ours is installed, so none can do anything that is forbidden in one.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     }
 }

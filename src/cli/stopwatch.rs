@@ -27,7 +27,7 @@ impl Stopwatch {
         let now = Instant::now();
         let part = match event {
             Event::Step(_) | Event::Skipped(_) | Event::Statistics(_) => &mut self.steps,
-            Event::Validating | Event::Validation(_) => &mut self.validation,
+            Event::Validating { .. } | Event::Validation(_) => &mut self.validation,
             Event::Saved(_) | Event::ChartsLost(_) => &mut self.checkpoints,
         };
         *part += now - self.last;

@@ -1,9 +1,35 @@
 //! Text from elsewhere on a terminal: control characters, which could rule it, are shown instead of sent.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// The longest error that is shown, in characters: it may quote what it found in a file.
 const LONGEST: usize = 2000;
+
+/// Standard output; an error says that it is what cannot be written.
+pub struct Output<W>(pub W);
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+fn named(error: io::Error) -> io::Error {
+    match error.kind() {
+        // Tried again by whoever writes.
+        io::ErrorKind::Interrupted => error,
+        kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
+    }
+}
+
+/// Whether standard error can show a bar that changes in place.
+pub fn takes_bars() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
 
 /// An error on one line: control characters are escaped, a backtrace is left out, and what is very long is cut.
 pub fn one_line(message: &str) -> String {

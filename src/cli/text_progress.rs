@@ -1,12 +1,12 @@
 //! How the work on a text is followed: a bar on a terminal, plain lines elsewhere, once it takes a while.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use candle_attention::text::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::note;
+use super::terminal::takes_bars;
 
 /// The time between two plain lines, and before the first.
 const QUIET: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ pub fn text_progress() -> impl FnMut(Progress) {
 }
 
 /// One pass over the texts.
-struct Stage {
+pub struct Stage {
     name: &'static str,
     begun: Instant,
     last_line: Instant,
@@ -38,18 +38,20 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(name: &'static str) -> Self {
+    /// A pass that begins now.
+    pub fn new(name: &'static str) -> Self {
         Self { name, begun: Instant::now(), last_line: Instant::now(), bar: None }
     }
 
-    fn show(&mut self, name: &'static str, done: u64, total: u64, unit: &str) {
+    /// Shows that `done` of `total` is done, in millions of `unit`.
+    pub fn show(&mut self, name: &'static str, done: u64, total: u64, unit: &str) {
         if self.name != name {
             self.finish();
             *self = Self::new(name);
         }
         let elapsed = self.begun.elapsed();
         let rate = done as f64 / elapsed.as_secs_f64() / 1e6;
-        if self.bar.is_none() && elapsed > SHORT && std::io::stderr().is_terminal() {
+        if self.bar.is_none() && elapsed > SHORT && takes_bars() {
             self.bar = Some(bar(name, total));
         }
         if let Some(bar) = &self.bar {

@@ -11,7 +11,7 @@ use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::{Run, check_vocabulary};
 use candle_attention::text::Tokenizer;
-use candle_attention::train::{Event, Outcome, RunFolder, Trainer, train};
+use candle_attention::train::{Event, Forecast, Outcome, RunFolder, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
@@ -37,7 +37,7 @@ pub struct TrainArgs {
     out: Option<PathBuf>,
     /// Go on with the run in --out; it keeps its options but for those given of --steps, --lr, --min-lr, --warmup,
     /// --schedule, --decay-steps, --weight-decay, --matrix-lr, --matrix-weight-decay, --embedding-lr, --head-lr, --clip,
-    /// --eval-every, --patience, --skip-bad-steps, --statistics-every.
+    /// --eval-every, --save-every, --patience, --skip-bad-steps, --statistics-every.
     /// TEXT is not needed: if it is given, it must be the same
     #[arg(long, requires = "out", conflicts_with = "config")]
     resume: bool,
@@ -59,7 +59,7 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     if args.resume {
         let root = args.out.as_deref().context("--resume goes with --out")?;
         let (trainer, folder) = resume(root, &args.options)?;
-        return follow(trainer, folder, begun, out);
+        return follow(trainer, folder, None, begun, out);
     }
     let options = match &args.config {
         Some(path) => args.options.or(&Options::from_file(path)?)?,
@@ -86,10 +86,13 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
     note(&prepared.description());
     note(&plan::recipe(&prepared, &train_options));
-    note(&plan::time(&prepared, &train_options)?);
+    let forecast = plan::forecast(&prepared, &train_options)?;
+    note(&plan::time(&forecast, &train_options));
     let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
-    let folder = create_folder(args.out, &options, &|root| RunFolder::create(root, tokenizer, &trainer, &settings))?;
-    follow(trainer, folder, begun, out)
+    let create = &|root: &Path| RunFolder::create(root, tokenizer, &trainer, &settings);
+    let mut folder = create_folder(args.out, &options, create)?;
+    options.save_time()?.into_iter().for_each(|time| folder.save_every(time));
+    follow(trainer, folder, Some(&forecast), begun, out)
 }
 
 /// Creates the folder that was asked for, or the first `runs/TEXT-N` that does not exist yet.
@@ -115,7 +118,7 @@ fn create_folder(
 }
 
 /// What may be given with --resume.
-const CHANGEABLE: [&str; 18] = [
+const CHANGEABLE: [&str; 19] = [
     "texts",
     "validation",
     "steps",
@@ -131,6 +134,7 @@ const CHANGEABLE: [&str; 18] = [
     "head-lr",
     "clip",
     "eval-every",
+    "save-every",
     "patience",
     "skip-bad-steps",
     "statistics-every",
@@ -149,7 +153,8 @@ fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     options.check_meaning()?;
     let train_options = options.train_options();
     train_options.validate()?;
-    let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    let (mut folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    options.save_time()?.into_iter().for_each(|time| folder.save_every(time));
     if folder.lost_metrics() > 0 {
         note(&format!(
             "training/metrics.jsonl has lost {} bytes since the checkpoint: the run goes on without them",
@@ -205,7 +210,13 @@ fn is_done(trainer: &Trainer) -> bool {
 }
 
 /// Trains to the end, or to the first Ctrl-C, and reports.
-fn follow(mut trainer: Trainer, mut folder: RunFolder, begun: Instant, out: &mut dyn Write) -> Result<()> {
+fn follow(
+    mut trainer: Trainer,
+    mut folder: RunFolder,
+    forecast: Option<&Forecast>,
+    begun: Instant,
+    out: &mut dyn Write,
+) -> Result<()> {
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
     if is_done(&trainer) {
@@ -219,12 +230,17 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, begun: Instant, out: &mut
     if warmup >= steps {
         note(&format!("the learning rate does not reach its highest: --warmup {warmup} is as long as --steps {steps}"));
     }
-    note(&format!("{} from step {} of {steps}", root.display(), trainer.step()));
-    let mut progress = Progress::new(steps, trainer.step());
+    note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.step()));
+    let mut progress = Progress::new(trainer.options(), trainer.step(), !trainer.corpus().validation.is_empty());
+    forecast.into_iter().for_each(|forecast| progress.expect_validation(forecast.validation));
+    let mut saved = trainer.step();
     let mut stopwatch = Stopwatch::new(begun);
     let on_event = &mut |event: Event| {
         stopwatch.hear(&event);
         progress.show(&event);
+        if let Event::Saved(step) = event {
+            saved = step;
+        }
         if signals::is_asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let outcome = signals::while_training(|| train(&mut trainer, Some(&mut folder), on_event));
@@ -233,7 +249,7 @@ fn follow(mut trainer: Trainer, mut folder: RunFolder, begun: Instant, out: &mut
     match outcome {
         Err(error) => {
             let message = one_line(&error.to_string());
-            Err(Failure(format!("{message}; the last checkpoint is kept: {on}")).into())
+            Err(Failure(format!("{message}; the checkpoint of step {saved} is kept: {on}")).into())
         }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
@@ -274,6 +290,7 @@ fn quoted(path: &Path) -> String {
 
 /// The loss curve, a sample, and where the run lies.
 fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mut dyn Write) -> Result<()> {
+    signals::run_is_whole();
     let root = folder.root();
     if let Some(curve) = chart::loss_curve(root)? {
         writeln!(out, "{curve}")?;

@@ -62,7 +62,8 @@ pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec
 ///
 /// # Errors
 /// If the file cannot be read, lies outside of its folder by a link, or needs more memory than there is; or tensors are
-/// missing, left over, misshapen, or not zero though `config` has no biases; all of them are listed.
+/// missing, left over, misshapen, not zero though `config` has no biases, or a head of its own though `config` ties it to the
+/// token embedding; they are listed, the first twelve by name.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)

@@ -31,7 +31,7 @@ pub struct SkippedFiles {
 
 impl fmt::Display for SkippedFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [(self.hidden, "hidden"), (self.empty, "empty"), (self.special, "no files")];
+        let named = [(self.hidden, "hidden"), (self.empty, "empty"), (self.special, "neither file nor folder")];
         let some: Vec<String> =
             named.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
         f.write_str(&some.join(", "))

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::{Device, Result, bail};
 use rand::SeedableRng;
@@ -15,6 +16,9 @@ use crate::model::ModelConfig;
 use crate::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, TokenizerChoice, Validation, prepare};
 
 const CONTEXT_LEN: usize = 5;
+
+/// No fault, on a disk that need not sync.
+const NEVER: Option<Fault> = Some(Fault::Killed(u64::MAX));
 
 fn data() -> (Tokenizer, Corpus) {
     prepared(None).unwrap()
@@ -62,6 +66,25 @@ fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
 
 /// The same with the ids of a new run in a file in `spill`, or in memory; `saved` hears of each step that is safe on disk.
 fn session_with(root: &Path, spill: Option<PathBuf>, breaks_off: bool, saved: &mut dyn FnMut(u64)) -> Result<Outcome> {
+    let mut made = 0;
+    session_heard(root, spill, None, &mut |event| {
+        match event {
+            Event::Step(report) => made = report.step,
+            Event::Saved(step) => saved(*step),
+            Event::Validating { .. } if breaks_off && made == 4 => return ControlFlow::Break(()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same with a time between checkpoints and a listener; it hears of the first checkpoint too.
+fn session_heard(
+    root: &Path,
+    spill: Option<PathBuf>,
+    save_every: Option<Duration>,
+    heard: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+) -> Result<Outcome> {
     let options = options();
     let (mut folder, mut trainer) = if RunFolder::exists(root) {
         let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
@@ -72,17 +95,9 @@ fn session_with(root: &Path, spill: Option<PathBuf>, breaks_off: bool, saved: &m
         let trainer = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu)?;
         (RunFolder::create(root, &tokenizer, &trainer, "")?, trainer)
     };
-    saved(trainer.step());
-    let mut step = 0;
-    train(&mut trainer, Some(&mut folder), &mut |event| {
-        match event {
-            Event::Step(report) => step = report.step,
-            Event::Saved(step) => saved(step),
-            Event::Validating if breaks_off && step == 4 => return ControlFlow::Break(()),
-            _ => {}
-        }
-        ControlFlow::Continue(())
-    })
+    save_every.into_iter().for_each(|time| folder.save_every(time));
+    let _ = heard(&Event::Saved(trainer.step()));
+    train(&mut trainer, Some(&mut folder), &mut |event| heard(&event))
 }
 
 /// All files of a finished run by their paths, without what depends on the time.
@@ -145,8 +160,7 @@ fn undisturbed() -> Vec<(String, Vec<u8>)> {
 fn changes() -> u64 {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
-    let never = Some(Fault::Killed(u64::MAX));
-    faults::with(never, || {
+    faults::with(NEVER, || {
         assert_eq!(session(&root, true).unwrap(), Outcome::Interrupted);
         assert_eq!(session(&root, false).unwrap(), Outcome::Finished);
     })
@@ -165,8 +179,7 @@ fn survives(faults: &[Fault], expected: &[(String, Vec<u8>)]) -> bool {
         struck.push(faults::with(Some(fault), disturbed).0.is_err());
         assert_eq!(root.exists(), RunFolder::exists(&root), "{label}: a folder that is no run");
     }
-    let never = Some(Fault::Killed(u64::MAX));
-    let outcome = faults::with(never, || session(&root, false)).0;
+    let outcome = faults::with(NEVER, || session(&root, false)).0;
     assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
     assert_same(&content(&root), expected, &label);
     for left in std::fs::read_dir(space.path()).unwrap() {
@@ -190,6 +203,43 @@ fn a_run_that_is_killed_at_any_change_of_the_disk_ends_as_if_it_was_not() {
 }
 
 #[test]
+fn a_run_that_saves_after_every_step_is_killed_and_loses_nothing_beyond_the_last() {
+    let (expected, mut last) = (undisturbed(), 0);
+    for n in (0..).step_by(3) {
+        let space = tempfile::tempdir().unwrap();
+        let root = space.path().join("run");
+        let (mut made, mut saved) = (0, 0);
+        let session_until_killed = || {
+            session_heard(&root, None, Some(Duration::ZERO), &mut |event| {
+                match event {
+                    Event::Step(report) => made = report.step,
+                    Event::Saved(step) => saved = *step,
+                    _ => {}
+                }
+                assert!(made <= saved + 1, "step {made} is made, and {saved} the last that is saved");
+                if saved == 5 && made == 5 {
+                    let weights = |of: &str| std::fs::read(root.join(of).join("model.safetensors")).unwrap();
+                    assert!(weights("") == weights("training/step-00000004"), "the best weights are not at the root");
+                }
+                ControlFlow::Continue(())
+            })
+        };
+        let outcome = faults::with(Some(Fault::Killed(n)), session_until_killed).0;
+        if RunFolder::exists(&root) {
+            let (_folder, _, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+            assert!(checkpoint.state.step >= saved, "killed at {n}: step {saved} was safe");
+        }
+        assert_eq!(faults::with(NEVER, || session(&root, false)).0.unwrap(), Outcome::Finished);
+        assert_same(&content(&root), &expected, &format!("killed at {n}"));
+        last = n;
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    assert!(last > 150, "{last} changes");
+}
+
+#[test]
 fn a_run_of_ids_in_memory_that_is_killed_while_it_is_created_leaves_none() {
     let expected = undisturbed();
     for n in 0.. {
@@ -198,7 +248,7 @@ fn a_run_of_ids_in_memory_that_is_killed_while_it_is_created_leaves_none() {
         let torn = faults::with(Some(Fault::Torn(n)), || session_with(&root, None, true, &mut |_| {})).0;
         assert!(torn.is_err(), "nothing failed at {n}");
         let is_created = root.exists();
-        let outcome = faults::with(Some(Fault::Killed(u64::MAX)), || session(&root, false)).0;
+        let outcome = faults::with(NEVER, || session(&root, false)).0;
         assert_eq!(outcome.unwrap(), Outcome::Finished);
         assert_same(&content(&root), &expected, &format!("torn at {n}"));
         if is_created {
@@ -238,7 +288,7 @@ fn a_power_failure_at_any_change_of_the_disk_leaves_a_run_that_ends_as_if_there_
                 let (_, _, checkpoint) = RunFolder::resume(&root, &Device::Cpu).expect(&label);
                 assert!(checkpoint.state.step >= *step, "{label}: step {step} was safe");
             }
-            let outcome = faults::with(Some(Fault::Killed(u64::MAX)), || session(&root, false)).0;
+            let outcome = faults::with(NEVER, || session(&root, false)).0;
             assert_eq!(outcome.unwrap_or_else(|error| panic!("{label}: {error}")), Outcome::Finished, "{label}");
             assert_same(&content(&root), &expected, &label);
         }

@@ -14,7 +14,8 @@
 //! training/settings.toml                    the settings the run was started with
 //! ```
 //!
-//! The last checkpoint and that of the best model are kept, older ones removed. Each file of a checkpoint has its checksum in
+//! The last checkpoint and that of the best model are kept, older ones removed. A checkpoint comes with each validation, and
+//! between them after some minutes: such a one has not been validated, so the best weights, once there are any, stay. Each file of a checkpoint has its checksum in
 //! `state.json`, which has its own.
 //!
 //! A run is what `training/current` names, so a crash is harmless at each of the moments of a save, in their order:
@@ -30,24 +31,24 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
 use super::Trainer;
 use super::checkpoint::{self, Checkpoint, RunState, SavedWeights, WEIGHTS};
+use super::inputs::{IDS, SETTINGS};
 use super::{generations, lock, space};
-use crate::errors::bare;
 use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
-use crate::text::{Corpus, Progress, Tokenizer};
 use crate::{files, input};
 
 pub(super) const TRAINING: &str = "training";
 const METRICS: &str = "metrics.jsonl";
-const SETTINGS: &str = "settings.toml";
-const IDS: &str = "ids.safetensors";
+
+/// The time between two checkpoints unless told otherwise.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
 
 /// The folder of a run in training.
 pub struct RunFolder {
@@ -57,8 +58,11 @@ pub struct RunFolder {
     charts: Charts,
     seconds_before: f64,
     begun: Instant,
+    save_every: Duration,
+    /// When the last checkpoint was written or opened.
+    saved: Instant,
     /// Of what lies at the root beside the weights.
-    root_checksums: BTreeMap<String, String>,
+    pub(super) root_checksums: BTreeMap<String, String>,
     /// The weights of the last checkpoint.
     current: Option<SavedWeights>,
     /// The weights that belong at the root.
@@ -72,48 +76,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates the folder `root`, and those around it, with a first checkpoint of `trainer`; it appears complete or not at all.
-    ///
-    /// `settings` is kept as it is for whoever resumes; see [`RunFolder::settings`].
-    ///
-    /// # Errors
-    /// If `root` exists already or cannot be written, or the disk has no space for all that the run will keep.
-    pub fn create(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
-        if fs::symlink_metadata(root).is_ok() {
-            bail!("{} already exists", root.display());
-        }
-        lock::remove_dead_staging_folders(root);
-        files::check_space(files::parent(root), "the run", space::of_run(trainer))?;
-        files::create_folders(files::parent(root))?;
-        let staging = files::staging_folder(root)?;
-        let written = Self::write_new(&staging, tokenizer, trainer, settings).and_then(|folder| folder.move_to(root));
-        if let Err(error) = &written {
-            // Best effort: the error that counts is the one that is returned.
-            let _ = files::remove_folder(&staging);
-            if fs::symlink_metadata(root).is_ok() {
-                bail!("{} already exists: it has come meanwhile", root.display());
-            }
-            bail!("cannot create {}: {}", root.display(), bare(error));
-        }
-        trainer.corpus().forget_temporary();
-        written
-    }
-
-    fn write_new(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
-        let (config, training) = (trainer.config(), root.join(TRAINING));
-        files::create_folder(&training)?;
-        let mut folder = Self::open(root)?;
-        files::write_new(&root.join("config.json"), config.to_json()?.as_bytes())?;
-        files::write_new(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
-        tokenizer.save(root, config.context_len)?;
-        trainer.corpus().save(&training.join(IDS))?;
-        files::write_new(&training.join(SETTINGS), settings.as_bytes())?;
-        folder.root_checksums = checkpoint::root_checksums(root)?;
-        folder.save(trainer)?;
-        Ok(folder)
-    }
-
-    fn move_to(self, root: &Path) -> Result<Self> {
+    /// The same folder where a new run belongs.
+    pub(super) fn move_to(self, root: &Path) -> Result<Self> {
         if cfg!(not(windows)) {
             // Fails if somebody else has put a run there meanwhile.
             files::rename_folder(&self.root, root)?;
@@ -188,21 +152,23 @@ impl RunFolder {
     }
 
     /// Opens the folder that training writes in, and holds its lock.
-    fn open(root: &Path) -> Result<Self> {
+    pub(super) fn open(root: &Path) -> Result<Self> {
         let training = root.join(TRAINING);
         match fs::symlink_metadata(&training) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => bail!("expected a folder, got a link or a file: {}", training.display()),
             Err(error) => bail!("cannot read {}: {error}", training.display()),
         }
-        let lock = lock::take(root, &training)?;
+        let (lock, now) = (lock::take(root, &training)?, Instant::now());
         Ok(Self {
             root: root.to_path_buf(),
             metrics: files::open_in_place(&training.join(METRICS))?,
             metrics_bytes: 0,
             charts: Charts::default(),
             seconds_before: 0.0,
-            begun: Instant::now(),
+            begun: now,
+            save_every: SAVE_EVERY,
+            saved: now,
             root_checksums: BTreeMap::new(),
             current: None,
             best: None,
@@ -210,49 +176,6 @@ impl RunFolder {
             lost_metrics: 0,
             _lock: lock,
         })
-    }
-
-    /// The ids that the run was trained on, if they are still there; see [`Corpus::open`].
-    ///
-    /// # Errors
-    /// If they are damaged.
-    pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
-        let path = self.root.join(TRAINING).join(IDS);
-        path.exists().then(|| Corpus::open(&path, progress)).transpose()
-    }
-
-    /// Replaces the ids, which may have been lost or damaged, by those of `corpus`.
-    ///
-    /// # Errors
-    /// If they cannot be written.
-    pub fn write_ids(&self, corpus: &Corpus) -> Result<()> {
-        let path = self.root.join(TRAINING).join(IDS);
-        let growing = files::sibling(&path);
-        files::remove_file(&growing)?;
-        corpus.save(&growing)?;
-        files::rename_file(&growing, &path)?;
-        corpus.forget_temporary();
-        Ok(())
-    }
-
-    /// The settings that the run in `root` was started with.
-    ///
-    /// # Errors
-    /// If there are none.
-    pub fn settings(root: &Path) -> Result<String> {
-        let path = root.join(TRAINING).join(SETTINGS);
-        match String::from_utf8(files::read(&path)?) {
-            Ok(settings) => Ok(settings),
-            Err(error) => bail!("{}: {error}", path.display()),
-        }
-    }
-
-    /// Replaces the settings, for whoever resumes next.
-    ///
-    /// # Errors
-    /// If they cannot be written.
-    pub fn write_settings(&self, settings: &str) -> Result<()> {
-        files::replace_with(&self.root.join(TRAINING).join(SETTINGS), settings.as_bytes())
     }
 
     /// Where the run lies.
@@ -295,6 +218,17 @@ impl RunFolder {
         self.seconds_before + self.begun.elapsed().as_secs_f64()
     }
 
+    /// Sets the time after which [`train`](super::train) writes a checkpoint where none has come with a validation: zero for one
+    /// after every step. It is ten minutes unless told otherwise, and changes nothing of how a run ends.
+    pub fn save_every(&mut self, time: Duration) {
+        self.save_every = time;
+    }
+
+    /// Whether that time has passed since the last checkpoint.
+    pub(super) fn is_save_due(&self) -> bool {
+        self.saved.elapsed() >= self.save_every
+    }
+
     /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. A step's checkpoint is
     /// written once: if it is the current one already, it stays as it is.
     ///
@@ -319,6 +253,7 @@ impl RunFolder {
             self.current = state.weights();
             self.set_best(state.published);
         }
+        self.saved = Instant::now();
         self.publish(trainer)?;
         self.remove_old()
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Result;
 
-use super::{Trainer, trainer::VALIDATION_BATCH_TOKENS};
+use super::Trainer;
 use crate::evaluate::side_by_side;
 
 /// The time that a run will take, from steps and batches of its validation that were made for that alone.
@@ -73,12 +73,10 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
 
 /// The time of a validation, from its first batches.
 fn measure_validation(trainer: &mut Trainer) -> Result<Duration> {
-    let tokens = trainer.corpus().validation.len();
-    if tokens == 0 {
+    if trainer.corpus().validation.is_empty() {
         return Ok(Duration::ZERO);
     }
-    let context_len = trainer.config().context_len;
-    let batches = tokens.saturating_sub(1) / (VALIDATION_BATCH_TOKENS / context_len).max(1) / context_len;
+    let batches = trainer.validation_batches();
     // Batches are computed in groups; what has passed when the first of a group is asked for is the time of whole groups.
     let (group, begun) = (side_by_side(), Instant::now());
     let (mut asked, mut measured) = (0, None);

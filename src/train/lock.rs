@@ -36,7 +36,7 @@ fn attempt(lock: &File) -> std::result::Result<(), TryLockError> {
     lock.try_lock()
 }
 
-/// Removes what processes that died while they created `root` have left, as far as it can be removed.
+/// Removes what processes that died while they created a run beside `root` have left, as far as it can be removed.
 pub(super) fn remove_dead_staging_folders(root: &Path) {
     /// No process takes as long from its folder to its lock.
     const YOUNG: Duration = Duration::from_secs(3600);

@@ -18,7 +18,12 @@ pub enum Event<'a> {
     /// What the last step did to each tensor.
     Statistics(&'a StatisticsReport),
     /// A batch of a validation is next: a long validation can be broken off here.
-    Validating,
+    Validating {
+        /// Batches that are done, or in work beside each other.
+        done: usize,
+        /// Batches in all.
+        batches: usize,
+    },
     /// A pass over the validation part is done.
     Validation(&'a ValidationReport),
     /// A checkpoint of this step is safe on disk.
@@ -39,12 +44,14 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options, with a validation, where the corpus has a part for it, and a checkpoint every
-/// `eval_every` steps and at the end. `on_event` hears of everything, and may break off at any time: the step is finished
-/// and saved, a validation is left for whoever resumes.
+/// `eval_every` steps and at the end, and a checkpoint alone where [some minutes](RunFolder::save_every) have passed without
+/// one. `on_event` hears of everything, and may break off at any time: the step is finished and saved, a validation is left
+/// for whoever resumes.
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays good. Before a failure ends
-/// the run, it is told in the metrics, and what was good is saved.
+/// the run, it is told in the metrics, and what was good is saved. A state is good where the step after it is: from another,
+/// who resumes would come to that step again, whatever the rate.
 pub fn train(
     trainer: &mut Trainer,
     mut folder: Option<&mut RunFolder>,
@@ -67,11 +74,8 @@ pub fn train(
                     log(folder.as_deref_mut(), &bad)?;
                     on_event(Event::Skipped(&bad)).is_break()
                 }
-                Ok(StepOutcome::Failed(bad)) => {
-                    let failure = format!("{bad}; {}", BadStep::ADVICE);
-                    return save_before(trainer, trainer.step() + 1, &failure, folder);
-                }
-                Err(error) => return save_before(trainer, trainer.step() + 1, &bare(&error).to_string(), folder),
+                Ok(StepOutcome::Failed(bad)) => return fail_at(&bad, folder),
+                Err(error) => return save_before(trainer, trainer.step() + 1, &error, folder, on_event),
             };
         }
         let step = trainer.step();
@@ -83,14 +87,22 @@ pub fn train(
                     on_event(Event::Validation(&report)).is_break()
                 }
                 Ok(None) => true,
-                Err(error) => return save_before(trainer, step, &bare(&error).to_string(), folder),
+                Err(error) => return save_before(trainer, step, &error, folder, on_event),
             };
         }
-        if (is_due || interrupted)
-            && let Some(folder) = &mut folder
+        if let Some(folder) = folder.as_deref_mut()
+            && (is_due || interrupted || folder.is_save_due())
         {
-            folder.save(trainer)?;
-            interrupted |= on_event(Event::Saved(step)).is_break();
+            let is_last = interrupted || step == steps;
+            match bad_ahead(trainer) {
+                Some(bad) if is_last || !trainer.may_skip()? => return fail_at(&bad, Some(folder)),
+                // It is skipped, and what comes then decides.
+                Some(_) => {}
+                None => {
+                    folder.save(trainer)?;
+                    interrupted |= on_event(Event::Saved(step)).is_break();
+                }
+            }
         }
         if let Some(error) = folder.as_mut().and_then(|folder| folder.take_charts_error()) {
             // Who breaks off here is heard at the next step, which is saved.
@@ -103,6 +115,19 @@ pub fn train(
     // Where steps were skipped, there were fewer to look at than it waits for.
     trainer.audit.conclude()?;
     Ok(Outcome::Finished)
+}
+
+/// The next step, where it is a reason not to save what stands before it: it is bad, and cannot be skipped or, as no sequence
+/// of it is good, is not worth skipping.
+fn bad_ahead(trainer: &Trainer) -> Option<BadStep> {
+    // A run is done with a validation, and needs no next step.
+    if trainer.step() == trainer.options().steps && !trainer.corpus().validation.is_empty() {
+        return None;
+    }
+    // An error is that step's to tell.
+    let bad = trainer.foresee().ok().flatten()?;
+    let may_skip = trainer.may_skip().is_ok_and(|may_skip| may_skip);
+    (bad.is_everywhere() || !may_skip).then_some(bad)
 }
 
 fn log(folder: Option<&mut RunFolder>, report: &impl Serialize) -> Result<()> {
@@ -125,22 +150,44 @@ fn tell_step(
     Ok(interrupted)
 }
 
-/// Saves the state before a failure, if it is sound, and gives the error that ends the run.
-fn save_before(trainer: &Trainer, step: u64, failure: &str, folder: Option<&mut RunFolder>) -> Result<Outcome> {
+/// Tells of the bad step that ends the run. Nothing is saved: from what stands before it, nobody could go on.
+fn fail_at(bad: &BadStep, folder: Option<&mut RunFolder>) -> Result<Outcome> {
+    let failure = format!("{bad}; {}", BadStep::ADVICE);
+    log_failure(folder, bad.step, &failure)?;
+    bail!("{failure}")
+}
+
+/// Saves the state before a failure, if it is good, and gives the error that ends the run.
+fn save_before(
+    trainer: &Trainer,
+    step: u64,
+    error: &Error,
+    mut folder: Option<&mut RunFolder>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    let failure = bare(error).to_string();
+    let is_good = trainer.unsound_weight()?.is_none() && bad_ahead(trainer).is_none();
+    // Where nothing is saved it is cut off with the steps that are made again.
+    log_failure(folder.as_deref_mut(), step, &failure)?;
+    if let Some(folder) = folder.filter(|_| is_good) {
+        if let Err(error) = folder.save(trainer) {
+            bail!("{failure}; the state before it cannot be saved: {}", bare(&error));
+        }
+        let _ = on_event(Event::Saved(trainer.step()));
+    }
+    bail!("{failure}")
+}
+
+fn log_failure(folder: Option<&mut RunFolder>, step: u64, failure: &str) -> Result<()> {
     #[derive(Serialize)]
     struct Failure<'a> {
         step: u64,
         failed: &'a str,
     }
-    if let Some(folder) = folder {
-        let is_sound = trainer.unsound_weight()?.is_none();
-        // Where nothing is saved it is cut off with the steps that are made again.
-        let told = folder.log(&Failure { step, failed: failure });
-        if let Err(error) = told.and_then(|()| if is_sound { folder.save(trainer) } else { Ok(()) }) {
-            bail!("{failure}; the state before it cannot be saved: {}", bare(&error));
-        }
+    match log(folder, &Failure { step, failed: failure }) {
+        Err(error) => bail!("{failure}; it cannot be told in the metrics: {}", bare(&error)),
+        Ok(()) => Ok(()),
     }
-    bail!("{failure}")
 }
 
 /// Validates unless `interrupted`; there is no report where the listener has broken off.
@@ -149,11 +196,13 @@ fn validate(
     mut interrupted: bool,
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Option<ValidationReport>> {
+    let (mut done, batches) = (0, trainer.validation_batches());
     trainer.validate_while(&mut || match interrupted {
         true => ControlFlow::Break(()),
         false => {
-            let flow = on_event(Event::Validating);
+            let flow = on_event(Event::Validating { done, batches });
             interrupted = flow.is_break();
+            done += 1;
             flow
         }
     })

@@ -70,6 +70,14 @@ impl fmt::Display for BadStep {
     }
 }
 
+/// What a step is made from.
+struct Computed {
+    loss: f64,
+    gradients: Gradients,
+    /// Of the gradients, by tensor.
+    norms: Vec<f64>,
+}
+
 /// What became of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
@@ -121,11 +129,7 @@ impl Trainer {
             Ok(report) => return Ok(StepOutcome::Done(report)),
             Err(bad) => bad,
         };
-        if let Some(name) = self.unsound_weight()? {
-            bad.reason = format!("{}, as {name} is no longer finite since the update before", bad.reason);
-            return Ok(StepOutcome::Failed(bad));
-        }
-        if self.counters.skipped_in_a_row >= self.options.skip_bad_steps {
+        if !self.may_skip()? {
             return Ok(StepOutcome::Failed(bad));
         }
         self.counters.skipped += 1;
@@ -133,6 +137,16 @@ impl Trainer {
         bad.skipped_steps = self.counters.skipped;
         self.step += 1;
         Ok(StepOutcome::Skipped(bad))
+    }
+
+    /// What is bad about the next step, if it is: nothing is changed.
+    pub(super) fn foresee(&self) -> Result<Option<BadStep>> {
+        Ok(self.compute(&self.next_batch()?)?.err())
+    }
+
+    /// Whether a step may be skipped that is bad.
+    pub(super) fn may_skip(&self) -> Result<bool> {
+        Ok(self.counters.skipped_in_a_row < self.options.skip_bad_steps && self.unsound_weight()?.is_none())
     }
 
     /// The norms of every tensor at the last step, if the options asked for them there.
@@ -158,18 +172,13 @@ impl Trainer {
     /// Makes the step, unless it is bad.
     fn attempt(&mut self, batch: &Batch) -> Result<std::result::Result<StepReport, BadStep>> {
         self.statistics = None;
-        let backward = self.backward();
         if !self.is_recording_checked {
-            backward.check_recording(batch)?;
+            self.backward().check_recording(batch)?;
         }
-        let (loss, mut gradients) = backward.gradients(batch, self.options.shards, self.options.accumulate)?;
-        let norms = gradients.norms()?;
-        if let Some(reason) = self.fault(loss, &norms) {
-            let bad = backward.bad_sequences(batch)?.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();
-            let (step, sequences) = (self.step + 1, batch.starts.clone());
-            let skipped_steps = self.counters.skipped;
-            return Ok(Err(BadStep { step, reason, sequences, bad_sequences: bad, skipped_steps }));
-        }
+        let Computed { loss, mut gradients, norms } = match self.compute(batch)? {
+            Ok(computed) => computed,
+            Err(bad) => return Ok(Err(bad)),
+        };
         self.is_recording_checked = true;
         self.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))?;
         let gradient_norm = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
@@ -179,6 +188,20 @@ impl Trainer {
         let learning_rate = self.options.learning_rate_at(self.step);
         self.update(&gradients, &norms, learning_rate)?;
         Ok(Ok(StepReport { step: self.step, loss, learning_rate, gradient_norm, tokens: batch.targets.len() }))
+    }
+
+    /// Loss and gradients of the next step on `batch`, unless it is bad.
+    fn compute(&self, batch: &Batch) -> Result<std::result::Result<Computed, BadStep>> {
+        let backward = self.backward();
+        let (loss, gradients) = backward.gradients(batch, self.options.shards, self.options.accumulate)?;
+        let norms = gradients.norms()?;
+        let Some(mut reason) = self.fault(loss, &norms) else { return Ok(Ok(Computed { loss, gradients, norms })) };
+        if let Some(name) = self.unsound_weight()? {
+            reason = format!("{reason}, as {name} is no longer finite since the update before");
+        }
+        let bad = backward.bad_sequences(batch)?.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();
+        let (step, sequences, skipped_steps) = (self.step + 1, batch.starts.clone(), self.counters.skipped);
+        Ok(Err(BadStep { step, reason, sequences, bad_sequences: bad, skipped_steps }))
     }
 
     /// Moves the weights, and all that follows them.
@@ -227,6 +250,11 @@ impl Trainer {
 }
 
 impl BadStep {
+    /// Whether no sequence is good, so that the weights are at fault and not the data.
+    pub(super) fn is_everywhere(&self) -> bool {
+        self.bad_sequences.len() == self.sequences.len()
+    }
+
     /// What often helps.
     pub(super) const ADVICE: &str = "a lower learning rate may help";
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{DropoutRates, ModelConfig};
@@ -84,6 +85,18 @@ fn end(root: &Path, trainer: &Trainer) -> End {
 
 /// Runs in `root` on so many threads, leaving after each of the steps `stops`.
 fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
+    run_saving(root, dropout, options, threads, stops, None)
+}
+
+/// The same with checkpoints between those of the validations.
+fn run_saving(
+    root: &Path,
+    dropout: f64,
+    options: &TrainOptions,
+    threads: usize,
+    stops: &[u64],
+    save_every: Option<Duration>,
+) -> End {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let (tokenizer, corpus) = data();
@@ -91,6 +104,7 @@ fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops:
         let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
         let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
         for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
+            save_every.into_iter().for_each(|time| folder.save_every(time));
             let on_event = &mut |event: Event| match event {
                 Event::Step(report) if Some(report.step) == stop => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
@@ -122,6 +136,35 @@ fn two_halves_are_the_whole_to_the_last_bit() {
             assert!(parts.weights == whole.weights && parts.moments == whole.moments, "{label}");
         }
     }
+}
+
+#[test]
+fn a_checkpoint_after_every_step_changes_nothing() {
+    for (label, dropout, options) in all_options() {
+        let space = tempfile::tempdir().unwrap();
+        let (seldom, often) = (space.path().join("seldom"), space.path().join("often"));
+        let whole = run(&seldom, dropout, &options, 1, &[]);
+        for stops in [&[][..], &[3, 8]] {
+            let saved = run_saving(&often, dropout, &options, 2, stops, Some(Duration::ZERO));
+            assert!(saved == whole, "{label}, stopped after {stops:?}");
+            assert_eq!(files(&often), files(&seldom), "{label}");
+            std::fs::remove_dir_all(&often).unwrap();
+        }
+    }
+}
+
+/// The names of all files of a run, but for the event files', whose names are those of the day, and the bytes at the root.
+fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![];
+    for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
+        let path = entry.unwrap().into_path();
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        if path.is_file() && !name.contains("tensorboard") {
+            let bytes = if name.contains("training") { vec![] } else { std::fs::read(&path).unwrap() };
+            files.push((name, bytes));
+        }
+    }
+    files
 }
 
 #[test]

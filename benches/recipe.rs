@@ -44,6 +44,12 @@ const VARIANTS: &[(&str, &str)] = &[
     ("momentum 0.75", "--momentum 0.75"),
     ("matrices at 0.03", "--matrix-lr 0.03"),
     ("weight decay 0.1", "--weight-decay 0.1 --matrix-weight-decay 0.1"),
+    ("weight decay 0.1, cautious", "--weight-decay 0.1 --matrix-weight-decay 0.1 --cautious-decay"),
+    ("cautious updates", "--cautious-updates"),
+    ("z-loss 0.0001", "--z-loss 0.0001"),
+    ("moving average of the weights", "--ema 0.98"),
+    ("batches from 4, growing over 40 %", "--batch-ramp 4:120"),
+    ("contexts from 16, growing over 40 %", "--context-ramp 16:120"),
     ("no clipping", "--clip 0"),
     ("batch 8", "--batch 8"),
     ("batch 18", "--batch 18"),
@@ -91,7 +97,7 @@ struct Length {
 impl Length {
     fn run(text: &Path, options: &str, steps: usize) -> Result<Self> {
         let count = steps.to_string();
-        // What stands in the options for the preset's length follows the length.
+        // What stands in the options in steps of the preset follows the length.
         let words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
         let mut words = scaled(words, steps);
         words.extend(["--steps".to_string(), count]);
@@ -118,12 +124,17 @@ impl Length {
     }
 }
 
-/// The words with the number behind `--decay-steps` stretched as the run is.
+/// The words with the steps behind `--decay-steps` and in ramps stretched as the run is.
 fn scaled(mut words: Vec<String>, steps: usize) -> Vec<String> {
-    if let Some(at) = words.iter().position(|word| word == "--decay-steps")
-        && let Some(Ok(decay)) = words.get(at + 1).map(|number| number.parse::<usize>())
-    {
-        words[at + 1] = (decay * steps / STEPS).max(1).to_string();
+    for at in 1..words.len() {
+        if !["--decay-steps", "--batch-ramp", "--context-ramp"].contains(&words[at - 1].as_str()) {
+            continue;
+        }
+        let (from, count) = words[at].split_once(':').map_or(("", words[at].as_str()), |(from, count)| (from, count));
+        if let Ok(count) = count.parse::<usize>() {
+            let colon = if from.is_empty() { "" } else { ":" };
+            words[at] = format!("{from}{colon}{}", (count * steps / STEPS).max(1));
+        }
     }
     words
 }

@@ -94,3 +94,49 @@ impl Text {
         recipe.by_recipe(&Preset::Quick.options()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokens that a recipe sees, and its weights without the vocabulary's.
+    fn work(recipe: &Options) -> (f64, usize) {
+        let (steps, batch, context) = (recipe.steps.unwrap(), recipe.batch.unwrap(), recipe.context.unwrap());
+        let (dim, layers) = (recipe.dim.unwrap(), recipe.layers.unwrap());
+        (steps as f64 * batch as f64 * context as f64, 12 * layers * dim * dim)
+    }
+
+    #[test]
+    fn every_text_gets_a_recipe_that_holds_together() {
+        for tokenizer in ["char", "byte", "bpe:512", "bpe:50000", "tokenizer.json"] {
+            let choice = tokenizer.parse().unwrap();
+            for (bytes, cores) in (0..=40).map(|power| 1 << power).flat_map(|bytes| [1, 2, 64].map(|n| (bytes, n))) {
+                let recipe = Text::new(bytes, &choice).recipe(cores).unwrap();
+                recipe.check().unwrap();
+                recipe.model_config(65, None).validate().unwrap();
+                assert!(recipe.validation_fraction.is_none_or(|fraction| fraction > 0.0 && fraction < 0.1));
+            }
+        }
+    }
+
+    #[test]
+    fn more_text_and_more_cores_are_worth_a_larger_model() {
+        let models = |texts: &[(u64, usize)]| -> Vec<usize> {
+            let recipe = |&(bytes, cores)| Text::new(bytes, &TokenizerChoice::Characters).recipe(cores).unwrap();
+            texts.iter().map(|text| work(&recipe(text)).1).collect()
+        };
+        let by_text = models(&[(10_000, 2), (100_000, 2), (1_000_000, 2), (30_000_000, 2), (1_000_000_000, 2)]);
+        assert!(by_text.is_sorted() && by_text[0] < by_text[2] && by_text[2] < by_text[4], "{by_text:?}");
+        let by_cores = models(&[(1_000_000, 1), (1_000_000, 4), (1_000_000, 16), (1_000_000, 64)]);
+        assert!(by_cores.is_sorted() && by_cores[0] < by_cores[3], "{by_cores:?}");
+    }
+
+    #[test]
+    fn a_short_text_is_not_read_too_often() {
+        for bytes in [20_000, 100_000, 400_000] {
+            let recipe = Text::new(bytes, &TokenizerChoice::Characters).recipe(64).unwrap();
+            let epochs = work(&recipe).0 / bytes as f64;
+            assert!(epochs <= MOST_EPOCHS * 1.01, "{bytes} bytes are read {epochs} times");
+        }
+    }
+}

@@ -82,8 +82,7 @@ fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = quick::rehearsal(space.path())?;
     for (name, options) in VARIANTS {
-        let options: Vec<&str> = options.split_whitespace().chain(["--steps", "2"]).collect();
-        println!("{name}: {:.4}", quick::train(&text, 1, &options)?.loss);
+        println!("{name}: {:.4}", quick::train(&text, 1, &words(options, 2))?.loss);
     }
     Ok(())
 }
@@ -96,12 +95,7 @@ struct Length {
 
 impl Length {
     fn run(text: &Path, options: &str, steps: usize) -> Result<Self> {
-        let count = steps.to_string();
-        // What stands in the options in steps of the preset follows the length.
-        let words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
-        let mut words = scaled(words, steps);
-        words.extend(["--steps".to_string(), count]);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let words = words(options, steps);
         let trainings = (1..=SEEDS).map(|seed| quick::train(text, seed, &words)).collect::<Result<_>>()?;
         Ok(Self { steps, trainings })
     }
@@ -124,8 +118,10 @@ impl Length {
     }
 }
 
-/// The words with the steps behind `--decay-steps` and in ramps stretched as the run is.
-fn scaled(mut words: Vec<String>, steps: usize) -> Vec<String> {
+/// The options for a run of so many steps: `--decay-steps` and ramps stretch with it.
+fn words(options: &str, steps: usize) -> Vec<String> {
+    let mut words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
+    words.extend(["--steps".to_string(), steps.to_string()]);
     for at in 1..words.len() {
         if !["--decay-steps", "--batch-ramp", "--context-ramp"].contains(&words[at - 1].as_str()) {
             continue;

@@ -19,12 +19,12 @@ pub struct Training {
 }
 
 /// One run, with more options.
-pub fn train(text: &Path, seed: usize, more: &[&str]) -> Result<Training> {
+pub fn train(text: &Path, seed: usize, more: &[impl AsRef<str>]) -> Result<Training> {
     let space = tempfile::tempdir()?;
     let root = space.path().join("run");
     let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-    command.args(["train", "--threads", THREADS, "--shards", THREADS]).args(more);
-    if !more.contains(&"--preset") {
+    command.args(["train", "--threads", THREADS, "--shards", THREADS]).args(more.iter().map(AsRef::as_ref));
+    if more.iter().all(|word| word.as_ref() != "--preset") {
         command.args(["--preset", "quick"]);
     }
     command.arg("--seed").arg(seed.to_string()).arg("--out").arg(&root).arg(text);

@@ -10,6 +10,7 @@ use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions};
 
 use super::grouped;
 use super::prepared::Prepared;
+use super::terminal::one_line;
 
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
 pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
@@ -54,9 +55,13 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
     )
 }
 
-/// How long the run will take, measured by some steps of a model that is equal to the run's.
+/// How long the run will take, measured by some steps of a model that is equal to the run's. Where one of these fails, the
+/// run will come to it and save what is good before.
 pub fn time(prepared: &Prepared, options: &TrainOptions) -> Result<String> {
-    let Forecast { step, validation, total, .. } = Forecast::measure(prepared.trainer(options)?)?;
+    let Forecast { step, validation, total, .. } = match Forecast::measure(prepared.trainer(options)?) {
+        Ok(forecast) => forecast,
+        Err(error) => return Ok(format!("time: unknown, as a step to measure it by fails: {}", one_line(&error.to_string()))),
+    };
     let validations = options.steps.div_ceil(options.eval_every);
     Ok(format!(
         "time, expected: {} ({:.1} ms a step, {validations} x {:.2} s to validate)",

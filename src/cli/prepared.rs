@@ -37,8 +37,8 @@ impl Prepared {
         if given.init.is_some() {
             return Self::from_folder(given, spill);
         }
-        // What is given is checked by itself first, but for a decay, which goes with a length that is still to be chosen.
-        TrainOptions { schedule: Schedule::Constant, ..given.train_options() }.validate()?;
+        // What is given is checked by itself first, but for what goes with a length or a batch that is still to be chosen.
+        TrainOptions { schedule: Schedule::Constant, accumulate: 1, ..given.train_options() }.validate()?;
         let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
         let documents = documents(given)?;
         let options = given.completed(&Text::new(documents.iter().map(Document::len).sum(), &choice))?;

@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
+use candle_attention::model::ModelConfig;
 use candle_attention::train::Schedule;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,10 @@ impl Options {
     /// the recipe's optimizer, schedule, sizes or length is left out or follows these.
     pub fn by_recipe(&self, recipe: &Self) -> Result<Self> {
         let mut rest = recipe.clone();
-        if differs(self.optimizer, recipe.optimizer) {
+        let architecture = recipe.architecture.unwrap_or_default();
+        let default = ModelConfig::of(architecture, 2);
+        let (heads, dim) = (recipe.heads.unwrap_or(default.num_heads), recipe.dim.unwrap_or(default.embed_dim));
+        if differs(self.optimizer, recipe.optimizer.unwrap_or_default()) {
             rest = Self {
                 optimizer: None,
                 lr: None,
@@ -71,17 +75,17 @@ impl Options {
                 ..rest
             };
         }
-        if differs(self.architecture, recipe.architecture) {
+        if differs(self.architecture, architecture) {
             rest = Self { kv_heads: None, head_dim: None, rope_theta: None, hidden: None, ..rest };
         }
-        if differs(self.dim, recipe.dim) || differs(self.heads, recipe.heads) {
+        if differs(self.dim, dim) || differs(self.heads, heads) {
             rest = Self { kv_heads: None, head_dim: None, ..rest };
         }
-        if differs(self.dim, recipe.dim) {
+        if differs(self.dim, dim) {
             let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % (2 * heads) == 0));
             rest = Self { heads, hidden: None, ..rest };
         }
-        if differs(self.tie, recipe.tie) {
+        if self.tie == Some(true) {
             rest.head_lr = None;
         }
         if let (Some(steps), Some(of_recipe)) = (self.steps, recipe.steps) {
@@ -90,8 +94,11 @@ impl Options {
             rest.decay_steps = scaled(rest.decay_steps).map(|n| n.max(1));
             rest.eval_every = scaled(rest.eval_every).map(|n| n.max(1));
         }
-        if differs(self.schedule, recipe.schedule) {
+        if differs(self.schedule, recipe.schedule.unwrap_or_default()) {
             rest.decay_steps = None;
+        }
+        if let (Some(steps), Some(warmup)) = (self.steps.or(rest.steps), self.warmup) {
+            rest.decay_steps = rest.decay_steps.map(|n| n.min(steps.saturating_sub(warmup)).max(1));
         }
         if self.schedule == Some(Schedule::Constant) {
             rest.min_lr = None;
@@ -100,9 +107,9 @@ impl Options {
     }
 }
 
-/// Whether an option is given, and not as in the recipe.
-fn differs<T: PartialEq>(given: Option<T>, recipe: Option<T>) -> bool {
-    given.is_some() && given != recipe
+/// Whether an option is given, and not as the recipe has it.
+fn differs<T: PartialEq>(given: Option<T>, recipe: T) -> bool {
+    given.is_some_and(|given| given != recipe)
 }
 
 #[cfg(test)]
@@ -138,6 +145,20 @@ mod tests {
 
         let wide = filled(Options { dim: Some(80), ..Default::default() });
         assert_eq!((wide.hidden, wide.layers), (None, quick.layers));
+
+        let warm = filled(Options { warmup: Some(100), ..Default::default() });
+        assert_eq!((warm.steps, warm.decay_steps), (Some(300), Some(200)));
+
+        // What is as the recipe has it, if only by default, changes nothing.
+        let sentences = Preset::Sentences.options().unwrap();
+        let given = Options {
+            optimizer: Some(OptimizerKind::AdamW),
+            schedule: Some(Schedule::Cosine),
+            dim: Some(128),
+            ..Default::default()
+        };
+        let options = given.by_recipe(&sentences).unwrap();
+        assert_eq!((options.lr, options.train_options()), (sentences.lr, sentences.train_options()));
 
         let longer = filled(Options { steps: quick.steps.map(|steps| 2 * steps), ..Default::default() });
         assert_eq!(longer.decay_steps, quick.decay_steps.map(|steps| 2 * steps));

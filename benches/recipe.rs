@@ -19,7 +19,8 @@ use support::timing::median;
 
 const SEEDS: usize = 3;
 const GOAL: f64 = 1.88;
-/// Steps of the preset.
+/// The preset, and its steps.
+const QUICK: &str = include_str!("../src/cli/presets/quick.toml");
 const STEPS: usize = 300;
 /// Between the lengths that are tried.
 const STRETCH: f64 = 1.35;
@@ -31,8 +32,8 @@ const VARIANTS: &[(&str, &str)] = &[
     ("quick", ""),
     ("architecture llama: queries and keys as they are", "--architecture llama"),
     ("architecture gpt2", "--architecture gpt2"),
-    ("AdamW at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
-    ("AdamW at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
+    ("AdamW throughout, at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
+    ("AdamW throughout, at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
     ("residual projections not at zero", "--zero-residual false"),
     ("tied embeddings", "--tie true"),
     ("embeddings at the rate of the rest", "--embedding-lr 0.01"),
@@ -44,6 +45,12 @@ const VARIANTS: &[(&str, &str)] = &[
     ("momentum 0.75", "--momentum 0.75"),
     ("matrices at 0.03", "--matrix-lr 0.03"),
     ("weight decay 0.1", "--weight-decay 0.1 --matrix-weight-decay 0.1"),
+    ("weight decay 0.1, cautious", "--weight-decay 0.1 --matrix-weight-decay 0.1 --cautious-decay"),
+    ("cautious updates", "--cautious-updates"),
+    ("z-loss 0.0001", "--z-loss 0.0001"),
+    ("moving average of the weights", "--ema 0.98"),
+    ("batches from 4, growing over 40 %", "--batch-ramp 4:120"),
+    ("contexts from 16, growing over 40 %", "--context-ramp 16:120"),
     ("no clipping", "--clip 0"),
     ("batch 8", "--batch 8"),
     ("batch 18", "--batch 18"),
@@ -58,6 +65,7 @@ const VARIANTS: &[(&str, &str)] = &[
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    anyhow::ensure!(QUICK.contains(&format!("\nsteps = {STEPS}\n")), "the preset has other steps than {STEPS}");
     let Some((text, names)) = args.split_first() else { return rehearse() };
     println!(
         "| variant | loss after {STEPS} steps | lowest and highest | ms a step | steps to {GOAL} | seconds to {GOAL} |"
@@ -76,8 +84,7 @@ fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = quick::rehearsal(space.path())?;
     for (name, options) in VARIANTS {
-        let options: Vec<&str> = options.split_whitespace().chain(["--steps", "2"]).collect();
-        println!("{name}: {:.4}", quick::train(&text, 1, &options)?.loss);
+        println!("{name}: {:.4}", quick::train(&text, 1, &words(options, 2))?.loss);
     }
     Ok(())
 }
@@ -90,12 +97,7 @@ struct Length {
 
 impl Length {
     fn run(text: &Path, options: &str, steps: usize) -> Result<Self> {
-        let count = steps.to_string();
-        // What stands in the options for the preset's length follows the length.
-        let words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
-        let mut words = scaled(words, steps);
-        words.extend(["--steps".to_string(), count]);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let words = words(options, steps);
         let trainings = (1..=SEEDS).map(|seed| quick::train(text, seed, &words)).collect::<Result<_>>()?;
         Ok(Self { steps, trainings })
     }
@@ -118,12 +120,19 @@ impl Length {
     }
 }
 
-/// The words with the number behind `--decay-steps` stretched as the run is.
-fn scaled(mut words: Vec<String>, steps: usize) -> Vec<String> {
-    if let Some(at) = words.iter().position(|word| word == "--decay-steps")
-        && let Some(Ok(decay)) = words.get(at + 1).map(|number| number.parse::<usize>())
-    {
-        words[at + 1] = (decay * steps / STEPS).max(1).to_string();
+/// The options for a run of so many steps: `--decay-steps` and ramps stretch with it.
+fn words(options: &str, steps: usize) -> Vec<String> {
+    let mut words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
+    words.extend(["--steps".to_string(), steps.to_string()]);
+    for at in 1..words.len() {
+        if !["--decay-steps", "--batch-ramp", "--context-ramp"].contains(&words[at - 1].as_str()) {
+            continue;
+        }
+        let (from, count) = words[at].split_once(':').map_or(("", words[at].as_str()), |(from, count)| (from, count));
+        if let Ok(count) = count.parse::<usize>() {
+            let colon = if from.is_empty() { "" } else { ":" };
+            words[at] = format!("{from}{colon}{}", (count * steps / STEPS).max(1));
+        }
     }
     words
 }

@@ -17,6 +17,11 @@ use crate::{input, memory};
 pub(crate) mod faults;
 #[cfg(test)]
 pub(crate) mod power;
+mod space;
+mod staging;
+
+pub(crate) use space::check_space;
+pub(crate) use staging::{staging_folder, staging_folders};
 
 /// One change of the disk. A crash comes before it, after it, or, where it has parts, in its middle.
 #[derive(Clone, Copy)]
@@ -258,35 +263,6 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
     Change::SyncFile(path).apply_or_say()
 }
 
-/// Refuses to begin what would need more space than there is where the folder `path` lies.
-///
-/// # Errors
-/// Naming `what` is to be written, and both figures.
-pub(crate) fn check_space(path: &Path, what: &str, needed: u64) -> Result<()> {
-    let Some(available) = available_space(path) else { return Ok(()) };
-    if needed > available {
-        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
-        bail!(
-            "no space for {what}: it needs {} on the disk of {}, with {} available",
-            megabytes(needed),
-            path.display(),
-            megabytes(available)
-        );
-    }
-    Ok(())
-}
-
-/// Bytes that can be written where the folder `path` lies, or will; `None` where the system does not say.
-fn available_space(path: &Path) -> Option<u64> {
-    #[cfg(test)]
-    if let Some(available) = faults::available_space() {
-        return Some(available);
-    }
-    let is_there = |folder: &&Path| folder.as_os_str().is_empty() || folder.exists();
-    let folder = path.ancestors().find(is_there).filter(|folder| !folder.as_os_str().is_empty());
-    fs4::available_space(folder.unwrap_or(Path::new("."))).ok()
-}
-
 /// What the name ends with of that which is not complete yet.
 pub(crate) const GROWING: &str = ".tmp";
 
@@ -296,35 +272,6 @@ pub(crate) fn sibling(path: &Path) -> PathBuf {
     name.push(GROWING);
     path.with_file_name(name)
 }
-
-/// Creates an empty folder beside `path` of a name that nobody else uses, to be renamed to `path` when it is complete.
-pub(crate) fn staging_folder(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    for n in 0.. {
-        let staging = path.with_file_name(format!(".{name}{STAGING}{}-{n}", std::process::id()));
-        match Change::CreateFolder(&staging).apply() {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(cannot("create", &staging, &error)),
-            Ok(()) => return Ok(staging),
-        }
-    }
-    bail!("no name is free beside {}", path.display())
-}
-
-/// The staging folders that there are beside `path`, for it and others, of this process and others.
-pub(crate) fn staging_folders(path: &Path) -> Vec<PathBuf> {
-    let is_staging = |name: &str| {
-        let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        let numbers = name.strip_prefix('.').and_then(|rest| rest.rsplit_once(STAGING)?.1.split_once('-'));
-        numbers.is_some_and(|(process, n)| digits(process) && digits(n))
-    };
-    let Ok(entries) = fs::read_dir(parent(path)) else { return Vec::new() };
-    let names = entries.flatten().filter(|entry| is_staging(&entry.file_name().to_string_lossy()));
-    names.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
-}
-
-/// What stands between the name of a folder and the numbers of the process that creates it.
-const STAGING: &str = ".attn-";
 
 /// The folder that `path` lies in.
 pub(crate) fn parent(path: &Path) -> &Path {

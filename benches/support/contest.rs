@@ -24,6 +24,7 @@ struct Side {
     answers: Vec<Vec<f64>>,
 }
 
+#[allow(dead_code, reason = "a bench prints one of the two tables")]
 impl Contest {
     /// Adds a side and starts its process.
     pub fn enter(&mut self, name: &'static str, command: Command) -> Result<()> {
@@ -62,6 +63,20 @@ impl Contest {
         });
         let others: String = others.collect();
         println!("| {label} | {} |{others}", rounded(median(first)));
+    }
+
+    /// A table in Markdown with a row for each side and two columns for each number of the answers, as in the other.
+    pub fn print_sides(&self, numbers: &[&str]) {
+        let heads: String = numbers.iter().map(|name| format!(" {name} | ratio |")).collect();
+        println!("| |{heads}\n|---|{}", "---|---|".repeat(numbers.len()));
+        for side in &self.sides {
+            let cells = (0..numbers.len()).map(|i| {
+                let own: Vec<f64> = side.answers.iter().map(|numbers| numbers[i]).collect();
+                let ratios = own.iter().zip(&self.sides[0].answers).map(|(own, first)| own / first[i]).collect();
+                format!(" {} | {:.2} |", rounded(median(own)), median(ratios))
+            });
+            println!("| {} |{}", side.name, cells.collect::<String>());
+        }
     }
 }
 

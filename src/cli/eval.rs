@@ -52,7 +52,11 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{:>10} {:>12} {:>10} {:>14} {:>14}  text", "loss", "perplexity", "bits/byte", "tokens", "bytes")?;
     let (mut all, mut bits) = (vec![], 0.0);
     for document in &documents {
-        let measured = measure(&run, document)?;
+        let measured =
+            measure(&run, document).map_err(|error| match error.to_string().starts_with(document.name()) {
+                true => error,
+                false => error.context(one_line(document.name())),
+            })?;
         let Measured { evaluation, bytes, .. } = &measured;
         writeln!(
             out,

@@ -14,6 +14,7 @@ mod prepared;
 mod presets;
 mod progress;
 mod resolve;
+mod resume;
 mod sample;
 mod signals;
 mod stopwatch;

@@ -21,7 +21,7 @@ pub struct Options {
     /// A text file to validate on, or a folder of them, instead of the last part of TEXT; may be given several times
     #[arg(long, value_name = "FILE")]
     pub validation: Vec<PathBuf>,
-    /// The part of TEXT, at its end, that is held out to validate on [default: 0.1]
+    /// The part of TEXT, at its end, that is held out to validate on [default: 0.1, of a large text less]
     #[arg(long, value_name = "FRACTION", conflicts_with = "validation")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
@@ -32,19 +32,20 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// A recipe that is built in, for whatever is not given; without one, the text's length and the machine choose
+    /// A recipe that is built in, for all that has no default here; without one, the text's length and the machine's cores choose,
+    /// and for the built-in corpus the recipe is sentences. With --dry-run it is shown
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// The model's form [default: gpt2]
+    /// The model's form
     #[arg(long, value_enum, help_heading = "Model")]
     pub architecture: Option<Architecture>,
-    /// Blocks [default: 4]
+    /// Blocks
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub layers: Option<usize>,
-    /// Attention heads; they divide --dim [default: 4]
+    /// Attention heads; they divide --dim
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub heads: Option<usize>,
-    /// Channels of the residual stream [default: 128]
+    /// Channels of the residual stream
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub dim: Option<usize>,
     /// Heads of keys and values, which divide --heads; not in gpt2 [default: as many as --heads]
@@ -59,22 +60,22 @@ pub struct Options {
     /// Channels inside the feed-forward networks [default: 4 times --dim; with a gate, in llama and qwen3, about 8/3 times]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub hidden: Option<usize>,
-    /// Positions the model sees at once [default: 64]
+    /// Positions the model sees at once
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub context: Option<usize>,
     /// Whether projections have biases, in gpt2 its norms too, in qwen3 those of attention alone [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     pub bias: Option<bool>,
-    /// Whether the output projection is the token embedding [default: true]
+    /// Whether the output projection is the token embedding
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     pub tie: Option<bool>,
-    /// Start the projections back into the residual stream at zero [default: false]
+    /// Start the projections back into the residual stream at zero
     #[arg(long, value_name = "BOOL", help_heading = "Model")]
     pub zero_residual: Option<bool>,
-    /// Optimizer steps [default: 2000, or 1500 on the built-in corpus]
+    /// Optimizer steps
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub steps: Option<u64>,
-    /// Sequences a step [default: 12]
+    /// Sequences a step
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch: Option<usize>,
     /// Parts of a batch that run side by side, each on one thread [default: one a core, at most 12]
@@ -93,31 +94,32 @@ pub struct Options {
     /// of --batch / N [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub accumulate: Option<usize>,
-    /// Highest learning rate [default: 0.001, or 0.003 on the built-in corpus]
+    /// Highest learning rate, under --optimizer muon that of all but the matrices inside the blocks; the other rates of a recipe
+    /// keep their proportion to it unless they are given
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
-    /// Learning rate at the end [default: a tenth of --lr]
+    /// Learning rate at the end
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub min_lr: Option<f64>,
-    /// Steps over which the learning rate rises [default: 100, or a tenth of --steps if that is less]
+    /// Steps over which the learning rate rises
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub warmup: Option<u64>,
-    /// How the learning rate goes on after the warm-up [default: cosine]
+    /// How the learning rate goes on after the warm-up
     #[arg(long, value_enum, help_heading = "Training")]
     pub schedule: Option<Schedule>,
-    /// Steps of the decay of --schedule warmup-stable-decay [default: a fifth of --steps]
+    /// Steps of the decay of --schedule warmup-stable-decay
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub decay_steps: Option<u64>,
-    /// What updates the weights [default: adamw]
+    /// What updates the weights
     #[arg(long, value_enum, help_heading = "Training")]
     pub optimizer: Option<OptimizerKind>,
-    /// Highest learning rate of the matrices inside the blocks, under --optimizer muon [default: 0.02]
+    /// Highest learning rate of the matrices inside the blocks, under --optimizer muon
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub matrix_lr: Option<f64>,
-    /// Weight decay of those matrices [default: 0.1]
+    /// Weight decay of those matrices
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub matrix_weight_decay: Option<f64>,
-    /// Muon's decay of the running mean of the gradient [default: 0.95]
+    /// Muon's decay of the running mean of the gradient
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub momentum: Option<f64>,
     /// Steps over which that decay rises from 0.85 [default: 0]
@@ -156,7 +158,7 @@ pub struct Options {
     /// AdamW's decay of the second moment [default: 0.99]
     #[arg(long, value_name = "BETA", help_heading = "Training")]
     pub beta2: Option<f64>,
-    /// AdamW's weight decay, on matrices only [default: 0.1]
+    /// AdamW's weight decay, on matrices only
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub weight_decay: Option<f64>,
     /// Global gradient norm above which gradients are scaled down; 0 for never [default: 1]
@@ -169,7 +171,7 @@ pub struct Options {
     /// [default: 0]
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub ema: Option<f64>,
-    /// Steps between validations, each followed by a checkpoint [default: a fifth of --steps]
+    /// Steps between validations, each followed by a checkpoint; unless a recipe says otherwise a fifth of --steps
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub eval_every: Option<u64>,
     /// Minutes after which a checkpoint is written where none came with a validation; 0 for one after every step [default: 10]
@@ -257,4 +259,22 @@ fn in_words(message: &str) -> String {
         ("expected a sequence", "expected a list"),
     ];
     words.iter().fold(message.to_string(), |message, (rust, word)| message.replace(rust, word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_a_file_speak_no_rust() {
+        for (toml, expected) in [
+            ("layers = \"2\"", "line 1: invalid type: string \"2\", expected a whole number from 0 on"),
+            ("\nsteps = -1", "line 2: invalid value: integer `-1`, expected a whole number from 0 on"),
+            ("lr = \"x\"", "line 1: invalid type: string \"x\", expected a number"),
+            ("texts = 1", "line 1: invalid type: integer `1`, expected a list"),
+            ("bias = 1", "line 1: invalid type: integer `1`, expected true or false"),
+        ] {
+            assert_eq!(Options::from_toml(toml).unwrap_err().to_string(), expected);
+        }
+    }
 }

@@ -10,6 +10,7 @@ use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions};
 
 use super::grouped;
 use super::prepared::Prepared;
+use super::terminal::one_line;
 
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
 pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
@@ -39,11 +40,14 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
         Schedule::WarmupStableDecay => "warm-up, stable, decay",
     };
     let optimizer = match options.optimizer {
-        OptimizerKind::AdamW => format!("AdamW at {:?}", options.learning_rate),
+        OptimizerKind::AdamW => format!("AdamW at {}", options.learning_rate),
         OptimizerKind::Muon => {
-            format!("Muon at {:?}, AdamW at {:?}", options.matrix_learning_rate, options.learning_rate)
+            format!("Muon at {}, AdamW at {}", options.matrix_learning_rate, options.learning_rate)
         }
     };
+    let own = [("embeddings", options.embedding_learning_rate), ("head", options.head_learning_rate)];
+    let own = own.into_iter().filter_map(|(group, rate)| Some(format!(", {group} at {}", rate?)));
+    let optimizer = optimizer + &own.collect::<String>();
     format!(
         "{} steps of {} sequences: {} tokens, {:.2} times the text; {optimizer}, {schedule}; batch in {} shards",
         grouped(options.steps as usize),
@@ -54,13 +58,20 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
     )
 }
 
-/// Measures how long the run will take by some steps of a model that is equal to the run's.
-pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<Forecast> {
-    Ok(Forecast::measure(prepared.trainer(options)?)?)
+/// Measures how long the run will take by some steps of a model that is equal to the run's. Where one of these fails, the
+/// run will come to it.
+pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<candle_core::Result<Forecast>> {
+    Ok(Forecast::measure(prepared.trainer(options)?))
 }
 
 /// How long the run will take, in a line.
-pub fn time(&Forecast { step, validation, total, .. }: &Forecast, options: &TrainOptions) -> String {
+pub fn time(forecast: &candle_core::Result<Forecast>, options: &TrainOptions) -> String {
+    let &Forecast { step, validation, total, .. } = match forecast {
+        Ok(forecast) => forecast,
+        Err(error) => {
+            return format!("time: unknown, as a step to measure it by fails: {}", one_line(&error.to_string()));
+        }
+    };
     let validations = options.steps.div_ceil(options.eval_every);
     format!(
         "time, expected: {} ({:.1} ms a step, {validations} x {:.2} s to validate)",

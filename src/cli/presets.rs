@@ -1,9 +1,7 @@
 //! Recipes with a name: files of options that are built in.
 
-use std::num::NonZero;
-use std::thread::available_parallelism;
-
 use anyhow::{Context, Result};
+use candle_attention::model::ModelConfig;
 use candle_attention::train::Schedule;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -47,16 +45,19 @@ impl Options {
         let recipe = match self.preset {
             Some(preset) => preset.options()?,
             None if self.texts.is_empty() => Preset::Sentences.options()?,
-            None => text.recipe(available_parallelism().map_or(1, NonZero::get))?,
+            None => text.recipe(rayon::current_num_threads().min(self.train_options().shards))?,
         };
         Ok(Self { preset: None, ..self.by_recipe(&recipe)? })
     }
 
     /// These options, and those of a `recipe` where one is not given and nothing given stands against it: what only fits
-    /// the recipe's optimizer, schedule, sizes or length is left out or follows these.
+    /// the recipe's optimizer, schedule, sizes or length is left out or follows these, and its rates keep their proportion.
     pub fn by_recipe(&self, recipe: &Self) -> Result<Self> {
         let mut rest = recipe.clone();
-        if differs(self.optimizer, recipe.optimizer) {
+        let architecture = recipe.architecture.unwrap_or_default();
+        let default = ModelConfig::of(architecture, 2);
+        let (heads, dim) = (recipe.heads.unwrap_or(default.num_heads), recipe.dim.unwrap_or(default.embed_dim));
+        if differs(self.optimizer, recipe.optimizer.unwrap_or_default()) {
             rest = Self {
                 optimizer: None,
                 lr: None,
@@ -71,27 +72,31 @@ impl Options {
                 ..rest
             };
         }
-        if differs(self.architecture, recipe.architecture) {
+        if differs(self.architecture, architecture) {
             rest = Self { kv_heads: None, head_dim: None, rope_theta: None, hidden: None, ..rest };
         }
-        if differs(self.dim, recipe.dim) || differs(self.heads, recipe.heads) {
+        if differs(self.dim, dim) || differs(self.heads, heads) {
             rest = Self { kv_heads: None, head_dim: None, ..rest };
         }
-        if differs(self.dim, recipe.dim) {
+        if differs(self.dim, dim) {
             let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % (2 * heads) == 0));
             rest = Self { heads, hidden: None, ..rest };
         }
-        if differs(self.tie, recipe.tie) {
+        if self.tie == Some(true) {
             rest.head_lr = None;
         }
+        rest = rest.at_rate(self.lr);
         if let (Some(steps), Some(of_recipe)) = (self.steps, recipe.steps) {
             let scaled = |n: Option<u64>| n.map(|n| (n as u128 * steps as u128 / of_recipe.max(1) as u128) as u64);
             rest.warmup = scaled(rest.warmup);
             rest.decay_steps = scaled(rest.decay_steps).map(|n| n.max(1));
             rest.eval_every = scaled(rest.eval_every).map(|n| n.max(1));
         }
-        if differs(self.schedule, recipe.schedule) {
+        if differs(self.schedule, recipe.schedule.unwrap_or_default()) {
             rest.decay_steps = None;
+        }
+        if let (Some(steps), Some(warmup)) = (self.steps.or(rest.steps), self.warmup) {
+            rest.decay_steps = rest.decay_steps.map(|n| n.min(steps.saturating_sub(warmup)).max(1));
         }
         if self.schedule == Some(Schedule::Constant) {
             rest.min_lr = None;
@@ -100,9 +105,24 @@ impl Options {
     }
 }
 
-/// Whether an option is given, and not as in the recipe.
-fn differs<T: PartialEq>(given: Option<T>, recipe: Option<T>) -> bool {
-    given.is_some() && given != recipe
+impl Options {
+    /// With all rates in the proportion that this one, if it is given, is to that of `--lr`.
+    pub fn at_rate(self, given: Option<f64>) -> Self {
+        let (Some(given), Some(lr)) = (given, self.lr) else { return self };
+        let scaled = |rate: Option<f64>| rate.map(|rate| rate * (given / lr));
+        Self {
+            min_lr: scaled(self.min_lr),
+            matrix_lr: scaled(self.matrix_lr),
+            embedding_lr: scaled(self.embedding_lr),
+            head_lr: scaled(self.head_lr),
+            ..self
+        }
+    }
+}
+
+/// Whether an option is given, and not as the recipe has it.
+fn differs<T: PartialEq>(given: Option<T>, recipe: T) -> bool {
+    given.is_some_and(|given| given != recipe)
 }
 
 #[cfg(test)]
@@ -136,8 +156,25 @@ mod tests {
         let adamw = filled(Options { optimizer: Some(OptimizerKind::AdamW), ..Default::default() });
         assert_eq!((adamw.momentum, adamw.lr, adamw.dim), (None, None, quick.dim));
 
+        let slow = filled(Options { lr: quick.lr.map(|lr| lr / 4.0), matrix_lr: Some(0.5), ..Default::default() });
+        assert_eq!((slow.embedding_lr, slow.matrix_lr), (quick.embedding_lr.map(|lr| lr / 4.0), Some(0.5)));
+
         let wide = filled(Options { dim: Some(80), ..Default::default() });
         assert_eq!((wide.hidden, wide.layers), (None, quick.layers));
+
+        let warm = filled(Options { warmup: Some(100), ..Default::default() });
+        assert_eq!((warm.steps, warm.decay_steps), (Some(300), Some(200)));
+
+        // What is as the recipe has it, if only by default, changes nothing.
+        let sentences = Preset::Sentences.options().unwrap();
+        let given = Options {
+            optimizer: Some(OptimizerKind::AdamW),
+            schedule: Some(Schedule::Cosine),
+            dim: Some(128),
+            ..Default::default()
+        };
+        let options = given.by_recipe(&sentences).unwrap();
+        assert_eq!((options.lr, options.train_options()), (sentences.lr, sentences.train_options()));
 
         let longer = filled(Options { steps: quick.steps.map(|steps| 2 * steps), ..Default::default() });
         assert_eq!(longer.decay_steps, quick.decay_steps.map(|steps| 2 * steps));

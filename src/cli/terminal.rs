@@ -1,6 +1,7 @@
 //! Text from elsewhere on a terminal: control characters, which could rule it, are shown instead of sent.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 /// The longest error that is shown, in characters: it may quote what it found in a file.
 const LONGEST: usize = 2000;
@@ -40,6 +41,13 @@ pub fn one_line(message: &str) -> String {
         line.push_str(" ...");
     }
     line
+}
+
+/// A path as a shell takes it.
+pub fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@%,:".contains(c);
+    if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 /// A line as it can be shown, where it may hold names from elsewhere.

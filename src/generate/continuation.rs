@@ -135,12 +135,16 @@ impl<'a> Writer<'a> {
             let stream = std::mem::replace(&mut self.stream, self.tokenizer.stream());
             self.held.extend_from_slice(stream.finish()?.as_bytes());
         }
-        let (mut certain, is_stopped) = until_stop(&mut self.held, self.stop);
-        if !is_stopped {
-            certain.append(&mut self.held);
-        }
-        Ok(certain)
+        Ok(before_stop(std::mem::take(&mut self.held), self.stop))
     }
+}
+
+/// What comes before the first whole stop text.
+fn before_stop(mut text: Vec<u8>, stop: &[String]) -> Vec<u8> {
+    let is_stop_at = |at: &usize| stop.iter().any(|stop| text[*at..].starts_with(stop.as_bytes()));
+    let end = (0..text.len()).find(is_stop_at).unwrap_or(text.len());
+    text.truncate(end);
+    text
 }
 
 /// Takes off the front what no stop text can begin in, and says whether one begins there.
@@ -159,7 +163,7 @@ fn until_stop(held: &mut Vec<u8>, stop: &[String]) -> (Vec<u8>, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::until_stop;
+    use super::{before_stop, until_stop};
 
     /// The text told when `pieces` come one by one, and whether it was stopped.
     fn told(pieces: &[&str], stop: &[&str]) -> (String, bool) {
@@ -173,7 +177,7 @@ mod tests {
                 return (String::from_utf8(told).unwrap(), true);
             }
         }
-        told.append(&mut held);
+        told.extend(before_stop(held, &stop));
         (String::from_utf8(told).unwrap(), false)
     }
 
@@ -188,6 +192,8 @@ mod tests {
             assert_eq!(told(&pieces, &["threes", "\n\n\n"]), (text.into(), false));
             assert_eq!(told(&pieces, &[]), (text.into(), false));
         }
+        // At the end a beginning is none, and what lies inside it may be whole.
+        assert_eq!(told(&["ab", "c"], &["abcd", "bc"]), ("a".into(), false));
         // What looked like a beginning was none, but the real one lies inside it.
         assert_eq!(told(&["a", "a", "a", "b"], &["aab"]), ("a".into(), true));
     }

@@ -79,6 +79,9 @@ pub(crate) fn weights_from_bytes(
     read_weights(path, TensorFile::from_bytes(path, bytes)?, config, device)
 }
 
+/// The token embedding's name in the model.
+const EMBEDDING: &str = "token_embedding.weight";
+
 /// A name on disk, the entry it belongs to, and whether it is its `weight` or its `bias`.
 type Found = (String, Entry, &'static str);
 
@@ -90,7 +93,7 @@ fn read_weights<R: Read + Seek>(
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>> {
     config.validate()?;
-    let (mut found, mut problems) = assigned(&file.tensors(), config);
+    let (mut found, copy, mut problems) = assigned(&file.tensors(), config);
     if problems.is_empty() {
         memory::check(&path.display().to_string(), config.parameter_bytes())?;
     } else {
@@ -105,12 +108,25 @@ fn read_weights<R: Read + Seek>(
             Err(error) => problems.push(format!("{on_disk}: {}", bare(&error))),
         }
     }
+    if let Some(copy) = copy.filter(|_| problems.is_empty()) {
+        let head = file.read(&copy, device)?.to_dtype(DType::F32)?;
+        if !is_same(&head, tensors.get(EMBEDDING))? {
+            problems.push(format!("{copy} is not the token embedding, which config.json ties the head to"));
+        }
+    }
     if problems.is_empty() { Ok(tensors) } else { Err(in_file(path, &problems)) }
 }
 
-/// For each tensor of the model that fits its name on disk, and what it is; and all that is wrong with the names, shapes
-/// and dtypes.
-fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Vec<String>) {
+fn is_same(tensor: &Tensor, other: Option<&Tensor>) -> Result<bool> {
+    match other.filter(|other| other.dims() == tensor.dims()) {
+        Some(other) => Ok(tensor.ne(other)?.max_all()?.to_scalar::<u8>()? == 0),
+        None => Ok(false),
+    }
+}
+
+/// For each tensor of the model that fits its name on disk, and what it is; the name on disk of a copy of the token embedding
+/// as the head; and all that is wrong with the names, shapes and dtypes.
+fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Option<String>, Vec<String>) {
     let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, info) in infos {
         if tensors::is_table(config.architecture, name) {
@@ -120,10 +136,8 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
             problems.push(format!("{twin} and {name} are the same tensor"));
         }
     }
-    if config.tie_embeddings {
-        // Tied by the configuration: some files hold the copy all the same.
-        on_disk.remove(&format!("{HEAD}.weight"));
-    }
+    // Tied by the configuration: some files hold the copy all the same.
+    let copy = if config.tie_embeddings { on_disk.remove(&format!("{HEAD}.weight")) } else { None };
     let mut found = Vec::new();
     for entry in tensors::entries(config) {
         for &suffix in entry.suffixes() {
@@ -136,7 +150,7 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
         }
     }
     problems.extend(on_disk.into_values().map(|(name, _)| format!("{name} has no place in the model")));
-    (found, problems)
+    (found, copy.map(|(name, _)| name), problems)
 }
 
 fn in_file(path: &Path, problems: &[String]) -> Error {

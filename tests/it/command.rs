@@ -216,6 +216,50 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     space.works("train --resume --out runs/a --steps 23");
 }
 
+#[test]
+fn checkpoints_by_time_are_an_option_that_changes_nothing() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --out run"));
+    space.works(&format!("train text.txt {SMALL} --save-every 0 --out often"));
+    let settings = std::fs::read_to_string(space.path("often/training/settings.toml")).unwrap();
+    assert!(settings.contains("save-every = 0.0"), "{settings}");
+    let told = space.attn("train --resume --out often --save-every 0.5 --steps 13");
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(!told.contains("save_every") && told.contains("step 13/13"), "{told}");
+    space.works("train --resume --out run --steps 13");
+    for file in ["model.safetensors", "training/step-00000013/optimizer.safetensors"] {
+        assert!(
+            std::fs::read(space.path("run").join(file)).unwrap()
+                == std::fs::read(space.path("often").join(file)).unwrap()
+        );
+    }
+    for minutes in ["-1", "nan", "inf"] {
+        space.refuses(
+            &format!("train text.txt {SMALL} --save-every {minutes}"),
+            "--save-every expects minutes from 0 on",
+        );
+    }
+}
+
+/// What the error says goes to the end.
+#[test]
+fn a_run_that_has_diverged_goes_on_at_a_lower_rate() {
+    let space = Space::new();
+    let start =
+        format!("train text.txt --preset gpt2 {SMALL} --lr 1e5 --out run").replace("--steps 12 ", "--steps 60 ");
+    for (often, more) in [("6", ""), ("1", ""), ("6", "--save-every 0"), ("6", "--validation-fraction 0")] {
+        let output =
+            space.attn(&format!("{} {more}", start.replace("--eval-every 6", &format!("--eval-every {often}"))));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{often} {more}: {message}");
+        let advice = message.lines().last().unwrap();
+        assert!(advice.contains("a lower learning rate may help; the checkpoint of step "), "{message}");
+        assert!(advice.ends_with(" is kept: attn train --resume --out run"), "{message}");
+        assert!(space.works("train --resume --out run --lr 0.001").contains("60 steps in"), "{often} {more}");
+        std::fs::remove_dir_all(space.path("run")).unwrap();
+    }
+}
+
 /// Trains, goes on, starts from, evaluates and generates, past the context too.
 #[test]
 fn every_preset_goes_all_the_way() {
@@ -533,4 +577,61 @@ fn an_interrupt_saves_and_says_how_to_go_on() {
     assert!(printed.contains("stopped and saved") && printed.contains("attn train --resume --out run"), "{printed}");
     let step: u64 = printed.split("at step ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     space.works(&format!("train --resume --out run --steps {}", step + 2));
+}
+
+#[test]
+fn a_text_of_one_character_is_told_as_such() {
+    let space = Space::new();
+    space.write("one.txt", "a".repeat(500).as_bytes());
+    space.refuses(&format!("train one.txt {SMALL}"), "expected a text of several kinds of tokens");
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    /// The outcome of a line of a shell, in which `$0` is the command.
+    fn shell(space: &Space, line: &str) -> (Option<i32>, String) {
+        let mut command = Command::new("sh");
+        let output =
+            command.args(["-c", line, env!("CARGO_BIN_EXE_attn")]).current_dir(space.0.path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_one_line() {
+        let space = Space::new();
+        let (code, message) = shell(&space, "$0 example >/dev/full");
+        assert_eq!((code, message.lines().count()), (Some(2), 1), "{message}");
+        assert!(message.contains("cannot write to standard output: No space left on device"), "{message}");
+
+        let (code, message) = shell(&space, "ulimit -v 1000000; $0 --threads 1000 example");
+        assert_eq!((code, message.lines().count()), (Some(1), 1), "{message}");
+        assert!(
+            message.contains("cannot start the threads") && message.contains("--threads N takes fewer"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_limit_on_the_size_of_files_is_an_error_that_leaves_nothing() {
+        let space = Space::new();
+        let sizes = SMALL.replace("--dim 16", "--dim 128");
+        let (code, message) = shell(&space, &format!("ulimit -f 100; $0 train text.txt {sizes} --out run"));
+        assert!(code == Some(2) && message.contains("File too large"), "{code:?}: {message}");
+        assert_eq!(entries(space.0.path()), ["text.txt"]);
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf8_is_shown() {
+        let space = Space::new();
+        let name = std::ffi::OsStr::from_bytes(b"a\xff.txt");
+        std::fs::copy(space.path("text.txt"), space.0.path().join(name)).unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_attn")).arg("train").arg(name).current_dir(space.0.path()).output();
+        let message = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(message.contains("a\u{fffd}.txt: expected a path in UTF-8"), "{message}");
+    }
 }

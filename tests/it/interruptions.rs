@@ -246,6 +246,21 @@ fn a_request_to_stop_learning_one_batch_by_heart_leaves_nothing() {
 }
 
 #[test]
+fn a_request_to_stop_the_closing_sample_finds_the_run_whole() {
+    let space = Space::new();
+    let sizes = SIZES.replace("--layers 1", "--layers 12").replace("--dim 16", "--dim 256");
+    let mut child = space.start(&format!("train text.txt --out run {sizes} --preset gpt2 --steps 1"));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("a sample, at temperature")));
+    send("TERM", &child);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.ends_with("stopped; the run is whole and saved\n"), "{told}");
+    assert!(lines.all(|line| !line.unwrap().contains("more text:")), "too late for this test");
+}
+
+#[test]
 fn a_hangup_that_was_ignored_at_the_start_stays_so() {
     let space = Space::new();
     let line = format!("trap '' HUP; exec \"$0\" train text.txt --out run {SIZES} --steps 300");

@@ -222,6 +222,25 @@ fn weights_are_found_under_the_names_of_other_files() {
 }
 
 #[test]
+fn a_head_that_is_not_the_embedding_it_is_tied_to_is_refused() {
+    let config = ModelConfig::open(&folder("llama_tied")).unwrap();
+    let theirs = folder("llama_tied").join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&theirs, &Device::Cpu).unwrap();
+    let embedding = tensors["model.embed_tokens.weight"].clone();
+    let (v, c) = embedding.dims2().unwrap();
+    let space = tempfile::tempdir().unwrap();
+    let path = space.path().join("model.safetensors");
+    let last = (embedding.narrow(0, v - 1, 1).unwrap() + 1e-3).unwrap();
+    let other = Tensor::cat(&[embedding.narrow(0, 0, v - 1).unwrap(), last], 0).unwrap();
+    for head in [other, Tensor::zeros((v + 1, c), DType::F32, &Device::Cpu).unwrap()] {
+        tensors.insert("lm_head.weight".into(), head);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let error = load_weights(&path, &config, &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("lm_head.weight is not the token embedding"), "{error}");
+    }
+}
+
+#[test]
 fn a_new_model_has_the_names_of_a_fixture() {
     // Guards against a fixture compared with itself: what is built here lists the same tensors.
     let config = ModelConfig::open(&folder("qwen3")).unwrap();

@@ -28,6 +28,8 @@ mod dropout;
 #[cfg(feature = "lm")]
 mod exact_resume;
 #[cfg(feature = "lm")]
+mod forecast;
+#[cfg(feature = "lm")]
 mod hostile;
 #[cfg(all(feature = "cli", unix))]
 mod interruptions;

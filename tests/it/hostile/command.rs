@@ -153,6 +153,7 @@ const MAY_BE_ZERO: [&str; 20] = [
     "--beta2",
     "--weight-decay",
     "--clip",
+    "--save-every",
     "--label-smoothing",
     "--z-loss",
     "--ema",

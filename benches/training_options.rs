@@ -1,0 +1,122 @@
+//! What the options of training cost: milliseconds of a step and peak memory, beside the same training without.
+//!
+//!     cargo bench --bench training_options
+//!
+//! Each side is a process of its own, with nanoGPT's sizes for the CPU; a turn is the median of some steps after one that is
+//! not counted, a figure the median of the turns. The peak is the `VmHWM` of Linux; elsewhere there is none.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result};
+use candle_attention::memory;
+use candle_attention::model::{DropoutRates, ModelConfig};
+use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::train::{Event, OptimizerKind, RunFolder, TrainOptions, Trainer, train};
+use candle_core::Device;
+
+#[path = "../src/allocator.rs"]
+mod allocator;
+
+mod support {
+    pub mod contest;
+    pub mod peer;
+    pub mod timing;
+}
+use support::{contest::Contest, peer, timing};
+
+const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
+
+/// Layers, channels, positions and sequences; the steps of a turn, and the number of turns.
+const CPU: ([usize; 4], u64, usize) = ([4, 128, 64, 12], 20, 9);
+const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 4], 2, 1);
+
+/// An option, and how it is set.
+type Side = (&'static str, fn(&mut TrainOptions, &mut ModelConfig));
+
+/// The first is what the others are compared with.
+const SIDES: &[Side] = &[
+    ("AdamW", |_, _| {}),
+    ("in a run's folder", |_, _| {}),
+    ("statistics of every 10th step", |options, _| options.statistics_every = 10),
+    ("statistics of every step", |options, _| options.statistics_every = 1),
+    ("moving average of the weights", |options, _| options.ema = 0.999),
+    ("dropout 0.1", |_, config| config.dropout = DropoutRates::all(0.1)),
+    ("label smoothing 0.1", |options, _| options.label_smoothing = 0.1),
+    ("z-loss 0.0001", |options, _| options.z_loss = 1e-4),
+    ("no clipping", |options, _| options.clip_norm = 0.0),
+    ("cautious updates", |options, _| options.cautious_updates = true),
+    ("skipping bad steps", |options, _| options.skip_bad_steps = 1),
+    ("accumulation in 2 parts", |options, _| options.accumulate = 2),
+    ("accumulation in 6 parts", |options, _| options.accumulate = 6),
+    ("Muon", |options, _| options.optimizer = OptimizerKind::Muon),
+];
+
+fn main() -> Result<()> {
+    allocator::keep_freed_memory();
+    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    if let Some(side) = peer::served_side() {
+        return serve(&side);
+    }
+    let (sizes, steps, turns) = if is_bench { CPU } else { TINY };
+    let sizes: String = sizes.iter().map(|size| format!(" {size}")).collect();
+    let mut contest = Contest::default();
+    for (i, (name, _)) in SIDES.iter().enumerate() {
+        contest.enter(name, peer::this_bench(&format!("{i}{sizes}"))?)?;
+    }
+    contest.ask(&steps.to_string(), turns)?;
+    contest.print_sides(&["ms a step", "peak, MiB"]);
+    Ok(())
+}
+
+/// Answers as the side, to a number of steps: with the median of their milliseconds, and the peak so far.
+fn serve(side: &str) -> Result<()> {
+    let numbers = side.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    let [side, layers, channels, context, batch] = numbers[..] else { anyhow::bail!("expected a side, got {side:?}") };
+    let (name, set) = SIDES.get(side).context("expected one of the sides")?;
+    let (mut trainer, tokenizer) = trainer(*set, [layers, channels, context, batch])?;
+    let peak =
+        || memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0);
+    if *name != "in a run's folder" {
+        return peer::serve(|steps| {
+            trainer.train_step()?;
+            let times =
+                (0..steps.parse()?).map(|_: u64| timing::ms(|| trainer.train_step())).collect::<Result<_, _>>()?;
+            Ok(vec![timing::median(times), peak()])
+        });
+    }
+    let space = tempfile::tempdir()?;
+    let mut folder = RunFolder::create(&space.path().join("run"), &tokenizer, &trainer, "")?;
+    peer::serve(|steps| {
+        // From one event to the next is a step with the writing of its metrics.
+        let (mut left, mut times, mut begun) = (steps.parse::<u64>()? + 1, vec![], None);
+        train(&mut trainer, Some(&mut folder), &mut |event| {
+            if let Event::Step(_) = event {
+                let before = begun.replace(std::time::Instant::now());
+                times.extend(before.map(|before| before.elapsed().as_secs_f64() * 1e3));
+                left -= 1;
+            }
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(vec![timing::median(times), peak()])
+    })
+}
+
+/// A trainer with a shard a thread, of a run that is longer than any turn.
+fn trainer(
+    set: fn(&mut TrainOptions, &mut ModelConfig),
+    [num_layers, embed_dim, context_len, batch_size]: [usize; 4],
+) -> Result<(Trainer, Tokenizer)> {
+    let documents = [Document::new("text", TEXT.repeat(2000))];
+    let in_memory = CorpusOptions::in_memory(context_len);
+    let (tokenizer, corpus): (_, Corpus) =
+        prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, &in_memory, &mut |_| {})?;
+    let (num_heads, hidden_dim) = ((embed_dim / 32).max(1), 4 * embed_dim);
+    let sizes = ModelConfig::gpt2(tokenizer.vocab_size());
+    let mut config = ModelConfig { num_layers, num_heads, embed_dim, context_len, hidden_dim, ..sizes };
+    let steps = 1_000_000;
+    let mut options =
+        TrainOptions { steps, eval_every: steps, batch_size, shards: peer::THREADS, ..Default::default() };
+    set(&mut options, &mut config);
+    Ok((Trainer::new(&config, &options, corpus, &Device::Cpu)?, tokenizer))
+}

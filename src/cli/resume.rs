@@ -1,0 +1,105 @@
+//! `attn train --resume`: from a run's folder and what is given to a trainer that goes on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use candle_attention::run::check_vocabulary;
+use candle_attention::text::Tokenizer;
+use candle_attention::train::{RunFolder, Trainer};
+use candle_core::Device;
+
+use super::document::spill_beside;
+use super::options::Options;
+use super::plan;
+use super::prepared::encode;
+use super::progress::note;
+use super::terminal::quoted;
+use super::text_progress::text_progress;
+use super::train::is_done;
+
+/// What may be given with --resume.
+const CHANGEABLE: [&str; 19] = [
+    "texts",
+    "validation",
+    "steps",
+    "lr",
+    "min-lr",
+    "warmup",
+    "schedule",
+    "decay-steps",
+    "weight-decay",
+    "matrix-lr",
+    "matrix-weight-decay",
+    "embedding-lr",
+    "head-lr",
+    "clip",
+    "eval-every",
+    "save-every",
+    "patience",
+    "skip-bad-steps",
+    "statistics-every",
+];
+
+/// Opens the run in `root` at its last checkpoint.
+pub fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
+    if let Some(name) = given.given()?.iter().find(|name| !CHANGEABLE.contains(&name.as_str())) {
+        bail!("--{name} cannot be given with --resume: the run keeps its own");
+    }
+    if !RunFolder::exists(root) {
+        bail!("{} is no run to resume: it has no training/current", root.display());
+    }
+    let saved = Options::from_toml(&RunFolder::settings(root)?).context("training/settings.toml")?;
+    let options = given.or(&saved)?.followed_up(given, &saved);
+    options.check_meaning()?;
+    let train_options = options.train_options();
+    train_options.validate()?;
+    let (mut folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
+    options.save_time()?.into_iter().for_each(|time| folder.save_every(time));
+    if folder.lost_metrics() > 0 {
+        note(&format!(
+            "training/metrics.jsonl has lost {} bytes since the checkpoint: the run goes on without them",
+            folder.lost_metrics()
+        ));
+    }
+    let tokenizer = Tokenizer::from_file(root)?;
+    check_vocabulary(root, &config, &tokenizer)?;
+    let has_texts = !(given.texts.is_empty() && given.validation.is_empty());
+    let kept = if has_texts { Ok(None) } else { folder.ids(&mut text_progress()) };
+    let kept = kept.context("TEXT, if it is given, makes the ids of the run anew")?;
+    let is_kept = kept.is_some();
+    let corpus = match kept {
+        Some(corpus) => corpus,
+        None => {
+            check_texts(root, given, &saved)?;
+            encode(&tokenizer, &options, config.context_len, spill_beside(root))?
+        }
+    };
+    plan::check_memory(&config, &corpus, &train_options)?;
+    let changes = checkpoint.state.options.differences(&train_options)?;
+    let trainer = Trainer::resume(checkpoint, &config, &train_options, corpus, &Device::Cpu)?;
+    if !is_kept {
+        folder.write_ids(trainer.corpus())?;
+    }
+    folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
+    if !changes.is_empty() && !is_done(&trainer) {
+        let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
+        note(&format!("from here on {}: the end is no longer that of the run before the change", changes.join(", ")));
+    }
+    Ok((trainer, folder))
+}
+
+/// Refuses to read texts that only the settings of a run name: whoever made its folder could name any file.
+fn check_texts(root: &Path, given: &Options, saved: &Options) -> Result<()> {
+    let is_given = |given: &[PathBuf], saved: &[PathBuf]| saved.is_empty() || !given.is_empty();
+    if is_given(&given.texts, &saved.texts) && is_given(&given.validation, &saved.validation) {
+        return Ok(());
+    }
+    let texts = saved.texts.iter().map(|path| format!(" {}", quoted(path)));
+    let validation = saved.validation.iter().map(|path| format!(" --validation {}", quoted(path)));
+    bail!(
+        "expected all texts of the run to be given, as its settings alone are not followed to them; if these are yours: \
+         attn train{} --resume --out {}",
+        texts.chain(validation).collect::<String>(),
+        quoted(root)
+    )
+}

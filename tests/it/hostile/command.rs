@@ -139,7 +139,7 @@ fn every_option_endures_every_value() {
 }
 
 /// Options of a number that may be 0, and of those the ones that take fractions.
-const MAY_BE_ZERO: [&str; 20] = [
+const MAY_BE_ZERO: [&str; 21] = [
     "--warmup",
     "--patience",
     "--skip-bad-steps",

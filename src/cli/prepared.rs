@@ -51,8 +51,12 @@ impl Prepared {
         if tokenizer.vocab_size() < 2 {
             bail!("expected a text of several kinds of tokens, got one of a single character, again and again");
         }
-        let is_divided = Options { validation_fraction: expected.validation_fraction, ..given.clone() };
-        let options = is_divided.completed(&Text::of(&corpus, &tokenizer))?;
+        let validation_fraction = match validation {
+            Validation::Fraction(fraction) => Some(fraction),
+            Validation::Documents(_) => None,
+        };
+        let divided = Options { validation_fraction, ..given.clone() };
+        let options = divided.completed(&Text::of(&corpus, &tokenizer))?;
         options.check()?;
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {

@@ -53,25 +53,3 @@ pub(super) fn remove_dead_staging_folders(root: &Path) {
         let _ = files::remove_folder(staging);
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_dead_have_left_is_removed_and_nothing_else() {
-        let space = tempfile::tempdir().unwrap();
-        let path = |name: &str| space.path().join(name);
-        let (dead, living) = (path(".other run.attn-17-0"), path(".run.attn-17-1"));
-        for folder in [&dead, &living] {
-            fs::create_dir_all(folder.join(TRAINING)).unwrap();
-            fs::write(folder.join(TRAINING).join(LOCK), "").unwrap();
-        }
-        let _lock = take(&living, &living.join(TRAINING)).unwrap();
-        // Nobody's, or that of a process that has yet to take its lock.
-        let others = [".run.attn-17", ".run.attn-17-1x", "run.attn-17-1", ".attn-17-1", ".run.attn-18-0"].map(path);
-        others.iter().for_each(|folder| fs::create_dir(folder).unwrap());
-        remove_dead_staging_folders(&path("run"));
-        assert!(!dead.exists() && living.exists() && others.iter().all(|folder| folder.exists()));
-    }
-}

@@ -85,7 +85,9 @@ fn what_dead_processes_have_left_beside_a_new_run_is_removed_and_nothing_else() 
     let living = lock(".run.attn-1-0");
     living.lock().unwrap();
     drop(lock(".run.attn-2-0"));
-    for other in [".run.attn-2-0-old", ".run.attn-", ".other.attn-2-0", "run.attn-2-0"] {
+    // Of a run of another name.
+    drop(lock(".other run.attn-2-0"));
+    for other in [".run.attn-2-0-old", ".run.attn-", ".attn-2-0", "run.attn-2-0"] {
         drop(lock(other));
     }
     // Perhaps about to take its lock.
@@ -94,7 +96,7 @@ fn what_dead_processes_have_left_beside_a_new_run_is_removed_and_nothing_else() 
     let names = std::fs::read_dir(space.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
     names.sort();
-    let expected = [".other.attn-2-0", ".run.attn-", ".run.attn-1-0", ".run.attn-2-0-old", ".run.attn-3-0"];
+    let expected = [".attn-2-0", ".run.attn-", ".run.attn-1-0", ".run.attn-2-0-old", ".run.attn-3-0"];
     assert_eq!(names, [&expected[..], &["run", "run.attn-2-0"]].concat());
 }
 

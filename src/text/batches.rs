@@ -37,6 +37,30 @@ impl Batch {
         Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
     }
 
+    /// Refuses windows that are not as many or as long as the batch says.
+    ///
+    /// # Errors
+    /// With the size expected and the one there is.
+    pub fn check(&self) -> Result<()> {
+        let (b, t) = (self.batch_size, self.seq_len);
+        if b == 0 || t == 0 {
+            bail!("batch: expected at least one window of at least one id, got {b} of {t}");
+        }
+        let documents = self.documents.as_ref().map(Vec::len);
+        for (name, got) in [("inputs", self.inputs.len()), ("targets", self.targets.len())]
+            .into_iter()
+            .chain(documents.map(|got| ("numbers of documents", got)))
+        {
+            if b.checked_mul(t) != Some(got) {
+                bail!("batch: expected {b} times {t} {name}, got {got}");
+            }
+        }
+        if self.starts.len() != b {
+            bail!("batch: expected the starts of {b} windows, got {}", self.starts.len());
+        }
+        Ok(())
+    }
+
     /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let count = count.clamp(1, self.batch_size.max(1));

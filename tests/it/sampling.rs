@@ -131,6 +131,11 @@ fn what_chooses_nothing_is_refused() {
     }
     // A penalty beyond what f32 holds is one all the same.
     assert_eq!(options.probabilities(&[f32::MAX, 1.0], &[0]).unwrap(), [1.0, 0.0]);
+    // So is one that takes all that could come to the lowest number there is: they are alike then.
+    let options = SamplingOptions { repetition_penalty: 1e308, ..Default::default() };
+    let logits = [-20.0, -30.0, f32::NEG_INFINITY];
+    assert_eq!(options.probabilities(&logits, &[0, 1, 2]).unwrap(), [0.5, 0.5, 0.0]);
+    assert_eq!(options.probabilities(&logits, &[0]).unwrap(), [0.0, 1.0, 0.0]);
 }
 
 /// A model of bytes whose texts are long and wild, and sometimes end.

@@ -19,7 +19,8 @@ use support::timing::median;
 
 const SEEDS: usize = 3;
 const GOAL: f64 = 1.88;
-/// Steps of the preset.
+/// The preset, and its steps.
+const QUICK: &str = include_str!("../src/cli/presets/quick.toml");
 const STEPS: usize = 300;
 /// Between the lengths that are tried.
 const STRETCH: f64 = 1.35;
@@ -31,8 +32,8 @@ const VARIANTS: &[(&str, &str)] = &[
     ("quick", ""),
     ("architecture llama: queries and keys as they are", "--architecture llama"),
     ("architecture gpt2", "--architecture gpt2"),
-    ("AdamW at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
-    ("AdamW at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
+    ("AdamW throughout, at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
+    ("AdamW throughout, at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
     ("residual projections not at zero", "--zero-residual false"),
     ("tied embeddings", "--tie true"),
     ("embeddings at the rate of the rest", "--embedding-lr 0.01"),
@@ -64,6 +65,7 @@ const VARIANTS: &[(&str, &str)] = &[
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    anyhow::ensure!(QUICK.contains(&format!("\nsteps = {STEPS}\n")), "the preset has other steps than {STEPS}");
     let Some((text, names)) = args.split_first() else { return rehearse() };
     println!(
         "| variant | loss after {STEPS} steps | lowest and highest | ms a step | steps to {GOAL} | seconds to {GOAL} |"

@@ -4,7 +4,7 @@
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench record -- tinyshakespeare.txt [SEEDS]
 //!
 //! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by seed, each with two
-//! threads. In the median a seed that does not reach 1.88 takes for ever. Without that variable torch's side is missing.
+//! threads. The torch side validates at its start too, as nanoGPT does. The last row's ratio is that of the medians; in the median a seed that does not reach 1.88 takes for ever. Without that variable torch's side is missing.
 
 use std::path::Path;
 use std::process::Command;

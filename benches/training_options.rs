@@ -75,11 +75,13 @@ fn serve(side: &str) -> Result<()> {
     let [side, layers, channels, context, batch] = numbers[..] else { anyhow::bail!("expected a side, got {side:?}") };
     let (name, set) = SIDES.get(side).context("expected one of the sides")?;
     let (mut trainer, tokenizer) = trainer(*set, [layers, channels, context, batch])?;
-    let peak = || memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0);
+    let peak =
+        || memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0);
     if *name != "in a run's folder" {
         return peer::serve(|steps| {
             trainer.train_step()?;
-            let times = (0..steps.parse()?).map(|_: u64| timing::ms(|| trainer.train_step())).collect::<Result<_, _>>()?;
+            let times =
+                (0..steps.parse()?).map(|_: u64| timing::ms(|| trainer.train_step())).collect::<Result<_, _>>()?;
             Ok(vec![timing::median(times), peak()])
         });
     }

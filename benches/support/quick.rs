@@ -51,7 +51,7 @@ pub fn timed(command: &mut Command) -> Result<(f64, String)> {
     Ok((milliseconds / 1e3, String::from_utf8(output.stdout)?))
 }
 
-/// A text to rehearse on, where none is given, and options that make a run of some steps of it.
+/// A text to rehearse on, where none is given.
 pub fn rehearsal(folder: &Path) -> Result<std::path::PathBuf> {
     let text = folder.join("text.txt");
     std::fs::write(&text, "The cat that the children saw yesterday ran down the old street.\n".repeat(200))?;

@@ -5,7 +5,7 @@
 //! weight sees some tokens, as was best in the sweeps of docs/recipe.md; the rates are those of the preset `quick`.
 
 use anyhow::Result;
-use candle_attention::text::TokenizerChoice;
+use candle_attention::text::{Corpus, Tokenizer, TokenizerChoice};
 
 use super::options::Options;
 use super::presets::Preset;
@@ -39,16 +39,22 @@ const SIZES: [[usize; 4]; 8] = [
 /// Channels of a head.
 const HEAD_DIM: usize = 32;
 
-/// What is known before a text is read.
+/// Steps below which not even short words are learned, however short the text.
+const LEAST_STEPS: u64 = 100;
+
+/// What a recipe is chosen for.
 #[derive(Clone, Copy, Debug)]
 pub struct Text {
+    /// To train and to validate on.
     tokens: f64,
+    /// To validate on, where that is settled.
+    validation: Option<f64>,
     vocab_size: f64,
 }
 
 impl Text {
-    /// A text of so many bytes.
-    pub fn new(bytes: u64, tokenizer: &TokenizerChoice) -> Self {
+    /// A text of so many bytes, as it may be expected before it is read.
+    pub fn expected(bytes: u64, tokenizer: &TokenizerChoice) -> Self {
         // A token of some thousand is three to five bytes long in most languages.
         let (bytes_a_token, vocab_size) = match tokenizer {
             TokenizerChoice::Characters => (1.0, 100.0),
@@ -56,7 +62,14 @@ impl Text {
             TokenizerChoice::Bpe(size) => ((*size as f64).log2().max(8.0) / 3.0, *size as f64),
             TokenizerChoice::File(_) => (4.0, 32_000.0),
         };
-        Self { tokens: bytes as f64 / bytes_a_token, vocab_size }
+        Self { tokens: bytes as f64 / bytes_a_token, validation: None, vocab_size }
+    }
+
+    /// A text that has been read.
+    pub fn of(corpus: &Corpus, tokenizer: &Tokenizer) -> Self {
+        let [train, validation] = [&corpus.train, &corpus.validation].map(|ids| ids.len() as f64);
+        let vocab_size = tokenizer.vocab_size() as f64;
+        Self { tokens: train + validation, validation: Some(validation).filter(|tokens| *tokens > 0.0), vocab_size }
     }
 
     /// Multiplications and additions of training on one token, and weights that take part in them.
@@ -66,19 +79,24 @@ impl Text {
         (6.0 * weights + 7.0 * l * t * c, weights)
     }
 
-    /// The recipe for this text on a machine of so many cores.
-    pub fn recipe(&self, cores: usize) -> Result<Options> {
+    /// The sizes for a machine of so many cores, and the tokens to train on, many of them several times.
+    fn sizes(&self, cores: usize) -> ([usize; 4], f64) {
         let seconds = (SECONDS * (self.tokens / 1e6).cbrt()).clamp(LEAST_SECONDS, MOST_SECONDS);
         let work = seconds * SPEED * cores as f64;
         let tokens = |sizes| (work / self.cost(sizes).0).min(MOST_EPOCHS * self.tokens);
         let is_worth = |sizes: &&[usize; 4]| tokens(**sizes) >= TOKENS_A_WEIGHT * self.cost(**sizes).1;
         let sizes = SIZES.iter().rev().find(is_worth).copied().unwrap_or(SIZES[0]);
-        let [dim, layers, context, tokens_a_step] = sizes;
-        let tokens = tokens(sizes);
-        let steps = ((tokens / tokens_a_step as f64) as u64).max(100);
+        (sizes, tokens(sizes))
+    }
+
+    /// The recipe for this text on a machine of so many cores.
+    pub fn recipe(&self, cores: usize) -> Result<Options> {
+        let ([dim, layers, context, tokens_a_step], tokens) = self.sizes(cores);
+        let steps = ((tokens / tokens_a_step as f64) as u64).max(LEAST_STEPS);
         // So much that all validations together take a small part of the time.
         let validation_fraction = (tokens / (15.0 * self.tokens)).min(0.1);
-        let context = context.min((self.tokens * validation_fraction / 2.0) as usize).max(8);
+        let validation = self.validation.unwrap_or(self.tokens * validation_fraction);
+        let context = context.min((validation / 2.0) as usize).max(8);
         let recipe = Options {
             validation_fraction: (validation_fraction < 0.1).then_some(validation_fraction),
             layers: Some(layers),
@@ -111,7 +129,7 @@ mod tests {
         for tokenizer in ["char", "byte", "bpe:512", "bpe:50000", "tokenizer.json"] {
             let choice = tokenizer.parse().unwrap();
             for (bytes, cores) in (0..=40).map(|power| 1 << power).flat_map(|bytes| [1, 2, 64].map(|n| (bytes, n))) {
-                let recipe = Text::new(bytes, &choice).recipe(cores).unwrap();
+                let recipe = Text::expected(bytes, &choice).recipe(cores).unwrap();
                 recipe.check().unwrap();
                 recipe.model_config(65, None).validate().unwrap();
                 assert!(recipe.validation_fraction.is_none_or(|fraction| fraction > 0.0 && fraction < 0.1));
@@ -122,7 +140,7 @@ mod tests {
     #[test]
     fn more_text_and_more_cores_are_worth_a_larger_model() {
         let models = |texts: &[(u64, usize)]| -> Vec<usize> {
-            let recipe = |&(bytes, cores)| Text::new(bytes, &TokenizerChoice::Characters).recipe(cores).unwrap();
+            let recipe = |&(bytes, cores)| Text::expected(bytes, &TokenizerChoice::Characters).recipe(cores).unwrap();
             texts.iter().map(|text| work(&recipe(text)).1).collect()
         };
         let by_text = models(&[(10_000, 2), (100_000, 2), (1_000_000, 2), (30_000_000, 2), (1_000_000_000, 2)]);
@@ -132,9 +150,17 @@ mod tests {
     }
 
     #[test]
+    fn windows_fit_what_is_there_to_validate_on() {
+        let text = Text { tokens: 3000.0, validation: Some(60.0), vocab_size: 2000.0 };
+        let recipe = text.recipe(2).unwrap();
+        assert!(recipe.context.is_some_and(|context| context <= 30), "{:?}", recipe.context);
+        assert_eq!(recipe.batch.unwrap() * recipe.context.unwrap() / 100, 5);
+    }
+
+    #[test]
     fn a_short_text_is_not_read_too_often() {
         for bytes in [20_000, 100_000, 400_000] {
-            let recipe = Text::new(bytes, &TokenizerChoice::Characters).recipe(64).unwrap();
+            let recipe = Text::expected(bytes, &TokenizerChoice::Characters).recipe(64).unwrap();
             let epochs = work(&recipe).0 / bytes as f64;
             assert!(epochs <= MOST_EPOCHS * 1.01, "{bytes} bytes are read {epochs} times");
         }

@@ -94,7 +94,8 @@ pub struct Options {
     /// of --batch / N [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub accumulate: Option<usize>,
-    /// Highest learning rate, under --optimizer muon that of all but the matrices inside the blocks
+    /// Highest learning rate, under --optimizer muon that of all but the matrices inside the blocks; the other rates of a recipe
+    /// keep their proportion to it unless they are given
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
     /// Learning rate at the end

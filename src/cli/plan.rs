@@ -40,11 +40,14 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
         Schedule::WarmupStableDecay => "warm-up, stable, decay",
     };
     let optimizer = match options.optimizer {
-        OptimizerKind::AdamW => format!("AdamW at {:?}", options.learning_rate),
+        OptimizerKind::AdamW => format!("AdamW at {}", options.learning_rate),
         OptimizerKind::Muon => {
-            format!("Muon at {:?}, AdamW at {:?}", options.matrix_learning_rate, options.learning_rate)
+            format!("Muon at {}, AdamW at {}", options.matrix_learning_rate, options.learning_rate)
         }
     };
+    let own = [("embeddings", options.embedding_learning_rate), ("head", options.head_learning_rate)];
+    let own = own.into_iter().filter_map(|(group, rate)| Some(format!(", {group} at {}", rate?)));
+    let optimizer = optimizer + &own.collect::<String>();
     format!(
         "{} steps of {} sequences: {} tokens, {:.2} times the text; {optimizer}, {schedule}; batch in {} shards",
         grouped(options.steps as usize),
@@ -60,7 +63,9 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
 pub fn time(prepared: &Prepared, options: &TrainOptions) -> Result<String> {
     let Forecast { step, validation, total, .. } = match Forecast::measure(prepared.trainer(options)?) {
         Ok(forecast) => forecast,
-        Err(error) => return Ok(format!("time: unknown, as a step to measure it by fails: {}", one_line(&error.to_string()))),
+        Err(error) => {
+            return Ok(format!("time: unknown, as a step to measure it by fails: {}", one_line(&error.to_string())));
+        }
     };
     let validations = options.steps.div_ceil(options.eval_every);
     Ok(format!(

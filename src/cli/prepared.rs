@@ -41,14 +41,16 @@ impl Prepared {
         TrainOptions { schedule: Schedule::Constant, accumulate: 1, ..given.train_options() }.validate()?;
         let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
         let documents = documents(given)?;
-        let options = given.completed(&Text::new(documents.iter().map(Document::len).sum(), &choice))?;
-        options.check()?;
-        // The sizes are checked before the text is read through, with the smallest vocabulary.
-        let sizes = options.model_config(2, None);
-        sizes.validate()?;
-        let validation = validation(&options)?;
-        let corpus_options = CorpusOptions { context_len: sizes.context_len, spill: Some(spill) };
+        // What the text's length alone leads to is checked before it is read through, with the smallest vocabulary.
+        let expected = given.completed(&Text::expected(documents.iter().map(Document::len).sum(), &choice))?;
+        expected.check()?;
+        expected.model_config(2, None).validate()?;
+        let validation = validation(&expected)?;
+        let corpus_options = CorpusOptions { context_len: 1, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
+        let is_divided = Options { validation_fraction: expected.validation_fraction, ..given.clone() };
+        let options = is_divided.completed(&Text::of(&corpus, &tokenizer))?;
+        options.check()?;
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {
             Some(id) if corpus.train.contains(id)? || corpus.validation.contains(id)? => Some(id),
@@ -56,6 +58,7 @@ impl Prepared {
         };
         let config = options.model_config(tokenizer.vocab_size(), end_of_text_id);
         config.validate()?;
+        corpus.check_context(config.context_len)?;
         options.train_options().validate_for(&config, &corpus)?;
         Ok(Self { options, tokenizer, choice, corpus, config, init: None })
     }

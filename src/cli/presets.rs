@@ -1,8 +1,5 @@
 //! Recipes with a name: files of options that are built in.
 
-use std::num::NonZero;
-use std::thread::available_parallelism;
-
 use anyhow::{Context, Result};
 use candle_attention::model::ModelConfig;
 use candle_attention::train::Schedule;
@@ -48,13 +45,13 @@ impl Options {
         let recipe = match self.preset {
             Some(preset) => preset.options()?,
             None if self.texts.is_empty() => Preset::Sentences.options()?,
-            None => text.recipe(available_parallelism().map_or(1, NonZero::get))?,
+            None => text.recipe(rayon::current_num_threads().min(self.train_options().shards))?,
         };
         Ok(Self { preset: None, ..self.by_recipe(&recipe)? })
     }
 
     /// These options, and those of a `recipe` where one is not given and nothing given stands against it: what only fits
-    /// the recipe's optimizer, schedule, sizes or length is left out or follows these.
+    /// the recipe's optimizer, schedule, sizes or length is left out or follows these, and its rates keep their proportion.
     pub fn by_recipe(&self, recipe: &Self) -> Result<Self> {
         let mut rest = recipe.clone();
         let architecture = recipe.architecture.unwrap_or_default();
@@ -88,6 +85,7 @@ impl Options {
         if self.tie == Some(true) {
             rest.head_lr = None;
         }
+        rest = rest.at_rate(self.lr);
         if let (Some(steps), Some(of_recipe)) = (self.steps, recipe.steps) {
             let scaled = |n: Option<u64>| n.map(|n| (n as u128 * steps as u128 / of_recipe.max(1) as u128) as u64);
             rest.warmup = scaled(rest.warmup);
@@ -104,6 +102,21 @@ impl Options {
             rest.min_lr = None;
         }
         self.or(&rest)
+    }
+}
+
+impl Options {
+    /// With all rates in the proportion that this one, if it is given, is to that of `--lr`.
+    pub fn at_rate(self, given: Option<f64>) -> Self {
+        let (Some(given), Some(lr)) = (given, self.lr) else { return self };
+        let scaled = |rate: Option<f64>| rate.map(|rate| rate * (given / lr));
+        Self {
+            min_lr: scaled(self.min_lr),
+            matrix_lr: scaled(self.matrix_lr),
+            embedding_lr: scaled(self.embedding_lr),
+            head_lr: scaled(self.head_lr),
+            ..self
+        }
     }
 }
 
@@ -142,6 +155,9 @@ mod tests {
 
         let adamw = filled(Options { optimizer: Some(OptimizerKind::AdamW), ..Default::default() });
         assert_eq!((adamw.momentum, adamw.lr, adamw.dim), (None, None, quick.dim));
+
+        let slow = filled(Options { lr: quick.lr.map(|lr| lr / 4.0), matrix_lr: Some(0.5), ..Default::default() });
+        assert_eq!((slow.embedding_lr, slow.matrix_lr), (quick.embedding_lr.map(|lr| lr / 4.0), Some(0.5)));
 
         let wide = filled(Options { dim: Some(80), ..Default::default() });
         assert_eq!((wide.hidden, wide.layers), (None, quick.layers));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::text::TokenizerChoice;
-use candle_attention::train::{OptimizerKind, Schedule, TrainOptions};
+use candle_attention::train::{FIRST_MOMENTUM, OptimizerKind, Schedule, TrainOptions};
 
 use super::options::Options;
 
@@ -184,10 +184,12 @@ impl Options {
 
     /// These options of a resumed run, whose own are `saved`, where others follow from what is given.
     pub fn followed_up(mut self, given: &Self, saved: &Self) -> Self {
-        // The schedule keeps its form.
-        if let (Some(lr), None, Some(saved_lr), Some(saved_min_lr)) = (given.lr, given.min_lr, saved.lr, saved.min_lr) {
-            self.min_lr = Some(saved_min_lr * (lr / saved_lr));
-        }
+        // The schedule keeps its form, and the groups of parameters their proportion.
+        let at_rate = saved.clone().at_rate(given.lr);
+        self.min_lr = given.min_lr.or(at_rate.min_lr);
+        self.matrix_lr = given.matrix_lr.or(at_rate.matrix_lr);
+        self.embedding_lr = given.embedding_lr.or(at_rate.embedding_lr);
+        self.head_lr = given.head_lr.or(at_rate.head_lr);
         // A run that becomes shorter has no room for all of them.
         if given.warmup.is_none() {
             self.warmup = self.warmup.map(|n| n.min(self.steps.map_or(n, |steps| steps.saturating_sub(1))));
@@ -223,10 +225,17 @@ impl Options {
             ("momentum", self.momentum.is_some()),
             ("momentum-warmup", self.momentum_warmup.is_some()),
         ];
-        match of_muon.iter().find(|(_, is_given)| *is_given && self.optimizer != Some(OptimizerKind::Muon)) {
-            Some((name, _)) => bail!("--{name} goes with --optimizer muon"),
-            None => Ok(()),
+        if let Some((name, _)) = of_muon.iter().find(|of| of.1 && self.optimizer != Some(OptimizerKind::Muon)) {
+            bail!("--{name} goes with --optimizer muon");
         }
+        let options = self.train_options();
+        if options.momentum_warmup_steps > 0 && options.momentum <= FIRST_MOMENTUM {
+            bail!("--momentum-warmup goes with a --momentum above {FIRST_MOMENTUM}, where it rises from");
+        }
+        if options.cautious_decay && options.weight_decay == 0.0 && options.matrix_weight_decay == 0.0 {
+            bail!("--cautious-decay goes with a --weight-decay or --matrix-weight-decay above 0");
+        }
+        Ok(())
     }
 
     /// Refuses what the architecture has no place for.

@@ -87,6 +87,14 @@ impl Corpus {
         Self::from_parts(tokenizer, &parts, options, progress)
     }
 
+    /// Refuses windows of `context_len` tokens that the text has no place for.
+    ///
+    /// # Errors
+    /// A part that doesn't fill one window and its last target, `context_len + 1` tokens; the validation part may be empty.
+    pub fn check_context(&self, context_len: usize) -> Result<()> {
+        check_lens(&self.train, &self.validation, self.validation.is_empty(), context_len)
+    }
+
     /// The same of parts that are divided already.
     pub(super) fn from_parts(
         tokenizer: &Tokenizer,

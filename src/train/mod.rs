@@ -31,7 +31,7 @@ pub use counters::Counters;
 pub use folder::RunFolder;
 pub use forecast::Forecast;
 pub use gradients::{GradientAudit, Gradients};
-pub use optimizer::{Optimizer, OptimizerKind};
+pub use optimizer::{FIRST_MOMENTUM, Optimizer, OptimizerKind};
 pub use options::TrainOptions;
 pub use overfit::{OverfitReport, overfit_one_batch};
 pub use ramp::Ramp;

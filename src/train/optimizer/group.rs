@@ -26,8 +26,8 @@ impl Group {
     }
 }
 
-/// Muon's momentum at the first step, where it rises.
-const FIRST_MOMENTUM: f64 = 0.85;
+/// Muon's momentum at the first step of a run with `momentum_warmup_steps`.
+pub const FIRST_MOMENTUM: f64 = 0.85;
 
 /// The numbers of one step.
 pub(super) struct Rates<'a> {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
+pub use self::group::FIRST_MOMENTUM;
 use self::group::Rates;
 use self::slot::Slot;
 use super::{Gradients, TrainOptions};

@@ -61,7 +61,8 @@ impl Batch {
         Ok(())
     }
 
-    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
+    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most, of a batch that
+    /// [`check`](Self::check) lets pass.
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let count = count.clamp(1, self.batch_size.max(1));
         let bound = |i: usize| i * self.batch_size / count;
@@ -288,6 +289,24 @@ mod tests {
         assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
         assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
         assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_what_it_says_is_named() {
+        let batch = Batch::of(&ids(20), vec![0, 3, 5], 4).unwrap().kept_apart(Some(9));
+        batch.check().unwrap();
+        let none = Some(vec![]);
+        for (wrong, expected) in [
+            (Batch { batch_size: 0, ..batch.clone() }, "expected at least one window of at least one id, got 0 of 4"),
+            (Batch { seq_len: 5, ..batch.clone() }, "expected 3 times 5 inputs, got 12"),
+            (Batch { seq_len: usize::MAX, ..batch.clone() }, "inputs, got 12"),
+            (Batch { targets: vec![], ..batch.clone() }, "expected 3 times 4 targets, got 0"),
+            (Batch { documents: none, ..batch.clone() }, "expected 3 times 4 numbers of documents, got 0"),
+            (Batch { starts: vec![0], ..batch.clone() }, "expected the starts of 3 windows, got 1"),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

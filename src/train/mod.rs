@@ -25,6 +25,7 @@ mod space;
 mod statistics;
 mod step;
 mod trainer;
+mod validate;
 
 pub use checkpoint::{Best, Checkpoint, TrainState};
 pub use counters::Counters;

@@ -179,6 +179,26 @@ fn samples_are_those_that_their_samplers_write_alone() {
     assert!(lens.iter().any(|len| *len < 150) && lens.contains(&150), "some end, some do not: {lens:?}");
 }
 
+/// Each id that a text holds ends it where it first comes, once the model's configuration lists it among the others.
+#[test]
+fn a_sample_ends_at_any_of_several_ends() {
+    let Run { model, .. } = run_of_bytes(false);
+    let text = |others: &[u32]| {
+        let other_end_ids = others.to_vec();
+        let config = ModelConfig { end_of_text_id: Some(255), other_end_ids, ..model.config().clone() };
+        let model = random_model(&config, DType::F32).0;
+        let mut sampler = Sampler::new(SamplingOptions::default(), 1, 0).unwrap();
+        generate(&model, &[97, 98], 60, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let whole = text(&[]);
+    assert!(whole.len() > 20);
+    let absent = (0..255).find(|id| !whole.contains(id)).unwrap();
+    for id in &whole[5..] {
+        let first = whole.iter().position(|other| other == id).unwrap();
+        assert_eq!(text(&[absent, *id]), whole[..first]);
+    }
+}
+
 #[test]
 fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
     let run = run_of_bytes(false);

@@ -314,6 +314,27 @@ mod tests {
         }
     }
 
+    /// Worked out by hand: after the gradients diag(1, 1) and diag(1, -0.3) the running mean of the second element still is
+    /// positive, (1 - 1/2) (1/2 - 0.3), but with the newest gradient once more it is -0.1, beside 0.875.
+    #[test]
+    fn the_newest_gradient_counts_once_more() {
+        let step = MuonStep { momentum: 0.5, ..ALONE };
+        for dtype in [DType::F32, DType::F64] {
+            let diagonal =
+                |x: f64| Tensor::new(&[[1.0, 0.0], [0.0, x]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let var = Var::zeros((2, 2), dtype, &Device::Cpu).unwrap();
+            let mut mean = var.zeros_like().unwrap().detach();
+            muon(&var, &diagonal(1.0), &mut mean, &step).unwrap();
+            let before = values(&var);
+            muon(&var, &diagonal(-0.3), &mut mean, &step).unwrap();
+            assert!(worst(&values(&mean), &[0.75, 0.0, 0.0, 0.1]) < 1e-6);
+            let moved: Vec<f64> = values(&var).iter().zip(before).map(|(now, before)| now - before).collect();
+            let norm = (0.875f64 * 0.875 + 0.1 * 0.1).sqrt();
+            let expected = [-alone(0.875 / norm), 0.0, 0.0, alone(0.1 / norm)];
+            assert!(worst(&moved, &expected) < 1e-5, "{dtype:?}: {moved:?}, expected {expected:?}");
+        }
+    }
+
     #[test]
     fn a_gradient_of_zeros_moves_nothing_but_the_decay() {
         let var = Var::ones((3, 5), DType::F32, &Device::Cpu).unwrap();

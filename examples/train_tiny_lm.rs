@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(context_len));
     let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
 
-    // Model and training: the preset, smaller.
+    // Model and training: nanoGPT's recipe for the CPU, smaller.
     let config = ModelConfig {
         context_len,
         embed_dim: 48,

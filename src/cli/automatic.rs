@@ -2,7 +2,7 @@
 //!
 //! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, and with the cube root of
 //! their number more or less. What is computed in that time is shared between a larger model and more steps so that a
-//! weight sees some tokens, as was best in the sweeps of docs/recipe.md; the rates are those of the preset `quick`.
+//! weight sees some tokens, as docs/recipe.md says; the rates are those of the preset `quick`.
 
 use anyhow::Result;
 use candle_attention::text::{Corpus, Tokenizer, TokenizerChoice};
@@ -89,10 +89,11 @@ impl Text {
         (sizes, tokens(sizes))
     }
 
-    /// The recipe for this text on a machine of so many cores.
-    pub fn recipe(&self, cores: usize) -> Result<Options> {
+    /// The recipe for this text on a machine of so many cores, of as many steps as are given, if any.
+    pub fn recipe(&self, cores: usize, steps: Option<u64>) -> Result<Options> {
         let ([dim, layers, context, tokens_a_step], tokens) = self.sizes(cores);
-        let steps = ((tokens / tokens_a_step as f64) as u64).max(LEAST_STEPS);
+        let chosen_steps = ((tokens / tokens_a_step as f64) as u64).max(LEAST_STEPS);
+        let steps = steps.unwrap_or(chosen_steps);
         // So much that all validations together take a small part of the time.
         let validation_fraction = (tokens / (15.0 * self.tokens)).min(0.1);
         let validation = self.validation.unwrap_or(self.tokens * validation_fraction);
@@ -129,7 +130,7 @@ mod tests {
         for tokenizer in ["char", "byte", "bpe:512", "bpe:50000", "tokenizer.json"] {
             let choice = tokenizer.parse().unwrap();
             for (bytes, cores) in (0..=40).map(|power| 1 << power).flat_map(|bytes| [1, 2, 64].map(|n| (bytes, n))) {
-                let recipe = Text::expected(bytes, &choice).recipe(cores).unwrap();
+                let recipe = Text::expected(bytes, &choice).recipe(cores, None).unwrap();
                 recipe.check().unwrap();
                 recipe.model_config(65, None).validate().unwrap();
                 assert!(recipe.validation_fraction.is_none_or(|fraction| fraction > 0.0 && fraction < 0.1));
@@ -140,7 +141,8 @@ mod tests {
     #[test]
     fn more_text_and_more_cores_are_worth_a_larger_model() {
         let models = |texts: &[(u64, usize)]| -> Vec<usize> {
-            let recipe = |&(bytes, cores)| Text::expected(bytes, &TokenizerChoice::Characters).recipe(cores).unwrap();
+            let recipe =
+                |&(bytes, cores)| Text::expected(bytes, &TokenizerChoice::Characters).recipe(cores, None).unwrap();
             texts.iter().map(|text| work(&recipe(text)).1).collect()
         };
         let by_text = models(&[(10_000, 2), (100_000, 2), (1_000_000, 2), (30_000_000, 2), (1_000_000_000, 2)]);
@@ -152,15 +154,21 @@ mod tests {
     #[test]
     fn windows_fit_what_is_there_to_validate_on() {
         let text = Text { tokens: 3000.0, validation: Some(60.0), vocab_size: 2000.0 };
-        let recipe = text.recipe(2).unwrap();
+        let recipe = text.recipe(2, None).unwrap();
         assert!(recipe.context.is_some_and(|context| context <= 30), "{:?}", recipe.context);
         assert_eq!(recipe.batch.unwrap() * recipe.context.unwrap() / 100, 5);
     }
 
     #[test]
+    fn a_short_run_forgets_sooner() {
+        let momentum = |steps| Text::expected(1 << 20, &TokenizerChoice::Characters).recipe(2, steps).unwrap().momentum;
+        assert_eq!((momentum(Some(100)), momentum(Some(5000))), (Some(0.85), Some(0.95)));
+    }
+
+    #[test]
     fn a_short_text_is_not_read_too_often() {
         for bytes in [20_000, 100_000, 400_000] {
-            let recipe = Text::expected(bytes, &TokenizerChoice::Characters).recipe(64).unwrap();
+            let recipe = Text::expected(bytes, &TokenizerChoice::Characters).recipe(64, None).unwrap();
             let epochs = work(&recipe).0 / bytes as f64;
             assert!(epochs <= MOST_EPOCHS * 1.01, "{bytes} bytes are read {epochs} times");
         }

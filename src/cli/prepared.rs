@@ -48,8 +48,12 @@ impl Prepared {
         let validation = validation(&expected)?;
         let corpus_options = CorpusOptions { context_len: 1, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
-        let is_divided = Options { validation_fraction: expected.validation_fraction, ..given.clone() };
-        let options = is_divided.completed(&Text::of(&corpus, &tokenizer))?;
+        let validation_fraction = match validation {
+            Validation::Fraction(fraction) => Some(fraction),
+            Validation::Documents(_) => None,
+        };
+        let divided = Options { validation_fraction, ..given.clone() };
+        let options = divided.completed(&Text::of(&corpus, &tokenizer))?;
         options.check()?;
         // A tokenizer from a file may have an end of text that no text here ends with.
         let end_of_text_id = match tokenizer.end_of_text_id() {

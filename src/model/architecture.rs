@@ -12,7 +12,7 @@ pub enum Architecture {
     Gpt2,
     /// RMSNorm, rotary positions, and a gated feed-forward network (Touvron et al. 2023, arXiv:2302.13971).
     Llama,
-    /// As `Llama`, with norms of queries and of keys (Yang et al. 2025, arXiv:2505.09388).
+    /// As llama, with norms of queries and of keys (Yang et al. 2025, arXiv:2505.09388).
     Qwen3,
 }
 

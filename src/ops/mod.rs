@@ -1,7 +1,7 @@
 //! Differentiable functions on tensors: what the layers of [`crate::nn`] are made of.
 //!
 //! Every function here has a gradient with respect to every floating-point tensor it is given, on every device (the
-//! optimizer's step, [`adamw`], needs none). Each states its formula, shapes and errors.
+//! steps of the optimizers, [`adamw`] and [`muon`], need none). Each states its formula, shapes and errors.
 //!
 //! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or on one thread
 //! inside [`sequential`]. Vector instructions are chosen when the program runs; the environment variable

@@ -4,38 +4,38 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A folder to run the command in.
-struct Space(tempfile::TempDir);
+pub struct Space(tempfile::TempDir);
 
 impl Space {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let space = Self(tempfile::tempdir().unwrap());
         let lines = "O gato preto correu rapidamente.\nA gata preta correu rapidamente.\n".repeat(60);
         space.write("text.txt", lines.as_bytes());
         space
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, content: &[u8]) {
+    pub fn write(&self, name: &str, content: &[u8]) {
         std::fs::write(self.path(name), content).unwrap();
     }
 
-    fn attn(&self, line: &str) -> Output {
+    pub fn attn(&self, line: &str) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
     }
 
     /// Runs what should work, and gives what it prints on standard output.
-    fn works(&self, line: &str) -> String {
+    pub fn works(&self, line: &str) -> String {
         let output = self.attn(line);
         assert!(output.status.success(), "attn {line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("printed what is not UTF-8")
     }
 
     /// Runs what should be refused: exit code 2 and one line on standard error that has `expected` in it.
-    fn refuses(&self, line: &str, expected: &str) {
+    pub fn refuses(&self, line: &str, expected: &str) {
         let output = self.attn(line);
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "attn {line}: {message}");
@@ -404,7 +404,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     for (line, expected) in [
         ("train missing.txt", "missing.txt"),
         ("train empty.txt", "empty.txt"),
-        ("train short.txt", "context length 8"),
+        ("train short.txt", "of at least 2 tokens"),
         ("train latin1.txt", "line 2"),
         ("train text.txt --tokenizer bpe:3", "3"),
         ("train text.txt --tokenizer bpe:99999999999999999", "at most 16777216"),

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
-use candle_attention::model::{DropoutRates, ModelConfig};
+use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::run::Run;
 use candle_attention::train::{Event, OptimizerKind, Ramp, RunFolder, Schedule, TrainOptions, Trainer, train};
 use candle_core::{DType, Device, Tensor};
@@ -14,8 +14,8 @@ use crate::training::{config, data, options, resume};
 
 const STEPS: u64 = 12;
 
-/// The options whose runs must be exact, each with a rate of dropout.
-fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
+/// The options whose runs must be exact, each with an architecture and a rate of dropout.
+fn all_options() -> Vec<(&'static str, Architecture, f64, TrainOptions)> {
     let base = TrainOptions { eval_every: 4, shards: 3, ..options(STEPS) };
     let everything = TrainOptions {
         accumulate: 2,
@@ -42,13 +42,13 @@ fn all_options() -> Vec<(&'static str, f64, TrainOptions)> {
         ..muon.clone()
     };
     vec![
-        ("muon", 0.0, muon),
-        ("muon, ramps, cautious, z-loss", 0.0, ramps),
-        ("the preset", 0.0, base.clone()),
-        ("one shard, no clipping", 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
-        ("dropout", 0.2, base.clone()),
-        ("dropout, accumulation, average and more", 0.1, everything),
-        ("a best not last", 0.0, TrainOptions { learning_rate: 0.7, warmup_steps: STEPS, ..base }),
+        ("muon", Architecture::Qwen3, 0.0, muon),
+        ("muon, ramps, cautious, z-loss", Architecture::Llama, 0.0, ramps),
+        ("gpt2", Architecture::Gpt2, 0.0, base.clone()),
+        ("one shard, no clipping", Architecture::Gpt2, 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
+        ("dropout", Architecture::Qwen3, 0.2, base.clone()),
+        ("dropout, accumulation, average and more", Architecture::Gpt2, 0.1, everything),
+        ("a best not last", Architecture::Gpt2, 0.0, TrainOptions { learning_rate: 0.7, warmup_steps: STEPS, ..base }),
     ]
 }
 
@@ -83,11 +83,24 @@ fn end(root: &Path, trainer: &Trainer) -> End {
 }
 
 /// Runs in `root` on so many threads, leaving after each of the steps `stops`.
-fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
+fn run(root: &Path, model: (Architecture, f64), options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let (tokenizer, corpus) = data();
-        let config = ModelConfig { dropout: DropoutRates::all(dropout), ..config(&tokenizer) };
+        let (architecture, dropout) = model;
+        let sizes = config(&tokenizer);
+        let ModelConfig { context_len, embed_dim, num_layers, num_heads, hidden_dim, .. } = sizes;
+        let config = ModelConfig {
+            context_len,
+            embed_dim,
+            num_layers,
+            num_heads,
+            num_kv_heads: architecture.is_rotary().then_some(1),
+            hidden_dim,
+            dropout: DropoutRates::all(dropout),
+            residual_init: if architecture == Architecture::Qwen3 { ResidualInit::Zero } else { sizes.residual_init },
+            ..ModelConfig::of(architecture, tokenizer.vocab_size())
+        };
         let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
         let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
         for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
@@ -106,16 +119,16 @@ fn run(root: &Path, dropout: f64, options: &TrainOptions, threads: usize, stops:
 
 #[test]
 fn two_halves_are_the_whole_to_the_last_bit() {
-    for (label, dropout, options) in all_options() {
-        let space = tempfile::tempdir().unwrap();
-        let whole = run(&space.path().join("whole"), dropout, &options, 1, &[]);
+    for (label, architecture, dropout, options) in all_options() {
+        let (space, model) = (tempfile::tempdir().unwrap(), (architecture, dropout));
+        let whole = run(&space.path().join("whole"), model, &options, 1, &[]);
         let steps = whole.metrics.iter().filter(|line| line.get("loss").is_some()).count() as u64;
         assert_eq!(steps, STEPS, "{label}");
         // Between two checkpoints, at one that comes with a validation, and after every step.
         let every: Vec<u64> = (1..STEPS).collect();
         for (threads, stops) in [(1, &[6][..]), (2, &[6]), (5, &[4, 7]), (2, &every)] {
             let label = format!("{label}, {threads} threads, stopped after {stops:?}");
-            let parts = run(&space.path().join(&label), dropout, &options, threads, stops);
+            let parts = run(&space.path().join(&label), model, &options, threads, stops);
             assert_eq!(parts.metrics, whole.metrics, "{label}");
             assert_eq!(parts.best, whole.best, "{label}");
             assert_eq!(parts.sample, whole.sample, "{label}");

@@ -16,6 +16,8 @@ mod support;
 #[cfg(feature = "lm")]
 mod bits_per_byte;
 #[cfg(feature = "cli")]
+mod chosen;
+#[cfg(feature = "cli")]
 mod command;
 #[cfg(feature = "lm")]
 mod corpus;

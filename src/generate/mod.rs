@@ -14,11 +14,9 @@ pub use continuation::{Continuation, Form, Piece};
 pub use sampler::{Sampler, SamplingOptions};
 
 use crate::model::CausalLm;
-#[cfg(doc)]
-use crate::model::ModelConfig;
 
 /// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
-/// new tokens. Generation ends at an end-of-text token ([`ModelConfig::ends_text`]), which is not returned.
+/// new tokens. Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)), which is not returned.
 ///
 /// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len` tokens, one
 /// with learned positions between half and all of them: see [`Decoder`](crate::model::Decoder).

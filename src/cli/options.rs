@@ -32,8 +32,8 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// A recipe that is built in, for all that has no default here; without one, the text's length and the machine's cores choose,
-    /// and for the built-in corpus the recipe is sentences. With --dry-run it is shown
+    /// A recipe that is built in, for all that has no default here; without one, the text's length and the machine's cores
+    /// choose. With --dry-run it is shown
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
     /// The model's form

@@ -23,8 +23,6 @@ pub enum Preset {
     Quick,
     /// The lowest loss on Tiny Shakespeare that 20 minutes on two cores give: a larger qwen3, Muon, dropout
     Best,
-    /// The recipe of the built-in corpus, which it is trained by unless told otherwise
-    Sentences,
 }
 
 impl Preset {
@@ -36,19 +34,17 @@ impl Preset {
             Self::Qwen3 => ("qwen3", include_str!("presets/qwen3.toml")),
             Self::Quick => ("quick", include_str!("presets/quick.toml")),
             Self::Best => ("best", include_str!("presets/best.toml")),
-            Self::Sentences => ("sentences", include_str!("presets/sentences.toml")),
         };
         Options::from_toml(toml).with_context(|| format!("preset {name}"))
     }
 }
 
 impl Options {
-    /// With what is not given by the recipe that is asked for; without one, by that of the built-in corpus or of the `text`. They
+    /// With what is not given by the recipe that is asked for; without one, by that of the `text`. They
     /// are those of the same run again wherever they are read.
     pub fn completed(&self, text: &Text) -> Result<Self> {
         let recipe = match self.preset {
             Some(preset) => preset.options()?,
-            None if self.texts.is_empty() => Preset::Sentences.options()?,
             None => text.recipe(self.train_options().shards, self.steps)?,
         };
         let options = Self { preset: None, ..self.by_recipe(&recipe)? };
@@ -173,15 +169,15 @@ mod tests {
         assert_eq!((warm.steps, warm.decay_steps), (Some(300), Some(200)));
 
         // What is as the recipe has it, if only by default, changes nothing.
-        let sentences = Preset::Sentences.options().unwrap();
+        let gpt2 = Options { lr: Some(3e-3), ..Preset::Gpt2.options().unwrap() };
         let given = Options {
             optimizer: Some(OptimizerKind::AdamW),
             schedule: Some(Schedule::Cosine),
             dim: Some(128),
             ..Default::default()
         };
-        let options = given.by_recipe(&sentences).unwrap();
-        assert_eq!((options.lr, options.train_options()), (sentences.lr, sentences.train_options()));
+        let options = given.by_recipe(&gpt2).unwrap();
+        assert_eq!((options.lr, options.train_options()), (gpt2.lr, gpt2.train_options()));
 
         let longer = filled(Options { steps: quick.steps.map(|steps| 2 * steps), ..Default::default() });
         assert_eq!(longer.decay_steps, quick.decay_steps.map(|steps| 2 * steps));

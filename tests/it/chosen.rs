@@ -45,7 +45,7 @@ fn what_is_given_moves_what_a_recipe_has_beside_it() {
         ("--preset quick --warmup 250", "300 steps"),
         ("--preset quick --steps 6 --schedule constant", "6 steps"),
         ("--preset quick --dim 32 --tie true", "32 channels"),
-        ("--preset sentences --optimizer adamw", "AdamW at 0.003,"),
+        ("--preset gpt2 --optimizer adamw --lr 0.003", "AdamW at 0.003,"),
     ] {
         let line = format!("train text.txt --context 32 {given} --dry-run");
         let printed = space.works(&line);

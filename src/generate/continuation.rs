@@ -15,7 +15,8 @@ pub enum Form {
     /// Text in UTF-8: a character that is still unfinished waits, and bytes that are none are replaced.
     #[default]
     Text,
-    /// The bytes as they are, which a model of bytes makes and which need not be text.
+    /// The bytes as they are, which a model of bytes makes and which need not be text. From elsewhere there are tokenizers that
+    /// know texts alone, where an id means another one at the beginning: these give [`Form::Text`].
     Bytes,
 }
 
@@ -115,7 +116,8 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(continuation: &'a Continuation, tokenizer: &'a Tokenizer) -> Self {
-        let (form, stop) = (continuation.form, &continuation.stop[..]);
+        let form = if tokenizer.knows_bytes() { continuation.form } else { Form::Text };
+        let stop = &continuation.stop[..];
         Self { tokenizer, stream: tokenizer.stream(), form, stop, held: Vec::new() }
     }
 
@@ -163,7 +165,8 @@ fn until_stop(held: &mut Vec<u8>, stop: &[String]) -> (Vec<u8>, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::{before_stop, until_stop};
+    use super::{Continuation, Form, Writer, before_stop, until_stop};
+    use crate::text::Tokenizer;
 
     /// The text told when `pieces` come one by one, and whether it was stopped.
     fn told(pieces: &[&str], stop: &[&str]) -> (String, bool) {
@@ -196,6 +199,22 @@ mod tests {
         assert_eq!(told(&["ab", "c"], &["abcd", "bc"]), ("a".into(), false));
         // What looked like a beginning was none, but the real one lies inside it.
         assert_eq!(told(&["a", "a", "a", "b"], &["aab"]), ("a".into(), true));
+    }
+
+    /// A decoder that leaves out the space in front of a text would leave it out in front of each id.
+    #[test]
+    fn bytes_of_a_tokenizer_that_knows_texts_alone_are_those_of_the_text() {
+        let metaspace = r#"{ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true }"#;
+        let model = r#"{ "type": "BPE", "vocab": { "a": 0, "b": 1, "▁a": 2 }, "merges": [] }"#;
+        let json = format!(r#"{{ "model": {model}, "pre_tokenizer": {metaspace}, "decoder": {metaspace} }}"#);
+        let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
+        for form in [Form::Text, Form::Bytes] {
+            let continuation = Continuation { form, ..Default::default() };
+            let mut writer = Writer::new(&continuation, &tokenizer);
+            let mut text: Vec<u8> = [2, 1, 2, 2].into_iter().flat_map(|id| writer.push(id).unwrap().0).collect();
+            text.extend(writer.rest().unwrap());
+            assert_eq!(String::from_utf8(text).unwrap(), "ab a a", "{form:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub use sampler::{Sampler, SamplingOptions};
 use crate::model::CausalLm;
 
 /// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
-/// new tokens. Generation ends at the end-of-text token, which is not returned.
+/// new tokens. Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)), which is not returned.
 ///
 /// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len` tokens, one
 /// with learned positions between half and all of them: see [`Decoder`](crate::model::Decoder).
@@ -51,7 +51,7 @@ pub fn generate_side_by_side(
     on_token: &mut dyn FnMut(usize, Option<u32>) -> Result<ControlFlow<()>>,
 ) -> Result<Vec<Vec<u32>>> {
     check_prompt(model, prompt)?;
-    let (count, end) = (samplers.len(), model.config().end_of_text_id);
+    let (count, config) = (samplers.len(), model.config());
     let mut texts = vec![prompt.to_vec(); count];
     let mut is_going_on = vec![true; count];
     let mut decoder = model.decoder();
@@ -69,7 +69,7 @@ pub fn generate_side_by_side(
                 continue;
             }
             let id = sampler.sample(&logits[i], &texts[i])?;
-            if Some(id) == end {
+            if config.ends_text(id) {
                 is_going_on[i] = false;
                 let _ = on_token(i, None)?;
                 continue;

@@ -51,6 +51,7 @@ impl SamplingOptions {
         }
         Ok(())
     }
+
     /// The probability (V) of each token to be chosen, given the logits (V) and the ids of the text so far, prompt included.
     ///
     /// # Errors
@@ -96,8 +97,8 @@ impl SamplingOptions {
         if let Some(p) = top_p {
             kept.truncate(nucleus(&kept, p));
         }
-        // The likeliest has the weight 1.
-        kept.retain(|(_, weight)| min_p.is_none_or(|p| *weight >= p));
+        // The likeliest has the weight 1; what cannot come is no choice, however the sum of the weights is rounded.
+        kept.retain(|(_, weight)| *weight > 0.0 && min_p.is_none_or(|p| *weight >= p));
         Ok(kept)
     }
 
@@ -110,7 +111,9 @@ impl SamplingOptions {
                 // From the logit as it was: an id counts once, however often it stands there.
                 if let Some(logit) = logits.get(*id as usize).copied().map(f64::from) {
                     let penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
-                    lower[*id as usize] = penalised.min(f64::MAX);
+                    // However strong the penalty, what could come still can.
+                    let is_possible = logit.is_finite();
+                    lower[*id as usize] = if is_possible { penalised.clamp(f64::MIN, f64::MAX) } else { logit };
                 }
             }
         }
@@ -170,4 +173,18 @@ fn nucleus(ranked: &[(u32, f64)], p: f64) -> usize {
 /// The higher logit first, of equal ones the lower id.
 fn by_rank(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last of the candidates is what comes where the weights add up to less than their sum, by rounding.
+    #[test]
+    fn what_cannot_come_is_no_candidate() {
+        let logits = [0.5, f32::NEG_INFINITY, 0.5, f32::NEG_INFINITY];
+        for options in [SamplingOptions::default(), SamplingOptions { top_p: Some(0.9999), ..Default::default() }] {
+            assert_eq!(options.candidates(&logits, &[1]).unwrap(), [(0, 1.0), (2, 1.0)]);
+        }
+    }
 }

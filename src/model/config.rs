@@ -92,6 +92,9 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// The id of the end-of-text token, where the vocabulary has one.
     pub end_of_text_id: Option<u32>,
+    /// Further ids at which a text that is generated ends, as models of conversations have: those of `eos_token_id` in
+    /// `config.json` behind the first.
+    pub other_end_ids: Vec<u32>,
     /// What training drops.
     pub dropout: DropoutRates,
     /// The standard deviation of initial weights.
@@ -127,6 +130,7 @@ impl ModelConfig {
             mlp_bias: false,
             tie_embeddings: true,
             end_of_text_id: None,
+            other_end_ids: Vec::new(),
             dropout: DropoutRates::default(),
             init_stdev: INIT_STDEV,
             residual_init: ResidualInit::Scaled,
@@ -157,6 +161,11 @@ impl ModelConfig {
             Architecture::Llama => Self::llama(vocab_size),
             Architecture::Qwen3 => Self::qwen3(vocab_size),
         }
+    }
+
+    /// Whether a text that is generated ends at this id.
+    pub fn ends_text(&self, id: u32) -> bool {
+        self.end_of_text_id == Some(id) || self.other_end_ids.contains(&id)
     }
 
     /// Heads of keys and values (G).

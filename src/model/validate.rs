@@ -32,12 +32,14 @@ impl ModelConfig {
         if self.mlp_bias && self.architecture != Architecture::Llama {
             bail!("model config: expected mlp_bias with llama alone, got it with {}", self.architecture.model_type());
         }
-        match self.end_of_text_id {
-            Some(id) if id as usize >= self.vocab_size => {
-                bail!("model config: expected an end-of-text id below vocab_size {}, got {id}", self.vocab_size)
-            }
-            _ => Ok(()),
+        let ends = self.end_of_text_id.iter().chain(&self.other_end_ids);
+        if let Some(id) = ends.copied().find(|&id| id as usize >= self.vocab_size) {
+            bail!("model config: expected an end-of-text id below vocab_size {}, got {id}", self.vocab_size);
         }
+        if self.end_of_text_id.is_none() && !self.other_end_ids.is_empty() {
+            bail!("model config: expected other_end_ids beside an end_of_text_id, got them alone");
+        }
+        Ok(())
     }
 
     fn validate_heads(&self) -> Result<()> {

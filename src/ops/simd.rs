@@ -17,6 +17,10 @@ pub(crate) fn dispatch<R>(kernel: impl FnMut() -> R) -> R {
 /// Runs a kernel that names its vectors in the version for this processor.
 #[inline]
 pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if let Some(arch) = super::testing::forced_arch() {
+        return arch.dispatch(kernel);
+    }
     static ARCH: OnceLock<Arch> = OnceLock::new();
     ARCH.get_or_init(choose).dispatch(kernel)
 }

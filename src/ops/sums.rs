@@ -40,6 +40,9 @@ pub(crate) fn norm_of(values: &[f32]) -> f64 {
 /// The sum of tensors of one shape, added in their order.
 pub(crate) fn add(tensors: &[&Tensor]) -> Result<Tensor> {
     let [first, rest @ ..] = tensors else { candle_core::bail!("add: expected at least one tensor, got none") };
+    if let Some(other) = rest.iter().find(|other| other.shape() != first.shape()) {
+        candle_core::bail!("add: expected tensors of shape {:?}, got {:?}", first.dims(), other.dims());
+    }
     if !has_kernel(tensors) {
         return rest.iter().try_fold((*first).clone(), |sum, tensor| sum + *tensor);
     }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use pulp::Arch;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -102,6 +103,31 @@ pub(crate) fn without_kernels<R>(work: impl FnOnce() -> R) -> R {
 
 pub(crate) fn kernels_are_off() -> bool {
     WITHOUT_KERNELS.get()
+}
+
+thread_local! {
+    static ARCH: Cell<Option<Arch>> = const { Cell::new(None) };
+}
+
+/// The results of `work` on one thread in each version of the kernels that this processor has.
+pub(crate) fn in_each_version<R>(work: impl Fn() -> R) -> Vec<(&'static str, R)> {
+    let mut versions = vec![("scalar", Arch::Scalar)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        versions.extend(pulp::x86::V3::try_new().map(|v3| ("avx2", Arch::V3(v3))));
+        versions.extend(pulp::x86::V4::try_new().map(|v4| ("avx512", Arch::V4(v4))));
+    }
+    let run = |(name, arch)| {
+        let before = ARCH.replace(Some(arch));
+        let result = crate::ops::sequential(&work);
+        ARCH.set(before);
+        (name, result)
+    };
+    versions.into_iter().map(run).collect()
+}
+
+pub(crate) fn forced_arch() -> Option<Arch> {
+    ARCH.get()
 }
 
 /// The result of `f` and its gradients have the same bits on 1, 2 and 5 threads.

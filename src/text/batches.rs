@@ -37,7 +37,32 @@ impl Batch {
         Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
     }
 
-    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most.
+    /// Refuses windows that are not as many or as long as the batch says.
+    ///
+    /// # Errors
+    /// With the size expected and the one there is.
+    pub fn check(&self) -> Result<()> {
+        let (b, t) = (self.batch_size, self.seq_len);
+        if b == 0 || t == 0 {
+            bail!("batch: expected at least one window of at least one id, got {b} of {t}");
+        }
+        let documents = self.documents.as_ref().map(Vec::len);
+        for (name, got) in [("inputs", self.inputs.len()), ("targets", self.targets.len())]
+            .into_iter()
+            .chain(documents.map(|got| ("numbers of documents", got)))
+        {
+            if b.checked_mul(t) != Some(got) {
+                bail!("batch: expected {b} times {t} {name}, got {got}");
+            }
+        }
+        if self.starts.len() != b {
+            bail!("batch: expected the starts of {b} windows, got {}", self.starts.len());
+        }
+        Ok(())
+    }
+
+    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most, of a batch that
+    /// [`check`](Self::check) lets pass.
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let count = count.clamp(1, self.batch_size.max(1));
         let bound = |i: usize| i * self.batch_size / count;
@@ -264,6 +289,24 @@ mod tests {
         assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
         assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
         assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_what_it_says_is_named() {
+        let batch = Batch::of(&ids(20), vec![0, 3, 5], 4).unwrap().kept_apart(Some(9));
+        batch.check().unwrap();
+        let none = Some(vec![]);
+        for (wrong, expected) in [
+            (Batch { batch_size: 0, ..batch.clone() }, "expected at least one window of at least one id, got 0 of 4"),
+            (Batch { seq_len: 5, ..batch.clone() }, "expected 3 times 5 inputs, got 12"),
+            (Batch { seq_len: usize::MAX, ..batch.clone() }, "inputs, got 12"),
+            (Batch { targets: vec![], ..batch.clone() }, "expected 3 times 4 targets, got 0"),
+            (Batch { documents: none, ..batch.clone() }, "expected 3 times 4 numbers of documents, got 0"),
+            (Batch { starts: vec![0], ..batch.clone() }, "expected the starts of 3 windows, got 1"),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl Tokenizer {
         }
     }
 
+    /// Whether it knows the bytes of each id by itself, as those of this crate do.
+    pub(crate) fn knows_bytes(&self) -> bool {
+        self.kind.pieces().is_some()
+    }
+
     /// The bytes of some ids: exact for the tokenizers of this crate, the bytes of [`decode`](Self::decode) for others.
     ///
     /// # Errors

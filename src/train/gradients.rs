@@ -47,6 +47,9 @@ impl Gradients {
     /// If the shards do not agree.
     pub fn sum(shards: &[Self]) -> Result<Self> {
         let count = shards.first().map_or(0, |shard| shard.tensors.len());
+        if let Some(other) = shards.iter().find(|shard| shard.tensors.len() != count) {
+            bail!("gradients: expected shards of {count} tensors, got one of {}", other.tensors.len());
+        }
         let of = |i: usize| shards.iter().map(|shard| &shard.tensors[i]).collect::<Vec<_>>();
         let tensors = ops::map(count, |i| ops::add(&of(i))).into_iter().collect::<Result<_>>()?;
         Ok(Self { tensors, scale: 1.0 })
@@ -146,7 +149,7 @@ impl GradientAudit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     fn var(values: &[f32]) -> Var {
         Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap()
@@ -174,6 +177,22 @@ mod tests {
         assert_eq!(gradients.scale(), 1.0);
         gradients.clip(5.0, 1.0);
         assert!((gradients.scale() * 5.0 - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn shards_that_do_not_agree_are_not_added() {
+        let of = |shapes: &[&[usize]]| {
+            let tensors = shapes.iter().map(|shape| Tensor::ones(*shape, DType::F32, &Device::Cpu).unwrap()).collect();
+            Gradients { tensors, scale: 1.0 }
+        };
+        for (shards, expected) in [
+            ([of(&[&[3], &[5]]), of(&[&[3], &[5]]), of(&[&[3]])], "expected shards of 2 tensors, got one of 1"),
+            ([of(&[&[6]]), of(&[&[6]]), of(&[&[7]])], "add: expected tensors of shape [6], got [7]"),
+            ([of(&[&[2, 3]]), of(&[&[3, 2]]), of(&[&[2, 3]])], "add: expected tensors of shape [2, 3], got [3, 2]"),
+        ] {
+            let error = Gradients::sum(&shards).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod space;
 mod statistics;
 mod step;
 mod trainer;
+mod validate;
 mod validation;
 
 pub use checkpoint::{Best, Checkpoint, TrainState};

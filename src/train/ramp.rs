@@ -35,7 +35,7 @@ impl Ramp {
             return whole;
         }
         // Each size below the whole one is there for as many steps.
-        let smaller_sizes = (whole.div_ceil(self.from) - 1) as u128;
+        let smaller_sizes = whole.div_ceil(self.from).saturating_sub(1) as u128;
         let grown = u128::from(step) * smaller_sizes / u128::from(self.steps);
         (self.from * (grown as usize + 1)).min(whole)
     }
@@ -131,6 +131,7 @@ mod tests {
         assert_eq!((sizes("12:3", 12, 2), sizes("3:0", 12, 2)), (vec![12; 2], vec![12; 2]));
         // More sizes than steps: some are left out.
         assert_eq!(sizes("1:3", 7, 4), [1, 3, 5, 7]);
+        assert_eq!(sizes("4:6", 0, 2), [0, 0]);
         assert_eq!(Ramp { from: 1, steps: u64::MAX }.size_at(u64::MAX - 1, usize::MAX), usize::MAX - 1);
     }
 

@@ -102,7 +102,7 @@ impl Trainer {
     /// Makes one optimizer step on a batch of one's own.
     ///
     /// # Errors
-    /// Those of [`Trainer::train_step`].
+    /// Those of [`Trainer::train_step`] and of [`Batch::check`].
     pub fn train_step_on(&mut self, batch: &Batch) -> Result<StepReport> {
         match self.attempt(batch)? {
             Ok(report) => Ok(report),
@@ -123,7 +123,7 @@ impl Trainer {
     /// As [`Trainer::next_step`], on a batch of one's own.
     ///
     /// # Errors
-    /// Those of [`Trainer::next_step`].
+    /// Those of [`Trainer::next_step`] and of [`Batch::check`].
     pub fn next_step_on(&mut self, batch: &Batch) -> Result<StepOutcome> {
         let mut bad = match self.attempt(batch)? {
             Ok(report) => return Ok(StepOutcome::Done(report)),
@@ -171,6 +171,7 @@ impl Trainer {
 
     /// Makes the step, unless it is bad.
     fn attempt(&mut self, batch: &Batch) -> Result<std::result::Result<StepReport, BadStep>> {
+        batch.check()?;
         self.statistics = None;
         if !self.is_recording_checked {
             self.backward().check_recording(batch)?;

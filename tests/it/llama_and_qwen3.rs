@@ -158,7 +158,19 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
     assert_eq!(of("llama_grouped", json!({ "rope_parameters": "absent" })).rope_theta, 1e4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": "absent" })).kv_heads(), 4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": null })).kv_heads(), 4);
-    assert_eq!(of("llama_grouped", json!({ "eos_token_id": [3, 5] })).end_of_text_id, Some(3));
+    // Each once, and only what the vocabulary of 31 has.
+    for (ids, expected) in [
+        (json!([3, 5]), (Some(3), vec![5])),
+        (json!([99, 7, 3, 7, 5]), (Some(7), vec![3, 5])),
+        (json!([99]), (None, vec![])),
+        (json!([]), (None, vec![])),
+        (json!(null), (None, vec![])),
+    ] {
+        for variant in ["llama_grouped", "qwen3"] {
+            let config = of(variant, json!({ "eos_token_id": ids }));
+            assert_eq!((config.end_of_text_id, config.other_end_ids), expected);
+        }
+    }
     let qwen3 = of("qwen3", json!({ "head_dim": "absent", "num_key_value_heads": null, "layer_types": "absent" }));
     assert_eq!((qwen3.architecture, qwen3.head_channels(), qwen3.kv_heads()), (Architecture::Qwen3, 128, 6));
     let qwen3 = of("qwen3", json!({ "num_attention_heads": 64, "num_key_value_heads": "absent" }));

@@ -283,6 +283,10 @@ fn sizes_and_ids_out_of_range_are_refused() {
         assert!(error.contains(message), "{error}");
     }
     assert!(refusal(ModelConfig { end_of_text_id: Some(11), ..tiny() }).contains("end-of-text"));
+    let with_others = ModelConfig { end_of_text_id: Some(1), other_end_ids: vec![2, 11], ..tiny() };
+    assert!(refusal(with_others.clone()).contains("expected an end-of-text id below vocab_size 11, got 11"));
+    let alone = ModelConfig { end_of_text_id: None, other_end_ids: vec![2], ..with_others };
+    assert!(refusal(alone).contains("beside an end_of_text_id, got them alone"));
 }
 
 #[test]
@@ -293,6 +297,13 @@ fn config_json_comes_back_and_refuses_what_is_not_computed() {
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
         let config = ModelConfig { end_of_text_id: Some(10), init_stdev: 0.3, norm_eps: 1e-3, ..form };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
+        let config = ModelConfig { other_end_ids: vec![3, 0], ..config };
+        let (json, generation) = (config.to_json().unwrap(), config.generation_json().unwrap());
+        assert_eq!(ModelConfig::from_json(json.as_bytes()).unwrap(), config);
+        for json in [json, generation] {
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!((&json["eos_token_id"], &json["bos_token_id"]), (&[10, 3, 0][..].into(), &10.into()));
+        }
     }
     let json = tiny().to_json().unwrap();
     for (from, to, message) in [

@@ -131,6 +131,11 @@ fn what_chooses_nothing_is_refused() {
     }
     // A penalty beyond what f32 holds is one all the same.
     assert_eq!(options.probabilities(&[f32::MAX, 1.0], &[0]).unwrap(), [1.0, 0.0]);
+    // So is one that takes all that could come to the lowest number there is: they are alike then.
+    let options = SamplingOptions { repetition_penalty: 1e308, ..Default::default() };
+    let logits = [-20.0, -30.0, f32::NEG_INFINITY];
+    assert_eq!(options.probabilities(&logits, &[0, 1, 2]).unwrap(), [0.5, 0.5, 0.0]);
+    assert_eq!(options.probabilities(&logits, &[0]).unwrap(), [0.0, 1.0, 0.0]);
 }
 
 /// A model of bytes whose texts are long and wild, and sometimes end.
@@ -172,6 +177,26 @@ fn samples_are_those_that_their_samplers_write_alone() {
         }
     }
     assert!(lens.iter().any(|len| *len < 150) && lens.contains(&150), "some end, some do not: {lens:?}");
+}
+
+/// Each id that a text holds ends it where it first comes, once the model's configuration lists it among the others.
+#[test]
+fn a_sample_ends_at_any_of_several_ends() {
+    let Run { model, .. } = run_of_bytes(false);
+    let text = |others: &[u32]| {
+        let other_end_ids = others.to_vec();
+        let config = ModelConfig { end_of_text_id: Some(255), other_end_ids, ..model.config().clone() };
+        let model = random_model(&config, DType::F32).0;
+        let mut sampler = Sampler::new(SamplingOptions::default(), 1, 0).unwrap();
+        generate(&model, &[97, 98], 60, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let whole = text(&[]);
+    assert!(whole.len() > 20);
+    let absent = (0..255).find(|id| !whole.contains(id)).unwrap();
+    for id in &whole[5..] {
+        let first = whole.iter().position(|other| other == id).unwrap();
+        assert_eq!(text(&[absent, *id]), whole[..first]);
+    }
 }
 
 #[test]

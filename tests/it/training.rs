@@ -8,7 +8,7 @@ use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
 use candle_attention::text::{
-    Corpus, CorpusOptions, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
+    Batch, Corpus, CorpusOptions, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
 };
 use candle_attention::train::{Event, Outcome, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
@@ -74,6 +74,17 @@ pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer)
     let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
     run_in(&mut folder, &mut trainer, None);
     (folder, trainer)
+}
+
+#[test]
+fn a_batch_of_ones_own_that_is_not_what_it_says_is_refused() {
+    let (_, mut trainer) = trainer(&options(3));
+    let batch = options(3).sampler_at(0, 13).batch(&trainer.corpus().train, 0).unwrap();
+    for wrong in [Batch { inputs: vec![], ..batch.clone() }, Batch { starts: vec![], ..batch.clone() }] {
+        let error = trainer.train_step_on(&wrong).unwrap_err().to_string();
+        assert!(error.starts_with("batch: expected") && trainer.step() == 0, "{error}");
+    }
+    trainer.train_step_on(&batch).unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, float32, yes};
+use super::{Activation, Ids, float32, yes};
 use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig};
 
 /// Hugging Face's `config.json` of a GPT-2, with its defaults.
@@ -45,7 +45,7 @@ pub(super) struct Gpt2Json {
     #[serde(default)]
     bos_token_id: Option<u32>,
     #[serde(default)]
-    eos_token_id: Option<u32>,
+    eos_token_id: Option<Ids>,
     #[serde(default = "float32")]
     dtype: String,
 }
@@ -89,7 +89,7 @@ impl From<&ModelConfig> for Gpt2Json {
             embd_pdrop: config.dropout.embedding,
             resid_pdrop: config.dropout.residual,
             bos_token_id: config.end_of_text_id,
-            eos_token_id: config.end_of_text_id,
+            eos_token_id: Ids::of(config),
             dtype: float32(),
         }
     }
@@ -106,6 +106,7 @@ impl Gpt2Json {
                 self.add_cross_attention
             );
         }
+        let (end_of_text_id, other_end_ids) = Ids::within(self.eos_token_id, self.vocab_size);
         Ok(ModelConfig {
             context_len: self.n_positions,
             embed_dim: self.n_embd,
@@ -121,8 +122,8 @@ impl Gpt2Json {
                 attention: self.attn_pdrop,
                 residual: self.resid_pdrop,
             },
-            // Some published configurations keep GPT-2's 50256 with a smaller vocabulary.
-            end_of_text_id: self.eos_token_id.filter(|&id| (id as usize) < self.vocab_size),
+            end_of_text_id,
+            other_end_ids,
             init_stdev: self.initializer_range,
             ..ModelConfig::gpt2(self.vocab_size)
         })

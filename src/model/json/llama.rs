@@ -4,7 +4,7 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Activation, float32};
+use super::{Activation, Ids, float32};
 use crate::model::Architecture;
 use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig, ROPE_THETA};
 
@@ -78,14 +78,6 @@ struct Rope {
     others: Map<String, Value>,
 }
 
-/// One id or several that end a text.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Several(Vec<u32>),
-}
-
 fn some<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Option<usize>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
@@ -136,7 +128,7 @@ impl From<&ModelConfig> for LlamaJson {
             embd_pdrop: config.dropout.embedding,
             resid_pdrop: config.dropout.residual,
             bos_token_id: config.end_of_text_id,
-            eos_token_id: config.end_of_text_id.map(Ids::One),
+            eos_token_id: Ids::of(config),
             dtype: float32(),
         }
     }
@@ -163,11 +155,7 @@ impl LlamaJson {
     /// What the two have in common.
     fn into_config(self) -> Result<ModelConfig> {
         let rope_theta = self.rope_theta()?;
-        let end_of_text_id = match self.eos_token_id {
-            Some(Ids::One(id)) => Some(id),
-            Some(Ids::Several(ids)) => ids.first().copied(),
-            None => None,
-        };
+        let (end_of_text_id, other_end_ids) = Ids::within(self.eos_token_id, self.vocab_size);
         let (h, c) = (self.num_attention_heads, self.hidden_size);
         Ok(ModelConfig {
             context_len: self.max_position_embeddings,
@@ -182,7 +170,8 @@ impl LlamaJson {
             rope_theta,
             bias: self.attention_bias,
             tie_embeddings: self.tie_word_embeddings,
-            end_of_text_id: end_of_text_id.filter(|&id| (id as usize) < self.vocab_size),
+            end_of_text_id,
+            other_end_ids,
             dropout: DropoutRates {
                 embedding: self.embd_pdrop,
                 attention: self.attention_dropout,

@@ -42,8 +42,42 @@ pub(super) fn print(config: &ModelConfig) -> Result<String> {
 
 /// See [`ModelConfig::generation_json`].
 pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
-    let id = config.end_of_text_id;
-    pretty(&serde_json::json!({ "bos_token_id": id, "eos_token_id": id, "pad_token_id": id, "do_sample": true }))
+    let (id, ends) = (config.end_of_text_id, Ids::of(config));
+    pretty(&serde_json::json!({ "bos_token_id": id, "eos_token_id": ends, "pad_token_id": id, "do_sample": true }))
+}
+
+/// One id or several that end a text.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl Ids {
+    fn of(config: &ModelConfig) -> Option<Self> {
+        let first = config.end_of_text_id?;
+        let others = &config.other_end_ids;
+        Some(if others.is_empty() { Self::One(first) } else { Self::Several([&[first], &others[..]].concat()) })
+    }
+
+    /// Those that the vocabulary has, each once: the first and the others. Some published configurations keep GPT-2's 50256 with
+    /// a smaller vocabulary.
+    fn within(ids: Option<Self>, vocab_size: usize) -> (Option<u32>, Vec<u32>) {
+        let all = match ids {
+            Some(Self::One(id)) => vec![id],
+            Some(Self::Several(ids)) => ids,
+            None => Vec::new(),
+        };
+        let mut known = Vec::new();
+        for id in all {
+            if (id as usize) < vocab_size && !known.contains(&id) {
+                known.push(id);
+            }
+        }
+        let others = known.split_off(known.len().min(1));
+        (known.pop(), others)
+    }
 }
 
 fn pretty(json: &impl Serialize) -> Result<String> {

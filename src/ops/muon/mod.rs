@@ -61,7 +61,7 @@ const LEAST_NORM: f64 = 1e-7;
 /// same shape, (rows, cols). In `f32` on the CPU the first two are changed in place.
 ///
 /// # Errors
-/// If `var` is no matrix, the shapes do not agree, or the momentum is not from 0 to below 1.
+/// If `var` is no matrix, the shapes do not agree, or a number is not finite or out of its range.
 pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
     if var.rank() != 2 {
         bail!("muon: expected a matrix, got a variable of shape {:?}", var.dims());
@@ -73,6 +73,18 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
     }
     if !(0.0..1.0).contains(&step.momentum) {
         bail!("muon: expected a momentum from 0 to below 1, got {}", step.momentum);
+    }
+    for (name, number) in [
+        ("a learning rate", step.learning_rate),
+        ("a weight decay", step.weight_decay),
+        ("a gradient scale", step.gradient_scale),
+    ] {
+        if !(number >= 0.0 && number.is_finite()) {
+            bail!("muon: expected {name} of at least 0, got {number}");
+        }
+    }
+    if var.elem_count() == 0 {
+        return Ok(());
     }
     if !has_kernel(&[var, gradient, mean]) {
         return reference::muon(var, gradient, mean, step);
@@ -302,6 +314,27 @@ mod tests {
         }
     }
 
+    /// Worked out by hand: after the gradients diag(1, 1) and diag(1, -0.3) the running mean of the second element still is
+    /// positive, (1 - 1/2) (1/2 - 0.3), but with the newest gradient once more it is -0.1, beside 0.875.
+    #[test]
+    fn the_newest_gradient_counts_once_more() {
+        let step = MuonStep { momentum: 0.5, ..ALONE };
+        for dtype in [DType::F32, DType::F64] {
+            let diagonal =
+                |x: f64| Tensor::new(&[[1.0, 0.0], [0.0, x]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let var = Var::zeros((2, 2), dtype, &Device::Cpu).unwrap();
+            let mut mean = var.zeros_like().unwrap().detach();
+            muon(&var, &diagonal(1.0), &mut mean, &step).unwrap();
+            let before = values(&var);
+            muon(&var, &diagonal(-0.3), &mut mean, &step).unwrap();
+            assert!(worst(&values(&mean), &[0.75, 0.0, 0.0, 0.1]) < 1e-6);
+            let moved: Vec<f64> = values(&var).iter().zip(before).map(|(now, before)| now - before).collect();
+            let norm = (0.875f64 * 0.875 + 0.1 * 0.1).sqrt();
+            let expected = [-alone(0.875 / norm), 0.0, 0.0, alone(0.1 / norm)];
+            assert!(worst(&moved, &expected) < 1e-5, "{dtype:?}: {moved:?}, expected {expected:?}");
+        }
+    }
+
     #[test]
     fn a_gradient_of_zeros_moves_nothing_but_the_decay() {
         let var = Var::ones((3, 5), DType::F32, &Device::Cpu).unwrap();
@@ -321,5 +354,31 @@ mod tests {
         assert!(error(&[3], &[3], 0.9).contains("expected a matrix, got a variable of shape [3]"));
         assert!(error(&[3, 2], &[2, 3], 0.9).contains("expected a gradient of shape [3, 2], got [2, 3]"));
         assert!(error(&[3, 2], &[3, 2], 1.0).contains("expected a momentum from 0 to below 1, got 1"));
+    }
+
+    #[test]
+    fn numbers_that_would_spoil_the_weights_are_refused() {
+        for (step, expected) in [
+            (MuonStep { learning_rate: f64::NAN, ..STEP }, "expected a learning rate of at least 0, got NaN"),
+            (MuonStep { weight_decay: f64::INFINITY, ..STEP }, "expected a weight decay of at least 0, got inf"),
+            (MuonStep { gradient_scale: -1.0, ..STEP }, "expected a gradient scale of at least 0, got -1"),
+        ] {
+            let var = Var::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
+            let mut mean = var.zeros_like().unwrap().detach();
+            let error = muon(&var, &var.as_detached_tensor().copy().unwrap(), &mut mean, &step).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(values(&var) == [1.0; 6] && values(&mean) == [0.0; 6]);
+        }
+    }
+
+    #[test]
+    fn a_matrix_without_elements_stays_as_it_is() {
+        for (shape, dtype) in [((3, 0), DType::F32), ((0, 3), DType::F32), ((0, 0), DType::F64)] {
+            let var = Var::zeros(shape, dtype, &Device::Cpu).unwrap();
+            let gradient = var.as_detached_tensor().copy().unwrap();
+            for cautious in [Cautious::default(), Cautious { updates: true, decay: true }] {
+                muon(&var, &gradient, &mut gradient.copy().unwrap(), &MuonStep { cautious, ..STEP }).unwrap();
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, 
 use self::kernel::{Angles, Dims, Heads};
 use super::record;
 use super::storage::{check_alike, has_kernel, values};
+use crate::memory;
 
 /// Which channels of a head turn together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,14 +61,13 @@ impl Rotary {
     /// `xs` turned, or with `back` turned back.
     fn turn(&self, xs: &[f32], layout: &Layout, back: bool) -> Result<Vec<f32>> {
         let (_, t, h, d) = layout.shape().dims4()?;
-        let (cos, mut sin) = (values(&self.cos)?, values(&self.sin)?.to_vec());
-        if back {
-            sin.iter_mut().for_each(|sin| *sin = -*sin);
-        }
+        let (cos, sin) = (values(&self.cos)?, values(&self.sin)?);
+        let negated: Vec<f32> = if back { sin.iter().map(|sin| -sin).collect() } else { Vec::new() };
+        let sin: &[f32] = if back { &negated } else { &sin };
         let strides = layout.stride();
         let heads = Heads { data: &xs[layout.start_offset()..], strides: [strides[0], strides[1], strides[2]] };
         let mut ys = vec![0.0; layout.shape().elem_count()];
-        kernel::turn(&mut ys, heads, Angles { cos: &cos, sin: &sin }, self.pairs, Dims { t, h, d });
+        kernel::turn(&mut ys, heads, Angles { cos: &cos, sin }, self.pairs, Dims { t, h, d });
         Ok(ys)
     }
 }
@@ -92,7 +92,7 @@ impl CustomOp1 for Rotary {
 /// (seq_len, D/2), computed in `f64`, of the dtype and on the device of `like`.
 ///
 /// # Errors
-/// If they cannot be allocated.
+/// If D is odd, `theta` is not above 0, or memory cannot hold them.
 pub fn rotary_tables(
     theta: f64,
     head_dim: usize,
@@ -101,6 +101,17 @@ pub fn rotary_tables(
     like: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let half = head_dim / 2;
+    if !head_dim.is_multiple_of(2) {
+        bail!("rotary-tables: expected an even number of channels, got {head_dim}");
+    }
+    if !(theta > 0.0 && theta.is_finite()) {
+        bail!("rotary-tables: expected theta above 0, got {theta}");
+    }
+    if start.checked_add(seq_len).is_none() {
+        bail!("rotary-tables: expected positions that 64 bits count, got {seq_len} from {start} on");
+    }
+    // Two of `f64`, while they are computed.
+    memory::check("rotary-tables", memory::tensor_bytes(&[seq_len, half], 2 * size_of::<f64>()))?;
     let angle = |i: usize| (start + i / half) as f64 * theta.powf(-2.0 * (i % half) as f64 / head_dim as f64);
     let table = |f: fn(f64) -> f64| {
         let values: Vec<f64> = (0..seq_len * half).map(|i| f(angle(i))).collect();
@@ -216,5 +227,15 @@ mod tests {
         let error = rotary(&halves, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos of the dtype F32 of the input, got F64"), "{error}");
         assert!(rotary(&randn(1, &[2, 7, 3, 5]), &cos, &sin, RotaryPairs::Halves).is_err());
+        for (theta, d, start, len, expected) in [
+            (1e4, 5, 0, 7, "expected an even number of channels, got 5"),
+            (f64::NAN, 4, 0, 7, "expected theta above 0, got NaN"),
+            (1e4, 4, usize::MAX, 7, "expected positions that 64 bits count"),
+            (1e4, 4, 0, usize::MAX / 2, "of memory, got more than 64 bits count"),
+            (1e4, 64, 0, 1 << 47, "of memory, got"),
+        ] {
+            let error = rotary_tables(theta, d, start, len, &xs).unwrap_err().to_string();
+            assert!(error.contains("rotary-tables") && error.contains(expected), "{error}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use candle_attention::memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::Corpus;
-use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions};
+use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions, VALIDATION_BATCH_TOKENS};
 
 use super::grouped;
 use super::prepared::Prepared;
@@ -90,10 +90,11 @@ pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOption
     Ok(())
 }
 
-/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; and what a step keeps for its backward pass: the
-/// tensors of each block, and a few of C before and behind.
+/// The ids of the text, where they are in memory; weights, gradients of each shard, two moments; what a step keeps for its
+/// backward pass, the tensors of each block and a few of C before and behind; and a batch of the validation in each thread,
+/// whose memory the allocator keeps beside.
 fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
-    const PROGRAM: usize = 40_000_000;
+    const PROGRAM: usize = 60_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     // Beside them the sum of the parts before, the average of the weights, and the weights before a step that is watched.
     let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
@@ -103,6 +104,8 @@ fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions)
     let floats_a_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let positions = sequences.saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_a_position).saturating_add(state).saturating_add(ids);
+    let validated = VALIDATION_BATCH_TOKENS.max(config.context_len).saturating_mul(rayon::current_num_threads());
+    let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(4).saturating_add(PROGRAM)
 }
 

@@ -44,4 +44,4 @@ pub use schedule::Schedule;
 pub use statistics::{StatisticsReport, TensorStatistics};
 pub use step::{BadStep, StepOutcome, StepReport};
 pub use trainer::Trainer;
-pub use validation::ValidationReport;
+pub use validation::{VALIDATION_BATCH_TOKENS, ValidationReport};

@@ -11,7 +11,7 @@ use crate::evaluate::evaluate;
 use crate::text::{Rest, windows};
 
 /// Tokens of a validation batch: enough for large matrix products, few enough to stay small in memory.
-const BATCH_TOKENS: usize = 4096;
+pub const VALIDATION_BATCH_TOKENS: usize = 4096;
 
 /// What a pass over the validation part gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ impl Trainer {
     }
 
     fn validation_batch_size(&self) -> usize {
-        (BATCH_TOKENS / self.config().context_len).max(1)
+        (VALIDATION_BATCH_TOKENS / self.config().context_len).max(1)
     }
 
     /// Where the first window of the validation part starts whose own loss is not finite.

@@ -26,9 +26,9 @@ use support::{contest::Contest, peer, timing};
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
-/// Layers, channels, positions and sequences; the steps of a turn, and the number of turns.
+/// Layers, channels, positions and sequences, which each number of parts divides; the steps of a turn, and the number of turns.
 const CPU: ([usize; 4], u64, usize) = ([4, 128, 64, 12], 20, 9);
-const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 4], 2, 1);
+const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 12], 2, 1);
 
 /// An option, and how it is set.
 type Side = (&'static str, fn(&mut TrainOptions, &mut ModelConfig));

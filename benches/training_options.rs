@@ -26,9 +26,9 @@ use support::{contest::Contest, peer, timing};
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
-/// Layers, channels, positions and sequences, which each number of parts divides; the steps of a turn, and the number of turns.
+/// Layers, channels, positions and sequences; the steps of a turn, and the number of turns.
 const CPU: ([usize; 4], u64, usize) = ([4, 128, 64, 12], 20, 9);
-const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 12], 2, 1);
+const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 4], 2, 1);
 
 /// An option, and how it is set.
 type Side = (&'static str, fn(&mut TrainOptions, &mut ModelConfig));
@@ -46,8 +46,10 @@ const SIDES: &[Side] = &[
     ("no clipping", |options, _| options.clip_norm = 0.0),
     ("cautious updates", |options, _| options.cautious_updates = true),
     ("skipping bad steps", |options, _| options.skip_bad_steps = 1),
-    ("accumulation in 2 parts", |options, _| options.accumulate = 2),
-    ("accumulation in 6 parts", |options, _| options.accumulate = 6),
+    ("8 times the batch", |options, _| options.batch_size *= 8),
+    ("8 times the batch, accumulated", |options, _| {
+        (options.batch_size, options.accumulate) = (8 * options.batch_size, 8)
+    }),
     ("Muon", |options, _| options.optimizer = OptimizerKind::Muon),
 ];
 

@@ -1,6 +1,7 @@
 //! What a run will need, before it starts: `attn train --dry-run`.
 
 use std::io::Write;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_attention::memory;
@@ -13,14 +14,14 @@ use super::prepared::Prepared;
 use super::terminal::one_line;
 
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
-pub fn print(prepared: &Prepared, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
+pub fn print(prepared: &Prepared, options: &TrainOptions, begun: Instant, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}\n{}", prepared.description(), recipe(prepared, options))?;
     writeln!(out, "memory, expected: {}", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))?;
     if let Err(error) = check_memory(&prepared.config, &prepared.corpus, options) {
         writeln!(out, "{error}: nothing was tried")?;
         return Ok(());
     }
-    let time = time(&forecast(prepared, options)?, options);
+    let time = time(&forecast(prepared, options)?, options, begun);
     if let Some(peak) = memory::status_bytes("/proc/self/status", "VmHWM:") {
         writeln!(out, "memory, measured over some steps: {}", megabytes(peak))?;
     }
@@ -64,8 +65,8 @@ pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<candle_co
     Ok(Forecast::measure(prepared.trainer(options)?))
 }
 
-/// How long the run will take, in a line.
-pub fn time(forecast: &candle_core::Result<Forecast>, options: &TrainOptions) -> String {
+/// How long all will take that has `begun`, in a line.
+pub fn time(forecast: &candle_core::Result<Forecast>, options: &TrainOptions, begun: Instant) -> String {
     let &Forecast { step, validation, total, .. } = match forecast {
         Ok(forecast) => forecast,
         Err(error) => {
@@ -75,7 +76,7 @@ pub fn time(forecast: &candle_core::Result<Forecast>, options: &TrainOptions) ->
     let validations = options.steps.div_ceil(options.eval_every);
     format!(
         "time, expected: {} ({:.1} ms a step, {validations} x {:.2} s to validate)",
-        duration(total.as_secs_f64()),
+        duration((begun.elapsed() + total).as_secs_f64()),
         step.as_secs_f64() * 1e3,
         validation.as_secs_f64()
     )
@@ -126,6 +127,7 @@ fn megabytes(bytes: usize) -> String {
 
 fn duration(seconds: f64) -> String {
     match seconds {
+        s if s < 1.0 => "less than a second".to_string(),
         s if s < 10.0 => format!("about {s:.1} s"),
         s if s < 120.0 => format!("about {s:.0} s"),
         s if s < 7200.0 => format!("about {:.0} min", s / 60.0),

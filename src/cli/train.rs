@@ -79,14 +79,14 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let options = prepared.options.clone();
     let train_options = options.train_options();
     if args.dry_run {
-        return plan::print(&prepared, &train_options, out);
+        return plan::print(&prepared, &train_options, begun, out);
     }
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
     note(&prepared.description());
     note(&plan::recipe(&prepared, &train_options));
     let forecast = plan::forecast(&prepared, &train_options)?;
-    note(&plan::time(&forecast, &train_options));
+    note(&plan::time(&forecast, &train_options, begun));
     let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
     let create = &|root: &Path| RunFolder::create(root, tokenizer, &trainer, &settings);
     let mut folder = create_folder(args.out, &options, create)?;

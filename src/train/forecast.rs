@@ -26,6 +26,9 @@ const LEAST: Duration = Duration::from_millis(60);
 const PART: f64 = 0.02;
 const MOST: Duration = Duration::from_secs(4);
 
+/// Steps of which one more is much.
+const FEW: usize = 10;
+
 impl Forecast {
     /// Measures on a trainer, of which nothing is left: one that is equal to the run's.
     ///
@@ -39,13 +42,14 @@ impl Forecast {
         let mut steps = vec![];
         let mut spent = Duration::ZERO;
         let all = trainer.options().steps as usize;
-        while steps.len() < all && (steps.is_empty() || spent < worth(spent / steps.len() as u32, all)) {
+        // Of a few long steps the first stands for all, though its checks take longer: another would be a good part of the run.
+        let are_few = first_step > MOST && all < FEW;
+        while !are_few && steps.len() < all && (steps.is_empty() || spent < worth(spent / steps.len() as u32, all)) {
             let step = timed(|| trainer.train_step())?;
             spent += step;
             steps.push(step);
         }
-        steps.sort();
-        let step = steps.get(steps.len() / 2).copied().unwrap_or(first_step);
+        let step = usual(steps).unwrap_or(first_step);
         let options = trainer.options();
         let validations = options.steps.div_ceil(options.eval_every);
         let validation = measure_validation(&mut trainer)?;
@@ -53,6 +57,14 @@ impl Forecast {
             first_step + seconds(step, (all as f64 - 1.0) * mean_batch) + seconds(validation, validations as f64);
         Ok(Self { first_step, step, validation, total })
     }
+}
+
+/// What a step takes, from the times of the first ones. The third of them at the front warms the caches; from the rest it is
+/// the lower quartile, as bursts of other work on the machine fill much of so short a time, but little of a run's.
+fn usual(steps: Vec<Duration>) -> Option<Duration> {
+    let mut warm = steps[steps.len() / 3..].to_vec();
+    warm.sort();
+    warm.get(warm.len() / 4).copied()
 }
 
 /// What it is worth to spend on measuring what so many times takes `each`.

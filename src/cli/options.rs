@@ -28,7 +28,8 @@ pub struct Options {
     /// char, byte, bpe:N (N tokens, learned from TEXT) or the path of a tokenizer.json [default: char]
     #[arg(long)]
     pub tokenizer: Option<String>,
-    /// Start from the weights, sizes and tokenizer of this model folder
+    /// Start from the weights, sizes and tokenizer of this model folder; no recipe is chosen for it, and what is not given here
+    /// is that of nanoGPT's for the CPU
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -218,8 +219,8 @@ impl Options {
 
     /// These options, and those of `fallback` where one is not given.
     pub fn or(&self, fallback: &Self) -> Result<Self> {
-        let mut merged = fallback.table()?;
         let given = self.table()?;
+        let mut merged = fallback.table()?;
         // The two ways to hold a text out exclude each other, so one that is given drops the other.
         for (name, other) in [("validation", "validation-fraction"), ("validation-fraction", "validation")] {
             if given.contains_key(name) {
@@ -240,6 +241,14 @@ impl Options {
         let paths = self.texts.iter().chain(&self.validation).chain(&self.init);
         if let Some(path) = paths.into_iter().find(|path| path.to_str().is_none()) {
             bail!("{}: expected a path in UTF-8, as the settings of a run are", path.display());
+        }
+        // TOML has no larger whole numbers.
+        let most = i64::MAX as u64;
+        let fields = serde_json::to_value(self)?;
+        let mut numbers =
+            fields.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_u64()?)));
+        if let Some((name, number)) = numbers.find(|(_, number)| *number > most) {
+            bail!("--{name}: expected at most {most}, got {number}");
         }
         let mut table = toml::Table::try_from(self)?;
         table.retain(|_, value| !value.as_array().is_some_and(Vec::is_empty));

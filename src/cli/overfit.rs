@@ -11,7 +11,7 @@ use super::document::spill_for_now;
 use super::options::Options;
 use super::prepared::Prepared;
 use super::progress::{Progress, note};
-use super::{Failure, plan};
+use super::{Failure, counted, plan};
 
 /// Steps unless told otherwise: several times what a sound model needs.
 const STEPS: u64 = 500;
@@ -38,9 +38,8 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
 fn print(report: &OverfitReport, options: &TrainOptions, out: &mut dyn Write) -> Result<()> {
     let &OverfitReport { steps, first_loss, last_loss, lowest_possible } = report;
     let found = format!(
-        "one batch of {} sequences: loss {first_loss:.4} before, {last_loss:.4} after {steps} steps (lowest possible: \
-         {lowest_possible:.4})",
-        options.batch_size
+        "one batch of {}: loss {first_loss:.4} before, {last_loss:.4} after {steps} steps (lowest possible: {lowest_possible:.4})",
+        counted(options.batch_size, "sequence"),
     );
     if report.succeeded() {
         writeln!(out, "{found}\nlearned by heart: data, model and optimizer work together")?;

@@ -9,9 +9,9 @@ use candle_attention::model::ModelConfig;
 use candle_attention::text::Corpus;
 use candle_attention::train::{Forecast, OptimizerKind, Schedule, TrainOptions, VALIDATION_BATCH_TOKENS};
 
-use super::grouped;
 use super::prepared::Prepared;
 use super::terminal::one_line;
+use super::{counted, grouped};
 
 /// Prints sizes, memory and time; makes some steps in memory to measure them, and leaves nothing on disk.
 pub fn print(prepared: &Prepared, options: &TrainOptions, begun: Instant, out: &mut dyn Write) -> Result<()> {
@@ -50,12 +50,12 @@ pub fn recipe(prepared: &Prepared, options: &TrainOptions) -> String {
     let own = own.into_iter().filter_map(|(group, rate)| Some(format!(", {group} at {}", rate?)));
     let optimizer = optimizer + &own.collect::<String>();
     format!(
-        "{} steps of {} sequences: {} tokens, {:.2} times the text; {optimizer}, {schedule}; batch in {} shards",
-        grouped(options.steps as usize),
-        grouped(options.batch_size),
+        "{} of {}: {} tokens, {:.2} times the text; {optimizer}, {schedule}; batch in {}",
+        counted(options.steps as usize, "step"),
+        counted(options.batch_size, "sequence"),
         grouped(tokens),
         tokens as f64 / prepared.corpus.train.len() as f64,
-        options.shards.min(options.batch_size),
+        counted(options.shards.min(options.batch_size), "shard"),
     )
 }
 

@@ -82,8 +82,8 @@ impl Options {
             rest = Self { kv_heads: None, head_dim: None, ..rest };
         }
         if differs(self.dim, dim) {
-            let heads = rest.heads.filter(|&heads| self.dim.is_some_and(|dim| heads > 0 && dim % (2 * heads) == 0));
-            rest = Self { heads, hidden: None, ..rest };
+            let fitting = self.dim.map(|given| fitting_heads(given, heads, dim));
+            rest = Self { heads: fitting, hidden: None, ..rest };
         }
         if self.tie == Some(true) {
             rest.head_lr = None;
@@ -121,6 +121,19 @@ impl Options {
             ..self
         }
     }
+}
+
+/// Heads for `dim` channels: as many as the recipe's if they fit, else of about as many channels as the recipe's, else one.
+fn fitting_heads(dim: usize, of_recipe: usize, dim_of_recipe: usize) -> usize {
+    // Rotary positions turn pairs of channels.
+    if of_recipe > 0 && dim.is_multiple_of(2 * of_recipe) {
+        return of_recipe;
+    }
+    let width = dim_of_recipe / of_recipe.max(1);
+    let mut widths = (0..=width / 2).flat_map(|away| [width - away, width + away]);
+    widths
+        .find(|&width| width > 0 && width.is_multiple_of(2) && dim.is_multiple_of(width))
+        .map_or(1, |width| dim / width)
 }
 
 /// Whether an option is given, and not as the recipe has it.
@@ -164,6 +177,10 @@ mod tests {
 
         let wide = filled(Options { dim: Some(80), ..Default::default() });
         assert_eq!((wide.hidden, wide.layers), (None, quick.layers));
+
+        for (dim, heads) in [(30, 1), (80, 2), (96, 2), (90, 3), (202, 1)] {
+            assert_eq!(filled(Options { dim: Some(dim), ..Default::default() }).heads, Some(heads), "{dim} channels");
+        }
 
         let warm = filled(Options { warmup: Some(100), ..Default::default() });
         assert_eq!((warm.steps, warm.decay_steps), (Some(300), Some(200)));

@@ -13,8 +13,7 @@ const SEPARATOR: &str = "---------------";
 /// Writes the prompt and its continuation, token by token; several one behind the other.
 pub fn write(run: &Run, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
     let waiting = (0..continuation.samples).map(|_| Waiting::default()).collect();
-    let mut page = Page { out, prompt, waiting, shown: 0 };
-    page.begin()?;
+    let mut page = Page { out, prompt, waiting, shown: 0, is_begun: false };
     let mut result = Ok(());
     continuation.write(run, prompt, &mut |piece| {
         if result.is_ok() {
@@ -33,6 +32,8 @@ struct Page<'a> {
     waiting: Vec<Waiting>,
     /// The number of the one that is shown.
     shown: usize,
+    /// Whether its prompt is written: a prompt that the tokenizer refuses never is.
+    is_begun: bool,
 }
 
 #[derive(Default)]
@@ -42,16 +43,14 @@ struct Waiting {
 }
 
 impl Page<'_> {
-    fn begin(&mut self) -> io::Result<()> {
-        write!(self.out, "{}", self.prompt)?;
-        self.out.flush()
-    }
-
     fn take(&mut self, piece: &Piece) -> io::Result<()> {
         let waiting = &mut self.waiting[piece.sample];
         waiting.text.extend_from_slice(piece.text);
         waiting.is_whole = piece.is_last;
         while let Some(Waiting { text, is_whole }) = self.waiting.get_mut(self.shown) {
+            if !std::mem::replace(&mut self.is_begun, true) {
+                write!(self.out, "{}", self.prompt)?;
+            }
             self.out.write_all(text)?;
             text.clear();
             if !*is_whole {
@@ -59,8 +58,9 @@ impl Page<'_> {
             }
             writeln!(self.out)?;
             self.shown += 1;
+            self.is_begun = false;
             if self.shown < self.waiting.len() {
-                write!(self.out, "{SEPARATOR}\n{}", self.prompt)?;
+                writeln!(self.out, "{SEPARATOR}")?;
             }
         }
         self.out.flush()

@@ -10,7 +10,7 @@ use candle_attention::evaluate::bits_per_byte;
 use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::train::{Event, Forecast, Outcome, RunFolder, Trainer, train};
+use candle_attention::train::{Event, Forecast, Outcome, Ramp, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 use clap::Args;
 
@@ -21,7 +21,7 @@ use super::progress::{Progress, note};
 use super::resume::resume;
 use super::stopwatch::Stopwatch;
 use super::terminal::{one_line, quoted};
-use super::{Failure, chart, overfit, plan, sample, signals};
+use super::{Failure, chart, counted, overfit, plan, sample, signals};
 
 /// Arguments of `attn train`.
 #[derive(Args)]
@@ -138,10 +138,7 @@ fn follow(
         return Ok(());
     }
     note_excused(trainer.config());
-    let warmup = trainer.options().warmup_steps;
-    if warmup >= steps {
-        note(&format!("the learning rate does not reach its highest: --warmup {warmup} is as long as --steps {steps}"));
-    }
+    note_short(trainer.options());
     note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.step()));
     let mut progress = Progress::new(trainer.options(), trainer.step(), !trainer.corpus().validation.is_empty());
     forecast.into_iter().for_each(|forecast| progress.expect_validation(forecast.validation));
@@ -172,12 +169,30 @@ fn follow(
             let without = counters.without_improvement;
             writeln!(
                 out,
-                "stopped early at step {} of {steps}: {without} validations without a lower loss (--patience {patience}); to go on all the same: {on} --patience N",
-                trainer.step()
+                "stopped early at step {} of {steps}: {} without a lower loss (--patience {patience}); to go on all the same: {on} --patience N",
+                trainer.step(),
+                counted(without as usize, "validation"),
             )?;
             report(&trainer, &folder, &stopwatch, out)
         }
         Ok(Outcome::Finished) => report(&trainer, &folder, &stopwatch, out),
+    }
+}
+
+/// Names what the run is too short for.
+fn note_short(options: &TrainOptions) {
+    let steps = options.steps;
+    let until = |ramp: Option<Ramp>| ramp.map_or(0, |ramp| ramp.steps);
+    for (what, name, end) in [
+        ("the learning rate", "warmup", options.warmup_steps),
+        ("the batch", "batch-ramp", until(options.batch_ramp)),
+        ("the context", "context-ramp", until(options.context_ramp)),
+    ] {
+        if end >= steps {
+            note(&format!(
+                "{what} does not reach its highest: the {end} steps of --{name} are no fewer than --steps {steps}"
+            ));
+        }
     }
 }
 
@@ -212,7 +227,8 @@ fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mu
         let bits = bits_per_byte(loss, corpus.validation.len(), corpus.validation_bytes);
         writeln!(out, "lowest validation loss {loss:.4} ({bits:.4} bits/byte) at step {}", best.step)?;
     }
-    writeln!(out, "{} steps in {:.0} s: {}", trainer.step(), folder.seconds(), root.display())?;
+    let steps = counted(trainer.step() as usize, "step");
+    writeln!(out, "{steps} in {:.0} s: {}", folder.seconds(), root.display())?;
     writeln!(out, "{stopwatch}")?;
     let plot = folder.plot();
     if plot.exists() {

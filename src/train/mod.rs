@@ -5,6 +5,7 @@
 
 mod average;
 mod backward;
+mod bounds;
 mod checkpoint;
 mod counters;
 #[cfg(test)]
@@ -27,7 +28,6 @@ mod space;
 mod statistics;
 mod step;
 mod trainer;
-mod validate;
 mod validation;
 
 pub use checkpoint::{Best, Checkpoint, TrainState};

@@ -153,17 +153,24 @@ impl TrainOptions {
         }
     }
 
-    /// The options in which `other` differs: name, own value, that of `other`.
+    /// The options in which `other` differs: name, own value, that of `other`. Left out are those that have no meaning beside
+    /// the schedule of `other`.
     ///
     /// # Errors
     /// If a value has no form in JSON.
     pub fn differences(&self, other: &Self) -> Result<Vec<(String, String, String)>> {
+        let schedule = other.schedule;
         let map = |options: &Self| match serde_json::to_value(options) {
             Ok(serde_json::Value::Object(map)) => Ok(map),
             _ => bail!("train options: a value has no form in JSON"),
         };
         let (own, other) = (map(self)?, map(other)?);
-        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value));
+        let has_meaning = |name: &str| match name {
+            "decay_steps" => schedule == Schedule::WarmupStableDecay,
+            "min_learning_rate" => schedule != Schedule::Constant,
+            _ => true,
+        };
+        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value) && has_meaning(name));
         let with_other = |(name, value): (String, serde_json::Value)| {
             let other = other.get(&name).map(ToString::to_string);
             (name, value.to_string(), other.unwrap_or_default())

@@ -56,11 +56,15 @@ impl TrainOptions {
 /// `on_step` may break off.
 ///
 /// # Errors
-/// If a step is bad or fails; see [`Trainer::next_step`].
+/// If the options have fewer than two steps, a step is bad or fails; see [`Trainer::next_step`].
 pub fn overfit_one_batch(
     trainer: &mut Trainer,
     on_step: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
 ) -> Result<OverfitReport> {
+    if trainer.options.steps < 2 {
+        // What the first step learns is seen by the loss of the second.
+        bail!("overfit one batch: expected steps of at least 2, got {}", trainer.options.steps);
+    }
     let batch = trainer.next_batch()?;
     let lowest_possible = lowest_loss(&batch);
     let mut first_loss = None;

@@ -16,9 +16,7 @@ fn without_options_all_is_chosen_and_said_before_the_start() {
     let told = told(&space, "train text.txt --out run");
     let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what} is not in {told}"));
     let start = at("run from step 0 of 100");
-    for what in
-        ["qwen3, ", "100 steps of ", "Muon at 0.02, AdamW at 0.01, embeddings at 0.02", "time, expected: about "]
-    {
+    for what in ["qwen3, ", "100 steps of ", "Muon at 0.02, AdamW at 0.01, embeddings at 0.02", "time, expected: "] {
         assert!(at(what) < start, "{told}");
     }
     let settings = std::fs::read_to_string(space.path("run/training/settings.toml")).unwrap();
@@ -45,6 +43,8 @@ fn what_is_given_moves_what_a_recipe_has_beside_it() {
         ("--preset quick --warmup 250", "300 steps"),
         ("--preset quick --steps 6 --schedule constant", "6 steps"),
         ("--preset quick --dim 32 --tie true", "32 channels"),
+        ("--preset quick --dim 30", "1 head, 30 channels"),
+        ("--preset best --dim 256", "4 heads, 256 channels"),
         ("--preset gpt2 --optimizer adamw --lr 0.003", "AdamW at 0.003,"),
     ] {
         let line = format!("train text.txt --context 32 {given} --dry-run");
@@ -56,6 +56,15 @@ fn what_is_given_moves_what_a_recipe_has_beside_it() {
         "--momentum-warmup goes with a --momentum above 0.85",
     );
     space.refuses("train text.txt --preset quick --cautious-decay", "--cautious-decay goes with a --weight-decay");
+    space.refuses(
+        "train text.txt --preset quick --warmup 300",
+        "warmup_steps that leave some of 300 steps for the decay",
+    );
+    let most = u64::MAX;
+    space.refuses(
+        &format!("train text.txt --steps {most}"),
+        &format!("--steps: expected at most {}, got {most}", i64::MAX),
+    );
 }
 
 #[test]

@@ -34,13 +34,14 @@ impl Space {
         String::from_utf8(output.stdout).expect("printed what is not UTF-8")
     }
 
-    /// Runs what should be refused: exit code 2 and one line on standard error that has `expected` in it.
+    /// Runs what should be refused: exit code 2, one line on standard error that has `expected` in it, and nothing else.
     pub fn refuses(&self, line: &str, expected: &str) {
         let output = self.attn(line);
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "attn {line}: {message}");
         assert!(message.contains(expected), "attn {line}: expected {expected:?} in {message:?}");
         assert_eq!(message.lines().count(), 1, "attn {line}: {message}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "attn {line}");
     }
 }
 
@@ -325,10 +326,16 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
     assert!(told.contains("from here on steps 18 -> 20: ") && !told.contains("learning_rate"), "{told}");
     space.works("train --resume --out run --steps 30 --schedule warmup-stable-decay --decay-steps 5");
     space.works("train --resume --out run --steps 32 --schedule linear --embedding-lr 0.01");
-    space.works("train --resume --out run --steps 34 --schedule constant");
+    let output = space.attn("train --resume --out run --steps 34 --schedule constant");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("schedule \"linear\" -> \"constant\", steps 32 -> 34: "), "{told}");
+    assert!(!told.contains("min_learning_rate") && !told.contains("decay_steps"), "{told}");
     let output = space.attn("train --resume --out run --warmup 40 --steps 35 --schedule linear");
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && told.contains("--warmup 40 is as long as --steps 35"), "{told}");
+    assert!(
+        output.status.success() && told.contains("the 40 steps of --warmup are no fewer than --steps 35"),
+        "{told}"
+    );
     // What is done already says nothing of what would change.
     let output = space.attn("train --resume --out run --patience 3");
     let told = String::from_utf8(output.stderr).unwrap();
@@ -392,6 +399,9 @@ fn one_batch_is_learned_by_heart_and_nothing_is_saved() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("not learned by heart; the loss falls, but not far enough: try more --steps"), "{told}");
+    let output = space.attn(&format!("train text.txt {small} --steps 1"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("expected steps of at least 2, got 1"), "{told}");
     // What of a batch can be learned depends on the documents that a window may look back into.
     space.write("other.txt", "um dois três quatro\n".repeat(4).as_bytes());
     space.works(&format!("train text.txt other.txt {small} --isolate-documents"));

@@ -122,6 +122,10 @@ impl TrainOptions {
             bail!("train options: expected min_learning_rate of at most the learning_rate {highest}, got {lowest}");
         }
         let most = self.steps.saturating_sub(self.warmup_steps);
+        if self.schedule == Schedule::WarmupStableDecay && most == 0 {
+            let (warmup, steps) = (self.warmup_steps, self.steps);
+            bail!("train options: expected warmup_steps that leave some of {steps} steps for the decay, got {warmup}");
+        }
         if self.schedule == Schedule::WarmupStableDecay && !(1..=most).contains(&self.decay_steps) {
             let (steps, got) = (self.steps, self.decay_steps);
             bail!(
@@ -172,6 +176,10 @@ mod tests {
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, decay_steps: 1901, ..Default::default() },
                 "decay_steps from 1 to the 1900 of 2000 steps after the warm-up, got 1901",
+            ),
+            (
+                TrainOptions { schedule: Schedule::WarmupStableDecay, warmup_steps: 2000, ..Default::default() },
+                "warmup_steps that leave some of 2000 steps for the decay, got 2000",
             ),
         ] {
             let message = options.validate().unwrap_err().to_string();

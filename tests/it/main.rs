@@ -5,7 +5,9 @@
 
 mod attention_cache;
 mod chapter;
+#[cfg(feature = "cli")]
 mod determinism;
+mod documented;
 mod drop_in;
 mod gradient_traps;
 mod layer;

@@ -4,10 +4,12 @@ use std::sync::{Arc, RwLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::memory;
 use crate::ops::{self, RotaryPairs};
 
-/// The form of a [`RotaryEmbedding`].
+/// The name of the layer in errors.
+const OP: &str = "rotary-embedding";
+
+/// Sizes and options of a [`RotaryEmbedding`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryEmbeddingConfig {
     /// Channels of a head (D).
@@ -66,14 +68,8 @@ struct Tables {
 
 impl Tables {
     fn new(frequencies: &[f64], start: usize, len: usize, dtype: DType, device: &Device) -> Result<Self> {
-        check_memory(frequencies.len(), len)?;
-        let table = |f: fn(f64) -> f64| {
-            let positions = start..start + len;
-            let angles = positions.flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
-            let values: Vec<f64> = angles.map(f).collect();
-            Tensor::from_vec(values, (len, frequencies.len()), device)?.to_dtype(dtype)
-        };
-        Ok(Self { start, cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let (cos, sin) = ops::tables_of_frequencies(OP, frequencies, start, len, (dtype, device))?;
+        Ok(Self { start, cos, sin })
     }
 
     fn len(&self) -> usize {
@@ -95,13 +91,9 @@ impl RotaryEmbedding {
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
         let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            bail!("rotary-embedding: expected an even head_dim above 0, got {head_dim}");
+            bail!("{OP}: expected an even head_dim above 0, got {head_dim}");
         }
-        if !(theta > 0.0 && theta.is_finite()) {
-            bail!("rotary-embedding: expected theta above 0, got {theta}");
-        }
-        check_memory(head_dim / 2, max_positions)?;
-        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
         Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
     }
 
@@ -119,7 +111,7 @@ impl RotaryEmbedding {
         device: &Device,
     ) -> Result<Self> {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
-            bail!("rotary-embedding: expected at least one frequency, and finite ones, got {frequencies:?}");
+            bail!("{OP}: expected at least one frequency, and finite ones, got {frequencies:?}");
         }
         let first = Tables::new(frequencies, 0, max_positions, dtype, device)?;
         Ok(Self { frequencies: frequencies.into(), first, beyond: Arc::default(), pairs })
@@ -143,7 +135,7 @@ impl RotaryEmbedding {
         let (_, t, _, d) = xs.dims4()?;
         let turned = self.turned_channels();
         if turned > d {
-            bail!("rotary-embedding: expected heads of at least {turned} channels, got {d}");
+            bail!("{OP}: expected heads of at least {turned} channels, got {d}");
         }
         let (cos, sin) = self.tables(offset, t)?; // (T, D/2)
         if turned == d {
@@ -159,7 +151,7 @@ impl RotaryEmbedding {
         /// Positions whose angles are computed at once.
         const BLOCK: usize = 64;
         if offset.checked_add(t).is_none_or(|end| end > MOST) {
-            bail!("rotary-embedding: expected positions below {MOST}, got {t} from {offset} on");
+            bail!("{OP}: expected positions below {MOST}, got {t} from {offset} on");
         }
         if let Some(tables) = self.first.narrow(offset, t) {
             return tables;
@@ -175,14 +167,4 @@ impl RotaryEmbedding {
         let all = (tables.cos.narrow(0, 0, t)?, tables.sin.narrow(0, 0, t)?);
         Ok(all)
     }
-}
-
-/// Refuses tables of so many angles, two of `f64` while they are computed, that no memory holds.
-fn check_memory(frequencies: usize, max_positions: usize) -> Result<()> {
-    let bytes = memory::tensor_bytes(&[max_positions, frequencies], 2 * size_of::<f64>());
-    // The frequencies themselves count where there are no positions.
-    memory::check(
-        "rotary-embedding",
-        bytes.and_then(|bytes| bytes.checked_add(frequencies.checked_mul(size_of::<f64>())?)),
-    )
 }

@@ -14,6 +14,7 @@ mod adamw;
 pub mod attention;
 mod block_product;
 mod cautious;
+mod checks;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -49,9 +50,10 @@ pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;
 pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
+pub(crate) use rotary::{frequencies as rotary_frequencies, tables as tables_of_frequencies};
 #[cfg(feature = "lm")]
 pub(crate) use {
     adamw::moving_average,
     parallel::{for_each, for_each_in_order, map},
-    sums::{add, norm},
+    sums::{add, euclidean_norm},
 };

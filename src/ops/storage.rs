@@ -13,18 +13,6 @@ pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32 && tensor.device().is_cpu())
 }
 
-/// Refuses a tensor that is not of the dtype and on the device of another one, which it has to go with.
-pub(crate) fn check_alike(op: &str, name: &str, tensor: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
-    if tensor.dtype() != other.dtype() {
-        bail!("{op}: expected {name} of the dtype {:?} of {other_name}, got {:?}", other.dtype(), tensor.dtype());
-    }
-    if !tensor.device().same_device(other.device()) {
-        let (expected, got) = (other.device().location(), tensor.device().location());
-        bail!("{op}: expected {name} on the device {expected:?} of {other_name}, got {got:?}");
-    }
-    Ok(())
-}
-
 /// The dtype in which to add many numbers of `dtype`.
 pub(crate) fn precise(dtype: DType) -> DType {
     match dtype {

@@ -7,7 +7,7 @@ use super::simd::dispatch;
 use super::storage::{has_kernel, values};
 
 /// The Euclidean norm, its squares taken and added in `f64`.
-pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
+pub(crate) fn euclidean_norm(tensor: &Tensor) -> Result<f64> {
     let tensor = tensor.contiguous()?;
     if !has_kernel(&[&tensor]) {
         let squares = tensor.to_dtype(DType::F64)?.sqr()?;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use candle_attention::generate::{Continuation, Form, Sampler, SamplingOptions, generate, generate_side_by_side};
+use candle_attention::generate::{Continuation, OutputForm, Sampler, SamplingOptions, generate, generate_side_by_side};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
 use candle_attention::text::Tokenizer;
@@ -168,7 +168,8 @@ fn samples_are_those_that_their_samplers_write_alone() {
     let run = run_of_bytes(true);
     let mut lens = vec![];
     for (seed, samples) in [(1, 1), (1, 2), (5, 7)] {
-        let continuation = Continuation { max_tokens: 150, seed, samples, form: Form::Bytes, ..Default::default() };
+        let continuation =
+            Continuation { max_tokens: 150, seed, samples, form: OutputForm::Bytes, ..Default::default() };
         for (stream, text) in told(&run, &continuation).into_iter().enumerate() {
             let mut sampler = Sampler::new(continuation.sampling, seed, stream as u64).unwrap();
             let alone = generate(&run.model, &[97, 98], 150, &mut sampler, &mut |_| ControlFlow::Continue(()));
@@ -202,7 +203,7 @@ fn a_sample_ends_at_any_of_several_ends() {
 #[test]
 fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
     let run = run_of_bytes(false);
-    for form in [Form::Bytes, Form::Text] {
+    for form in [OutputForm::Bytes, OutputForm::Text] {
         let whole = Continuation { max_tokens: 150, samples: 3, form, ..Default::default() };
         let texts = told(&run, &whole);
         let place = |text: &[u8], stop: &str| text.windows(stop.len()).position(|part| part == stop.as_bytes());
@@ -225,7 +226,7 @@ fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
 #[test]
 fn whoever_has_enough_of_a_sample_hears_no_more_of_it() {
     let run = run_of_bytes(false);
-    let continuation = Continuation { max_tokens: 40, samples: 3, form: Form::Bytes, ..Default::default() };
+    let continuation = Continuation { max_tokens: 40, samples: 3, form: OutputForm::Bytes, ..Default::default() };
     let mut heard = [0; 3];
     continuation
         .write(&run, "ab", &mut |piece| {

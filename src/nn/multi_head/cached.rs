@@ -30,7 +30,7 @@ impl MultiHeadAttention {
         if xs.rank() == 2 {
             return self.forward_cached_with(&xs.unsqueeze(0)?, mask, cache)?.squeeze(0);
         }
-        let (before, mask) = (cache.next_position(), within(cache, mask)?);
+        let (before, mask) = (cache.next_position(), mask_for(cache, mask)?);
         let q = self.project_queries(xs, before)?; // (B, T, H, D)
         let (k, v) = self.project_keys_values(xs, before)?;
         let (k, v) = cache.append(&k.detach(), &v.detach())?; // (B, S, G, D), (B, S, G, E)
@@ -44,7 +44,7 @@ impl MultiHeadAttention {
 }
 
 /// The mask by which a position sees what the cache holds for it.
-fn within(cache: &KvCache, mask: &Mask) -> Result<Mask> {
+fn mask_for(cache: &KvCache, mask: &Mask) -> Result<Mask> {
     match (cache.window(), mask) {
         (None, mask) => Ok(mask.clone()),
         (Some(window), Mask::Causal) => Ok(Mask::Window(window)),

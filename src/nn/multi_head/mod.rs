@@ -182,7 +182,7 @@ impl MultiHeadAttention {
     fn project_queries(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
         let Sizes { h, d, .. } = self.sizes;
         let q = heads(&self.q_proj, xs, h, d)?; // (B, T, H, D)
-        self.place(q, self.q_norm.as_ref(), offset)
+        self.normalise_and_rotate(q, self.q_norm.as_ref(), offset)
     }
 
     /// The keys and values of positions from `offset` on.
@@ -192,11 +192,11 @@ impl MultiHeadAttention {
             bail!("multi-head-attention: expected keys from a memory of {m} channels, got {}", memory.dim(2)?);
         }
         let k = heads(&self.k_proj, memory, g, d)?; // (B, S, G, D)
-        Ok((self.place(k, self.k_norm.as_ref(), offset)?, heads(&self.v_proj, memory, g, e)?))
+        Ok((self.normalise_and_rotate(k, self.k_norm.as_ref(), offset)?, heads(&self.v_proj, memory, g, e)?))
     }
 
-    /// Normalised and turned, where the layer does so.
-    fn place(&self, mut heads: Tensor, norm: Option<&RmsNorm>, offset: usize) -> Result<Tensor> {
+    /// Queries or keys, normalised and rotated if the layer does so.
+    fn normalise_and_rotate(&self, mut heads: Tensor, norm: Option<&RmsNorm>, offset: usize) -> Result<Tensor> {
         if let Some(norm) = norm {
             heads = norm.forward(&heads)?;
         }

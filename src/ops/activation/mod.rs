@@ -8,8 +8,9 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
+use super::checks::check_alike;
 use super::record;
-use super::storage::{check_alike, has_kernel, precise, slice, values};
+use super::storage::{has_kernel, precise, slice, values};
 
 /// `x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2`, element by element; any shape. The Gaussian error linear unit (Hendrycks
 /// and Gimpel 2016, arXiv:1606.08415).

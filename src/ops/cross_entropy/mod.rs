@@ -20,6 +20,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
+use super::checks::check_not_negative;
 use super::record;
 use super::storage::has_kernel;
 
@@ -117,9 +118,7 @@ fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEn
     if !(0.0..1.0).contains(&smoothing) {
         bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
     }
-    if !(z_loss >= 0.0 && z_loss.is_finite()) {
-        bail!("{op}: expected a z-loss of at least 0, got {z_loss}");
-    }
+    check_not_negative(op, &[("a z-loss", z_loss)])?;
     Ok(Targets { ids, divisor, terms: Terms { smoothing, z_loss } })
 }
 

@@ -6,8 +6,9 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
+use super::checks::check_alike;
 use super::record;
-use super::storage::{check_alike, has_kernel, slice, values};
+use super::storage::{has_kernel, slice, values};
 
 /// `xs W^T + bias`: `xs` (.., I), `weight` (O, I), `bias` (O), the result (.., O).
 ///

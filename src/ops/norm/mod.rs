@@ -11,8 +11,9 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
+use super::checks::{check_alike, check_not_negative};
 use super::record;
-use super::storage::{check_alike, has_kernel, slice, values};
+use super::storage::{has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
 ///
@@ -25,7 +26,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
     for parameter in [Some(weight), bias].into_iter().flatten() {
         check("layer-norm", xs, parameter)?;
     }
-    check_eps("layer-norm", eps)?;
+    check_not_negative("layer-norm", &[("an eps", eps)])?;
     let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
     if !has_kernel(&tensors) {
         return reference::layer_norm(xs, weight, bias, eps);
@@ -45,18 +46,11 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
 /// If the shapes, dtypes or devices do not agree, or `eps` is not a finite number of at least 0.
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight)?;
-    check_eps("rms-norm", eps)?;
+    check_not_negative("rms-norm", &[("an eps", eps)])?;
     match has_kernel(&[xs, weight]) {
         true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
         false => reference::rms_norm(xs, weight, eps),
     }
-}
-
-fn check_eps(op: &str, eps: f64) -> Result<()> {
-    if !(eps >= 0.0 && eps.is_finite()) {
-        bail!("{op}: expected an eps of at least 0, got {eps}");
-    }
-    Ok(())
 }
 
 fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_attention::generate::{Continuation, Piece, SamplingOptions};
+use candle_attention::run::Run;
+
 /// A folder to run the command in.
 pub struct Space(tempfile::TempDir);
 
@@ -55,6 +58,32 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Each option alone gives what the library writes with it, which is not `text`, written without any.
+fn each_sampling_option_is_the_librarys(space: &Space, text: &str) {
+    let run = Run::open(&space.path("runs/text-1"), &candle_core::Device::Cpu).unwrap();
+    // The command's default.
+    let base = SamplingOptions { temperature: 0.8, ..Default::default() };
+    for (option, sampling) in [
+        ("--temperature 0", SamplingOptions { temperature: 0.0, ..base }),
+        ("--temperature 3", SamplingOptions { temperature: 3.0, ..base }),
+        ("--top-k 3", SamplingOptions { top_k: Some(3), ..base }),
+        ("--top-p 0.2", SamplingOptions { top_p: Some(0.2), ..base }),
+        ("--min-p 0.8", SamplingOptions { min_p: Some(0.8), ..base }),
+        ("--repetition-penalty 9", SamplingOptions { repetition_penalty: 9.0, ..base }),
+    ] {
+        let continuation = Continuation { max_tokens: 30, seed: 5, sampling, ..Default::default() };
+        let mut expected = b"gato".to_vec();
+        let mut collect = |piece: Piece| {
+            expected.extend_from_slice(piece.text);
+            std::ops::ControlFlow::Continue(())
+        };
+        continuation.write(&run, "gato", &mut collect).unwrap();
+        let written = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {option}"));
+        assert_eq!(written, String::from_utf8(expected).unwrap() + "\n", "{option}");
+        assert_ne!(written, text, "{option}");
+    }
+}
+
 #[test]
 fn from_a_text_to_a_sample() {
     let space = Space::new();
@@ -95,9 +124,7 @@ fn from_a_text_to_a_sample() {
     };
     let expected: Vec<String> = texts.iter().map(cut).collect();
     assert_eq!(stopped, expected.join("---------------\n"), "stop {stop:?}");
-    let options = "--top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2";
-    let chosen = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {options}"));
-    assert_ne!(chosen, text);
+    each_sampling_option_is_the_librarys(&space, &text);
 
     let printed = space.works("eval runs/text-1 text.txt");
     for expected in ["loss", "perplexity", "bits per byte"] {
@@ -500,8 +527,8 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --config missing.toml", "missing.toml"),
         ("train text.txt --init missing", "missing"),
         ("train --resume --out missing", "no run to resume"),
-        ("generate missing", "missing is no folder"),
-        ("eval missing text.txt", "missing is no folder"),
+        ("generate missing", "missing is not a folder"),
+        ("eval missing text.txt", "missing is not a folder"),
     ] {
         space.refuses(line, expected);
     }

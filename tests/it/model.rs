@@ -271,7 +271,7 @@ fn sizes_and_ids_out_of_range_are_refused() {
         (ModelConfig { num_heads: 4, head_dim: Some(2), ..llama.clone() }, "num_heads 4 and embed_dim 6"),
         (ModelConfig { head_dim: Some(1 << 23), ..qwen3.clone() }, "got 3 of 8388608"),
         (ModelConfig { rope_theta: 0.0, ..llama }, "rope_theta above 0, got 0"),
-        (ModelConfig { mlp_bias: true, ..qwen3 }, "mlp_bias with llama alone, got it with qwen3"),
+        (ModelConfig { mlp_bias: true, ..qwen3 }, "mlp_bias only with llama, got it with qwen3"),
         (
             ModelConfig { num_kv_heads: Some(1), ..tiny() },
             "3 heads of keys and values of 2 channels in gpt2, got 1 of 2",
@@ -286,7 +286,9 @@ fn sizes_and_ids_out_of_range_are_refused() {
     let with_others = ModelConfig { end_of_text_id: Some(1), other_end_ids: vec![2, 11], ..tiny() };
     assert!(refusal(with_others.clone()).contains("expected an end-of-text id below vocab_size 11, got 11"));
     let alone = ModelConfig { end_of_text_id: None, other_end_ids: vec![2], ..with_others };
-    assert!(refusal(alone).contains("beside an end_of_text_id, got them alone"));
+    assert!(refusal(alone).contains("only with an end_of_text_id, got them alone"));
+    let begin = ModelConfig { begin_of_text_id: Some(11), ..tiny() };
+    assert!(refusal(begin).contains("expected a begin-of-text id below vocab_size 11, got 11"));
 }
 
 #[test]
@@ -295,14 +297,20 @@ fn config_json_comes_back_and_refuses_what_is_not_computed() {
         let config =
             ModelConfig { dropout: DropoutRates { embedding: 0.1, attention: 0.2, residual: 0.3 }, ..form.clone() };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
-        let config = ModelConfig { end_of_text_id: Some(10), init_stdev: 0.3, norm_eps: 1e-3, ..form };
+        let config = ModelConfig {
+            begin_of_text_id: Some(4),
+            end_of_text_id: Some(10),
+            init_stdev: 0.3,
+            norm_eps: 1e-3,
+            ..form
+        };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
         let config = ModelConfig { other_end_ids: vec![3, 0], ..config };
         let (json, generation) = (config.to_json().unwrap(), config.generation_json().unwrap());
         assert_eq!(ModelConfig::from_json(json.as_bytes()).unwrap(), config);
         for json in [json, generation] {
             let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-            assert_eq!((&json["eos_token_id"], &json["bos_token_id"]), (&[10, 3, 0][..].into(), &10.into()));
+            assert_eq!((&json["eos_token_id"], &json["bos_token_id"]), (&[10, 3, 0][..].into(), &4.into()));
         }
     }
     let json = tiny().to_json().unwrap();

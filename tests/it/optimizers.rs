@@ -124,7 +124,18 @@ fn a_run_keeps_its_optimizer_and_may_change_the_rates() {
     let other = TrainOptions { optimizer: OptimizerKind::AdamW, ..muon(8) };
     let error = resume(&root, &other).err().unwrap().to_string();
     assert!(error.contains("resume: expected optimizer \"muon\", as the run has, got \"adamw\""), "{error}");
-    resume(&root, &TrainOptions { matrix_learning_rate: 0.01, matrix_weight_decay: 0.0, ..muon(8) }).unwrap();
+    // The size of Muon's update is proportional to its rate: a tenth of it gives a tenth of the update.
+    let moved = |rate: f64| {
+        let options = TrainOptions { matrix_learning_rate: rate, matrix_weight_decay: 0.0, ..muon(8) };
+        let (folder, mut trainer) = resume(&root, &options).unwrap();
+        let report = statistics(&mut trainer).statistics;
+        drop(folder);
+        report.into_iter().map(|(name, statistics)| (name, statistics.update_norm)).collect::<Vec<_>>()
+    };
+    for ((name, fast), (_, slow)) in moved(0.01).into_iter().zip(moved(0.001)) {
+        let expected = if name.starts_with("blocks.") && name.contains("proj.weight") { 0.1 } else { 1.0 };
+        assert!((slow / fast / expected - 1.0).abs() < 1e-3, "{name}: {slow} and {fast}");
+    }
 }
 
 /// Batches grow as the ramps say, and each is a function of the seed and the step.

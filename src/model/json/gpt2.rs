@@ -10,7 +10,7 @@ use crate::model::config::{DropoutRates, ModelConfig};
 /// The id that begins and ends a text where the file has no such key.
 const END_OF_TEXT: u32 = 50256;
 
-/// Hugging Face's `config.json` of a GPT-2, with its defaults.
+/// Hugging Face's `config.json` of a GPT-2, with its defaults for absent keys.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Gpt2Json {
     model_type: String,

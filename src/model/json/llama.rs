@@ -1,4 +1,4 @@
-//! `config.json` of a `llama` or a `qwen3`, which differ in few keys.
+//! `config.json` of a `llama` or a `qwen3`, which differ in a few keys.
 
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ const QWEN3_HEAD_DIM: usize = 128;
 const LLAMA_BEGIN: u32 = 1;
 const LLAMA_END: u32 = 2;
 
-/// Hugging Face's `config.json` of a llama or a qwen3, with its defaults.
+/// Hugging Face's `config.json` of a llama or a qwen3, with its defaults for absent keys.
 #[derive(Serialize, Deserialize)]
 pub(super) struct LlamaJson {
     model_type: String,

@@ -20,7 +20,7 @@ pub struct GenerateArgs {
     /// else token 0]
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
-    /// Most tokens to write
+    /// Maximum number of tokens to write
     #[arg(long, value_name = "N", default_value_t = 500)]
     max_tokens: usize,
     /// Divisor of the logits: below 1 is safer, above 1 more varied; 0 always takes the likeliest token

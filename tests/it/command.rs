@@ -215,6 +215,16 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     std::fs::create_dir(space.path("runs/d.tmp")).unwrap();
     space.works("train text.txt --init runs/a --steps 3 --out runs/d");
     assert!(space.path("runs/d.tmp").exists(), "a folder that is not ours is gone");
+    // The ids that begin and end a text stay those of the folder.
+    let config = std::fs::read_to_string(space.path("runs/d/config.json")).unwrap();
+    space.write("runs/d/config.json", config.replace("\"bos_token_id\": null", "\"bos_token_id\": 3").as_bytes());
+    space.write("runs/d/generation_config.json", br#"{ "eos_token_id": [4, 5] }"#);
+    space.works("train text.txt --init runs/d --steps 1 --out runs/e");
+    for name in ["config.json", "generation_config.json"] {
+        let written = std::fs::read(space.path("runs/e").join(name)).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!((&json["bos_token_id"], &json["eos_token_id"]), (&3.into(), &vec![4, 5].into()), "{name}");
+    }
     space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
 
     // The ids are part of the run: the text is needed no more, but if it is given it must be the same.

@@ -246,7 +246,7 @@ fn what_is_refused_is_forgotten() {
 
 /// Sorted or not, the choice follows the same probabilities.
 #[test]
-fn limits_that_limit_nothing_change_nothing() {
+fn limits_without_effect_change_nothing() {
     let logits: Vec<f32> = (0..97u32).map(|i| (i * i % 97) as f32 * 0.05).collect();
     let draws = |options: SamplingOptions| {
         let mut sampler = Sampler::new(options, 3, 0).unwrap();
@@ -255,7 +255,7 @@ fn limits_that_limit_nothing_change_nothing() {
     let all = draws(SamplingOptions::default());
     assert_eq!(all, draws(SamplingOptions { top_k: Some(97), ..Default::default() }));
     assert_eq!(all, draws(SamplingOptions { top_p: Some(1.0), ..Default::default() }));
-    // The seven likeliest, whatever the order in which they were found.
+    // The seven likeliest, in whatever order they were selected.
     let mut ranked: Vec<u32> = (0..97).collect();
     ranked.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
     let seven = draws(SamplingOptions { top_k: Some(7), ..Default::default() });

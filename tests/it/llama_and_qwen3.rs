@@ -134,7 +134,7 @@ fn names_on_disk_and_config_json_are_hugging_faces() {
     }
 }
 
-/// The configuration of a fixture with other values, or without the keys whose value is `absent`.
+/// The configuration of a fixture with other values, and without the keys whose value is `absent`.
 fn changed(variant: &str, changes: &Value) -> candle_core::Result<ModelConfig> {
     let mut json: Value = serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
     let keys = json.as_object_mut().unwrap();
@@ -166,7 +166,7 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
     assert_eq!(of("llama_grouped", json!({ "rope_parameters": "absent" })).rope_theta, 1e4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": "absent" })).kv_heads(), 4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": null })).kv_heads(), 4);
-    // Each once, and only what the vocabulary of 31 has.
+    // Each once, and only those that the vocabulary of 31 has.
     for (ids, expected) in [
         (json!([3, 5]), (Some(3), vec![5])),
         (json!([99, 7, 3, 7, 5]), (Some(7), vec![3, 5])),

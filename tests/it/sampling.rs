@@ -246,7 +246,7 @@ fn a_sample_that_was_stopped_delivers_nothing_more() {
     assert_eq!(heard, [40, 7, 1]);
 }
 
-/// A model whose vocabulary is padded, or whose tokenizer has gaps, draws only ids that stand for something.
+/// With a padded vocabulary, or a tokenizer with gaps, only ids with a token are drawn.
 #[test]
 fn ids_without_a_token_are_never_drawn() {
     let gaps = r#"{ "model": { "type": "BPE", "vocab": { "a": 0, "b": 3, "c": 8 }, "merges": [] }, "decoder": { "type": "Fuse" } }"#;
@@ -284,7 +284,7 @@ fn ids_without_a_token_are_never_drawn() {
     }
 }
 
-/// An id that ends a text may be drawn though the tokenizer lacks it: it is never decoded.
+/// An id that ends a text may be drawn even if the tokenizer lacks it: it is never decoded.
 #[test]
 fn an_end_of_text_that_the_tokenizer_lacks_still_ends_a_sample() {
     let tokenizer = Tokenizer::bytes(false).unwrap();
@@ -294,7 +294,7 @@ fn an_end_of_text_that_the_tokenizer_lacks_still_ends_a_sample() {
     assert!(delivered(&run, &continuation)[0].len() < 5000);
 }
 
-/// Without a prompt: the begin of a text, else its end, else a line break, else id 0.
+/// Without a prompt: from the beginning-of-text token, else the end-of-text token, else a line break, else id 0.
 #[test]
 fn an_empty_prompt_starts_where_a_text_begins() {
     let characters = |text: &str| Tokenizer::characters(&[text], false).unwrap();
@@ -331,7 +331,7 @@ fn an_empty_prompt_starts_where_a_text_begins() {
     }
 }
 
-/// Equal logits have weights of 1, so the sums are exact: `p` of a half takes two of four tokens, and not a third.
+/// Equal logits have weights of 1, so the sums are exact: a `p` of 1/2 takes two of four tokens, not three.
 #[test]
 fn top_p_at_an_exact_boundary_takes_the_tokens_up_to_it() {
     for (p, expected) in

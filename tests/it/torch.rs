@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::model::{named, saved};
 use crate::support::{assert_close, max_difference, values};
 
-/// Ten steps of Hugging Face's GPT-2; tests/fixtures/README.md says how they were made.
+/// Ten steps of Hugging Face's GPT-2; see tests/fixtures/README.md.
 #[derive(Deserialize)]
 struct TenSteps {
     optimizer: Recipe,
@@ -59,7 +59,7 @@ fn fixture(variant: &str) -> (PathBuf, ModelConfig, TenSteps) {
     (folder, config, serde_json::from_slice(&steps).unwrap())
 }
 
-/// Holds tensors, in Hugging Face's layout, against a file of the fixture.
+/// Compares tensors, in Hugging Face's layout, with a file of the fixture.
 fn assert_like(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, oracle: &Path, tolerance: f64) {
     let folder = tempfile::tempdir().unwrap();
     let got = saved(config, tensors, folder.path());
@@ -68,8 +68,8 @@ fn assert_like(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, oracle: 
     }
 }
 
-/// Makes the fixture's ten steps in `dtype`; gives the losses and the norms, and checks logits, first gradients and
-/// final weights to within `tolerance`.
+/// Makes the fixture's ten steps in `dtype` and returns losses and norms; checks logits, first gradients and final weights to
+/// within `tolerance`.
 fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec<f64>) {
     let (folder, config, steps) = fixture(variant);
     let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
@@ -120,8 +120,8 @@ fn ten_steps_in_f64_are_those_of_hugging_faces_gpt2() {
     }
 }
 
-/// The trainer itself, in f32 and in three uneven shards, is no further from the truth than three times what torch's f32
-/// is: losses, norms and final weights.
+/// The trainer itself, in f32 and in three uneven shards, has at most three times the error of torch's f32, in losses, norms
+/// and final weights.
 #[test]
 fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
     for variant in ["with_bias", "nanogpt"] {
@@ -187,7 +187,7 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
         let got = saved(&config, named(trainer.parameters()), space.path());
         for (name, expected) in candle_core::safetensors::load(folder.join("final.safetensors"), &Device::Cpu).unwrap()
         {
-            // The gradient of a key bias is zero; what rounding leaves of it is not, and AdamW makes steps of it.
+            // The gradient of a key bias is zero up to rounding, which AdamW turns into steps.
             if name.ends_with("c_attn.bias") {
                 for part in [0, 2] {
                     let third = |tensor: &Tensor| tensor.narrow(0, part * config.embed_dim, config.embed_dim).unwrap();
@@ -276,7 +276,7 @@ fn most(errors: &BTreeMap<String, f64>) -> f64 {
 
 #[test]
 fn a_fixture_differs_from_its_untrained_self() {
-    // Guards the two tests above against comparing a file with itself.
+    // Guards the tests above against comparing a file with itself.
     let (folder, config, _) = fixture("nanogpt");
     let start = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
     let end = load_weights(&folder.join("final.safetensors"), &config, &Device::Cpu).unwrap();

@@ -13,9 +13,9 @@ pub enum Mask {
     Causal,
     /// Every query sees every key.
     Full,
-    /// A query sees the last so many keys up to its own position, itself included.
+    /// `Window(n)`: a query sees the last n keys up to its own position, itself included.
     Window(usize),
-    /// A query sees the keys up to its own position, and always the first so many.
+    /// `Prefix(n)`: a query sees the keys up to its own position, and always the first n.
     Prefix(usize),
     /// Several documents packed into one sequence; a (B, S) tensor of `u32` has the document's number at each position. A query
     /// sees the keys of its own document up to its own position.

@@ -21,7 +21,7 @@ use crate::model::{CausalLm, Decoder};
 /// returned.
 ///
 /// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len`
-/// tokens, and one with learned positions between half of them and all: see [`Decoder`](crate::model::Decoder).
+/// tokens, and one with learned positions between half of them and all: see [`Decoder`].
 ///
 /// # Errors
 /// If the prompt is empty or has an id outside the vocabulary, or memory cannot hold the keys and values of the text.

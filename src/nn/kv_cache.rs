@@ -138,6 +138,7 @@ impl KvCache {
 
     /// The most positions that the buffers will have room for while an empty cache reads a text of `positions`: first
     /// `first` of them in pieces of at most `capacity`, then one by one.
+    #[cfg(feature = "lm")]
     pub(crate) fn allocated_for(&self, first: usize, positions: usize) -> usize {
         let needed = match self.slides {
             true => (self.capacity - 1).saturating_add(first.saturating_sub(self.capacity).clamp(1, self.capacity)),
@@ -147,6 +148,7 @@ impl KvCache {
     }
 
     /// Sequences that the buffers are for.
+    #[cfg(feature = "lm")]
     pub(crate) fn sequences(&self) -> Option<usize> {
         self.buffers.as_ref().map(|[keys, _]| keys.dims()[0])
     }

@@ -1,13 +1,12 @@
-//! Generation with the key-value cache, without it, and by torch in nanoGPT's way, which has none.
+//! Generation with the key-value cache, without it, and by torch in nanoGPT's way, which has no cache.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench generation
 //!
-//! Without that variable torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench
-//! built with other flags, adds a column for it. The model has the sizes of nanoGPT's recipe for the CPU and weights at
-//! random; the prompt is one token. 63 tokens stay within the context. 500, which nanoGPT's `sample.py` writes, go past it: there
-//! nanoGPT reads the last 64 tokens again for each new one, and the cache the last 32 each time it is full. A second table has
-//! qwen3's architecture at the same sizes and at larger ones, whose cache slides. A turn writes the text twice, and the second
-//! time counts.
+//! Without that variable, torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the executable of this bench
+//! built with other flags, adds a column for it. The model has the sizes of nanoGPT's CPU recipe and random weights; the
+//! prompt is one token. 63 tokens stay within the context; 500, as in nanoGPT's `sample.py`, exceed it: then nanoGPT rereads the
+//! last 64 tokens for each new one, and the cache the last 32 each time it is full. A second table has qwen3's architecture,
+//! whose cache slides, in the same sizes and in larger ones. Each turn writes the text twice and times the second.
 
 use std::ops::ControlFlow;
 
@@ -35,7 +34,7 @@ fn main() -> Result<()> {
         Some(_) => return serve(uncached),
         None => {}
     }
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    // Without `--bench`, which `cargo bench` passes, it runs once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     let (rows, turns): (&[&str], _) =
         if is_bench { (&["gpt2 63", "gpt2 500", "qwen3 63", "qwen3 500"], 7) } else { (&["gpt2 70", "qwen3 70"], 1) };
@@ -45,7 +44,7 @@ fn main() -> Result<()> {
     contest(if is_bench { &["larger 255", "larger 1000"] } else { &[] }, turns, &["other build"])
 }
 
-/// A table of those rivals that there are, a row for each model and number of tokens.
+/// Prints a table of the available rivals, with a row for each model and number of tokens.
 fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench("cached")?)?;
@@ -59,7 +58,7 @@ fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
             contest.enter(name, command)?;
         }
     }
-    contest.print_head("microseconds a token");
+    contest.print_head("microseconds per token");
     for row in rows {
         contest.ask(row, turns)?;
         contest.print_row(&format!("{row} tokens"), 0);
@@ -67,7 +66,7 @@ fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Answers a model and a number of tokens with the microseconds that each of them took.
+/// Answers a model and a number of tokens with the microseconds per token.
 fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
     let models = ["gpt2", "qwen3", "larger"].map(|name| (name, model(name)));
     peer::serve(|question| {
@@ -79,7 +78,7 @@ fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
     })
 }
 
-/// A model of random weights: gpt2 and qwen3 at the sizes of nanoGPT's recipe for the CPU, or a larger qwen3.
+/// A model with random weights: gpt2 or qwen3 in the sizes of nanoGPT's CPU recipe, or a larger qwen3.
 fn model(name: &str) -> CandleResult<CausalLm> {
     let config = match name {
         "gpt2" => ModelConfig::gpt2(65),
@@ -105,7 +104,7 @@ fn cached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
     generate(model, &[1], tokens, &mut sampler()?, &mut |_| ControlFlow::Continue(())).map(drop)
 }
 
-/// Each new token reads the last `context_len` tokens again.
+/// Rereads the last `context_len` tokens for each new one.
 fn uncached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
     let (mut ids, mut sampler) = (vec![1u32], sampler()?);
     for _ in 0..tokens {

@@ -8,7 +8,7 @@ use crate::model::{CausalLm, ModelConfig, load_weights};
 use crate::nn::Parameters;
 use crate::text::Tokenizer;
 
-/// A model folder, opened to evaluate or to generate: the weights carry no graph.
+/// A model folder opened for evaluation or generation: its weights carry no graph.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The model, in `f32`.
@@ -18,14 +18,14 @@ pub struct Run {
 }
 
 impl Run {
-    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`; `generation_config.json` is optional.
     ///
     /// # Errors
-    /// If the folder or a file is missing or broken, links out of the folder, needs more memory than there is, or the files do
-    /// not go together.
+    /// If the folder or a file is missing or malformed, links out of the folder or needs more memory than there is, or the
+    /// files do not fit together.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
-            bail!("{} is no folder", folder.display());
+            bail!("{} is not a folder", folder.display());
         }
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::from_file(folder)?;
@@ -37,10 +37,10 @@ impl Run {
     }
 }
 
-/// Refuses a tokenizer that makes ids which the model has no place for.
+/// Refuses a tokenizer with ids beyond the model's vocabulary.
 ///
 /// # Errors
-/// Naming both sizes, and the folder they come from.
+/// Naming both sizes and the folder.
 pub fn check_vocabulary(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
     let (got, most) = (tokenizer.vocab_size(), config.vocab_size);
     if got > most {

@@ -13,7 +13,7 @@ const W_Q: [[f64; 4]; 4] = [[0.1, 0.2, -0.1, 0.3], [0.2, 0.1, 0.1, -0.2], [-0.1,
 const W_K: [[f64; 4]; 4] = [[0.2, -0.1, 0.3, 0.1], [0.1, 0.2, -0.2, 0.3], [0.3, 0.1, 0.1, -0.1], [-0.1, 0.3, 0.2, 0.2]];
 const W_V: [[f64; 4]; 4] = [[0.1, 0.3, 0.2, -0.1], [0.2, -0.2, 0.1, 0.3], [-0.1, 0.1, 0.3, 0.2], [0.3, 0.2, -0.1, 0.1]];
 
-// What the chapter prints; the rows it leaves out are empty. They do not follow from its own matrices.
+// The numbers printed in the chapter; rows it leaves out are empty. They do not follow from its own matrices.
 const PRINTED_Q: [&[f64]; 3] = [&[0.2, 0.8, 0.6, 0.8], &[0.1, 0.6, 0.9, 0.8], &[0.4, 0.3, 0.5, 1.0]];
 const PRINTED_K: [&[f64]; 3] = [&[0.7, 0.6, 0.9, 0.2], &[0.4, 0.9, 0.1, 0.4], &[0.6, 0.4, 0.6, 0.5]];
 const PRINTED_V: [&[f64]; 3] = [&[0.2, 0.8, 0.7, 0.4], &[], &[]];
@@ -21,7 +21,7 @@ const PRINTED_SCORES: [&[f64]; 3] = [&[1.4], &[1.22, 1.32], &[1.16, 0.89, 1.04]]
 const PRINTED_WEIGHTS: [&[f64]; 3] = [&[], &[0.47, 0.53], &[0.37, 0.28, 0.35]];
 const PRINTED_OUTPUT: [&[f64]; 3] = [&[], &[0.46, 0.45, 0.64, 0.67], &[0.45, 0.53, 0.71, 0.46]];
 
-/// Prints every step of the example, computed by the layer itself, beside what the chapter prints.
+/// Prints every step of the example, computed by the layer itself, next to the chapter's numbers.
 pub fn run(out: &mut dyn Write) -> Result<()> {
     let x = Tensor::new(&X, &Device::Cpu)?; // (T, C)
     writeln!(out, "Causal self-attention on three tokens of four channels (T = 3, C = d_k = 4), in f64.")?;
@@ -62,7 +62,7 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// The chapter's form of the layer, with its matrices.
+/// The layer in the chapter's form, with its matrices.
 fn layer(scale: Scale) -> Result<CausalSelfAttention> {
     let named = [("q_proj.weight", W_Q), ("k_proj.weight", W_K), ("v_proj.weight", W_V)];
     let tensors = named
@@ -74,7 +74,7 @@ fn layer(scale: Scale) -> Result<CausalSelfAttention> {
     Ok(CausalSelfAttention::single_head(4, scale, vb)?)
 }
 
-/// A matrix, row by row, and beside it the rows that the chapter prints.
+/// Prints a matrix row by row, next to the rows printed in the chapter.
 fn table(out: &mut dyn Write, name: &str, matrix: &Tensor, printed: &[&[f64]]) -> Result<()> {
     for (i, row) in matrix.to_vec2::<f64>()?.iter().enumerate() {
         let label = if i == 0 { name } else { "" };

@@ -78,6 +78,8 @@ impl Options {
             bias: self.bias.unwrap_or(default.bias),
             mlp_bias: self.bias.unwrap_or(default.bias) && architecture == Architecture::Llama,
             tie_embeddings: self.tie.unwrap_or(default.tie_embeddings),
+            // A text begins where the one before it has ended.
+            begin_of_text_id: end_of_text_id,
             end_of_text_id,
             dropout: DropoutRates::all(self.dropout.unwrap_or(0.0)),
             residual_init: match self.zero_residual.unwrap_or(default.residual_init == ResidualInit::Zero) {

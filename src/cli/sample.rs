@@ -1,4 +1,4 @@
-//! Writing text as it is generated.
+//! Printing text as it is generated.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -7,59 +7,60 @@ use anyhow::Result;
 use candle_attention::generate::{Continuation, Piece};
 use candle_attention::run::Run;
 
-/// Between two samples.
+/// The line between two samples.
 const SEPARATOR: &str = "---------------";
 
-/// Writes the prompt and its continuation, token by token; several one behind the other.
+/// Writes the prompt and its continuation, token by token; several samples one after the other.
 pub fn write(run: &Run, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
-    let waiting = (0..continuation.samples).map(|_| Waiting::default()).collect();
-    let mut page = Page { out, prompt, waiting, shown: 0, is_begun: false };
+    let pending = (0..continuation.samples).map(|_| PendingSample::default()).collect();
+    let mut printer = SamplePrinter { out, prompt, pending, shown: 0, is_begun: false };
     let mut result = Ok(());
     continuation.write(run, prompt, &mut |piece| {
         if result.is_ok() {
-            result = page.take(&piece);
+            result = printer.take(&piece);
         }
-        // All samples end where nobody reads them.
+        // Once the output is closed, all samples stop.
         if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok(result?)
 }
 
-/// Samples in their order: the first that has not ended is shown as it comes, those behind it wait.
-struct Page<'a> {
+/// Prints samples in order: the first unfinished one as it comes, while the later ones are kept.
+struct SamplePrinter<'a> {
     out: &'a mut dyn Write,
     prompt: &'a str,
-    waiting: Vec<Waiting>,
-    /// The number of the one that is shown.
+    pending: Vec<PendingSample>,
+    /// The index of the sample that is being shown.
     shown: usize,
-    /// Whether its prompt is written: a prompt that the tokenizer refuses never is.
+    /// Whether its prompt has been written: a prompt that the tokenizer refuses never is.
     is_begun: bool,
 }
 
+/// The part of a sample that is not shown yet.
 #[derive(Default)]
-struct Waiting {
+struct PendingSample {
     text: Vec<u8>,
-    is_whole: bool,
+    is_finished: bool,
 }
 
-impl Page<'_> {
+impl SamplePrinter<'_> {
     fn take(&mut self, piece: &Piece) -> io::Result<()> {
-        let waiting = &mut self.waiting[piece.sample];
-        waiting.text.extend_from_slice(piece.text);
-        waiting.is_whole = piece.is_last;
-        while let Some(Waiting { text, is_whole }) = self.waiting.get_mut(self.shown) {
+        let sample = &mut self.pending[piece.sample];
+        sample.text.extend_from_slice(piece.text);
+        sample.is_finished = piece.is_last;
+        while let Some(PendingSample { text, is_finished }) = self.pending.get_mut(self.shown) {
             if !std::mem::replace(&mut self.is_begun, true) {
                 write!(self.out, "{}", self.prompt)?;
             }
             self.out.write_all(text)?;
             text.clear();
-            if !*is_whole {
+            if !*is_finished {
                 break;
             }
             writeln!(self.out)?;
             self.shown += 1;
             self.is_begun = false;
-            if self.shown < self.waiting.len() {
+            if self.shown < self.pending.len() {
                 writeln!(self.out, "{SEPARATOR}")?;
             }
         }

@@ -1,12 +1,12 @@
-//! Text from elsewhere on a terminal: control characters, which could rule it, are shown instead of sent.
+//! Untrusted text on a terminal: control characters are made visible instead of sent.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
-/// The longest error that is shown, in characters: it may quote what it found in a file.
+/// The longest error shown, in characters: it may quote the content of a file.
 const LONGEST: usize = 2000;
 
-/// Standard output; an error says that it is what cannot be written.
+/// Standard output, named in its errors.
 pub struct Output<W>(pub W);
 
 impl<W: Write> Write for Output<W> {
@@ -21,7 +21,7 @@ impl<W: Write> Write for Output<W> {
 
 fn named(error: io::Error) -> io::Error {
     match error.kind() {
-        // Tried again by whoever writes.
+        // The caller retries.
         io::ErrorKind::Interrupted => error,
         kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
     }
@@ -32,9 +32,9 @@ pub fn takes_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// An error on one line: control characters are escaped, a backtrace is left out, and what is very long is cut.
+/// An error as one line: control characters made visible, without a backtrace, and truncated if very long.
 pub fn one_line(message: &str) -> String {
-    // candle puts its backtrace behind the message, where there is one.
+    // candle appends its backtrace, if any, to the message.
     let message = message.split("\n   0: ").next().unwrap_or_default().trim_end();
     let mut line: String = message.chars().take(LONGEST).map(|c| shown(c, &[])).collect();
     if message.chars().nth(LONGEST).is_some() {
@@ -43,19 +43,19 @@ pub fn one_line(message: &str) -> String {
     line
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell.
 pub fn quoted(path: &Path) -> String {
     let path = path.display().to_string();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+@%,:".contains(c);
     if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
-/// A line as it can be shown, where it may hold names from elsewhere.
+/// A line that may contain untrusted names, safe to show.
 pub fn plain(line: &str) -> String {
     line.chars().map(|c| shown(c, &['\n', '\t'])).collect()
 }
 
-/// Control characters but those in `kept` as U+2400 and on, the pictures made for them; those above U+007F have none.
+/// Replaces control characters, except those in `kept`, by their symbols from U+2400 on, or U+FFFD where there is none.
 fn shown(c: char, kept: &[char]) -> char {
     match c {
         c if kept.contains(&c) || !c.is_control() => c,
@@ -65,11 +65,11 @@ fn shown(c: char, kept: &[char]) -> char {
     }
 }
 
-/// Writes to a terminal without its control characters, line break and tab excepted. Nothing else is changed: bytes
-/// that are no UTF-8 go through.
+/// Writes to a terminal with control characters, except line breaks and tabs, made visible. Everything else, including
+/// invalid UTF-8, passes through.
 pub struct Shown<W> {
     terminal: W,
-    /// The first byte of a character of two whose second decides: U+0080 to U+009F are control characters too.
+    /// Whether the first byte of a two-byte character is held back: U+0080 to U+009F are control characters too.
     waiting: bool,
 }
 
@@ -77,7 +77,7 @@ pub struct Shown<W> {
 const FIRST_BYTE: u8 = 0xc2;
 
 impl<W: Write> Shown<W> {
-    /// In front of `terminal`.
+    /// Wraps `terminal`.
     pub fn new(terminal: W) -> Self {
         Self { terminal, waiting: false }
     }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_gets_text_and_no_commands() {
+    fn a_terminal_gets_text_but_no_control_characters() {
         let through = |parts: &[&[u8]]| {
             let mut terminal = Shown::new(Vec::new());
             parts.iter().for_each(|part| terminal.write_all(part).unwrap());

@@ -1,7 +1,7 @@
 //! Text from a model, token by token.
 //!
-//! [`generate`] and [`generate_side_by_side`] give ids, as a [`Sampler`] chooses them from the logits; [`Continuation`] goes from
-//! a text to its continuations.
+//! [`Continuation`] goes from a text to its continuations. Below it, [`generate`] and [`generate_side_by_side`] work on
+//! ids, which a [`Sampler`] chooses from the logits.
 
 mod continuation;
 mod sampler;
@@ -10,19 +10,21 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-pub use continuation::{Continuation, Form, Piece};
+pub use continuation::{Continuation, OutputForm, Piece};
 pub use sampler::{Sampler, SamplingOptions};
 
-use crate::model::CausalLm;
+use crate::memory;
+use crate::model::{CausalLm, Decoder};
 
-/// Continues `prompt` by at most `max_tokens` tokens, telling each to `on_token`, which may break off. Returns the
-/// new tokens. Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)), which is not returned.
+/// Continues `prompt` by at most `max_tokens` tokens, passing each to `on_token`, which may stop it. Returns the new tokens.
+/// Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)), which is not
+/// returned.
 ///
-/// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len` tokens, one
-/// with learned positions between half and all of them: see [`Decoder`](crate::model::Decoder).
+/// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len`
+/// tokens, and one with learned positions between half of them and all: see [`Decoder`].
 ///
 /// # Errors
-/// If the prompt is empty, or has an id that the vocabulary lacks.
+/// If the prompt is empty or has an id outside the vocabulary, or memory cannot hold the keys and values of the text.
 pub fn generate(
     model: &CausalLm,
     prompt: &[u32],
@@ -37,9 +39,9 @@ pub fn generate(
     Ok(samples.into_iter().flatten().collect())
 }
 
-/// Continues `prompt` once for each sampler, all of them in one batch: the weights are read once a token for all. `on_token`
-/// is told the number of a sample and its new token, or `None` where an end of text ends it, and may end this sample, or all
-/// with an error. Otherwise as [`generate`].
+/// Continues `prompt` once for each sampler, all in one batch, so that each step reads the weights once for all of them.
+/// `on_token` gets the index of a sample and its new token, or `None` where an end of text ends the sample; it may stop this
+/// sample, or all of them with an error. Otherwise as [`generate`].
 ///
 /// # Errors
 /// Those of [`generate`] and of `on_token`.
@@ -52,31 +54,32 @@ pub fn generate_side_by_side(
 ) -> Result<Vec<Vec<u32>>> {
     check_prompt(model, prompt)?;
     let (count, config) = (samplers.len(), model.config());
-    let mut texts = vec![prompt.to_vec(); count];
-    let mut is_going_on = vec![true; count];
     let mut decoder = model.decoder();
+    check_memory(&decoder, count, prompt.len(), max_tokens)?;
+    let mut texts = vec![prompt.to_vec(); count];
+    let mut is_running = vec![true; count];
     let mut unread = prompt.repeat(count);
     for _ in 0..max_tokens {
-        if !is_going_on.contains(&true) {
+        if !is_running.contains(&true) {
             break;
         }
         let input = Tensor::from_vec(unread, (count, ()), model.device())?; // (B, T)
         let logits = decoder.next_token_logits(&input)?.to_dtype(DType::F32)?.to_vec2::<f32>()?; // (B, V)
-        // A sample that has ended goes on being read, for all to stay of one length, but nobody hears of it.
+        // A sample that has ended is still read, so that all stay of one length, but nothing of it is passed on.
         unread = vec![prompt[0]; count];
         for (i, sampler) in samplers.iter_mut().enumerate() {
-            if !is_going_on[i] {
+            if !is_running[i] {
                 continue;
             }
             let id = sampler.sample(&logits[i], &texts[i])?;
             if config.ends_text(id) {
-                is_going_on[i] = false;
+                is_running[i] = false;
                 let _ = on_token(i, None)?;
                 continue;
             }
             texts[i].push(id);
             unread[i] = id;
-            is_going_on[i] = on_token(i, Some(id))?.is_continue();
+            is_running[i] = on_token(i, Some(id))?.is_continue();
         }
     }
     Ok(texts.into_iter().map(|mut text| text.split_off(prompt.len())).collect())
@@ -91,4 +94,13 @@ fn check_prompt(model: &CausalLm, prompt: &[u32]) -> Result<()> {
         Some(id) => bail!("generate: expected ids below {vocab_size}, got {id}"),
         None => Ok(()),
     }
+}
+
+/// Refuses more samples of a prompt, or longer ones, than memory can hold.
+fn check_memory(decoder: &Decoder, count: usize, prompt_len: usize, max_tokens: usize) -> Result<()> {
+    // The prompt's ids twice: as the texts so far and as what is to be read.
+    let ids = memory::tensor_bytes(&[2, count, prompt_len], size_of::<u32>());
+    memory::check(&format!("generate: {count} samples of a prompt of {prompt_len} tokens"), ids)?;
+    // The last token is not read.
+    decoder.check_room(count, prompt_len, prompt_len.saturating_add(max_tokens.saturating_sub(1)))
 }

@@ -1,25 +1,27 @@
 //! The choice of the next token.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use candle_core::{Result, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How the next token is chosen from the logits: repetitions are held back, then the logits are divided by the temperature,
-/// then `top_k`, `top_p` and `min_p`, in this order, leave some tokens to choose among by their probabilities.
+/// How the next token is chosen from the logits: the repetition penalty is applied first, then the logits are divided by the
+/// temperature, then `top_k`, `top_p` and `min_p`, in this order, narrow the tokens that are sampled by their probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingOptions {
-    /// What the logits are divided by; 0 takes the likeliest token.
+    /// The divisor of the logits; 0 always takes the likeliest token.
     pub temperature: f64,
-    /// Choose among this many likeliest tokens only.
+    /// Sample only from this many likeliest tokens.
     pub top_k: Option<usize>,
-    /// Choose among the fewest likeliest tokens whose probabilities add up to at least this.
+    /// Sample only from the fewest likeliest tokens whose probabilities add up to at least this.
     pub top_p: Option<f64>,
-    /// Choose among the tokens at least this share as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+    /// Sample only from the tokens at least this many times as likely as the likeliest one (Nguyen et al. 2024,
+    /// arXiv:2407.01082).
     pub min_p: Option<f64>,
-    /// What the logits of tokens that the text has already are divided by, or multiplied by where they are negative; 1 for
-    /// nothing (Keskar et al. 2019, arXiv:1909.05858).
+    /// The divisor of the logits of tokens that already occur in the text, or, where they are negative, their factor; 1 for no
+    /// penalty (Keskar et al. 2019, arXiv:1909.05858).
     pub repetition_penalty: f64,
 }
 
@@ -30,10 +32,10 @@ impl Default for SamplingOptions {
 }
 
 impl SamplingOptions {
-    /// Refuses values that choose nothing.
+    /// Refuses values out of their range.
     ///
     /// # Errors
-    /// Naming the option, what it expects and what it got.
+    /// Naming the option and the values expected and got.
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             bail!("sampling options: expected a temperature of at least 0, got {}", self.temperature);
@@ -52,10 +54,11 @@ impl SamplingOptions {
         Ok(())
     }
 
-    /// The probability (V) of each token to be chosen, given the logits (V) and the ids of the text so far, prompt included.
+    /// The probability (V) with which each token is chosen, given the logits (V) and the ids of the text so far, prompt
+    /// included.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate), and if no logit is finite, or one is NaN or positive infinity.
+    /// Those of [`validate`](Self::validate), and if there are no logits, none is finite, or one is NaN or positive infinity.
     pub fn probabilities(&self, logits: &[f32], text: &[u32]) -> Result<Vec<f64>> {
         self.validate()?;
         let kept = self.candidates(logits, text)?;
@@ -67,10 +70,13 @@ impl SamplingOptions {
         Ok(probabilities)
     }
 
-    /// The tokens to choose among, with weights proportional to their probabilities. They are sorted only where the options
-    /// ask which are the likeliest.
+    /// The tokens to sample from, with weights proportional to their probabilities. They are sorted only where the options
+    /// depend on which are the likeliest.
     fn candidates(&self, logits: &[f32], text: &[u32]) -> Result<Vec<(u32, f64)>> {
-        // Negative infinity is a token that cannot come.
+        if logits.is_empty() {
+            bail!("sampler: expected the logits of at least one token, got none");
+        }
+        // Negative infinity marks a token that cannot be chosen.
         let is_choice = logits.iter().any(|logit| logit.is_finite());
         if !is_choice || logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             bail!("sampler: expected finite logits, got {} of which some are NaN or infinite", logits.len());
@@ -89,7 +95,7 @@ impl SamplingOptions {
         let top_p = top_p.filter(|p| *p < 1.0);
         match top_p {
             Some(_) => all.sort_unstable_by(by_rank),
-            // In the order of ids, whatever the selection above has left: a seed means the same everywhere.
+            // By id, whatever order the selection above has left, so that a seed gives the same tokens everywhere.
             None => all.sort_unstable_by_key(|(id, _)| *id),
         }
         let weight = |(id, logit): (u32, f64)| (id, ((logit - highest) / temperature).exp());
@@ -97,21 +103,21 @@ impl SamplingOptions {
         if let Some(p) = top_p {
             kept.truncate(nucleus(&kept, p));
         }
-        // The likeliest has the weight 1; what cannot come is no choice, however the sum of the weights is rounded.
+        // The likeliest has weight 1. Tokens of weight 0 are dropped, so that rounding in the sum can never choose one.
         kept.retain(|(_, weight)| *weight > 0.0 && min_p.is_none_or(|p| *weight >= p));
         Ok(kept)
     }
 
-    /// The logits, lower for the ids that the text has.
+    /// The logits, lowered for ids that occur in the text.
     fn penalised(&self, logits: &[f32], text: &[u32]) -> Vec<f64> {
         let penalty = self.repetition_penalty;
         let mut lower: Vec<f64> = logits.iter().copied().map(f64::from).collect();
         if penalty != 1.0 {
             for id in text {
-                // From the logit as it was: an id counts once, however often it stands there.
+                // From the original logit: an id is penalised once, however often it occurs.
                 if let Some(logit) = logits.get(*id as usize).copied().map(f64::from) {
                     let penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
-                    // However strong the penalty, what could come still can.
+                    // However strong the penalty, a token that could be chosen still can.
                     let is_possible = logit.is_finite();
                     lower[*id as usize] = if is_possible { penalised.clamp(f64::MIN, f64::MAX) } else { logit };
                 }
@@ -121,15 +127,16 @@ impl SamplingOptions {
     }
 }
 
-/// Chooses tokens; the same seed chooses the same ones.
+/// Chooses tokens. The same seed gives the same choices.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplingOptions,
     rng: ChaCha8Rng,
+    excluded: Arc<[u32]>,
 }
 
 impl Sampler {
-    /// A sampler whose choices follow from `seed` and, for several samples of one seed, `stream`.
+    /// A sampler whose choices are determined by `seed` and, to draw several samples from one seed, `stream`.
     ///
     /// # Errors
     /// Those of [`SamplingOptions::validate`].
@@ -137,15 +144,23 @@ impl Sampler {
         options.validate()?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
-        Ok(Self { options, rng })
+        Ok(Self { options, rng, excluded: Arc::default() })
     }
 
-    /// The id of the next token, given the logits (V) of all and the ids of the text so far, prompt included.
+    /// The same sampler, but never choosing these ids.
+    pub fn excluding(self, ids: impl Into<Arc<[u32]>>) -> Self {
+        Self { excluded: ids.into(), ..self }
+    }
+
+    /// The id of the next token, given the logits (V) and the ids of the text so far, prompt included.
     ///
     /// # Errors
-    /// If no logit is finite, or one is NaN or positive infinity.
+    /// If there are no logits, none that may be chosen is finite, or one is NaN or positive infinity.
     pub fn sample(&mut self, logits: &[f32], text: &[u32]) -> Result<u32> {
-        let kept = self.options.candidates(logits, text)?;
+        let kept = match self.excluded.is_empty() {
+            true => self.options.candidates(logits, text)?,
+            false => self.options.candidates(&self.without_excluded(logits), text)?,
+        };
         let mut left = self.rng.random::<f64>() * kept.iter().map(|(_, weight)| weight).sum::<f64>();
         for (id, weight) in &kept {
             left -= weight;
@@ -153,12 +168,22 @@ impl Sampler {
                 return Ok(*id);
             }
         }
-        // Rounding may leave a rest above the sum: it belongs to the last.
+        // Rounding may leave a remainder; it belongs to the last.
         Ok(kept.last().map_or(0, |(id, _)| *id))
+    }
+
+    fn without_excluded(&self, logits: &[f32]) -> Vec<f32> {
+        let mut logits = logits.to_vec();
+        for id in self.excluded.iter() {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        logits
     }
 }
 
-/// How many of the tokens, the likeliest first, have together the share `p` of the weights.
+/// How many of the tokens, likeliest first, it takes to reach the share `p` of the total weight.
 fn nucleus(ranked: &[(u32, f64)], p: f64) -> usize {
     let wanted = p * ranked.iter().map(|(_, weight)| weight).sum::<f64>();
     let mut sum = 0.0;
@@ -170,7 +195,7 @@ fn nucleus(ranked: &[(u32, f64)], p: f64) -> usize {
     ranked.iter().take_while(is_needed).count()
 }
 
-/// The higher logit first, of equal ones the lower id.
+/// Orders by descending logit, then by ascending id.
 fn by_rank(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
@@ -179,9 +204,9 @@ fn by_rank(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
 mod tests {
     use super::*;
 
-    /// The last of the candidates is what comes where the weights add up to less than their sum, by rounding.
+    /// The last candidate is what rounding chooses where the weights add up to less than their sum.
     #[test]
-    fn what_cannot_come_is_no_candidate() {
+    fn a_token_of_probability_zero_is_no_candidate() {
         let logits = [0.5, f32::NEG_INFINITY, 0.5, f32::NEG_INFINITY];
         for options in [SamplingOptions::default(), SamplingOptions { top_p: Some(0.9999), ..Default::default() }] {
             assert_eq!(options.candidates(&logits, &[1]).unwrap(), [(0, 1.0), (2, 1.0)]);

@@ -1,8 +1,8 @@
-//! The architectures that the model can have.
+//! The supported architectures.
 
 use serde::{Deserialize, Serialize};
 
-/// A decoder as Hugging Face knows it, by its `model_type`.
+/// The architecture of a decoder, named as Hugging Face's `model_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -12,12 +12,12 @@ pub enum Architecture {
     Gpt2,
     /// RMSNorm, rotary positions, and a gated feed-forward network (Touvron et al. 2023, arXiv:2302.13971).
     Llama,
-    /// As llama, with norms of queries and of keys (Yang et al. 2025, arXiv:2505.09388).
+    /// As llama, with normalised queries and keys (Yang et al. 2025, arXiv:2505.09388).
     Qwen3,
 }
 
 impl Architecture {
-    /// All there are.
+    /// All of them.
     pub const ALL: [Self; 3] = [Self::Gpt2, Self::Llama, Self::Qwen3];
 
     /// Its `model_type` in Hugging Face's files.
@@ -29,12 +29,12 @@ impl Architecture {
         }
     }
 
-    /// Whether queries and keys turn with their position; otherwise positions are learned and added to the tokens.
+    /// Whether positions are rotary; otherwise they are learned and added to the token embeddings.
     pub fn is_rotary(self) -> bool {
         self != Self::Gpt2
     }
 
-    /// Whether the feed-forward network has a third projection, whose activation gates the second.
+    /// Whether the feed-forward network is gated: the activation of a third projection multiplies another.
     pub fn is_gated(self) -> bool {
         self != Self::Gpt2
     }
@@ -44,8 +44,8 @@ impl Architecture {
         self == Self::Qwen3
     }
 
-    /// The usual width of the feed-forward network: 4 times the channels, or with a gate, whose third projection costs as
-    /// much as another, 8/3 of them rounded up to a multiple of 8 (Shazeer 2020, arXiv:2002.05202).
+    /// The usual width of the feed-forward network: 4 times the channels, or with a gate, which adds a third projection, 8/3
+    /// times, rounded up to a multiple of 8 (Shazeer 2020, arXiv:2002.05202).
     ///
     /// ```
     /// use candle_attention::model::Architecture;

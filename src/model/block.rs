@@ -1,4 +1,4 @@
-//! One block of the decoder: attention and a feed-forward network, each behind a norm and beside a shortcut.
+//! One block of the decoder: attention and a feed-forward network, each after a norm and with a residual connection.
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -32,15 +32,16 @@ impl Block {
 
     pub(super) fn forward(&self, xs: &Tensor, pass: &BlockPass) -> Result<Tensor> {
         let inputs = AttentionInputs { mask: pass.mask, dropout: pass.attention, ..Default::default() };
-        self.around(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
+        self.residual(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
     }
 
-    /// The output at the next positions of a text, of which the cache knows the ones before.
+    /// The output at the next positions of a text, whose earlier ones the cache holds.
     pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        self.around(xs, &BlockPass::default(), |xs| self.attention.forward_cached(xs, cache))
+        self.residual(xs, &BlockPass::default(), |xs| self.attention.forward_cached(xs, cache))
     }
 
-    fn around(
+    /// `x + attention(norm(x))`, then `x + mlp(norm(x))`, whatever computes the attention.
+    fn residual(
         &self,
         xs: &Tensor,
         pass: &BlockPass,

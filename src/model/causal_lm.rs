@@ -9,13 +9,13 @@ use super::context::{ForwardContext, Pass, dropped};
 use crate::nn::{KvCache, LayerNorm, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
 
-/// A decoder: token embeddings, a stack of blocks, a norm and a projection to the vocabulary. Positions are learned and
-/// added to the tokens, or angles by which queries and keys turn: see [`Architecture`](super::Architecture).
+/// A decoder: token embeddings, a stack of blocks, a norm and a projection to the vocabulary. Depending on the
+/// [`Architecture`](super::Architecture), positions are learned embeddings or rotary.
 ///
 /// ```text
 /// x      = token_embedding[ids] (+ position_embedding[0..T])        (B, T, C)
 /// x      = block_L( .. block_1(x))                                  (B, T, C)
-/// logits = norm(x) W_head^T, W_head = token_embedding if tied       (B, T, V)
+/// logits = norm(x) W_head^T  (W_head = token_embedding if tied)     (B, T, V)
 /// ```
 ///
 /// ```
@@ -42,7 +42,7 @@ impl CausalLm {
     /// Reads or creates the tensors that [`ModelConfig::parameters`] lists.
     ///
     /// # Errors
-    /// If the configuration does not hold together, or the builder lacks a tensor or holds it in another shape.
+    /// If the configuration is invalid, or the builder lacks a tensor or has it in another shape.
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let &ModelConfig { vocab_size, embed_dim, context_len, .. } = config;
@@ -67,7 +67,7 @@ impl CausalLm {
         &self.config
     }
 
-    /// Where the weights lie.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         self.head.device()
     }
@@ -75,12 +75,12 @@ impl CausalLm {
     /// The logits (B, T, V) of the token after each position, from `ids` (B, T) of dtype `u32`.
     ///
     /// # Errors
-    /// If T is 0 or above the context length, or an id is V or more.
+    /// If T is 0 or exceeds the context length, or an id is V or more.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         self.forward_with(ids, &ForwardContext::default())
     }
 
-    /// As [`CausalLm::forward`], with dropout or several documents in a sequence.
+    /// As [`CausalLm::forward`], with dropout, or several documents in a sequence.
     ///
     /// # Errors
     /// Those of [`CausalLm::forward`], and if the context's documents are not (B, T) of `u32`.
@@ -88,7 +88,7 @@ impl CausalLm {
         ops::linear(&self.hidden(ids, context)?, &self.head, None) // (B, T, V)
     }
 
-    /// What the head sees: (B, T, C).
+    /// The input of the head: (B, T, C).
     fn hidden(&self, ids: &Tensor, context: &ForwardContext) -> Result<Tensor> {
         let pass = Pass::new(self.config.dropout, context);
         let mut xs = dropped(self.embed(0, ids)?, pass.embedding().as_ref())?;
@@ -98,7 +98,7 @@ impl CausalLm {
         self.norm.forward(&xs)
     }
 
-    /// Tokens, and where they are learned positions, from `start` on: (B, T, C).
+    /// The embeddings of tokens and, if learned, of positions from `start` on: (B, T, C).
     fn embed(&self, start: usize, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
         let most = self.config.context_len - if self.position_embedding.is_some() { start } else { 0 };
@@ -112,7 +112,7 @@ impl CausalLm {
         }
     }
 
-    /// The mean cross-entropy, in nats a token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
+    /// The mean cross-entropy, in nats per token, of predicting `targets` (B, T) from `ids` (B, T): a scalar.
     ///
     /// # Errors
     /// Those of [`CausalLm::forward`] and of [`ops::linear_cross_entropy`].
@@ -120,8 +120,8 @@ impl CausalLm {
         self.loss_with(ids, targets, &CrossEntropyOptions::default(), &ForwardContext::default())
     }
 
-    /// As [`CausalLm::loss`], with dropout or several documents in a sequence, and as `options` say: with the number of
-    /// targets in a whole batch as `divisor`, the part of a shard of it in the batch's mean.
+    /// As [`CausalLm::loss`], with other options, dropout, or several documents in a sequence. For a shard of a batch, set
+    /// `divisor` to the number of targets in the whole batch: the losses of the shards then add up to its mean.
     ///
     /// # Errors
     /// Those of [`CausalLm::loss`] and [`CausalLm::forward_with`].
@@ -143,7 +143,7 @@ impl CausalLm {
         self.last_logits(&self.hidden(ids, &ForwardContext::default())?)
     }
 
-    /// The same after the next positions of a text, of which `caches`, one for each block, know the ones before.
+    /// The same after the next positions of a text, whose earlier ones `caches` hold, one for each block.
     pub(super) fn next_token_logits_cached(&self, ids: &Tensor, caches: &mut [KvCache]) -> Result<Tensor> {
         let start = caches.first().map_or(0, KvCache::next_position);
         let mut xs = self.embed(start, ids)?;

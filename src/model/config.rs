@@ -1,5 +1,7 @@
-//! Sizes and options of the model, and their form on disk, Hugging Face's `config.json`.
+//! Sizes and options of the model, stored as Hugging Face's `config.json`.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, bail};
@@ -12,7 +14,7 @@ use crate::input;
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::ops::Mask;
 
-/// The nonlinearity of the feed-forward network.
+/// The activation function of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// The exact GELU; `gelu` in Hugging Face's files.
@@ -27,40 +29,40 @@ pub enum Activation {
     Silu,
 }
 
-/// The shares of elements that are dropped in training, where GPT-2 does so; none by default.
+/// Dropout rates in training, in the places where GPT-2 has dropout; 0 by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DropoutRates {
     /// Of the embeddings; `embd_pdrop` in Hugging Face's files.
     pub embedding: f64,
     /// Of the attention weights; `attn_pdrop`.
     pub attention: f64,
-    /// Of what attention and feed-forward network add to the residual stream; `resid_pdrop`.
+    /// Of the outputs of attention and feed-forward network, before they are added to the residual stream; `resid_pdrop`.
     pub residual: f64,
 }
 
 impl DropoutRates {
-    /// One rate everywhere.
+    /// The same rate everywhere.
     pub fn all(rate: f64) -> Self {
         Self { embedding: rate, attention: rate, residual: rate }
     }
 }
 
-/// How the projections that write into the residual stream (`o_proj`, `down_proj`) start.
+/// How the projections into the residual stream (`o_proj`, `down_proj`) are initialised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResidualInit {
-    /// Drawn as the others, but smaller by sqrt(2L): 2L of them add up (GPT-2's rule).
+    /// As the others, with a standard deviation divided by sqrt(2L), because 2L of them add up (GPT-2's rule).
     #[default]
     Scaled,
-    /// At zero: each block starts as the identity.
+    /// To zero: each block starts as the identity.
     Zero,
 }
 
 /// Sizes and options of a [`CausalLm`](super::CausalLm).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// What the parts are and how they are named on disk.
+    /// The kind of its parts, and their names on disk.
     pub architecture: Architecture,
-    /// Tokens of the vocabulary (V).
+    /// Tokens in the vocabulary (V).
     pub vocab_size: usize,
     /// The most positions the model sees at once.
     pub context_len: usize,
@@ -70,48 +72,49 @@ pub struct ModelConfig {
     pub num_layers: usize,
     /// Attention heads (H).
     pub num_heads: usize,
-    /// Heads of keys and values (G), which divide `num_heads`; as many as these unless said otherwise.
+    /// Heads of keys and values (G), which must divide `num_heads`; by default `num_heads`.
     pub num_kv_heads: Option<usize>,
-    /// Channels of a head (D); `embed_dim / num_heads` unless said otherwise.
+    /// Channels of a head (D); by default `embed_dim / num_heads`.
     pub head_dim: Option<usize>,
     /// Channels inside the feed-forward network (F).
     pub hidden_dim: usize,
-    /// The nonlinearity of the feed-forward network.
+    /// The activation function of the feed-forward network.
     pub activation: Activation,
-    /// What the norms add to the variance.
+    /// The term that the norms add to the variance.
     pub norm_eps: f64,
-    /// The base of the frequencies by which rotary positions turn.
+    /// The base of the frequencies of rotary positions.
     pub rope_theta: f64,
-    /// Whether the projections of attention have trainable biases; of `gpt2` also those of the feed-forward network and
-    /// the norms.
+    /// Whether the attention projections have trainable biases; in `gpt2`, also the feed-forward network and the norms.
     pub bias: bool,
-    /// Whether the projections of the feed-forward network have trainable biases, where that is a matter of its own: in
-    /// `llama`.
+    /// Whether the feed-forward network has trainable biases: a separate choice in `llama` only.
     pub mlp_bias: bool,
     /// Whether the output projection is the token embedding.
     pub tie_embeddings: bool,
-    /// The id of the end-of-text token, where the vocabulary has one.
+    /// The id of the token that begins a text, if there is one; `bos_token_id` in Hugging Face's files.
+    pub begin_of_text_id: Option<u32>,
+    /// The id of the token that ends a text, if there is one; the first `eos_token_id` in Hugging Face's files.
     pub end_of_text_id: Option<u32>,
-    /// Further ids at which a text that is generated ends, as models of conversations have: those of `eos_token_id` in
-    /// `config.json` behind the first.
+    /// Further ids that end a generated text, as chat models have: the rest of `eos_token_id`.
     pub other_end_ids: Vec<u32>,
-    /// What training drops.
+    /// Dropout in training.
     pub dropout: DropoutRates,
     /// The standard deviation of initial weights.
     pub init_stdev: f64,
-    /// How the projections into the residual stream of a new model start; not kept on disk.
+    /// How the projections into the residual stream of a new model are initialised; not stored on disk.
     pub residual_init: ResidualInit,
 }
+
+const GENERATION: &str = "generation_config.json";
 
 /// The standard deviation of initial weights, GPT-2's.
 pub(super) const INIT_STDEV: f64 = 0.02;
 
-/// The base of rotary positions, as first published (Su et al. 2021, arXiv:2104.09864).
+/// The base of rotary positions in the original paper (Su et al. 2021, arXiv:2104.09864).
 pub(super) const ROPE_THETA: f64 = 10_000.0;
 
 impl ModelConfig {
-    /// nanoGPT's default, a GPT-2 without biases and with the exact GELU, at the sizes of its recipe for the CPU:
-    /// 4 layers, 4 heads, 128 channels, 64 positions.
+    /// nanoGPT's default, a GPT-2 without biases and with the exact GELU, in the sizes of its CPU recipe: 4 layers, 4 heads,
+    /// 128 channels, 64 positions.
     pub fn gpt2(vocab_size: usize) -> Self {
         Self {
             architecture: Architecture::Gpt2,
@@ -129,6 +132,7 @@ impl ModelConfig {
             bias: false,
             mlp_bias: false,
             tie_embeddings: true,
+            begin_of_text_id: None,
             end_of_text_id: None,
             other_end_ids: Vec::new(),
             dropout: DropoutRates::default(),
@@ -137,7 +141,7 @@ impl ModelConfig {
         }
     }
 
-    /// A llama of about the sizes of [`ModelConfig::gpt2`]: the gated feed-forward network is narrower.
+    /// A llama of about the size of [`ModelConfig::gpt2`]: the gated feed-forward network is narrower.
     pub fn llama(vocab_size: usize) -> Self {
         let (gpt2, architecture) = (Self::gpt2(vocab_size), Architecture::Llama);
         Self {
@@ -149,12 +153,12 @@ impl ModelConfig {
         }
     }
 
-    /// A Qwen3 of the sizes of [`ModelConfig::llama`].
+    /// A Qwen3 with the sizes of [`ModelConfig::llama`].
     pub fn qwen3(vocab_size: usize) -> Self {
         Self { architecture: Architecture::Qwen3, ..Self::llama(vocab_size) }
     }
 
-    /// [`ModelConfig::gpt2`] and so on.
+    /// [`ModelConfig::gpt2`], [`ModelConfig::llama`] or [`ModelConfig::qwen3`].
     pub fn of(architecture: Architecture, vocab_size: usize) -> Self {
         match architecture {
             Architecture::Gpt2 => Self::gpt2(vocab_size),
@@ -163,9 +167,14 @@ impl ModelConfig {
         }
     }
 
-    /// Whether a text that is generated ends at this id.
+    /// Whether this id ends a generated text.
     pub fn ends_text(&self, id: u32) -> bool {
-        self.end_of_text_id == Some(id) || self.other_end_ids.contains(&id)
+        self.end_ids().any(|end| end == id)
+    }
+
+    /// All ids that end a generated text.
+    pub fn end_ids(&self) -> impl Iterator<Item = u32> {
+        self.end_of_text_id.iter().chain(&self.other_end_ids).copied()
     }
 
     /// Heads of keys and values (G).
@@ -178,12 +187,12 @@ impl ModelConfig {
         self.head_dim.unwrap_or(self.embed_dim / self.num_heads.max(1))
     }
 
-    /// The initial values of weights that do not write into the residual stream.
+    /// The initialisation of weights that do not project into the residual stream.
     pub(super) fn init(&self) -> Init {
         Init::Randn { mean: 0.0, stdev: self.init_stdev }
     }
 
-    /// The initial values of weights that do.
+    /// The initialisation of weights that do.
     pub(super) fn residual_init(&self) -> Init {
         match self.residual_init {
             ResidualInit::Scaled => {
@@ -193,7 +202,7 @@ impl ModelConfig {
         }
     }
 
-    /// The norms in front of attention, MLP and head.
+    /// The norms before attention, MLP and head.
     pub(super) fn norm(&self) -> LayerNormConfig {
         let is_gpt2 = self.architecture == Architecture::Gpt2;
         LayerNormConfig { remove_mean: is_gpt2, affine: is_gpt2 && self.bias, eps: self.norm_eps }
@@ -204,7 +213,7 @@ impl ModelConfig {
         if self.architecture == Architecture::Gpt2 { self.bias } else { self.mlp_bias }
     }
 
-    /// The angles of rotary positions, for heads of this kind.
+    /// Rotary positions for heads of this size, if the architecture has them.
     pub(super) fn rotary(&self, dtype: DType, device: &Device) -> Result<Option<RotaryEmbedding>> {
         if !self.architecture.is_rotary() {
             return Ok(None);
@@ -216,7 +225,7 @@ impl ModelConfig {
         RotaryEmbedding::new(&config, dtype, device).map(Some)
     }
 
-    /// The attention inside each block; they share one `rotary`.
+    /// The attention of each block; all share one `rotary`.
     pub(super) fn attention(&self, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
         MultiHeadAttentionConfig {
             num_kv_heads: self.num_kv_heads,
@@ -232,39 +241,49 @@ impl ModelConfig {
         }
     }
 
-    /// From the `config.json` in a model folder.
+    /// Reads the `config.json` of a model folder and, where there is one, the `eos_token_id` of its
+    /// `generation_config.json`, whose ids end a text too.
     ///
     /// # Errors
-    /// If there is none, and those of [`ModelConfig::from_json`].
+    /// If there is no `config.json`, `generation_config.json` is malformed, and those of [`ModelConfig::from_json`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = input::inside(folder, "config.json")?;
-        match Self::from_json(&input::read(&path, input::MOST_CONFIG_BYTES)?) {
-            Err(error) => bail!("{}: {}", path.display(), bare(&error)),
-            config => config,
+        let config = in_file(&path, Self::from_json(&input::read(&path, input::MOST_CONFIG_BYTES)?))?;
+        if fs::symlink_metadata(folder.join(GENERATION)).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            return Ok(config);
         }
+        let path = input::inside(folder, GENERATION)?;
+        in_file(&path, json::with_generation(config, &input::read(&path, input::MOST_CONFIG_BYTES)?))
     }
 
-    /// From the text of a `config.json`.
+    /// Parses the text of a `config.json`.
     ///
     /// # Errors
-    /// If it is not JSON of a `model_type` that is an [`Architecture`], or asks for what this crate does not compute.
+    /// If it is not JSON, its `model_type` is not an [`Architecture`], or it asks for something this crate does not compute.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         json::parse(json)
     }
 
-    /// The text of the `config.json` of this model.
+    /// The text of this model's `config.json`.
     ///
     /// # Errors
-    /// If a number has no form in JSON.
+    /// If a number cannot be written as JSON.
     pub fn to_json(&self) -> Result<String> {
         json::print(self)
     }
 
-    /// The text of the `generation_config.json` of this model.
+    /// The text of this model's `generation_config.json`.
     ///
     /// # Errors
-    /// None in practice: the ids have a form in JSON.
+    /// None in practice: ids can always be written as JSON.
     pub fn generation_json(&self) -> Result<String> {
         json::print_generation(self)
+    }
+}
+
+fn in_file<T>(path: &Path, result: Result<T>) -> Result<T> {
+    match result {
+        Err(error) => bail!("{}: {}", path.display(), bare(&error)),
+        result => result,
     }
 }

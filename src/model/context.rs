@@ -1,42 +1,42 @@
-//! What a forward pass has beside its ids: dropout and documents.
+//! Optional inputs of a forward pass: dropout and documents.
 
 use candle_core::{Result, Tensor};
 
 use super::config::DropoutRates;
 use crate::ops::{self, DropoutOptions, Mask, RandomKey};
 
-/// What a forward pass has beside its ids. The default is evaluation: nothing is dropped, and a position sees all before it.
+/// Optional inputs of a forward pass. The default is for evaluation: no dropout, and each position sees all earlier ones.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardContext {
-    /// Drops at the rates of the model's configuration, by these random numbers.
+    /// Random numbers for dropout, at the rates of the model's configuration; without them there is none.
     pub dropout: Option<DropoutSource>,
-    /// The number of the document at each position, (B, T) of `u32`: a position sees those before it that have its own.
+    /// The number of the document at each position, (B, T) of `u32`: a position sees only its own document.
     pub documents: Option<Tensor>,
 }
 
-/// Where a forward pass takes its random numbers from: what a sequence drops is a function of seed, step, its number in the
-/// batch, layer and place, whatever the shards and threads.
+/// The source of a forward pass's random numbers. What a sequence drops depends only on the seed, the step, its index in the
+/// batch, the layer and the place in it, and not on shards or threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DropoutSource {
     /// The seed of the run.
     pub seed: u64,
-    /// The step of training.
+    /// The training step.
     pub step: u64,
-    /// The number of the first sequence in the whole batch of the step.
+    /// The index of the first sequence in the whole batch of the step.
     pub first_sequence: u64,
 }
 
-/// The places of a block where something is dropped, in the order of a pass.
+/// The places with dropout in a block.
 const PLACES: u64 = 3;
 
-/// The forward pass of one model: its context, with the model's rates.
+/// The context of a forward pass, with the model's dropout rates.
 pub(super) struct Pass {
     rates: DropoutRates,
     source: Option<DropoutSource>,
     mask: Option<Mask>,
 }
 
-/// What a block takes beside its input.
+/// Optional inputs of a block.
 #[derive(Default)]
 pub(super) struct BlockPass<'a> {
     pub(super) mask: Option<&'a Mask>,
@@ -50,12 +50,12 @@ impl Pass {
         Self { rates, source: context.dropout, mask: context.documents.clone().map(Mask::Documents) }
     }
 
-    /// What the embeddings drop.
+    /// Dropout of the embeddings.
     pub(super) fn embedding(&self) -> Option<DropoutOptions> {
         self.at(0, self.rates.embedding)
     }
 
-    /// What block `i` is given.
+    /// The inputs of block `i`.
     pub(super) fn block(&self, i: usize) -> BlockPass<'_> {
         let first = 1 + PLACES * i as u64;
         BlockPass {
@@ -72,7 +72,7 @@ impl Pass {
     }
 }
 
-/// The input, or what is left of it.
+/// The input after dropout, if there is any.
 pub(super) fn dropped(xs: Tensor, dropout: Option<&DropoutOptions>) -> Result<Tensor> {
     match dropout {
         Some(options) => ops::dropout(&xs, options),

@@ -7,19 +7,21 @@ use crate::memory;
 use crate::nn::KvCache;
 use crate::ops;
 
-/// A model with what it remembers of a text, or of several side by side: the next token costs one position instead of the
-/// whole text again.
+/// A model with the keys and values of a text it has read, or of several side by side: the next token costs one position
+/// instead of the whole text again.
 ///
-/// The logits are those of [`CausalLm::next_token_logits`] for all ids so far, as long as they are no more than
-/// `context_len`. For a longer text it depends on the model's positions:
+/// As long as the text fits the context, the logits are those of [`CausalLm::next_token_logits`] for all ids so far. Beyond
+/// `context_len`, it depends on the model's positions:
 ///
-/// - Rotary positions go on. Each position sees the last `context_len`, its own included: the logits are those of the whole text
-///   with [`Mask::Window`](crate::ops::Mask::Window) in each layer, whatever the pieces it is read in. A layer sees what those below it
-///   have taken from further back.
-/// - A model with learned positions has none for a longer text: each time the context is full, the decoder forgets all but the
-///   last half of it (`context_len / 2` rounded up, the new ids included), and reads this again from the first position on. So there
-///   is always at least half a context to look back on, and a token costs two positions on average. A first text longer than the
-///   context is read from the last `context_len` ids on.
+/// - **Rotary positions** go on counting. Each position sees the last `context_len`, itself included: the logits are those of
+///   the whole text with [`Mask::Window`](crate::ops::Mask::Window) in each layer, however the text is cut into pieces. A
+///   layer still sees what the layers below it have taken from further back.
+/// - **Learned positions** end with the context. Each time it is full, the decoder forgets all but its last half
+///   (`context_len / 2` rounded up, the new ids included) and reads that again from position 0. So there is always at least
+///   half a context to look back on, and a token costs two positions on average. If the first piece is longer than the
+///   context, only its last `context_len` ids are read.
+///
+/// The memory for keys and values grows with the text, up to the context.
 ///
 /// ```
 /// use candle_attention::{model::{CausalLm, ModelConfig}, nn::Parameters};
@@ -39,72 +41,95 @@ use crate::ops;
 pub struct Decoder<'a> {
     model: &'a CausalLm,
     caches: Vec<KvCache>,
-    /// How many texts it reads, once it has begun.
+    /// The number of texts it reads, once it has begun.
     sequences: Option<usize>,
-    /// The ids that the caches hold, as they came, where some of them will have to be read again.
+    /// For learned positions, the ids that the caches hold: some of them will have to be read again.
     read: Vec<Tensor>,
-    /// Multiplications of a position and a layer.
-    weights_per_layer: usize,
+    /// Parameters of the model for each layer: about the multiplications of one position in it.
+    parameters_per_layer: usize,
 }
 
 impl CausalLm {
     /// A decoder that has read nothing.
     pub fn decoder(&self) -> Decoder<'_> {
         let config = self.config();
-        let cache = if config.architecture.is_rotary() { KvCache::sliding } else { KvCache::new };
         Decoder {
             model: self,
-            caches: (0..config.num_layers).map(|_| cache(config.context_len)).collect(),
+            caches: caches(self),
             sequences: None,
             read: Vec::new(),
-            weights_per_layer: config.parameter_count() / config.num_layers,
+            parameters_per_layer: config.parameter_count() / config.num_layers,
         }
     }
 }
 
+/// An empty cache for each layer.
+fn caches(model: &CausalLm) -> Vec<KvCache> {
+    let config = model.config();
+    let cache = if config.architecture.is_rotary() { KvCache::sliding } else { KvCache::new };
+    (0..config.num_layers).map(|_| cache(config.context_len)).collect()
+}
+
 impl Decoder<'_> {
-    /// Positions it looks back on.
+    /// The number of positions it looks back on.
     pub fn remembered(&self) -> usize {
         self.caches.first().map_or(0, KvCache::len).min(self.model.config().context_len)
     }
 
-    /// Forgets the text, and starts a new one.
+    /// Forgets the text, to start a new one.
     pub fn reset(&mut self) {
         self.caches.iter_mut().for_each(KvCache::reset);
         self.sequences = None;
         self.read.clear();
     }
 
-    /// The logits (B, V) of the token after `ids` (B, T), which go on where those of the call before ended; without a
-    /// graph.
+    /// The logits (B, V) of the token after `ids` (B, T), which continue those of the call before; without a graph.
     ///
     /// # Errors
-    /// If there are no ids, one is V or more, or there are not as many sequences as before, or memory cannot hold their keys
-    /// and values. The text is then forgotten.
+    /// If there are no ids, an id is V or more, the number of sequences has changed, or memory cannot hold their keys and
+    /// values. The text is then forgotten.
     pub fn next_token_logits(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (b, _) = ids.dims2()?;
-        match self.sequences {
-            Some(expected) if expected != b => {
-                self.reset();
-                bail!("decoder: expected ids of {expected} sequences as before, got {b}");
-            }
-            Some(_) => {}
-            None => self.check_memory(b)?,
+        if let Some(expected) = self.sequences.filter(|&expected| expected != b) {
+            self.reset();
+            bail!("decoder: expected ids of {expected} sequences as before, got {b}");
         }
-        let logits =
-            if self.model.config().architecture.is_rotary() { self.go_on(ids) } else { self.go_on_or_back(ids) };
+        if self.caches.first().and_then(KvCache::sequences).is_some_and(|sequences| sequences != b) {
+            // Buffers for another number of sequences: of no more use.
+            self.caches = caches(self.model);
+        }
+        let is_rotary = self.model.config().architecture.is_rotary();
+        let logits = if is_rotary { self.step_in_pieces(ids) } else { self.step_or_reread(ids) };
         match &logits {
             Ok(_) => self.sequences = Some(b),
-            // Some blocks have read the ids, others not.
+            // Some blocks have read the ids, others have not.
             Err(_) => self.reset(),
         }
         logits
     }
 
-    /// Reads on from position to position.
-    fn go_on(&mut self, ids: &Tensor) -> Result<Tensor> {
+    /// Refuses a text that will need more memory for keys and values than there is: `b` sequences of `positions` each, the
+    /// first `first` of them read at once.
+    pub(crate) fn check_room(&self, b: usize, first: usize, positions: usize) -> Result<()> {
+        self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_for(first, positions)))
+    }
+
+    /// Refuses buffers for `positions` positions in all layers, beside those there are, that memory cannot hold.
+    fn check_growth(&self, b: usize, positions: usize) -> Result<()> {
+        let config = self.model.config();
+        let (layers, before) = (self.caches.len(), self.caches.first().map_or(0, KvCache::allocated));
+        if positions <= before {
+            return Ok(());
+        }
+        // One layer at a time is copied, so only one has its old and its new buffers at once.
+        let row = memory::tensor_bytes(&[2, b, config.kv_heads(), config.head_channels()], size_of::<f32>());
+        let rows = layers.checked_mul(positions - before).and_then(|rows| rows.checked_add(before));
+        memory::check("decoder: keys and values", row.zip(rows).and_then(|(row, rows)| row.checked_mul(rows)))
+    }
+
+    /// Reads on, at most one context at a time: the activations of more would need memory for all of it.
+    fn step_in_pieces(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (t, context_len) = (ids.dim(1)?, self.model.config().context_len);
-        // Not all at once: what a layer makes of them would need memory for all.
         let last = t.saturating_sub(1) / context_len * context_len;
         for start in (0..last).step_by(context_len) {
             self.step(&ids.narrow(1, start, context_len)?)?;
@@ -112,8 +137,8 @@ impl Decoder<'_> {
         self.step(&ids.narrow(1, last, t - last)?)
     }
 
-    /// Reads on, or, where there are no more positions, reads the last ids again from the first position on.
-    fn go_on_or_back(&mut self, ids: &Tensor) -> Result<Tensor> {
+    /// Reads on, or, where there are no more positions, rereads the last ids from position 0.
+    fn step_or_reread(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (t, context_len, remembered) = (ids.dim(1)?, self.model.config().context_len, self.remembered());
         self.read.push(ids.clone());
         if remembered + t <= context_len {
@@ -127,19 +152,14 @@ impl Decoder<'_> {
         self.step(&last)
     }
 
-    /// Refuses keys and values of more positions, in all layers, than memory holds.
-    fn check_memory(&self, b: usize) -> Result<()> {
-        let config = self.model.config();
-        let shape = [2, config.num_layers, b, config.context_len, config.kv_heads(), config.head_channels()];
-        memory::check("decoder: keys and values", memory::tensor_bytes(&shape, size_of::<f32>()))
-    }
-
     fn step(&mut self, ids: &Tensor) -> Result<Tensor> {
-        // Some positions of a small model take less time than to wake other threads for a part of each operation. To read
-        // the weights takes as long as to multiply so many positions by them.
+        // For a few positions of a small model, waking other threads would take longer than the work itself. Reading the
+        // weights takes as long as multiplying this many positions by them.
         const READING: usize = 16;
         const WORTH_SPLITTING: usize = 1 << 24;
-        let is_small = (ids.elem_count() + READING) * self.weights_per_layer < WORTH_SPLITTING;
+        let (b, t) = ids.dims2()?;
+        self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_after(t)))?;
+        let is_small = (ids.elem_count() + READING) * self.parameters_per_layer < WORTH_SPLITTING;
         let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
         if is_small { ops::sequential(run) } else { run() }
     }

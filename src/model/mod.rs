@@ -1,4 +1,4 @@
-//! The language model: a decoder of N blocks, and its form on disk, a Hugging Face model folder.
+//! The language model, a decoder, and its form on disk, a Hugging Face model folder.
 
 mod architecture;
 mod block;

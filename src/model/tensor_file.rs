@@ -1,4 +1,4 @@
-//! Reading safetensors, tensor by tensor: what the header says is known, and can be refused, before memory is taken for it.
+//! Reading safetensors tensor by tensor: the header is read and checked before memory is taken for what it announces.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,14 +13,14 @@ use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use crate::errors::bare;
 use crate::{input, memory};
 
-/// Bytes of the header's length, in front of it.
+/// Bytes of the length field that precedes the header.
 const LENGTH: u64 = 8;
 
 /// A safetensors file, on disk or in memory, whose header has been read.
 pub(super) struct TensorFile<R> {
     path: PathBuf,
     file: R,
-    /// Where the tensors begin.
+    /// The offset at which the tensors begin.
     start: u64,
     metadata: Metadata,
 }
@@ -29,7 +29,7 @@ impl TensorFile<File> {
     /// Opens `path` and reads its header.
     ///
     /// # Errors
-    /// If there is no such file, or its header is none, or tells of more or less than the file holds.
+    /// If there is no such file, or its header is malformed or does not match the file's length.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let (file, len) = input::open(path)?;
         Self::new(path, file, len)
@@ -37,10 +37,10 @@ impl TensorFile<File> {
 }
 
 impl<'a> TensorFile<Cursor<&'a [u8]>> {
-    /// The content of the file at `path`.
+    /// Reads the header of these bytes, the content of the file at `path`.
     ///
     /// # Errors
-    /// If its header is none, or tells of more or less than there is.
+    /// If the header is malformed or does not match the number of bytes.
     pub(super) fn from_bytes(path: &Path, bytes: &'a [u8]) -> Result<Self> {
         Self::new(path, Cursor::new(bytes), bytes.len() as u64)
     }
@@ -54,7 +54,7 @@ impl<R: Read + Seek> TensorFile<R> {
         }
     }
 
-    /// Dtype and shape of each tensor, by name.
+    /// The dtype and shape of each tensor, by name.
     pub(super) fn tensors(&self) -> BTreeMap<String, TensorInfo> {
         self.metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect()
     }
@@ -62,18 +62,18 @@ impl<R: Read + Seek> TensorFile<R> {
     /// Reads one tensor.
     ///
     /// # Errors
-    /// If there is none of that name, memory cannot hold it, or candle has no such dtype.
+    /// If there is no tensor of that name, memory cannot hold it, or candle lacks its dtype.
     pub(super) fn read(&mut self, name: &str, device: &Device) -> Result<Tensor> {
         let Some(info) = self.metadata.info(name) else { bail!("{}: {name} is missing", self.path.display()) };
         let cannot = |error: &dyn std::fmt::Display| {
             candle_core::Error::Msg(format!("cannot read {name} in {}: {error}", self.path.display()))
         };
         if matches!(info.dtype, Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2 | Dtype::F8_E8M0) {
-            // candle holds their bytes, but panics where it is asked to compute with them.
-            return Err(cannot(&format!("nothing here computes with {:?}", info.dtype)));
+            // candle can hold their bytes, but panics when it computes with them.
+            return Err(cannot(&format!("computing with {:?} is not supported", info.dtype)));
         }
         let (begin, end) = info.data_offsets;
-        // Its bytes and, while it is converted, its values.
+        // Its bytes and, while they are converted, its values.
         memory::check(&format!("{}: {name}", self.path.display()), (end - begin).checked_mul(2))?;
         let mut bytes = vec![0; end - begin];
         self.file.seek(SeekFrom::Start(self.start + begin as u64)).map_err(|error| cannot(&error))?;
@@ -83,7 +83,7 @@ impl<R: Read + Seek> TensorFile<R> {
     }
 }
 
-/// Where the tensors of a file of `len` bytes begin, and what they are.
+/// The offset of the tensors in a file of `len` bytes, and their description.
 fn read_header(file: &mut impl Read, len: u64) -> Result<(u64, Metadata)> {
     if len < LENGTH {
         bail!("expected a safetensors file, got {len} bytes");
@@ -96,7 +96,7 @@ fn read_header(file: &mut impl Read, len: u64) -> Result<(u64, Metadata)> {
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header)?;
-    // Not `SafeTensors::read_metadata`, whose sum of lengths may wrap to that of the file.
+    // Not `SafeTensors::read_metadata`, whose sum of lengths may wrap around to the file's length.
     let metadata: Metadata = match serde_json::from_slice(&header) {
         Ok(metadata) => metadata,
         Err(error) => bail!("expected the header of a safetensors file, got {error}"),
@@ -109,7 +109,7 @@ fn read_header(file: &mut impl Read, len: u64) -> Result<(u64, Metadata)> {
     }
 }
 
-/// All tensors of a safetensors file with this content; `path` is for messages.
+/// All tensors of a safetensors file with this content; `path` is for messages only.
 pub(crate) fn safetensors_from_bytes(path: &Path, bytes: &[u8], device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let mut file = TensorFile::from_bytes(path, bytes)?;
     memory::check(&path.display().to_string(), Some(file.metadata.data_len()))?;

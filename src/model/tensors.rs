@@ -1,7 +1,7 @@
-//! The tensors of each architecture: their names and shapes, here and on disk, where they are Hugging Face's.
+//! The tensors of each architecture: their names and shapes in this crate and on disk, where they are Hugging Face's.
 //!
-//! Its gpt2 packs the three projections of attention into one matrix and stores the matrices of its `Conv1D` as (in, out),
-//! where this crate's layers have one matrix each, stored as (out, in):
+//! Hugging Face's gpt2 packs the three attention projections into one matrix and stores the matrices of its `Conv1D` as
+//! (in, out); this crate has separate matrices, stored as (out, in):
 //!
 //! | gpt2 on disk, after `transformer.` | shape | here |
 //! |---|---|---|
@@ -13,9 +13,10 @@
 //! | `h.N.mlp.c_proj` | (F, C) | `blocks.N.mlp.down_proj` (C, F) |
 //! | `lm_head.weight` (no prefix; absent if tied) | (V, C) | `head.weight` (V, C) |
 //!
-//! All but the embeddings and the head have a bias on disk; a model without biases writes zeros.
+//! On disk, all but the embeddings and the head have a bias; a model without biases writes zeros.
 //!
-//! Its llama and qwen3 store what this crate's layers have, as (out, in); H heads and G of keys and values, of D channels:
+//! Its llama and qwen3 have the same matrices as this crate, stored as (out, in), with H heads of queries and G of keys and
+//! values, each of D channels:
 //!
 //! | on disk, after `model.` | shape | here |
 //! |---|---|---|
@@ -31,13 +32,13 @@ use super::Architecture;
 use super::config::ModelConfig;
 use crate::memory;
 
-/// One tensor on disk, `weight` and possibly `bias`, and the tensors of the model that it consists of.
+/// One layer on disk, with a `weight` and possibly a `bias`, and the layers of the model that it consists of.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) on_disk: String,
-    /// Names in the model, stacked along the first dimension, each with an equal share of it.
+    /// Names in the model; their tensors are stacked along the first dimension in equal parts.
     pub(super) parts: Vec<String>,
-    /// Shape of the weight of all parts stacked.
+    /// The shape of the stacked weight.
     pub(super) shape: Vec<usize>,
     /// Whether the weight is stored transposed.
     pub(super) is_transposed: bool,
@@ -46,11 +47,11 @@ pub(super) struct Entry {
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Bias {
-    /// Neither here nor on disk.
+    /// Neither in the model nor on disk.
     Absent,
-    /// On disk alone, where it is zero.
+    /// Only on disk, as zeros.
     Zero,
-    /// Here and on disk.
+    /// In the model and on disk.
     Trained,
 }
 
@@ -66,12 +67,12 @@ impl Entry {
         Self { on_disk, parts, shape: shape.to_vec(), is_transposed: false, bias }
     }
 
-    /// The endings of its names on disk.
+    /// The suffixes of its names on disk.
     pub(super) fn suffixes(&self) -> &'static [&'static str] {
         if self.bias == Bias::Absent { &["weight"] } else { &["weight", "bias"] }
     }
 
-    /// Names and shapes of its trainable tensors in the model.
+    /// The names and shapes of its trainable tensors in the model.
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let mut shape = self.shape.clone();
         shape[0] /= self.parts.len();
@@ -86,7 +87,7 @@ impl Entry {
     }
 }
 
-/// All tensors, in the order of a pass through the model.
+/// All layers, in the order of a forward pass.
 pub(super) fn entries(config: &ModelConfig) -> Vec<Entry> {
     let mut all = match config.architecture {
         Architecture::Gpt2 => gpt2(config),
@@ -101,7 +102,7 @@ pub(super) fn entries(config: &ModelConfig) -> Vec<Entry> {
 /// The head's name on disk.
 pub(super) const HEAD: &str = "lm_head";
 
-/// What the names on disk begin with, but for the head's.
+/// The prefix of all names on disk except the head's.
 pub(super) fn prefix(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::Gpt2 => "transformer.",
@@ -109,7 +110,7 @@ pub(super) fn prefix(architecture: Architecture) -> &'static str {
     }
 }
 
-/// Whether this name on disk is that of a table that old files hold though it follows from the sizes.
+/// Whether the name on disk is that of a table that old files contain although it follows from the sizes.
 pub(super) fn is_table(architecture: Architecture, name: &str) -> bool {
     match architecture {
         Architecture::Gpt2 => name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
@@ -175,7 +176,7 @@ fn llama(config: &ModelConfig) -> Vec<Entry> {
 }
 
 impl ModelConfig {
-    /// Names and shapes of all trainable tensors, in the order of a pass through the model.
+    /// The names and shapes of all trainable tensors, in the order of a forward pass.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         entries(self).iter().flat_map(Entry::parameters).collect()
     }
@@ -185,17 +186,17 @@ impl ModelConfig {
         self.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// Bytes of the trainable scalars in `f32`, unless there are more than a number holds.
+    /// The bytes of all trainable scalars in `f32`, unless the number overflows.
     pub(super) fn parameter_bytes(&self) -> Option<usize> {
         let bytes = |(_, shape): &(String, Vec<usize>)| memory::tensor_bytes(shape, size_of::<f32>());
         self.parameters().iter().try_fold(0, |sum: usize, tensor| sum.checked_add(bytes(tensor)?))
     }
 
-    /// The parameters whose gradient is zero whatever the data, with the reason.
+    /// The parameters whose gradient is zero for any data, with the reason.
     pub fn zero_gradient_parameters(&self) -> Vec<(String, &'static str)> {
         const KEY_BIAS: &str =
-            "without rotary positions it adds the same to all scores of a query, and the softmax does not change";
-        const ONE_POSITION: &str = "with one position there is one weight, always 1";
+            "without rotary positions it adds the same to all scores of a query, which softmax ignores";
+        const ONE_POSITION: &str = "with a single position, the only attention weight is always 1";
         let is_rotary = self.architecture.is_rotary();
         self.parameters()
             .into_iter()

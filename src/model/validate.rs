@@ -1,4 +1,4 @@
-//! Which configurations make a model.
+//! Which configurations are valid.
 
 use candle_core::{Result, bail};
 
@@ -6,13 +6,13 @@ use super::Architecture;
 use super::config::{DropoutRates, ModelConfig};
 
 impl ModelConfig {
-    /// Refuses sizes that make no model.
+    /// Refuses sizes and options from which no model can be built.
     ///
     /// # Errors
-    /// Naming the sizes that are 0 or do not go together.
+    /// Naming what is out of its range or does not fit together.
     pub fn validate(&self) -> Result<()> {
-        // The limits lie far above any model, and low enough that a count of parameters stays within 64 bits.
-        // With one token there is nothing to predict, and the norm of one channel is zero.
+        // The upper limits are far above any model, and low enough that a count of parameters fits 64 bits.
+        // With one token there is nothing to predict, and a single channel is normalised to zero.
         for (name, size, least, most) in [
             ("vocab_size", self.vocab_size, 2, 1 << 24),
             ("context_len", self.context_len, 1, 1 << 24),
@@ -30,14 +30,16 @@ impl ModelConfig {
         self.validate_heads()?;
         self.validate_numbers()?;
         if self.mlp_bias && self.architecture != Architecture::Llama {
-            bail!("model config: expected mlp_bias with llama alone, got it with {}", self.architecture.model_type());
+            bail!("model config: expected mlp_bias only with llama, got it with {}", self.architecture.model_type());
         }
-        let ends = self.end_of_text_id.iter().chain(&self.other_end_ids);
-        if let Some(id) = ends.copied().find(|&id| id as usize >= self.vocab_size) {
+        if let Some(id) = self.begin_of_text_id.filter(|&id| id as usize >= self.vocab_size) {
+            bail!("model config: expected a begin-of-text id below vocab_size {}, got {id}", self.vocab_size);
+        }
+        if let Some(id) = self.end_ids().find(|&id| id as usize >= self.vocab_size) {
             bail!("model config: expected an end-of-text id below vocab_size {}, got {id}", self.vocab_size);
         }
         if self.end_of_text_id.is_none() && !self.other_end_ids.is_empty() {
-            bail!("model config: expected other_end_ids beside an end_of_text_id, got them alone");
+            bail!("model config: expected other_end_ids only with an end_of_text_id, got them alone");
         }
         Ok(())
     }
@@ -45,7 +47,7 @@ impl ModelConfig {
     fn validate_heads(&self) -> Result<()> {
         let &Self { architecture, embed_dim: c, num_heads: h, .. } = self;
         let (g, d) = (self.kv_heads(), self.head_channels());
-        // Hugging Face's llama asks for this though its heads may have a width of their own.
+        // Hugging Face's llama requires this even if head_dim is given.
         let is_free = self.head_dim.is_some() && architecture == Architecture::Qwen3;
         if !(is_free || c.is_multiple_of(h)) {
             bail!("model config: expected num_heads to divide embed_dim, got num_heads {h} and embed_dim {c}");
@@ -59,7 +61,7 @@ impl ModelConfig {
         if architecture.is_rotary() && !d.is_multiple_of(2) {
             bail!("model config: expected an even head_dim for rotary positions, got {d}");
         }
-        // As many parameters as can be counted.
+        // So that the parameters can be counted.
         if h.saturating_mul(d) > 1 << 24 {
             bail!("model config: expected heads of at most {} channels in all, got {h} of {d}", 1 << 24);
         }
@@ -67,7 +69,7 @@ impl ModelConfig {
     }
 
     fn validate_numbers(&self) -> Result<()> {
-        // Of the numbers that `f32` holds, in which the model computes.
+        // As the model will compute with it: in `f32`.
         let norm_eps = self.norm_eps as f32;
         if !(norm_eps.is_finite() && norm_eps > 0.0) {
             bail!("model config: expected norm_eps above 0, got {}", self.norm_eps);

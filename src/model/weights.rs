@@ -1,4 +1,4 @@
-//! The weights on disk, in Hugging Face's names and layout: [`tensors`](super::tensors) lists them.
+//! Reading and writing weights with Hugging Face's names and layout, listed in [`tensors`](super::tensors).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek};
@@ -14,7 +14,7 @@ use super::tensors::{self, Bias, Entry, HEAD};
 use crate::errors::{bare, listed};
 use crate::{files, input, memory};
 
-/// Writes `tensors`, by their names in the model, to `path` in Hugging Face's layout; the file is replaced whole.
+/// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced atomically.
 ///
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
@@ -48,28 +48,28 @@ pub(crate) fn weights_to_bytes(config: &ModelConfig, tensors: &BTreeMap<String, 
     safetensors_to_bytes(on_disk)
 }
 
-/// The content of a safetensors file that transformers opens.
+/// The content of a safetensors file that transformers accepts.
 pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
-    // transformers refuses files that do not name the framework whose layout they have.
+    // transformers refuses files that do not name a framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
-/// Reads a `model.safetensors` of Hugging Face's layout: the tensors by their names in the model, as `f32`.
+/// Reads a `model.safetensors` in Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
-/// The prefix `transformer.` or `model.` may be absent, and the tables that old files hold are passed over. Names, shapes
-/// and dtypes are compared with `config` before a tensor is read.
+/// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes and
+/// dtypes are compared with `config` before any tensor is read.
 ///
 /// # Errors
-/// If the file cannot be read, lies outside of its folder by a link, or needs more memory than there is; or tensors are
-/// missing, left over, misshapen, not zero though `config` has no biases, or a head of its own though `config` ties it to the
-/// token embedding; they are listed, the first twelve by name.
+/// If the file cannot be read, is a link out of its folder, or needs more memory than there is; or if tensors are missing,
+/// left over or misshapen, biases are not zero though `config` has none, or the head differs from the token embedding though
+/// `config` ties them. All of these are listed, the first twelve by name.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
 }
 
-/// [`load_weights`] of a file with this content; `path` is for messages.
+/// [`load_weights`] from the content of a file; `path` is for messages only.
 pub(crate) fn weights_from_bytes(
     path: &Path,
     bytes: &[u8],
@@ -82,7 +82,7 @@ pub(crate) fn weights_from_bytes(
 /// The token embedding's name in the model.
 const EMBEDDING: &str = "token_embedding.weight";
 
-/// A name on disk, the entry it belongs to, and whether it is its `weight` or its `bias`.
+/// A name on disk, the entry it belongs to, and which part of it: `weight` or `bias`.
 type Found = (String, Entry, &'static str);
 
 /// See [`load_weights`].
@@ -97,7 +97,7 @@ fn read_weights<R: Read + Seek>(
     if problems.is_empty() {
         memory::check(&path.display().to_string(), config.parameter_bytes())?;
     } else {
-        // Only what may be one more problem is read.
+        // Read only what may reveal further problems.
         found.retain(|(_, entry, suffix)| *suffix == "bias" && entry.bias == Bias::Zero);
     }
     let mut tensors = BTreeMap::new();
@@ -111,7 +111,7 @@ fn read_weights<R: Read + Seek>(
     if let Some(copy) = copy.filter(|_| problems.is_empty()) {
         let head = file.read(&copy, device)?.to_dtype(DType::F32)?;
         if !is_same(&head, tensors.get(EMBEDDING))? {
-            problems.push(format!("{copy} is not the token embedding, which config.json ties the head to"));
+            problems.push(format!("{copy} is not the token embedding, though config.json ties the head to it"));
         }
     }
     if problems.is_empty() { Ok(tensors) } else { Err(in_file(path, &problems)) }
@@ -124,8 +124,8 @@ fn is_same(tensor: &Tensor, other: Option<&Tensor>) -> Result<bool> {
     }
 }
 
-/// For each tensor of the model that fits its name on disk, and what it is; the name on disk of a copy of the token embedding
-/// as the head; and all that is wrong with the names, shapes and dtypes.
+/// The tensors on disk that fit the model; the name on disk of a head that should be a copy of the token embedding; and all
+/// problems with names, shapes and dtypes.
 fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Option<String>, Vec<String>) {
     let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, info) in infos {
@@ -136,7 +136,7 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
             problems.push(format!("{twin} and {name} are the same tensor"));
         }
     }
-    // Tied by the configuration: some files hold the copy all the same.
+    // Though the head is tied, some files contain a copy.
     let copy = if config.tie_embeddings { on_disk.remove(&format!("{HEAD}.weight")) } else { None };
     let mut found = Vec::new();
     for entry in tensors::entries(config) {
@@ -164,7 +164,7 @@ fn with_prefix(name: &str, config: &ModelConfig) -> String {
 }
 
 impl Entry {
-    /// What is wrong with the tensor on disk of `suffix` `weight` or `bias`.
+    /// What is wrong with the tensor on disk, if anything; `suffix` is `weight` or `bias`.
     fn misfit(&self, suffix: &str, info: &TensorInfo) -> Option<String> {
         let mut expected = if suffix == "weight" { self.shape.clone() } else { vec![self.shape[0]] };
         if suffix == "weight" && self.is_transposed {
@@ -177,7 +177,7 @@ impl Entry {
         (!is_float).then(|| format!("expected a floating-point dtype, got {:?}", info.dtype))
     }
 
-    /// The model's tensors in the tensor on disk of `suffix` `weight` or `bias`, which fits.
+    /// Splits a tensor on disk that fits into the model's tensors; `suffix` is `weight` or `bias`.
     fn unpack(&self, suffix: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let tensor = tensor.to_dtype(DType::F32)?;
         if suffix == "bias" && self.bias == Bias::Zero {

@@ -6,20 +6,20 @@ use candle_nn::{Init, VarBuilder};
 use super::{AttentionInputs, KvCache, Linear, MultiHeadAttention, MultiHeadAttentionConfig};
 use crate::ops::{Mask, Scale};
 
-/// The form of a [`CausalSelfAttention`].
+/// Sizes and options of a [`CausalSelfAttention`].
 #[derive(Clone, Debug)]
 pub struct CausalSelfAttentionConfig {
-    /// Channels of the input and of the output (C).
+    /// Channels of input and output (C).
     pub embed_dim: usize,
-    /// Heads (H); they divide `embed_dim`.
+    /// Heads (H), which must divide `embed_dim`.
     pub num_heads: usize,
     /// Whether the projections have biases.
     pub bias: bool,
-    /// Whether the heads' outputs go through a learnable W^O.
+    /// Whether the outputs of the heads go through a learnable projection W^O.
     pub output_projection: bool,
-    /// What the dot products are multiplied by.
+    /// The factor on the dot products.
     pub scale: Scale,
-    /// Whether position `t` sees only `s <= t`; otherwise every position sees all.
+    /// Whether position `t` sees only positions `s <= t`; otherwise it sees all.
     pub causal: bool,
     /// Initialisation of W^Q, W^K and W^V.
     pub init: Init,
@@ -28,7 +28,7 @@ pub struct CausalSelfAttentionConfig {
 }
 
 impl CausalSelfAttentionConfig {
-    /// Causal, scaled by `1 / sqrt(D)`, without biases, with an output projection, and weights uniform in
+    /// Causal, scaled by `1 / sqrt(D)`, without biases, with an output projection, and with weights initialised uniformly in
     /// `±1 / sqrt(C)`.
     pub fn new(embed_dim: usize, num_heads: usize) -> Self {
         let bound = 1.0 / (embed_dim as f64).sqrt();
@@ -63,19 +63,19 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
 
 /// Causal self-attention with learnable W^Q, W^K and W^V.
 ///
-/// For the rows `x[t]` of an input of T positions and C channels,
+/// For the rows `x[t]` of an input with T positions and C channels,
 ///
 /// ```text
 /// q = x W^Q    k = x W^K    v = x W^V
 /// y[t] = sum over s <= t of softmax(scale * q[t] . k[s]) * v[s]
 /// ```
 ///
-/// in each of H heads, which share the C channels between them; with an output projection, `y W^O`.
+/// in each of H heads, among which the C channels are divided; with an output projection, the result is `y W^O`.
 ///
 /// | tensor | shape |
 /// |---|---|
 /// | input | (B, T, C) or (T, C) |
-/// | output | as the input |
+/// | output | that of the input |
 /// | weights | (B, H, T, T), or (H, T, T) for an input (T, C) |
 ///
 /// ```
@@ -97,16 +97,16 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
 pub struct CausalSelfAttention(MultiHeadAttention);
 
 impl CausalSelfAttention {
-    /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`: each a `weight`
-    /// (C, C), stored as (out, in), and with `bias` a `bias` (C).
+    /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`. Each has a `weight` (C, C),
+    /// stored as (out, in), and with `bias` also a `bias` (C).
     ///
     /// # Errors
-    /// If `num_heads` does not divide `embed_dim`, or the builder lacks a tensor or holds it in another shape.
+    /// If `num_heads` does not divide `embed_dim`, or the builder lacks a tensor or has it in another shape.
     pub fn new(config: &CausalSelfAttentionConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self(MultiHeadAttention::new(&config.into(), vb)?))
     }
 
-    /// The textbook's form: one head, no biases, no output projection, scaled or not.
+    /// The textbook form: one head, no biases, no output projection, scaled or not.
     ///
     /// # Errors
     /// Those of [`CausalSelfAttention::new`].
@@ -119,7 +119,8 @@ impl CausalSelfAttention {
         Self::new(&config, vb)
     }
 
-    /// The same layer with all that the general one offers: a mask or dropout for one call, another sequence to look at.
+    /// The underlying general layer, for what this one does not offer: a mask or dropout for a single call, or
+    /// cross-attention.
     pub fn multi_head(&self) -> &MultiHeadAttention {
         &self.0
     }
@@ -139,7 +140,7 @@ impl CausalSelfAttention {
         self.0.v_proj()
     }
 
-    /// The projection of the output, W^O, where there is one.
+    /// The output projection, W^O, if there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
         self.0.o_proj()
     }
@@ -147,15 +148,15 @@ impl CausalSelfAttention {
     /// The output, and the attention weights (B, H, T, T), or (H, T, T) for an input (T, C). Both are differentiable.
     ///
     /// # Errors
-    /// If the input's shape, dtype or device is not the layer's.
+    /// If the input's shape, dtype or device does not match the layer.
     pub fn forward_with_weights(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
         self.0.forward_with_weights(xs, &AttentionInputs::default())
     }
 
-    /// The output at the next positions of a text, without a graph: [`MultiHeadAttention::forward_cached`].
+    /// The output at the next positions of a text, without a graph: see [`MultiHeadAttention::forward_cached`].
     ///
     /// # Errors
-    /// If the input's shape, dtype or device is not the layer's, or the cache has no room.
+    /// If the input's shape, dtype or device does not match the layer, or the cache has no room.
     pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.0.forward_cached(xs, cache)
     }
@@ -167,8 +168,8 @@ impl Module for CausalSelfAttention {
     }
 }
 
-/// Multi-head causal self-attention with an output projection and without biases, as in most language models;
-/// other forms through [`CausalSelfAttention::new`].
+/// Multi-head causal self-attention with an output projection and without biases, as in most language models. For other
+/// forms, see [`CausalSelfAttention::new`].
 ///
 /// # Errors
 /// Those of [`CausalSelfAttention::new`].

@@ -7,10 +7,10 @@ use candle_core::{ModuleT, Result, Tensor};
 
 use crate::ops::{self, DropoutOptions, RandomKey};
 
-/// [`ops::dropout`] that counts its calls: candle-nn's `Dropout`, with random numbers that come back.
+/// Dropout with reproducible random numbers: candle-nn's `Dropout` on [`ops::dropout`].
 ///
-/// What call `n` drops follows from the seed and from `n` alone; clones count together. Where calls may come in any order,
-/// as from the shards of a batch, [`ops::dropout`] takes the number of the step and of the sequence instead.
+/// It counts its calls: what call `n` drops depends only on the seed and on `n`, and clones share the count. Where calls may
+/// come in any order, as from the shards of a batch, use [`ops::dropout`], which takes step and sequence numbers instead.
 ///
 /// ```
 /// use candle_attention::nn::Dropout;
@@ -33,19 +33,19 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Drops a share `drop_p` of the elements. The seed is 0, and the layers made so are told apart by the order in which
-    /// the program makes them.
+    /// Drops elements with probability `drop_p`. The seed is 0; layers made this way differ by the order in which the program
+    /// makes them.
     pub fn new(drop_p: f32) -> Self {
         static MADE: AtomicU64 = AtomicU64::new(1);
         Self { site: MADE.fetch_add(1, Ordering::Relaxed), ..Self::seeded(drop_p, 0) }
     }
 
-    /// Drops a share `drop_p` of the elements; the layers of a model need seeds of their own.
+    /// Drops elements with probability `drop_p`. Give each layer of a model its own seed.
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
         Self { rate: drop_p.into(), seed, site: 0, calls: Arc::default() }
     }
 
-    /// In training, some elements are 0 and the others divided by `1 - drop_p`; otherwise the input.
+    /// In training, sets some elements to 0 and divides the others by `1 - drop_p`; otherwise returns the input.
     ///
     /// # Errors
     /// In training, those of [`ops::dropout`]: `drop_p` is not from 0 to below 1.
@@ -56,7 +56,7 @@ impl Dropout {
         }
     }
 
-    /// What the next call drops, if anything; it is counted.
+    /// What the next call drops, if anything. Counts as a call.
     pub(crate) fn next_call(&self, train: bool) -> Option<DropoutOptions> {
         let &Self { rate, seed, site, .. } = self;
         (train && rate != 0.0).then(|| DropoutOptions {

@@ -1,11 +1,11 @@
-//! A table of learnable rows.
+//! An embedding: a learnable table of rows.
 
 use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
 
-/// [`ops::embedding`] with a learnable table (V, C), for ids of any integer dtype: candle-nn's `Embedding`.
+/// candle-nn's `Embedding` on [`ops::embedding`]: ids of any integer dtype (..) give rows (.., C) of a learnable table (V, C).
 #[derive(Clone, Debug)]
 pub struct Embedding {
     embeddings: Tensor,
@@ -13,7 +13,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// From its table (V, C), with C again.
+    /// From its table (V, C); `hidden_size` is C.
     pub fn new(embeddings: Tensor, hidden_size: usize) -> Self {
         Self { embeddings, hidden_size }
     }
@@ -23,7 +23,7 @@ impl Embedding {
         &self.embeddings
     }
 
-    /// The channels of a row (C).
+    /// Channels of a row (C).
     pub fn hidden_size(&self) -> usize {
         self.hidden_size
     }
@@ -40,7 +40,7 @@ impl Module for Embedding {
     }
 }
 
-/// Ids of `i64`, of which candle's own conversion would keep the lower half.
+/// Converts ids of `i64`, which candle's own conversion would truncate.
 fn in_u32(ids: &Tensor) -> Result<Tensor> {
     let values: Vec<i64> = ids.flatten_all()?.to_vec1()?;
     let narrow = |id: i64| match u32::try_from(id) {
@@ -50,10 +50,10 @@ fn in_u32(ids: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values.into_iter().map(narrow).collect::<Result<Vec<u32>>>()?, ids.shape(), ids.device())
 }
 
-/// Reads or creates `weight` (V, C), standard normal.
+/// Reads or creates `weight` (V, C), drawn from the standard normal distribution.
 ///
 /// # Errors
-/// If the builder lacks the tensor or holds it in another shape.
+/// If the builder lacks the tensor or has it in another shape.
 pub fn embedding(in_size: usize, out_size: usize, vb: VarBuilder) -> Result<Embedding> {
     let weight = vb.get_with_hints((in_size, out_size), "weight", Init::Randn { mean: 0.0, stdev: 1.0 })?;
     Ok(Embedding::new(weight, out_size))
@@ -65,7 +65,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn ids_of_any_integer_dtype_are_those_they_name() {
+    fn ids_may_have_any_integer_dtype() {
         let table = Embedding::new(Tensor::new(&[[0f32], [1.], [2.], [3.]], &Device::Cpu).unwrap(), 1);
         let of = |ids: Tensor| table.forward(&ids).and_then(|rows| rows.flatten_all()?.to_vec1::<f32>());
         let ids = Tensor::new(&[3u32, 1], &Device::Cpu).unwrap();

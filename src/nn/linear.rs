@@ -1,11 +1,11 @@
-//! A linear layer on the fused operation.
+//! A linear layer.
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
 
-/// [`ops::linear`] with a learnable weight (out, in) and, if wanted, a bias (out): candle-nn's `Linear`.
+/// candle-nn's `Linear` on [`ops::linear`]: `x W^T + b` with a learnable weight W (out, in) and an optional bias b (out).
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -35,11 +35,11 @@ impl Module for Linear {
     }
 }
 
-/// Reads or creates `weight` (out, in) and `bias` (out), drawn as candle-nn draws them: Kaiming's normal distribution,
-/// and uniform in `±1 / sqrt(in)`.
+/// Reads or creates `weight` (out, in) and `bias` (out), initialised as in candle-nn: Kaiming normal and uniform in
+/// `±1 / sqrt(in)`.
 ///
 /// # Errors
-/// If the builder lacks a tensor or holds it in another shape.
+/// If the builder lacks a tensor or has it in another shape.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     let bound = 1.0 / (in_dim as f64).sqrt();
     let weight = weight(in_dim, out_dim, candle_nn::init::DEFAULT_KAIMING_NORMAL, &vb)?;
@@ -63,7 +63,7 @@ pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder) -> Re
     if bias { linear(in_dim, out_dim, vb) } else { linear_no_bias(in_dim, out_dim, vb) }
 }
 
-/// As [`linear_b`], with a weight drawn from `init` and a bias of zeros.
+/// As [`linear_b`], with the weight initialised by `init` and the bias to zero.
 ///
 /// # Errors
 /// Those of [`linear`].

@@ -1,7 +1,19 @@
 //! Layers: candle [`Module`](candle_nn::Module)s whose gradients reach every parameter and the input.
 //!
-//! `Linear`, `LayerNorm`, `RmsNorm`, `Embedding` and `Dropout` have candle-nn's names, arguments, initial values and names
-//! of tensors: in a model written for candle-nn the `use` line is all that changes.
+//! `Linear`, `LayerNorm`, `RmsNorm`, `Embedding` and `Dropout` are drop-in replacements for candle-nn's: same names, arguments,
+//! initial values and tensor names. In a model written for candle-nn, only the `use` line changes.
+//!
+//! ```
+//! use candle_attention::nn::{Parameters, causal_self_attention};
+//! use candle_core::{DType, Device, Module, Tensor};
+//!
+//! let parameters = Parameters::new(42); // the seed of the initial values
+//! let layer = causal_self_attention(16, 4, parameters.var_builder(DType::F32, &Device::Cpu))?;
+//! let ys = layer.forward(&Tensor::ones((2, 7, 16), DType::F32, &Device::Cpu)?)?; // (B, T, C)
+//! let gradients = ys.sqr()?.mean_all()?.backward()?;
+//! assert!(parameters.vars().iter().all(|(_, var)| gradients.get(var).is_some()));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 mod attention;
 mod dropout;

@@ -1,11 +1,11 @@
-//! Layer and root-mean-square normalisation as modules.
+//! Layer and root-mean-square normalisation as layers.
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
 use crate::ops;
 
-/// [`ops::layer_norm`] with a learnable weight and, if wanted, bias, both (C): candle-nn's `LayerNorm`.
+/// candle-nn's `LayerNorm` on [`ops::layer_norm`], with a learnable weight and an optional bias, both (C).
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -25,7 +25,7 @@ impl LayerNorm {
         Self { weight, bias: None, remove_mean: true, eps }
     }
 
-    /// From its weight (C), without a bias, and without taking the mean off: [`RmsNorm`].
+    /// From its weight (C), without a bias and without subtracting the mean: [`RmsNorm`].
     pub fn rms_norm(weight: Tensor, eps: f64) -> Self {
         Self { weight, bias: None, remove_mean: false, eps }
     }
@@ -40,12 +40,12 @@ impl LayerNorm {
         self.bias.as_ref()
     }
 
-    /// What is added to the variance.
+    /// The term added to the variance.
     pub fn eps(&self) -> f64 {
         self.eps
     }
 
-    /// Whether the mean is taken off; otherwise this is [`ops::rms_norm`].
+    /// Whether the mean is subtracted; otherwise this is [`ops::rms_norm`].
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
@@ -61,11 +61,11 @@ impl Module for LayerNorm {
     }
 }
 
-/// Reads or creates `weight` (ones) and, if it is affine, `bias` (zeros) for `size` channels. `gamma` and `beta`, which
-/// old files of torch have instead, are read too. A number stands for a [`LayerNormConfig`] with this `eps`.
+/// Reads or creates `weight` (ones) and, if the configuration is affine, `bias` (zeros) for `size` channels. The names `gamma`
+/// and `beta` of old torch files are read too. Instead of a [`LayerNormConfig`], `config` may be just the `eps`.
 ///
 /// # Errors
-/// If the builder lacks a tensor or holds it in another shape.
+/// If the builder lacks a tensor or has it in another shape.
 pub fn layer_norm<C: Into<LayerNormConfig>>(size: usize, config: C, vb: VarBuilder) -> Result<LayerNorm> {
     let LayerNormConfig { eps, remove_mean, affine } = config.into();
     let get = |name, old_name, init| {
@@ -85,7 +85,7 @@ pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<Layer
     layer_norm(size, LayerNormConfig { affine: false, ..eps.into() }, vb)
 }
 
-/// [`ops::rms_norm`] with a learnable weight (C): candle-nn's `RmsNorm`.
+/// candle-nn's `RmsNorm` on [`ops::rms_norm`], with a learnable weight (C).
 #[derive(Clone, Debug)]
 pub struct RmsNorm(LayerNorm);
 
@@ -95,7 +95,7 @@ impl RmsNorm {
         Self(LayerNorm::rms_norm(weight, eps))
     }
 
-    /// The same as a [`LayerNorm`].
+    /// The same layer as a [`LayerNorm`].
     pub fn into_inner(self) -> LayerNorm {
         self.0
     }
@@ -105,12 +105,12 @@ impl RmsNorm {
         self.0.weight()
     }
 
-    /// What is added to the mean of the squares.
+    /// The term added to the mean of the squares.
     pub fn eps(&self) -> f64 {
         self.0.eps()
     }
 
-    /// The same as `forward`, which has a gradient here; candle-nn's has none.
+    /// The same as `forward`, which here has a gradient (candle-nn's has none).
     ///
     /// # Errors
     /// Those of [`ops::rms_norm`].
@@ -128,7 +128,7 @@ impl Module for RmsNorm {
 /// Reads or creates `weight` (ones) for `size` channels.
 ///
 /// # Errors
-/// If the builder lacks the tensor or holds it in another shape.
+/// If the builder lacks the tensor or has it in another shape.
 pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
     Ok(RmsNorm(layer_norm(size, LayerNormConfig { remove_mean: false, affine: false, eps }, vb)?))
 }

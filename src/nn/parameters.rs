@@ -13,9 +13,8 @@ use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::memory;
 
-/// A store of trainable tensors behind a [`VarBuilder`], for what candle's `VarMap` leaves open: initial values
-/// come from a seed, the order is that of the names, and a restored model with a tensor missing, left over or
-/// misshapen is an error instead of zeros.
+/// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed, lists
+/// its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
 ///
 /// ```
 /// use candle_attention::nn::Parameters;
@@ -41,21 +40,21 @@ struct Store {
     source: Source,
 }
 
-/// Where the value of a tensor that is asked for the first time comes from.
+/// Where the value of a tensor comes from when it is first requested.
 enum Source {
-    /// Drawn, in the order of asking.
+    /// Drawn, in the order of requests.
     Drawn(Box<ChaCha8Rng>),
-    /// It must be there already; the names not asked for yet.
+    /// It must be there already. Holds the names not requested yet.
     Restored { unread: BTreeSet<String> },
 }
 
 impl Parameters {
-    /// An empty store. Tensors are created when they are first asked for, in that order, from `seed`.
+    /// An empty store. Tensors are created when first requested, in that order, with random numbers from `seed`.
     pub fn new(seed: u64) -> Self {
         Self::from_store(BTreeMap::new(), Source::Drawn(Box::new(ChaCha8Rng::seed_from_u64(seed))))
     }
 
-    /// A store of given tensors, which become trainable; to ask for any other is an error.
+    /// A store of the given tensors, which become trainable. Requesting any other is an error.
     ///
     /// # Errors
     /// If a tensor cannot be copied into a variable.
@@ -73,17 +72,17 @@ impl Parameters {
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
-        // The store stays whole between two statements, so a panic elsewhere leaves nothing half done.
+        // No statement leaves the store inconsistent, so a panic elsewhere does no harm.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A builder that reads from this store and creates what a model of a new store asks for.
+    /// A builder that reads from this store and, if it is a new one, creates the tensors that are requested.
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         self.view(false, dtype, device)
     }
 
-    /// A builder for the same model without a graph: its tensors share the variables' storage, so they follow
-    /// training, but nothing computed from them keeps what a backward pass would need.
+    /// A builder for the same model without a graph: its tensors share the variables' storage, so they follow training, but
+    /// results computed from them keep nothing for a backward pass.
     pub fn frozen(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         self.view(true, dtype, device)
     }
@@ -103,8 +102,7 @@ impl Parameters {
         self.lock().vars.values().map(|var| var.elem_count()).sum()
     }
 
-    /// The restored tensors that no layer has asked for, sorted: after a model is built, those that it lacks a
-    /// place for.
+    /// The restored tensors that no layer has requested, sorted: after a model is built, those it has no use for.
     pub fn unread(&self) -> Vec<String> {
         match &self.lock().source {
             Source::Restored { unread } => unread.iter().cloned().collect(),
@@ -146,9 +144,9 @@ impl Store {
     }
 }
 
-/// A variable of `shape` with values of the distribution that `init` names.
+/// A variable of `shape` with values drawn as `init` says.
 fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
-    // The values as they are drawn, and as they are kept.
+    // The values as drawn, in f64, and as stored.
     let bytes_each = size_of::<f64>() + dtype.size_in_bytes();
     memory::check(
         &format!("parameters: {name} of shape {:?}", shape.dims()),
@@ -180,10 +178,10 @@ fn uniform(lo: f64, up: f64, shape: &Shape, rng: &mut ChaCha8Rng) -> Result<Vec<
     Ok(distribution.sample_iter(rng).take(shape.elem_count()).collect())
 }
 
-/// What a [`VarBuilder`] sees of the store.
+/// The store as a [`VarBuilder`] sees it.
 struct View {
     parameters: Parameters,
-    /// Whether it gives detached tensors, to which no gradient flows, instead of the variables.
+    /// Whether it returns detached tensors, to which no gradient flows, instead of the variables.
     frozen: bool,
 }
 

@@ -4,35 +4,37 @@ use std::sync::{Arc, RwLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::memory;
 use crate::ops::{self, RotaryPairs};
 
-/// The form of a [`RotaryEmbedding`].
+/// The name of the layer in errors.
+const OP: &str = "rotary-embedding";
+
+/// Sizes and options of a [`RotaryEmbedding`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryEmbeddingConfig {
     /// Channels of a head (D).
     pub head_dim: usize,
-    /// Positions whose angles are at hand from the beginning, the most a text should have in training; in Hugging Face's files
-    /// `max_position_embeddings`.
+    /// Positions whose angles are computed in advance: the longest text in training; `max_position_embeddings` in Hugging
+    /// Face's files.
     pub max_positions: usize,
-    /// The base of the frequencies `theta^(-2i/D)`; in Hugging Face's files `rope_theta`.
+    /// The base of the frequencies `theta^(-2i/D)`; `rope_theta` in Hugging Face's files.
     pub theta: f64,
-    /// Which channels turn together.
+    /// Which channels form pairs.
     pub pairs: RotaryPairs,
 }
 
 impl RotaryEmbeddingConfig {
-    /// Halves that turn together and a base of 10 000, as in Hugging Face's llama.
+    /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama.
     pub fn new(head_dim: usize, max_positions: usize) -> Self {
         Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves }
     }
 }
 
-/// [`ops::rotary`] with its tables of cosines and sines, computed once, in `f64`, from the position and the frequency
-/// and from nothing else: no table comes out of a file or a store of weights, where it might be missing.
+/// [`ops::rotary`] with its tables of cosines and sines. They are computed once, in `f64`, from positions and frequencies, and
+/// are not part of the weights, so no file has to have them.
 ///
-/// One is enough for all layers of a model; clones share the tables. Of positions beyond `max_positions`, as a text has that goes on
-/// in a [sliding cache](super::KvCache::sliding), the tables are computed when they are reached.
+/// One is enough for all layers of a model: clones share the tables. For positions beyond `max_positions`, as in a
+/// [sliding cache](super::KvCache::sliding), tables are computed when needed.
 ///
 /// ```
 /// use candle_attention::nn::{RotaryEmbedding, RotaryEmbeddingConfig};
@@ -49,14 +51,14 @@ impl RotaryEmbeddingConfig {
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     frequencies: Arc<[f64]>,
-    /// Of the first positions.
+    /// For the first positions.
     first: Tables,
-    /// Of some further ones, those reached last.
+    /// For the further positions used last.
     beyond: Arc<RwLock<Option<Tables>>>,
     pairs: RotaryPairs,
 }
 
-/// Cosines and sines of the angles of some positions, both (positions, D/2).
+/// Cosines and sines for a range of positions, each (positions, D/2).
 #[derive(Clone, Debug)]
 struct Tables {
     start: usize,
@@ -66,21 +68,15 @@ struct Tables {
 
 impl Tables {
     fn new(frequencies: &[f64], start: usize, len: usize, dtype: DType, device: &Device) -> Result<Self> {
-        check_memory(frequencies.len(), len)?;
-        let table = |f: fn(f64) -> f64| {
-            let positions = start..start + len;
-            let angles = positions.flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
-            let values: Vec<f64> = angles.map(f).collect();
-            Tensor::from_vec(values, (len, frequencies.len()), device)?.to_dtype(dtype)
-        };
-        Ok(Self { start, cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let (cos, sin) = ops::tables_of_frequencies(OP, frequencies, start, len, (dtype, device))?;
+        Ok(Self { start, cos, sin })
     }
 
     fn len(&self) -> usize {
         self.cos.dims()[0]
     }
 
-    /// Those of `t` positions from `offset` on, if all are here.
+    /// The rows of `t` positions from `offset` on, if all are here.
     fn narrow(&self, offset: usize, t: usize) -> Option<Result<(Tensor, Tensor)>> {
         let from = offset.checked_sub(self.start).filter(|from| from + t <= self.len())?;
         Some(self.cos.narrow(0, from, t).and_then(|cos| Ok((cos, self.sin.narrow(0, from, t)?))))
@@ -95,22 +91,18 @@ impl RotaryEmbedding {
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
         let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            bail!("rotary-embedding: expected an even head_dim above 0, got {head_dim}");
+            bail!("{OP}: expected an even head_dim above 0, got {head_dim}");
         }
-        if !(theta > 0.0 && theta.is_finite()) {
-            bail!("rotary-embedding: expected theta above 0, got {theta}");
-        }
-        check_memory(head_dim / 2, max_positions)?;
-        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
         Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
     }
 
-    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for the models
-    /// that stretch some of them to longer texts (`rope_scaling` in Hugging Face's files). With fewer angles the channels
-    /// from twice their number on stay as they are (`partial_rotary_factor`).
+    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for models that
+    /// scale some of them for longer texts (`rope_scaling` in Hugging Face's files). With n < D/2 angles, only the first 2n
+    /// channels are rotated (`partial_rotary_factor`).
     ///
     /// # Errors
-    /// If there is no angle, one is not finite, or memory cannot hold the tables.
+    /// If there are no angles, one is not finite, or memory cannot hold the tables.
     pub fn from_frequencies(
         frequencies: &[f64],
         max_positions: usize,
@@ -119,31 +111,31 @@ impl RotaryEmbedding {
         device: &Device,
     ) -> Result<Self> {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
-            bail!("rotary-embedding: expected at least one frequency, and finite ones, got {frequencies:?}");
+            bail!("{OP}: expected one or more finite frequencies, got {frequencies:?}");
         }
         let first = Tables::new(frequencies, 0, max_positions, dtype, device)?;
         Ok(Self { frequencies: frequencies.into(), first, beyond: Arc::default(), pairs })
     }
 
-    /// Positions whose angles are at hand from the beginning.
+    /// Positions whose angles are computed in advance.
     pub fn max_positions(&self) -> usize {
         self.first.len()
     }
 
-    /// Channels of a head that turn.
+    /// Channels of a head that are rotated.
     pub fn turned_channels(&self) -> usize {
         2 * self.frequencies.len()
     }
 
-    /// Queries or keys (B, T, H, D) at the positions `offset..offset + T`, turned.
+    /// Rotates queries or keys (B, T, H, D) at the positions `offset..offset + T`.
     ///
     /// # Errors
-    /// If the tables are not of the tensor's width, dtype or device, or memory cannot hold those of the positions.
+    /// If width, dtype or device of the tensor do not match the tables, or memory cannot hold tables for these positions.
     pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
         let (_, t, _, d) = xs.dims4()?;
         let turned = self.turned_channels();
         if turned > d {
-            bail!("rotary-embedding: expected heads of at least {turned} channels, got {d}");
+            bail!("{OP}: expected heads of at least {turned} channels, got {d}");
         }
         let (cos, sin) = self.tables(offset, t)?; // (T, D/2)
         if turned == d {
@@ -156,15 +148,15 @@ impl RotaryEmbedding {
     /// Cosines and sines of `t` positions from `offset` on.
     fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
         const MOST: usize = u32::MAX as usize;
-        /// Positions whose angles are computed at once.
+        /// Positions computed at once.
         const BLOCK: usize = 64;
         if offset.checked_add(t).is_none_or(|end| end > MOST) {
-            bail!("rotary-embedding: expected positions below {MOST}, got {t} from {offset} on");
+            bail!("{OP}: expected positions below {MOST}, got {t} from {offset} on");
         }
         if let Some(tables) = self.first.narrow(offset, t) {
             return tables;
         }
-        // Whoever has been stopped while writing has left all or nothing.
+        // A writer that panicked has written all or nothing.
         let known = self.beyond.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         if let Some(tables) = known.and_then(|tables| tables.narrow(offset, t)) {
             return tables;
@@ -175,14 +167,4 @@ impl RotaryEmbedding {
         let all = (tables.cos.narrow(0, 0, t)?, tables.sin.narrow(0, 0, t)?);
         Ok(all)
     }
-}
-
-/// Refuses tables of so many angles, two of `f64` while they are computed, that no memory holds.
-fn check_memory(frequencies: usize, max_positions: usize) -> Result<()> {
-    let bytes = memory::tensor_bytes(&[max_positions, frequencies], 2 * size_of::<f64>());
-    // The frequencies themselves count where there are no positions.
-    memory::check(
-        "rotary-embedding",
-        bytes.and_then(|bytes| bytes.checked_add(frequencies.checked_mul(size_of::<f64>())?)),
-    )
 }

@@ -1,8 +1,8 @@
-//! Products of small matrices that stay in the caches: what a tile of attention is made of, and what Muon iterates.
+//! Products of small matrices that stay in cache, for the tiles of attention and for Muon's iteration.
 //!
-//! `C(r) += sum over k of A(r, k) B(k)`, where B and C are rows of columns in groups of [`GROUP`] and A is read number by
-//! number, with any strides, so that no product needs a transposed copy of A. A block of [`ROWS`] rows stays in
-//! registers while `k` runs.
+//! `C(r) += sum over k of A(r, k) B(k)`, where the rows of B and C have columns in groups of [`GROUP`]. A is read one number at a
+//! time, with any strides, so no product needs a transposed copy of it. A block of [`ROWS`] rows of C stays in registers
+//! while `k` runs.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use pulp::Simd;
 /// Rows of C in a block.
 pub(crate) const ROWS: usize = 4;
 
-/// Columns come in groups of so many: the lanes of the longest vectors.
+/// Columns in a group: the lanes of the longest vectors.
 pub(crate) const GROUP: usize = 16;
 
 /// `A(r, k) = data[r * row_stride + k * k_stride]`.
@@ -22,23 +22,23 @@ pub(crate) struct Left<'a> {
     pub(crate) k_stride: usize,
 }
 
-/// B: rows `stride` apart, whole groups of columns.
+/// B: rows `stride` apart, with whole groups of columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) stride: usize,
 }
 
-/// C: rows `stride` apart, whole groups of columns and whole blocks of rows.
+/// C: rows `stride` apart, with whole groups of columns and whole blocks of rows.
 pub(crate) struct Target<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) stride: usize,
-    /// Whether the product is added to what is there.
+    /// Whether the product is added to the content.
     pub(crate) adds: bool,
 }
 
-/// The product for `rows` rows, rounded up to whole blocks. `extent` gives for the block that begins at a row the
-/// columns wanted, rounded up to whole groups, and the range of `k` outside of which A is zero there.
+/// Computes `rows` rows of the product, rounded up to whole blocks. For the block that starts at a row, `extent` gives the
+/// number of columns wanted, which is rounded up to whole groups, and the range of `k` outside which A is zero there.
 #[inline(always)]
 pub(crate) fn product<S: Simd>(
     simd: S,
@@ -56,7 +56,7 @@ pub(crate) fn product<S: Simd>(
         while column < columns {
             let b = Right { data: &b.data[column..], ..b };
             let c = Target { data: &mut c.data[row * c.stride + column..], ..c };
-            // As many groups at once as registers hold; a constant of each version of the code, but for the first.
+            // As many groups at once as fit into registers: in all versions of the code but the first, a constant.
             column += match (S::F32_LANES, (columns - column).div_ceil(GROUP)) {
                 (16, 1) => block::<S, 1>(simd, c, a, b, k.len()),
                 (16, 2) => block::<S, 2>(simd, c, a, b, k.len()),
@@ -70,7 +70,7 @@ pub(crate) fn product<S: Simd>(
     }
 }
 
-/// One block of `N` vectors a row. Returns its number of columns.
+/// Computes one block of `N` vectors per row, and returns its number of columns.
 #[inline(always)]
 fn block<S: Simd, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) -> usize {
     let columns = N * S::F32_LANES;

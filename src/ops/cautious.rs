@@ -1,27 +1,28 @@
-//! What an optimizer leaves out where signs do not agree.
+//! Parts of an optimizer's step that are left out where signs disagree.
 //!
 //! ```text
-//! u = u [u g > 0] n / |{u g > 0}|          cautious updates: Liang et al. 2024, arXiv:2411.16085
+//! u = u [u g > 0] n / |{u g > 0}|              cautious updates: Liang et al. 2024, arXiv:2411.16085
 //! w = w - lr weight_decay w [u w >= 0] - u     cautious decay: Chen et al. 2025, arXiv:2510.12402
 //! ```
 //!
-//! with the update `u`, learning rate included, of `n` elements and its gradient `g`. As in the authors' code, the factor
-//! behind the first line is at most 1000.
+//! with the update `u`, learning rate included, of `n` elements, and its gradient `g`. As in the authors' code, the factor at
+//! the end of the first line is at most 1000.
 
 use candle_core::{Result, Tensor, Var};
 
-use super::simd::dispatch;
+use super::elementwise::zip_update;
+use super::parallel::map;
 
-/// What is left out. Nothing, unless asked for.
+/// Which parts of a step to leave out; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cautious {
-    /// The elements of an update that point against the gradient; the others grow, so that the mean stays.
+    /// Leave out the elements of an update that would follow the gradient uphill; the others grow in proportion.
     pub updates: bool,
-    /// The weight decay of elements that the update makes larger.
+    /// Leave out the weight decay of elements that the update makes larger.
     pub decay: bool,
 }
 
-/// The least share of elements that the others are scaled up by.
+/// The least share of elements to scale the others up by.
 const LEAST_SHARE: f64 = 1e-3;
 
 impl Cautious {
@@ -30,24 +31,19 @@ impl Cautious {
         self.updates || self.decay
     }
 
-    /// `w = keep w - u` with what is left out; `keep` is 1 minus the rate of the decay.
+    /// `w = keep w - u`, cautiously; `keep` is 1 minus the rate of decay.
     pub(super) fn apply(self, weights: &mut [f32], update: &mut [f32], gradient: &[f32], keep: f32) {
         if self.updates {
             mask(update, gradient);
         }
         let always = !self.decay;
-        dispatch(
-            #[inline(always)]
-            || {
-                for (weight, u) in weights.iter_mut().zip(update.iter()) {
-                    let keep = if always | (u * *weight >= 0.0) { keep } else { 1.0 };
-                    *weight = keep * *weight - u;
-                }
-            },
-        );
+        zip_update(weights, update, |weight, u| {
+            let keep = if always | (u * weight >= 0.0) { keep } else { 1.0 };
+            keep * weight - u
+        });
     }
 
-    /// The same from candle's own operations.
+    /// The same, composed of candle's own operations.
     pub(super) fn apply_composed(self, var: &Var, mut update: Tensor, gradient: &Tensor, keep: f64) -> Result<()> {
         let dtype = update.dtype();
         if self.updates {
@@ -68,18 +64,15 @@ impl Cautious {
 }
 
 fn mask(update: &mut [f32], gradient: &[f32]) {
-    let kept = update.iter().zip(gradient).filter(|(u, g)| *u * *g > 0.0).count();
-    let factor = factor(kept as f64, update.len()) as f32;
-    dispatch(
-        #[inline(always)]
-        || {
-            for (u, g) in update.iter_mut().zip(gradient) {
-                *u = if *u * g > 0.0 { factor * *u } else { 0.0 };
-            }
-        },
-    );
+    /// Elements per chunk.
+    const CHUNK: usize = 16 * 1024;
+    let chunks: Vec<_> = update.chunks(CHUNK).zip(gradient.chunks(CHUNK)).collect();
+    let agreeing = map(chunks.len(), |i| chunks[i].0.iter().zip(chunks[i].1).filter(|(u, g)| *u * *g > 0.0).count());
+    let factor = factor(agreeing.iter().sum::<usize>() as f64, update.len()) as f32;
+    zip_update(update, gradient, |u, g| if u * g > 0.0 { factor * u } else { 0.0 });
 }
 
+/// What makes up for the elements that are left out, where `kept` of `of` remain.
 fn factor(kept: f64, of: usize) -> f64 {
     1.0 / (kept / of as f64).max(LEAST_SHARE)
 }
@@ -89,7 +82,7 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    /// Worked out by hand: two of four elements agree, so they are doubled; the third weight would grow.
+    /// By hand: two of four elements agree, so they are doubled; the third weight would grow.
     #[test]
     fn only_what_agrees_is_moved_and_only_what_shrinks_decays() {
         let (weights, update, gradient) =
@@ -114,5 +107,22 @@ mod tests {
         let (mut weights, mut update) = ([1.0f32, -2.0], [0.5, 0.5]);
         Cautious { updates: true, decay: false }.apply(&mut weights, &mut update, &[-1.0, 0.0], 1.0);
         assert_eq!(weights, [1.0, -2.0]);
+    }
+    /// By hand: one element of 4096 agrees, which would be scaled up 4096-fold without the bound.
+    #[test]
+    fn a_few_that_agree_grow_a_thousandfold_at_most() {
+        const N: usize = 4096;
+        let (update, mut gradient) = (vec![0.5f32; N], vec![-1.0f32; N]);
+        gradient[7] = 1.0;
+        let cautious = Cautious { updates: true, decay: false };
+        let mut expected = vec![1.0f32; N];
+        expected[7] = 1.0 - 500.0;
+        let mut weights = vec![1.0f32; N];
+        cautious.apply(&mut weights, &mut update.clone(), &gradient, 1.0);
+        assert_eq!(weights, expected);
+        let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let var = Var::from_tensor(&tensor(&[1.0; N])).unwrap();
+        cautious.apply_composed(&var, tensor(&update), &tensor(&gradient), 1.0).unwrap();
+        assert_eq!(var.to_vec1::<f32>().unwrap(), expected);
     }
 }

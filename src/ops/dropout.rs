@@ -1,4 +1,4 @@
-//! Dropout (Srivastava et al. 2014, JMLR 15), whose mask is drawn again on the way back instead of being kept.
+//! Dropout (Srivastava et al. 2014, JMLR 15). The mask is not kept: backward draws it again.
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
@@ -8,13 +8,13 @@ use super::record;
 use super::simd::dispatch;
 use super::storage::{has_kernel, slice, values};
 
-/// Each element either 0 or divided by `1 - rate`: `xs` (B, ..), the result as `xs`.
+/// Sets elements to 0 with probability `rate` and divides the others by `1 - rate`: `xs` (B, ..), the result has its shape.
 ///
-/// Element `i` of sequence `b` is dropped by the word `i` of the stream `first_sequence + b` of the options' key, whatever
-/// the number of threads, and whatever other sequences the tensor holds. A rate of 0 gives back the input.
+/// Element `i` of sequence `b` is decided by word `i` of stream `first_sequence + b` of the options' key, independently of
+/// threads and of the other sequences in the tensor. A rate of 0 returns the input.
 ///
 /// # Errors
-/// If the rate is not from 0 to below 1, or the input is a scalar or not of a floating-point dtype.
+/// If the rate is not from 0 to below 1, or the input is a scalar or not floating-point.
 ///
 /// ```
 /// use candle_attention::ops::{self, DropoutOptions, RandomKey};
@@ -46,25 +46,25 @@ pub fn dropout(xs: &Tensor, options: &DropoutOptions) -> Result<Tensor> {
     }
 }
 
-/// The fused operation. It keeps nothing for the way back but where its numbers come from.
+/// The fused operation. For backward it keeps only the source of its random numbers.
 struct Dropout {
     factors: DropoutFactors,
     first_sequence: u64,
     sequence_len: usize,
 }
 
-/// Elements a piece of work: enough to be worth handing to a thread.
+/// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 16 * 1024;
 
 impl Dropout {
-    /// The product with a tensor of the factors, for any dtype and device.
+    /// The product with a tensor of factors, for any dtype and device.
     fn reference(&self, xs: &Tensor) -> Result<Tensor> {
         let mut factors = vec![0.0; xs.elem_count()];
         self.fill(0, &mut factors);
         xs * Tensor::from_vec(factors, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
     }
 
-    /// `ys = factors xs`; its own gradient, as it is linear.
+    /// `ys = factors xs`. As it is linear, it is also its own backward.
     fn apply(&self, xs: &[f32]) -> Vec<f32> {
         let mut ys = vec![0.0; xs.len()];
         for_each_chunk(&mut ys, CHUNK, |i, ys| {
@@ -78,7 +78,7 @@ impl Dropout {
         ys
     }
 
-    /// The factors of the elements `first..` of all sequences, one after the other.
+    /// The factors of the elements from `first` on, counted through all sequences.
     fn fill(&self, mut first: usize, mut out: &mut [f32]) {
         while !out.is_empty() {
             let (sequence, element) = (first / self.sequence_len, first % self.sequence_len);

@@ -1,4 +1,4 @@
-//! Matrix products of `f32` slices, by the crate `gemm`.
+//! Matrix products of `f32` slices, through the crate `gemm`.
 
 use gemm::Parallelism;
 
@@ -15,7 +15,7 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows of `cols` elements, each `row_stride` after the one before.
+    /// Rows of `cols` elements, `row_stride` apart.
     pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(data.len(), rows, cols, row_stride), "a matrix reaches past its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
@@ -28,7 +28,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix to write to, in rows.
+/// A matrix to write to, stored by rows.
 pub(crate) struct MatrixMut<'a> {
     data: &'a mut [f32],
     rows: usize,
@@ -37,7 +37,7 @@ pub(crate) struct MatrixMut<'a> {
 }
 
 impl<'a> MatrixMut<'a> {
-    /// Rows of `cols` elements, each `row_stride` after the one before.
+    /// Rows of `cols` elements, `row_stride` apart.
     pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(row_stride >= cols, "the rows of an output overlap");
         assert!(fits(data.len(), rows, cols, row_stride), "a matrix reaches past its slice");
@@ -49,7 +49,7 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
     rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
 }
 
-/// What becomes of the output's former content.
+/// What happens to the output's previous content.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Output {
     Overwrite,
@@ -60,19 +60,19 @@ pub(crate) enum Output {
 pub(crate) fn matmul(out: MatrixMut, output: Output, scale: f32, a: Matrix, b: Matrix) {
     assert!(a.rows == out.rows && b.cols == out.cols, "the sizes of a product do not agree");
     // SAFETY: `MatrixMut::new` has checked that every element the stride reaches lies inside its slice, and `out` is a
-    // unique borrow whose rows do not overlap, so nothing is written twice at once or read while written.
+    // unique borrow whose rows do not overlap, so no element is written twice at once or read while written.
     unsafe { gemm_into(out.data.as_mut_ptr(), out.row_stride, output, scale, a, b) }
 }
 
-/// `a b`, in rows. Nothing is written before the product is, as zeros would be.
+/// `a b`, stored by rows, in a new vector that is not filled with zeros first.
 pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
     let len = a.rows * b.cols;
     if a.cols == 0 {
         return vec![0.0; len];
     }
     let mut out = Vec::with_capacity(len);
-    // SAFETY: the vector has room for all rows, one right behind the other, and nobody else knows of it. With
-    // `Overwrite` and at least one term to add up, gemm writes every element and reads none.
+    // SAFETY: the vector has room for all rows, stored contiguously, and nobody else has access to it. With `Overwrite` and
+    // at least one term to add up, gemm writes every element and reads none.
     unsafe {
         gemm_into(out.as_mut_ptr(), b.cols, Output::Overwrite, 1.0, a, b);
         out.set_len(len);
@@ -88,7 +88,7 @@ pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
 unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32, a: Matrix, b: Matrix) {
     assert!(a.cols == b.rows, "the sizes of a product do not agree");
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    // A split costs a wake-up of threads, some ten microseconds: as much as this many multiplications.
+    // Waking threads costs some ten microseconds, as much as this many multiplications.
     const WORTH_SPLITTING: usize = 1 << 20;
     let parallelism = match parallel::threads() {
         threads if threads > 1 && m * n * k >= WORTH_SPLITTING => Parallelism::Rayon(threads),

@@ -1,19 +1,32 @@
-//! Differentiable functions on tensors: what the layers of [`crate::nn`] are made of.
+//! Differentiable functions on tensors: the building blocks of the layers in [`crate::nn`].
 //!
-//! Every function here has a gradient with respect to every floating-point tensor it is given, on every device (the
-//! steps of the optimizers, [`adamw`] and [`muon`], need none). Each states its formula, shapes and errors.
+//! Every function here has gradients for all its floating-point inputs, on every device (except the optimizer steps [`adamw`]
+//! and [`muon`], which need none). Each documents its formula, shapes and errors.
 //!
-//! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or on one thread
-//! inside [`sequential`]. Vector instructions are chosen when the program runs; the environment variable
-//! `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2`, `avx512`) forces a choice. Other dtypes and devices take the same functions
-//! composed of candle's own operations, which are also what the fused ones are tested against. Results are the same to
-//! the last bit for any number of threads.
+//! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or confined to one inside
+//! [`sequential`]. Vector instructions are chosen at run time; the environment variable `CANDLE_ATTENTION_SIMD` (`scalar`,
+//! `avx2`, `avx512`) forces a choice. For other dtypes and devices, the same functions are composed of candle's own operations,
+//! which are also the reference in the tests of the fused ones. Results are bit-identical for any number of threads.
+//!
+//! ```
+//! use candle_attention::ops::{self, AttentionOptions};
+//! use candle_core::{DType, Device, Tensor};
+//!
+//! let (b, t, h, d) = (2, 7, 3, 8);
+//! let xs = Tensor::ones((b, t, h * d), DType::F32, &Device::Cpu)?;
+//! let w_qkv = Tensor::ones((3 * h * d, h * d), DType::F32, &Device::Cpu)?;
+//! let qkv = ops::linear(&xs, &w_qkv, None)?; // (B, T, 3 * H * D)
+//! let ys = ops::self_attention(&qkv, h, &AttentionOptions::default())?; // (B, T, H * D)
+//! assert_eq!(ys.dims(), [b, t, h * d]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 mod activation;
 mod adamw;
 pub mod attention;
 mod block_product;
 mod cautious;
+mod checks;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -49,9 +62,10 @@ pub use norm::{layer_norm, rms_norm};
 pub use parallel::sequential;
 pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
+pub(crate) use rotary::{frequencies as rotary_frequencies, tables as tables_of_frequencies};
 #[cfg(feature = "lm")]
 pub(crate) use {
     adamw::moving_average,
     parallel::{for_each, for_each_in_order, map},
-    sums::{add, norm},
+    sums::{add, euclidean_norm},
 };

@@ -1,8 +1,8 @@
 //! How many threads an operation uses.
 //!
-//! An operation used alone splits its work over rayon's threads. Inside [`sequential`] it stays on the calling
-//! thread: then several of these can run side by side, one on each shard of a batch, which scales better than
-//! splitting many small operations.
+//! By default, an operation splits its work over rayon's threads. Inside [`sequential`] it stays on the calling thread, so
+//! that several can run side by side, for instance one for each shard of a batch: that scales better than splitting many
+//! small operations.
 
 use std::cell::Cell;
 
@@ -12,7 +12,7 @@ thread_local! {
     static SEQUENTIAL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` with every operation of this module staying on the calling thread.
+/// Runs `work` with every operation of this module confined to the calling thread.
 ///
 /// ```
 /// use candle_attention::ops;
@@ -24,7 +24,7 @@ thread_local! {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
-    /// Puts the former value back, also when `work` panics.
+    /// Restores the previous value, even if `work` panics.
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -35,12 +35,12 @@ pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// The threads that an operation called here may use.
+/// The number of threads that an operation may use here.
 pub(crate) fn threads() -> usize {
     if SEQUENTIAL.get() { 1 } else { rayon::current_num_threads() }
 }
 
-/// Calls `work` with the index and the content of each chunk of `out` of `len` elements (the last may be shorter).
+/// Calls `work` with the index and content of each chunk of `len` elements of `out` (the last may be shorter).
 pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync) {
     if threads() == 1 {
         out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk));
@@ -49,7 +49,7 @@ pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, work: impl Fn(u
     }
 }
 
-/// Calls `work` with the index and the content of each chunk of two outputs, given with the lengths of their chunks.
+/// Calls `work` with the index and content of each pair of chunks of two outputs, given with their chunk lengths.
 pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     (a, a_len): (&mut [A], usize),
     (b, b_len): (&mut [B], usize),
@@ -63,7 +63,7 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     }
 }
 
-/// Calls `work` with the index of each item and the item.
+/// Calls `work` with the index and value of each item.
 pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
     if threads() == 1 {
         items.iter_mut().enumerate().for_each(|(i, item)| work(i, item));
@@ -72,8 +72,8 @@ pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + 
     }
 }
 
-/// Calls `work` with each item, beginning them in their order: where the dearest come first, all threads finish at about the
-/// same time.
+/// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about the same
+/// time.
 #[cfg(feature = "lm")]
 pub(crate) fn for_each_in_order<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
     if threads() == 1 {

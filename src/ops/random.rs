@@ -1,7 +1,7 @@
-//! Random numbers by their number: what is dropped is a function of a key and a place, not of the order of calls.
+//! Counter-based random numbers: what is dropped is a function of a key and a place, not of the order of calls.
 //!
-//! The numbers are those of ChaCha with 8 rounds: a key names a family of 2^64 streams, and any word of a stream can be
-//! computed by itself. So backward draws again what forward drew, and threads and shards draw what the whole would.
+//! They come from ChaCha with 8 rounds. A key selects a family of 2^64 streams, and any word of a stream can be computed
+//! directly. So backward can draw again what forward drew, and threads and shards draw what the whole batch would.
 
 use candle_core::{Result, bail};
 use rand_chacha::ChaCha8Rng;
@@ -9,31 +9,30 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::simd::dispatch;
 
-/// Names a family of random streams: the same key gives the same numbers, different keys independent ones.
+/// The key of a family of random streams: equal keys give equal numbers, different keys independent ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RandomKey {
     /// The seed of the run.
     pub seed: u64,
-    /// The step of training.
+    /// The training step.
     pub step: u64,
-    /// The place in the model that asks: one number for each dropout of each layer.
+    /// The place in the model: one number for each dropout of each layer.
     pub site: u64,
 }
 
-/// What to drop. The default drops nothing.
+/// What to drop; by default nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DropoutOptions {
-    /// The share of elements that become 0, from 0 to below 1. The others are divided by `1 - rate`.
+    /// The probability that an element becomes 0, from 0 to below 1. The others are divided by `1 - rate`.
     pub rate: f64,
-    /// Where the random numbers come from.
+    /// The key of the random numbers.
     pub key: RandomKey,
-    /// The number of the tensor's first sequence in the whole batch: so the shards of a batch drop what the whole
-    /// would.
+    /// The index in the whole batch of the tensor's first sequence, so that the shards of a batch drop what the whole would.
     pub first_sequence: u64,
 }
 
 impl DropoutOptions {
-    /// The factors that these options give to elements.
+    /// The source of the factors on elements.
     ///
     /// # Errors
     /// If the rate is not from 0 to below 1.
@@ -54,19 +53,19 @@ impl DropoutOptions {
     }
 }
 
-/// What elements are multiplied by: 0, or `1 / (1 - rate)`.
+/// The factors on elements: 0, or `1 / (1 - rate)`.
 #[derive(Clone, Debug)]
 pub(crate) struct DropoutFactors {
-    /// At the start of its first stream, nothing drawn.
+    /// At the start of its first stream.
     rng: ChaCha8Rng,
     dropped_below: u32,
     kept: f32,
 }
 
 impl DropoutFactors {
-    /// Writes the factors of the elements `first..` of a stream: one 32-bit word each.
+    /// Writes the factors of the elements from `first` on of a stream, each from one 32-bit word.
     pub(crate) fn fill(&self, stream: u64, first: u64, out: &mut [f32]) {
-        /// Drawn at once: what the generator makes in some rounds of its own.
+        /// Drawn at once: a few blocks of the generator.
         const WORDS: usize = 256;
         let mut rng = self.rng.clone();
         rng.set_stream(stream);
@@ -128,7 +127,7 @@ mod tests {
         }
     }
 
-    /// At a rate of a half, the factors of two independent streams agree in half of all places.
+    /// At a rate of 1/2, the factors of two independent streams agree in half of all places.
     #[test]
     fn keys_and_streams_are_independent() {
         let n = 1 << 16;
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_is_none_is_named() {
+    fn an_invalid_rate_is_named() {
         for rate in [-0.1, 1.0, f64::NAN, f64::INFINITY] {
             let error = DropoutOptions { rate, ..Default::default() }.factors().unwrap_err().to_string();
             assert!(error.contains(&format!("dropout: expected a rate from 0 to below 1, got {rate}")), "{error}");

@@ -1,13 +1,13 @@
-//! The trainer's own record of what a forward pass did, and the way back along it.
+//! The trainer's own recording of a forward pass, and the backward pass along it.
 //!
-//! candle's backward pass gives every edge of its graph a tensor of zeros and adds the gradient to it. Inside [`record`]
-//! the operations of this crate leave the graph alone and note themselves here instead; [`Recording::backward`] then
-//! hands each gradient on as it is, adds only where two meet, and frees what forward kept as soon as it is used. The
-//! gradients are those of candle's own backward pass: the trainer holds the two against each other when it starts.
+//! candle's backward pass allocates a tensor of zeros for every edge of its graph and adds the gradient to it. Inside
+//! [`record`], the operations of this crate bypass the graph and record themselves here instead. [`Recording::backward`] then
+//! passes each gradient on as it is, adds only where two meet, and frees what forward kept as soon as it has been used. The
+//! gradients equal those of candle's own backward pass: the trainer compares the two when it starts.
 //!
-//! Only operations of this crate are recorded, and only on the thread that records. One of candle's on a variable is
-//! refused. On a recorded result it would cut the gradient: what a recorded forward pass calls must go through this
-//! module, and the trainer's check is there to see that it does.
+//! Only this crate's operations are recorded, and only on the recording thread. A candle operation on a variable is refused.
+//! On a recorded result it would cut the gradient: everything that a recorded forward pass calls must go through this
+//! module, which the trainer's check verifies.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -19,7 +19,7 @@ thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
 }
 
-/// What gives the gradients of an operation's inputs, in their order, from that of its result.
+/// Computes the gradients of an operation's inputs, in order, from that of its result.
 type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>>>;
 
 struct Node {
@@ -28,11 +28,11 @@ struct Node {
     backward: Backward,
 }
 
-/// The operations of a forward pass, in their order.
+/// The operations of a forward pass, in order.
 #[derive(Default)]
 pub(crate) struct Recording {
     nodes: Vec<Node>,
-    /// The results so far that depend on a variable.
+    /// Results so far that depend on a variable.
     tracked: HashSet<TensorId>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Recording {
 /// # Errors
 /// Those of `work`.
 pub(crate) fn record<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Recording)> {
-    /// Puts the former recording back, also when `work` panics.
+    /// Restores the previous recording, even if `work` panics.
     struct Restore(Option<Recording>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -54,7 +54,7 @@ pub(crate) fn record<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Recordin
 }
 
 impl Recording {
-    /// The gradients of the variables, by their ids, for a result whose own gradient is 1.
+    /// The gradients of the variables, by id, for a result whose own gradient is 1.
     ///
     /// # Errors
     /// Those of the operations.
@@ -75,7 +75,7 @@ impl Recording {
     }
 }
 
-/// Whether a gradient of this tensor may be asked for.
+/// Whether the gradient of this tensor may be needed.
 pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
     let is_recorded = |recording: &Option<Recording>| {
         recording.as_ref().is_some_and(|recording| recording.tracked.contains(&tensor.id()))
@@ -87,7 +87,7 @@ fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
 }
 
-/// Notes an operation, if one of its inputs is tracked.
+/// Records an operation if one of its inputs is tracked.
 fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
     if let Some(input) = inputs.iter().find(|input| input.track_op() && !input.is_variable()) {
         bail!("record: a tensor of shape {:?} comes from an operation that is not recorded", input.dims());
@@ -103,7 +103,7 @@ fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
     Ok(())
 }
 
-/// The result of an operation, in candle's graph or in the recording.
+/// Applies an operation, in candle's graph or in the recording.
 pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op1(op);
@@ -114,7 +114,7 @@ pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> 
     Ok(out)
 }
 
-/// As [`apply1`], of two tensors.
+/// As [`apply1`], for two tensors.
 pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op2(b, op);
@@ -129,7 +129,7 @@ pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 
     Ok(out)
 }
 
-/// As [`apply1`], of three tensors.
+/// As [`apply1`], for three tensors.
 pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op3(b, c, op);
@@ -164,7 +164,7 @@ pub(crate) fn reshape(a: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor
     Ok(out)
 }
 
-/// `a + b`, of one shape.
+/// `a + b`, of equal shape.
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_recording() {
         return a + b;
@@ -174,8 +174,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// The rows of a table (L, C) from `start` on, as many as there are positions in `xs`, added to each sequence of `xs`
-/// (B, T, C).
+/// Adds the T rows of a table (L, C) from `start` on to each sequence of `xs` (B, T, C).
 pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
     let t = xs.dim(1)?;
     if !is_recording() {
@@ -192,7 +191,7 @@ pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result
     Ok(out)
 }
 
-/// Matrices of equal width, one above the other.
+/// Concatenates matrices of equal width along the rows.
 pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
     if !is_recording() {
         return Tensor::cat(parts, 0);

@@ -1,8 +1,8 @@
-//! Vector instructions, chosen when the program runs.
+//! Vector instructions, chosen at run time.
 //!
-//! Kernels are plain loops over slices, marked `#[inline(always)]` and called through [`dispatch`]: it compiles them
-//! for AVX-512, for AVX2 with FMA and for the baseline, and takes the best that this processor has. The environment
-//! variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2` or `avx512`) takes another one, if the processor has it.
+//! Kernels are plain loops over slices, marked `#[inline(always)]` and called through [`dispatch`], which compiles them for
+//! AVX-512, for AVX2 with FMA and for the baseline, and runs the best version that the processor supports. The environment
+//! variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2` or `avx512`) selects another supported one.
 
 use std::sync::OnceLock;
 
@@ -14,7 +14,7 @@ pub(crate) fn dispatch<R>(kernel: impl FnMut() -> R) -> R {
     dispatch_vectors(Kernel(kernel))
 }
 
-/// Runs a kernel that names its vectors in the version for this processor.
+/// Runs a kernel that uses vectors explicitly in the version for this processor.
 #[inline]
 pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
     #[cfg(test)]
@@ -25,9 +25,8 @@ pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
     ARCH.get_or_init(choose).dispatch(kernel)
 }
 
-/// A closure that is certain to be compiled into each version. Called as `FnOnce`, as pulp calls closures of its own
-/// accord, it would be reached through a function that the compiler makes without `#[inline(always)]`, and that is
-/// compiled once, for the baseline.
+/// A closure that is certain to be compiled into each version. pulp calls plain closures as `FnOnce`, through a shim that the
+/// compiler generates without `#[inline(always)]` and compiles only once, for the baseline.
 struct Kernel<F>(F);
 
 impl<R, F: FnMut() -> R> NullaryFnOnce for Kernel<F> {
@@ -66,11 +65,11 @@ fn choose() -> Arch {
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first with few bits: n times it is exact.
+    // ln 2 in two parts, the first with so few bits that n times it is exact.
     const LN_2_HI: f32 = 0.693_359_4;
     const LN_2_LO: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.3);
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     let rounded = clamped * LOG2_E + ROUND;
     let n = rounded - ROUND;
@@ -102,7 +101,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if t > 0.625 { far } else { near }
 }
 
-/// Running sums and maxima: the same operations in the same order in every version.
+/// The number of running sums and maxima: the same operations in the same order in every version.
 const LANES: usize = 16;
 
 /// The sum of `f(a[i], b[i])`, in sixteen running sums.
@@ -125,7 +124,7 @@ pub(crate) fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     across(sums, |a, b| a + b)
 }
 
-/// The highest element; minus infinity of none. NaN is passed over.
+/// The highest element, or minus infinity if there is none. NaN is ignored.
 #[inline(always)]
 pub(crate) fn max_of(xs: &[f32]) -> f32 {
     let higher = |a: f32, b: f32| if b > a { b } else { a };
@@ -139,7 +138,7 @@ pub(crate) fn max_of(xs: &[f32]) -> f32 {
     rest.iter().fold(across(highest, higher), |highest, x| higher(highest, *x))
 }
 
-/// A slice of fewer elements than lanes, with zeros behind it.
+/// A slice with fewer elements than lanes, padded with zeros.
 #[inline(always)]
 fn padded(xs: &[f32]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
@@ -147,8 +146,8 @@ fn padded(xs: &[f32]) -> [f32; LANES] {
     lanes
 }
 
-/// All lanes in one, by halves. Spelt out: a loop over the halves keeps the lanes in memory, one by one, and with them
-/// the loop that filled them.
+/// Reduces all lanes to one by halving. Written out, because a loop would keep the lanes in memory, and with them the loop
+/// that filled them.
 #[inline(always)]
 fn across(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let eight: [f32; 8] = std::array::from_fn(|lane| f(lanes[lane], lanes[lane + 8]));

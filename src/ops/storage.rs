@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
 
-/// Whether kernels take these tensors: `f32` on the CPU. All others go the way of the reference.
+/// Whether there are kernels for these tensors: `f32` on the CPU. All others take the reference path.
 pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
     #[cfg(test)]
     if super::testing::kernels_are_off() {
@@ -13,19 +13,7 @@ pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32 && tensor.device().is_cpu())
 }
 
-/// Refuses a tensor that is not of the dtype and on the device of another one, which it has to go with.
-pub(crate) fn check_alike(op: &str, name: &str, tensor: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
-    if tensor.dtype() != other.dtype() {
-        bail!("{op}: expected {name} of the dtype {:?} of {other_name}, got {:?}", other.dtype(), tensor.dtype());
-    }
-    if !tensor.device().same_device(other.device()) {
-        let (expected, got) = (other.device().location(), tensor.device().location());
-        bail!("{op}: expected {name} on the device {expected:?} of {other_name}, got {got:?}");
-    }
-    Ok(())
-}
-
-/// The dtype in which to add many numbers of `dtype`.
+/// The dtype in which to sum many numbers of `dtype`.
 pub(crate) fn precise(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
@@ -33,7 +21,7 @@ pub(crate) fn precise(dtype: DType) -> DType {
     }
 }
 
-/// Zero, with a gradient of zeros, whatever the tensor holds.
+/// Zero, with zero gradients, whatever the tensor holds.
 pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
     let zeros = xs.zeros_like()?.detach();
     zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
@@ -47,7 +35,7 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-/// The same of an argument that is changed in place.
+/// The same for an argument that is changed in place.
 pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
@@ -80,7 +68,7 @@ impl Deref for Values<'_> {
     fn deref(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
-            // `values` has let nothing else in, and nobody can replace what we hold a lock on.
+            // `values` has checked this, and the lock that is held prevents changes.
             _ => &[],
         }
     }

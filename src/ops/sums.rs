@@ -1,4 +1,4 @@
-//! Sums over whole tensors, for what a trainer does with gradients.
+//! Sums over whole tensors, for a trainer's gradients.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -6,8 +6,8 @@ use super::elementwise::zip_map;
 use super::simd::dispatch;
 use super::storage::{has_kernel, values};
 
-/// The Euclidean norm, its squares taken and added in `f64`.
-pub(crate) fn norm(tensor: &Tensor) -> Result<f64> {
+/// The Euclidean norm, with squares taken and summed in `f64`.
+pub(crate) fn euclidean_norm(tensor: &Tensor) -> Result<f64> {
     let tensor = tensor.contiguous()?;
     if !has_kernel(&[&tensor]) {
         let squares = tensor.to_dtype(DType::F64)?.sqr()?;
@@ -37,7 +37,7 @@ pub(crate) fn norm_of(values: &[f32]) -> f64 {
     sum.sqrt()
 }
 
-/// The sum of tensors of one shape, added in their order.
+/// The sum of tensors of equal shape, added in order.
 pub(crate) fn add(tensors: &[&Tensor]) -> Result<Tensor> {
     let [first, rest @ ..] = tensors else { candle_core::bail!("add: expected at least one tensor, got none") };
     if let Some(other) = rest.iter().find(|other| other.shape() != first.shape()) {

@@ -1,4 +1,4 @@
-//! Holds a fused operation against its reference.
+//! Comparison of a fused operation with its reference.
 
 use std::cell::Cell;
 
@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// A function of tensors, in whatever dtype they have.
+/// A function of tensors of any dtype.
 pub(crate) type Function<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// Standard normal values in `f64`.
@@ -22,7 +22,7 @@ pub(crate) fn randn(seed: u64, shape: &[usize]) -> Tensor {
 fn run(f: Function, inputs: &[Tensor], dtype: DType) -> Vec<Vec<f64>> {
     let vars: Vec<Var> =
         inputs.iter().map(|input| Var::from_tensor(&input.to_dtype(dtype).unwrap()).unwrap()).collect();
-    // An operation in between, so that the inputs are no leaves of the graph and may be strided.
+    // An operation in between, so that the inputs are not leaves of the graph and may be strided.
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().affine(1.0, 0.0).unwrap()).collect();
     let out = f(&tensors).unwrap();
     let dout = randn(999, out.dims()).to_dtype(dtype).unwrap();
@@ -42,27 +42,26 @@ fn worst(got: &[f64], truth: &[f64]) -> (f64, usize) {
     errors.zip(0..).fold((0.0, 0), |worst, error| if error.0 > worst.0 { error } else { worst })
 }
 
-/// In `f32`, the fused operation may be twice as far from the truth, which is the reference in `f64`, as the reference
-/// in `f32` is; its gradients three times.
+/// In `f32`, the fused operation may have twice the error of the reference, and its gradients three times; the truth is the
+/// reference in `f64`.
 pub(crate) fn assert_like_reference(label: &str, inputs: &[Tensor], fused: Function, reference: Function) {
     hold(label, inputs, fused, reference, &[1.0], 0.0);
 }
 
-/// [`assert_like_reference`] of the same function with kernels and without, for small random inputs: the reference may be
-/// right to the last bit by luck, so its error is the worst of some inputs nearby; and what is added up may be of the size
-/// `terms` where the sum is nothing.
+/// [`assert_like_reference`] for the same function with and without kernels, for small random inputs. The reference may be
+/// exact by luck, so its error is the worst over several nearby inputs; and terms of size `terms` may cancel in a sum.
 pub(crate) fn assert_like_itself(label: &str, inputs: &[Tensor], function: Function, terms: f64) {
     let reference = |x: &[Tensor]| without_kernels(|| function(x));
     hold(label, inputs, function, &reference, &[1.0, 0.97, 0.98, 0.99, 1.01, 1.02, 1.03, 1.04], terms);
 }
 
-/// `nearby`: factors on the inputs for which the error of the reference is taken.
+/// `nearby`: factors on the inputs over which the error of the reference is taken.
 fn hold(label: &str, inputs: &[Tensor], fused: Function, reference: Function, nearby: &[f64], terms: f64) {
     let truth = run(reference, inputs, DType::F64);
     let got = run(fused, inputs, DType::F32);
     let mut yardsticks = vec![0.0f64; truth.len()];
     for factor in nearby {
-        // Rounded, so that both dtypes are given the same.
+        // Rounded, so that both dtypes get the same numbers.
         let scaled = |input: &Tensor| (input * *factor)?.to_dtype(DType::F32)?.to_dtype(DType::F64);
         let inputs: Vec<Tensor> = match *factor == 1.0 {
             true => inputs.to_vec(),
@@ -77,7 +76,7 @@ fn hold(label: &str, inputs: &[Tensor], fused: Function, reference: Function, ne
         let what = if i == 0 { "result".into() } else { format!("gradient of input {}", i - 1) };
         let factor = if i == 0 { 2.0 } else { 3.0 };
         let magnitude = truth.iter().fold(terms, |most: f64, x| most.max(x.abs()));
-        // Where the reference happens to be exact, four roundings of the largest value.
+        // In case the reference happens to be exact: four rounding errors of the largest value.
         let allowed = factor * yardstick + 4.0 * f64::from(f32::EPSILON) * magnitude;
         let (error, at) = worst(got, truth);
         assert!(
@@ -93,7 +92,7 @@ thread_local! {
     static WITHOUT_KERNELS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` with every operation going the way of its reference.
+/// Runs `work` with every operation taking the reference path.
 pub(crate) fn without_kernels<R>(work: impl FnOnce() -> R) -> R {
     let before = WITHOUT_KERNELS.replace(true);
     let result = work();
@@ -109,7 +108,7 @@ thread_local! {
     static ARCH: Cell<Option<Arch>> = const { Cell::new(None) };
 }
 
-/// The results of `work` on one thread in each version of the kernels that this processor has.
+/// The results of `work` on one thread in each version of the kernels that this processor supports.
 pub(crate) fn in_each_version<R>(work: impl Fn() -> R) -> Vec<(&'static str, R)> {
     let mut versions = vec![("scalar", Arch::Scalar)];
     #[cfg(target_arch = "x86_64")]
@@ -130,7 +129,7 @@ pub(crate) fn forced_arch() -> Option<Arch> {
     ARCH.get()
 }
 
-/// The result of `f` and its gradients have the same bits on 1, 2 and 5 threads.
+/// Checks that the result of `f` and its gradients have the same bits on 1, 2 and 5 threads.
 pub(crate) fn assert_same_bits(label: &str, inputs: &[Tensor], f: &(dyn Fn(&[Tensor]) -> Result<Tensor> + Sync)) {
     let bits = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

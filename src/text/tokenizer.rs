@@ -103,8 +103,16 @@ impl Tokenizer {
         }
     }
 
+    /// Whether the id has a token: the ids of a tokenizer.json from elsewhere may have gaps.
+    pub fn has_token(&self, id: u32) -> bool {
+        match self.kind.pieces() {
+            Some(pieces) => (id as usize) < pieces.len(),
+            None => self.inner.id_to_token(id).is_some(),
+        }
+    }
+
     /// True where any bytes can be encoded, not only UTF-8.
-    pub(crate) fn takes_any_bytes(&self) -> bool {
+    pub fn takes_any_bytes(&self) -> bool {
         matches!(self.kind, Kind::Bytes { .. })
     }
 

@@ -133,7 +133,7 @@ impl Backward<'_> {
         let (recorded, by_graph) = (self.recorded(first, divisor)?.1, self.by_graph(first, divisor)?.1);
         for ((name, _), (recorded, expected)) in self.vars.iter().zip(recorded.tensors().iter().zip(by_graph.tensors()))
         {
-            let (difference, norm) = (ops::norm(&(recorded - expected)?)?, ops::norm(expected)?);
+            let (difference, norm) = (ops::euclidean_norm(&(recorded - expected)?)?, ops::euclidean_norm(expected)?);
             if difference > TOLERANCE * norm {
                 bail!("recording: the gradient of {name} is {difference:.1e} from candle's, whose norm is {norm:.1e}");
             }
@@ -230,8 +230,11 @@ mod tests {
                     (backward.recorded(&batch, 5.0).unwrap(), backward.by_graph(&batch, 5.0).unwrap());
                 assert_eq!(recorded.0, by_graph.0);
                 for ((name, _), (a, b)) in vars.iter().zip(recorded.1.tensors().iter().zip(by_graph.1.tensors())) {
-                    let difference = ops::norm(&(a - b).unwrap()).unwrap();
-                    assert!(difference <= 1e-6 * ops::norm(b).unwrap(), "{name}: {difference} at {t} positions");
+                    let difference = ops::euclidean_norm(&(a - b).unwrap()).unwrap();
+                    assert!(
+                        difference <= 1e-6 * ops::euclidean_norm(b).unwrap(),
+                        "{name}: {difference} at {t} positions"
+                    );
                 }
             }
         }
@@ -257,8 +260,8 @@ mod tests {
         let by_graph = loss().unwrap().backward().unwrap();
         for var in parameters.vars().iter().map(|(_, var)| var).chain([&xs, &weight]) {
             let (got, expected) = (&recorded[&var.id()], by_graph.get(var).unwrap());
-            let difference = ops::norm(&(got - expected).unwrap()).unwrap();
-            assert!(difference <= 1e-6 * ops::norm(expected).unwrap(), "{difference} of {expected}");
+            let difference = ops::euclidean_norm(&(got - expected).unwrap()).unwrap();
+            assert!(difference <= 1e-6 * ops::euclidean_norm(expected).unwrap(), "{difference} of {expected}");
         }
     }
 

@@ -98,7 +98,7 @@ pub struct Checkpoint {
 pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<TrainState> {
     let vars = trainer.parameters().vars();
     for (name, var) in &vars {
-        if !ops::norm(var)?.is_finite() {
+        if !ops::euclidean_norm(var)?.is_finite() {
             bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
         }
     }

@@ -70,7 +70,7 @@ impl Gradients {
     /// # Errors
     /// If a tensor cannot be read.
     pub fn norms(&self) -> Result<Vec<f64>> {
-        ops::map(self.tensors.len(), |i| ops::norm(&self.tensors[i])).into_iter().collect()
+        ops::map(self.tensors.len(), |i| ops::euclidean_norm(&self.tensors[i])).into_iter().collect()
     }
 
     /// Sets the scale so that the global norm, whose value is `norm`, becomes at most `most`.

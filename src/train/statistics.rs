@@ -41,8 +41,8 @@ impl Before {
     /// The statistics of the update that `step` has made of them, along gradients of these norms.
     pub(super) fn report(self, step: u64, vars: &[(String, Var)], norms: &[f64]) -> Result<StatisticsReport> {
         let of = |before: &Tensor, var: &Var, gradient_norm: f64| -> Result<TensorStatistics> {
-            let weight_norm = ops::norm(before)?;
-            let update_norm = ops::norm(&(var.as_detached_tensor() - before)?)?;
+            let weight_norm = ops::euclidean_norm(before)?;
+            let update_norm = ops::euclidean_norm(&(var.as_detached_tensor() - before)?)?;
             let update_ratio = (weight_norm > 0.0).then(|| update_norm / weight_norm);
             Ok(TensorStatistics { weight_norm, gradient_norm, update_norm, update_ratio })
         };

@@ -157,7 +157,7 @@ impl Trainer {
     /// The first weight that is not finite.
     pub(super) fn unsound_weight(&self) -> Result<Option<&str>> {
         for (name, var) in &self.vars {
-            if !ops::norm(var)?.is_finite() {
+            if !ops::euclidean_norm(var)?.is_finite() {
                 return Ok(Some(name));
             }
         }

@@ -149,7 +149,7 @@ impl Trainer {
             self.audit = GradientAudit::new(std::iter::empty(), &[], 0);
             return Ok(());
         }
-        let norms = self.optimizer.means().map(ops::norm).collect::<Result<Vec<_>>>()?;
+        let norms = self.optimizer.means().map(ops::euclidean_norm).collect::<Result<Vec<_>>>()?;
         self.audit.resume(self.vars.iter().map(|(name, _)| name).zip(norms), observed);
         Ok(())
     }

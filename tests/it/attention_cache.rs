@@ -1,4 +1,4 @@
-//! Multi-head attention read piece by piece is that of the whole.
+//! Multi-head attention piece by piece gives the same as on the whole text.
 
 use candle_attention::nn::{AttentionInputs, KvCache, MultiHeadAttention, MultiHeadAttentionConfig};
 use candle_attention::ops::Mask;
@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::multi_head::{causal_forms, layer_of};
 use crate::support::{assert_as_exact, assert_close, randn};
 
-/// The outputs of `xs` read in pieces of `len` positions.
+/// The outputs for `xs`, read in pieces of `len` positions.
 fn in_pieces(layer: &MultiHeadAttention, xs: &Tensor, len: usize, cache: &mut KvCache) -> Tensor {
     let t = xs.dim(1).unwrap();
     let pieces = (0..t).step_by(len).map(|start| {
@@ -36,7 +36,7 @@ fn step_by_step_is_all_at_once() {
     }
 }
 
-/// However long the text is: as `forward` on all of it, with a window.
+/// For a text of any length: the same as `forward` on all of it with a window.
 #[test]
 fn a_sliding_cache_is_a_window_over_the_whole_text() {
     let xs = randn(3, &[2, 43, 24]);
@@ -71,14 +71,14 @@ fn a_sliding_cache_that_is_refused_goes_on() {
     in_pieces(&layer, &xs.narrow(1, 0, 15).unwrap(), 5, &mut cache);
     let next = xs.narrow(1, 15, 2).unwrap();
     let error = layer.forward_cached_with(&next, &Mask::Full, &mut cache).unwrap_err().to_string();
-    assert!(error.contains("expected a causal mask or a window beside a sliding cache"), "{error}");
+    assert!(error.contains("expected a causal mask or a window with a sliding cache"), "{error}");
     assert!(layer.forward_cached_with(&next, &Mask::Window(0), &mut cache).is_err());
     assert_eq!(cache.next_position(), 15);
     let rest = in_pieces(&layer, &xs.narrow(1, 15, 5).unwrap(), 1, &mut cache);
     assert_close("after the refusals", &rest, &truth.narrow(1, 15, 5).unwrap(), 1e-11);
 }
 
-/// The first positions, which all may see, must come in one piece; the rest in any.
+/// The prefix, which all positions see, must come in one piece; the rest may come in any.
 #[test]
 fn step_by_step_with_a_prefix() {
     let config = MultiHeadAttentionConfig { mask: Mask::Prefix(4), ..MultiHeadAttentionConfig::new(24, 6) };
@@ -97,7 +97,7 @@ fn a_cache_goes_back_and_starts_again() {
         let truth = layer.forward(&xs).unwrap();
         let mut cache = KvCache::new(9);
         in_pieces(&layer, &xs.narrow(1, 0, 5).unwrap(), 5, &mut cache);
-        // Two other positions, thought better of.
+        // Two other positions, then taken back.
         in_pieces(&layer, &randn(4, &[2, 2, 24]), 1, &mut cache);
         cache.truncate(5);
         let rest = in_pieces(&layer, &xs.narrow(1, 5, 4).unwrap(), 1, &mut cache);

@@ -1,4 +1,4 @@
-//! The worked example, and every claim that is made of causal self-attention, as tests.
+//! The worked example, and every claim about causal self-attention, as tests.
 
 use candle_attention::nn::{CausalSelfAttention, CausalSelfAttentionConfig};
 use candle_attention::ops::{AttentionOptions, Mask, Scale, attention, attention_with_weights};
@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 
 use crate::support::{assert_close, max_difference, randn, values};
 
-/// A matrix of tests/fixtures/chapter.json, which numpy made.
+/// A matrix of tests/fixtures/chapter.json, computed by numpy.
 fn fixture(name: &str) -> Tensor {
     let json: serde_json::Value = serde_json::from_str(include_str!("../fixtures/chapter.json")).unwrap();
     match &json[name][0] {
@@ -61,7 +61,7 @@ fn the_worked_example_to_four_digits() {
     assert_close("output", &output, &Tensor::new(&digits, &Device::Cpu).unwrap(), 5e-5);
 }
 
-/// Theorem 1: with the mask, a position depends on those up to it alone, in outputs and gradients.
+/// Theorem 1: with the mask, a position depends only on those up to it, in outputs and gradients.
 #[test]
 fn a_position_does_not_depend_on_later_ones() {
     let layer = layer(Scale::InverseSqrt, true);
@@ -105,7 +105,7 @@ fn causal_attention_is_attention_over_an_allowed_set() {
     let [q, k, v] = [4, 5, 6].map(|seed| randn(seed, &[2, 7, 3, 5]));
     let allowed: Vec<u8> = (0..7).flat_map(|i| (0..7).map(move |j| u8::from(j <= i))).collect();
     let allowed = Mask::Allowed(Tensor::from_vec(allowed, (7, 7), &Device::Cpu).unwrap());
-    // In f32 each mask has a kernel of its own, which skips what is not allowed; in f64 it is added to the scores.
+    // In f32 each mask has its own kernel, which skips what is not allowed; in f64 it is added to the scores.
     for dtype in [DType::F32, DType::F64] {
         let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.to_dtype(dtype).unwrap());
         let of = |mask: &Mask| {
@@ -134,8 +134,8 @@ fn a_constant_on_a_row_of_scores_changes_nothing() {
     assert_close("output", &of(&moved), &of(&k), 1e-13);
 }
 
-/// Lemma 1 as it is often stated, and its counter-example: to translate every embedding moves the weights, because
-/// the term t W^Q . k_j differs from key to key.
+/// Lemma 1 as it is often stated, and its counter-example: translating every embedding changes the weights, because the term
+/// t W^Q . k_j differs from key to key.
 #[test]
 fn attention_is_not_invariant_under_translation() {
     let layer = layer(Scale::None, true);
@@ -146,8 +146,8 @@ fn attention_is_not_invariant_under_translation() {
     assert!((max_difference(&before, &after) - 0.072).abs() < 5e-4);
 }
 
-/// What does hold of Lemma 1: translate what the keys are made of, and the weights stay; translate what the values
-/// are made of, and each output moves by t W^V.
+/// The part of Lemma 1 that holds: translating the inputs of the keys leaves the weights unchanged, and translating the inputs
+/// of the values moves each output by t W^V.
 #[test]
 fn what_holds_of_translations() {
     let (x, t) = (fixture("x"), fixture("translation"));
@@ -165,7 +165,7 @@ fn what_holds_of_translations() {
     assert_close("output", &of(&x, &moved).0, &output.broadcast_add(&t_w_v).unwrap(), 1e-14);
 }
 
-/// One position at a time, over the keys and values so far, gives what all at once gives.
+/// One position at a time, over the keys and values so far, gives the same as all at once.
 #[test]
 fn one_position_at_a_time_gives_the_same() {
     let [q, k, v] = [12, 13, 14].map(|seed| randn(seed, &[2, 7, 3, 5]));

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_attention::generate::{Continuation, Piece, SamplingOptions};
+use candle_attention::run::Run;
+
 /// A folder to run the command in.
 pub struct Space(tempfile::TempDir);
 
@@ -55,6 +58,32 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Each option alone gives what the library writes with it, which is not `text`, written without any.
+fn each_sampling_option_is_the_librarys(space: &Space, text: &str) {
+    let run = Run::open(&space.path("runs/text-1"), &candle_core::Device::Cpu).unwrap();
+    // The command's default.
+    let base = SamplingOptions { temperature: 0.8, ..Default::default() };
+    for (option, sampling) in [
+        ("--temperature 0", SamplingOptions { temperature: 0.0, ..base }),
+        ("--temperature 3", SamplingOptions { temperature: 3.0, ..base }),
+        ("--top-k 3", SamplingOptions { top_k: Some(3), ..base }),
+        ("--top-p 0.2", SamplingOptions { top_p: Some(0.2), ..base }),
+        ("--min-p 0.8", SamplingOptions { min_p: Some(0.8), ..base }),
+        ("--repetition-penalty 9", SamplingOptions { repetition_penalty: 9.0, ..base }),
+    ] {
+        let continuation = Continuation { max_tokens: 30, seed: 5, sampling, ..Default::default() };
+        let mut expected = b"gato".to_vec();
+        let mut collect = |piece: Piece| {
+            expected.extend_from_slice(piece.text);
+            std::ops::ControlFlow::Continue(())
+        };
+        continuation.write(&run, "gato", &mut collect).unwrap();
+        let written = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {option}"));
+        assert_eq!(written, String::from_utf8(expected).unwrap() + "\n", "{option}");
+        assert_ne!(written, text, "{option}");
+    }
+}
+
 #[test]
 fn from_a_text_to_a_sample() {
     let space = Space::new();
@@ -95,9 +124,7 @@ fn from_a_text_to_a_sample() {
     };
     let expected: Vec<String> = texts.iter().map(cut).collect();
     assert_eq!(stopped, expected.join("---------------\n"), "stop {stop:?}");
-    let options = "--top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2";
-    let chosen = space.works(&format!("generate runs/text-1 --prompt gato --max-tokens 30 --seed 5 {options}"));
-    assert_ne!(chosen, text);
+    each_sampling_option_is_the_librarys(&space, &text);
 
     let printed = space.works("eval runs/text-1 text.txt");
     for expected in ["loss", "perplexity", "bits per byte"] {
@@ -188,6 +215,16 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     std::fs::create_dir(space.path("runs/d.tmp")).unwrap();
     space.works("train text.txt --init runs/a --steps 3 --out runs/d");
     assert!(space.path("runs/d.tmp").exists(), "a folder that is not ours is gone");
+    // The ids that begin and end a text stay those of the folder.
+    let config = std::fs::read_to_string(space.path("runs/d/config.json")).unwrap();
+    space.write("runs/d/config.json", config.replace("\"bos_token_id\": null", "\"bos_token_id\": 3").as_bytes());
+    space.write("runs/d/generation_config.json", br#"{ "eos_token_id": [4, 5] }"#);
+    space.works("train text.txt --init runs/d --steps 1 --out runs/e");
+    for name in ["config.json", "generation_config.json"] {
+        let written = std::fs::read(space.path("runs/e").join(name)).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!((&json["bos_token_id"], &json["eos_token_id"]), (&3.into(), &vec![4, 5].into()), "{name}");
+    }
     space.refuses("train text.txt --init runs/a --dim 32", "--dim cannot be given with --init");
 
     // The ids are part of the run: the text is needed no more, but if it is given it must be the same.
@@ -500,8 +537,8 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --config missing.toml", "missing.toml"),
         ("train text.txt --init missing", "missing"),
         ("train --resume --out missing", "no run to resume"),
-        ("generate missing", "missing is no folder"),
-        ("eval missing text.txt", "missing is no folder"),
+        ("generate missing", "missing is not a folder"),
+        ("eval missing text.txt", "missing is not a folder"),
     ] {
         space.refuses(line, expected);
     }

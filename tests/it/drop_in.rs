@@ -1,4 +1,4 @@
-//! A model written for candle-nn, with another `use` line.
+//! A model written for candle-nn, with a different `use` line.
 
 use candle_attention::nn::Parameters;
 use candle_core::backprop::GradStore;
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::support::{assert_as_exact, assert_close, values};
 
-/// The same model, its layers from here or from there.
+/// The same model with the layers of either crate.
 macro_rules! model_with {
     ($name:ident, $($crate_name:ident)::+) => {
         mod $name {
@@ -43,7 +43,7 @@ macro_rules! model_with {
                     })
                 }
 
-                /// As far as candle-nn's gradients go.
+                /// The part that candle-nn's gradients reach.
                 pub fn lower(&self, ids: &Tensor) -> Result<Tensor> {
                     let xs = self.up.forward(&self.embedding.forward(ids)?)?.tanh()?;
                     self.down.forward(&self.norm.forward(&xs)?)
@@ -55,7 +55,7 @@ macro_rules! model_with {
                     self.head.forward(&self.dropout.forward(&xs, false)?)
                 }
 
-                /// What a model may ask its layers for.
+                /// The accessors that a model may use.
                 pub fn parts(&self) -> Result<(usize, f64, Vec<Tensor>)> {
                     let rms = RmsNorm::new(self.rms.weight().clone(), 1e-6).into_inner();
                     let again = LayerNorm::new(self.norm.weight().clone(), self.norm.weight().zeros_like()?, 1e-5);
@@ -78,7 +78,7 @@ fn ids() -> Tensor {
     Tensor::new(&[[1u32, 10, 0, 3, 3], [4, 2, 7, 1, 9]], &Device::Cpu).unwrap()
 }
 
-/// Names, shapes and initial values, with which store of weights soever.
+/// Names, shapes and initial values, with any store of weights.
 fn stores() -> [Parameters; 2] {
     let stores = [Parameters::new(5), Parameters::new(5)];
     theirs::Model::new(stores[0].var_builder(DType::F64, &Device::Cpu)).unwrap();
@@ -100,7 +100,7 @@ fn tensors_have_the_same_names_shapes_and_initial_values() {
 fn outputs_are_the_same() {
     let [store, _] = stores();
     let in_f64 = || store.var_builder(DType::F64, &Device::Cpu);
-    // candle-nn's norms take no f64: the truth is ours, and in f32 neither may be far from it.
+    // candle-nn's norms do not support f64: ours are the truth, and in f32 both must be close to it.
     let truth = ours::Model::new(in_f64()).unwrap();
     let store_in_f32 = in_f32(&store);
     let in_f32 = || store_in_f32.var_builder(DType::F32, &Device::Cpu);
@@ -133,7 +133,7 @@ fn gradients_are_the_same_where_candle_nn_has_some() {
     }
 }
 
-/// Through norms, candle-nn's gradients reach nothing: only what comes after them learns.
+/// candle-nn's gradients do not pass through norms: only what comes after them learns.
 #[test]
 fn gradients_reach_everything() {
     let [store, _] = stores();
@@ -178,7 +178,7 @@ fn dropout_in_training_drops_its_share_and_scales_the_rest() {
     // Four standard errors of a share of 4000 draws.
     assert!((share - 0.25).abs() < 4.0 * (0.25 * 0.75 / 4000f64).sqrt(), "{share}");
     assert!(first.iter().all(|x| *x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
-    // The numbers go on with each call, a clone's too, and come back with the seed.
+    // The numbers advance with each call, also a clone's, and are reproducible from the seed.
     let clone = dropout.clone();
     let (second, third) = (dropped(&clone), dropped(&dropout));
     assert!(first != second && second != third && first != third);

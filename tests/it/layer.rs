@@ -24,7 +24,7 @@ fn gradients_of_the_layer_are_those_of_finite_differences() {
         let xs = Var::from_tensor(&randn(6, &[2, 7, config.embed_dim])).unwrap();
         let vars = parameters.vars().into_iter().chain([("input".to_string(), xs.clone())]).collect::<Vec<_>>();
         check_gradients(&vars, || weighted_sum(&layer.forward(&xs)?));
-        // The weights that are returned have gradients too, to all that they are made of.
+        // The returned weights have gradients too, with respect to everything they are computed from.
         let of_weights: Vec<_> = vars.iter().filter(|(name, _)| !name.starts_with(['v', 'o'])).cloned().collect();
         check_gradients(&of_weights, || weighted_sum(&layer.forward_with_weights(&xs)?.1));
     }
@@ -86,7 +86,7 @@ fn the_dtypes_below_f32_work_and_have_gradients() {
 
 /// A running sum in half precision would stop growing at 256 or 2048.
 #[test]
-fn long_rows_add_up_in_half_precision() {
+fn long_rows_are_summed_exactly_in_half_precision() {
     use candle_attention::ops;
     for dtype in [DType::F16, DType::BF16] {
         let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();

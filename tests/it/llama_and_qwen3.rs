@@ -1,4 +1,4 @@
-//! Llama and Qwen3 against Hugging Face's own, in torch: tests/fixtures/README.md says how they were made.
+//! Llama, Qwen3 and an untied GPT-2 against Hugging Face's own, in torch: see tests/fixtures/README.md.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::model::{named, saved};
 use crate::support::{assert_close, max_difference, values};
 
-const VARIANTS: [&str; 3] = ["llama_grouped", "llama_tied", "qwen3"];
+const VARIANTS: [&str; 5] = ["llama_grouped", "llama_tied", "qwen3", "qwen3_untied", "gpt2_untied"];
 
 #[derive(Deserialize)]
 struct Oracle {
@@ -56,7 +56,7 @@ fn oracle(variant: &str) -> (Oracle, Tensor, Tensor, Tensor) {
     (oracle, inputs, targets, logits)
 }
 
-/// In f64 the same but for roundings, in f32 no further from it than three times what torch's f32 is.
+/// In f64 the same up to rounding; in f32, within three times the error of torch's f32.
 #[test]
 fn logits_loss_and_gradients_are_hugging_faces() {
     for variant in VARIANTS {
@@ -98,6 +98,18 @@ fn step_by_step_the_logits_are_hugging_faces() {
     }
 }
 
+/// Keys that only state a default, or follow from the others.
+const UNUSED: [&str; 8] = [
+    "pad_token_id",
+    "pretraining_tp",
+    "transformers_version",
+    "use_cache",
+    "sliding_window",
+    "layer_types",
+    "max_window_layers",
+    "reorder_and_upcast_attn",
+];
+
 #[test]
 fn names_on_disk_and_config_json_are_hugging_faces() {
     for variant in VARIANTS {
@@ -109,26 +121,20 @@ fn names_on_disk_and_config_json_are_hugging_faces() {
         for (name, tensor) in theirs {
             assert_eq!(max_difference(&ours[&name], &tensor), 0.0, "{name}");
         }
-        // What theirs has beside is that nothing is the case, or follows from the rest.
         let ours: Value = serde_json::from_str(&config.to_json().unwrap()).unwrap();
         let theirs: Value =
             serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
         for (name, value) in theirs.as_object().unwrap() {
             match ours.get(name) {
                 Some(ours) => assert_eq!(ours, value, "{name}"),
-                None => assert!(
-                    ["pad_token_id", "pretraining_tp", "transformers_version", "use_cache", "sliding_window"]
-                        .contains(&name.as_str())
-                        || ["layer_types", "max_window_layers"].contains(&name.as_str()),
-                    "{name} is missing"
-                ),
+                None => assert!(UNUSED.contains(&name.as_str()) || name.starts_with("summary_"), "{name} is missing"),
             }
         }
         assert_eq!(ModelConfig::from_json(ours.to_string().as_bytes()).unwrap(), config);
     }
 }
 
-/// The configuration of a fixture with other values, or without the keys whose value is `absent`.
+/// The configuration of a fixture with other values, and without the keys whose value is `absent`.
 fn changed(variant: &str, changes: &Value) -> candle_core::Result<ModelConfig> {
     let mut json: Value = serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
     let keys = json.as_object_mut().unwrap();
@@ -151,6 +157,8 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
         json!({ "head_dim": "absent", "mlp_bias": "absent", "hidden_act": "absent", "attention_bias": "absent" }),
         json!({ "rms_norm_eps": "absent", "tie_word_embeddings": "absent", "sliding_window": 5 }),
         json!({ "eos_token_id": 31, "head_dim": null }),
+        json!({ "architectures": null, "dtype": null, "attention_dropout": null }),
+        json!({ "architectures": 3, "dtype": ["any"], "bos_token_id": 31 }),
     ] {
         assert_eq!(changed("llama_grouped", &old).unwrap(), before, "{old}");
     }
@@ -158,7 +166,7 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
     assert_eq!(of("llama_grouped", json!({ "rope_parameters": "absent" })).rope_theta, 1e4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": "absent" })).kv_heads(), 4);
     assert_eq!(of("llama_grouped", json!({ "num_key_value_heads": null })).kv_heads(), 4);
-    // Each once, and only what the vocabulary of 31 has.
+    // Each once, and only those that the vocabulary of 31 has.
     for (ids, expected) in [
         (json!([3, 5]), (Some(3), vec![5])),
         (json!([99, 7, 3, 7, 5]), (Some(7), vec![3, 5])),
@@ -171,10 +179,59 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
             assert_eq!((config.end_of_text_id, config.other_end_ids), expected);
         }
     }
+    begin_and_end_of_absent_keys_are_hugging_faces();
     let qwen3 = of("qwen3", json!({ "head_dim": "absent", "num_key_value_heads": null, "layer_types": "absent" }));
     assert_eq!((qwen3.architecture, qwen3.head_channels(), qwen3.kv_heads()), (Architecture::Qwen3, 128, 6));
     let qwen3 = of("qwen3", json!({ "num_attention_heads": 64, "num_key_value_heads": "absent" }));
     assert_eq!(qwen3.kv_heads(), 32);
+}
+
+/// transformers 5.23: 1 and 2 for a llama, none for a qwen3, 50256 for a gpt2, here with a vocabulary of 31 or one that has it.
+fn begin_and_end_of_absent_keys_are_hugging_faces() {
+    let ids = |variant, changes: Value| {
+        let config = changed(variant, &changes).unwrap();
+        (config.begin_of_text_id, config.end_of_text_id)
+    };
+    let absent = json!({ "bos_token_id": "absent", "eos_token_id": "absent" });
+    let null = json!({ "bos_token_id": null, "eos_token_id": null });
+    let large = json!({ "bos_token_id": "absent", "eos_token_id": "absent", "vocab_size": 50257 });
+    assert_eq!(ids("llama_grouped", absent.clone()), (Some(1), Some(2)));
+    assert_eq!(ids("llama_grouped", json!({ "bos_token_id": "absent", "eos_token_id": null })), (Some(1), None));
+    assert_eq!(ids("gpt2_untied", large.clone()), (Some(50256), Some(50256)));
+    for variant in ["qwen3", "gpt2_untied"] {
+        assert_eq!(ids(variant, absent.clone()), (None, None));
+    }
+    assert_eq!(ids("qwen3", large), (None, None));
+    for variant in VARIANTS {
+        assert_eq!(ids(variant, null.clone()), (None, None));
+        assert_eq!(ids(variant, json!({ "bos_token_id": 3, "eos_token_id": [5, 3] })), (Some(3), Some(5)));
+    }
+}
+
+/// Those of `generation_config.json` end a text after those of `config.json`, each once and only if the vocabulary has them.
+#[test]
+fn ids_of_the_generation_config_end_a_text_too() {
+    let space = tempfile::tempdir().unwrap();
+    let ends = |config: Value, generation: &str| {
+        let json = changed("llama_tied", &json!({ "eos_token_id": config })).unwrap().to_json().unwrap();
+        std::fs::write(space.path().join("config.json"), json).unwrap();
+        std::fs::write(space.path().join("generation_config.json"), generation).unwrap();
+        ModelConfig::open(space.path()).map(|config| config.end_ids().collect::<Vec<_>>())
+    };
+    assert_eq!(ends(json!(5), r#"{ "eos_token_id": [7, 5, 31, 9] }"#).unwrap(), [5, 7, 9]);
+    assert_eq!(ends(json!([5, 6]), r#"{ "eos_token_id": 3, "do_sample": true }"#).unwrap(), [5, 6, 3]);
+    assert_eq!(ends(json!(null), r#"{ "eos_token_id": 3 }"#).unwrap(), [3]);
+    for nothing in ["{}", r#"{ "eos_token_id": null, "_from_model_config": true }"#] {
+        assert_eq!(ends(json!([5, 6]), nothing).unwrap(), [5, 6]);
+    }
+    for (generation, expected) in
+        [("[", "EOF"), (r#"{ "eos_token_id": -1 }"#, "expected eos_token_id to be null, an id or")]
+    {
+        let error = ends(json!(5), generation).unwrap_err().to_string();
+        assert!(error.contains("generation_config.json: ") && error.contains(expected), "{error}");
+    }
+    std::fs::remove_file(space.path().join("generation_config.json")).unwrap();
+    assert_eq!(ModelConfig::open(space.path()).unwrap().end_of_text_id, Some(5));
 }
 
 #[test]
@@ -193,6 +250,12 @@ fn what_is_not_computed_is_refused() {
         ("qwen3", json!({ "num_key_value_heads": 4 }), "num_kv_heads to divide num_heads, got 4 and 6"),
         ("qwen3", json!({ "head_dim": 7 }), "even head_dim for rotary positions, got 7"),
         ("qwen3", json!({ "hidden_size": "absent" }), "hidden_size"),
+        ("qwen3", json!({ "eos_token_id": -1 }), "expected eos_token_id to be null, an id or a list of ids"),
+        (
+            "gpt2_untied",
+            json!({ "eos_token_id": [1, "2"] }),
+            "expected eos_token_id to be null, an id or a list of ids",
+        ),
         ("qwen3", json!({ "initializer_range": -0.1 }), "init_stdev from 0 to 1, got -0.1"),
     ] {
         let error = changed(variant, &changes).unwrap_err().to_string();
@@ -200,7 +263,7 @@ fn what_is_not_computed_is_refused() {
     }
 }
 
-/// As some files have them: without the prefix, with a table of old, and with the tied head beside the embedding.
+/// As in some files: without the prefix, with an obsolete table, and with a copy of the embedding as the tied head.
 #[test]
 fn weights_are_found_under_the_names_of_other_files() {
     for variant in ["llama_tied", "qwen3"] {

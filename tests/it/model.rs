@@ -1,4 +1,4 @@
-//! The model: names and shapes on both sides, gradients, and Hugging Face's GPT-2 as the oracle.
+//! The model: names and shapes in memory and on disk, gradients, and configurations.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ pub fn tiny() -> ModelConfig {
     ModelConfig { context_len: 7, embed_dim: 6, num_heads: 3, num_layers: 2, hidden_dim: 13, ..ModelConfig::gpt2(11) }
 }
 
-/// Every form of the model: tied and not, with biases, grouped heads, heads of a width of their own.
+/// Every form of the model: tied and untied, with biases, with grouped heads, with a given head width.
 pub fn forms() -> Vec<ModelConfig> {
     let tiny_of = |of: ModelConfig| {
         let ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, .. } = tiny();
@@ -44,7 +44,7 @@ pub fn ids(rows: usize, t: usize, vocab_size: u32) -> Tensor {
     Tensor::from_vec(ids, (rows, t), &Device::Cpu).unwrap()
 }
 
-/// A model of random weights, all well away from 0.
+/// A model with random weights, including norms and biases.
 pub fn random_model(config: &ModelConfig, dtype: DType) -> (CausalLm, Parameters) {
     let parameters = Parameters::new(3);
     let model = CausalLm::new(config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
@@ -76,7 +76,7 @@ fn every_parameter_has_a_finite_gradient_and_all_but_the_excused_a_non_zero_one(
             assert!(gradient.iter().all(|g| g.is_finite()), "{name}: {gradient:?}");
             let largest = gradient.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
             let is_excused = excused.iter().any(|(excused, _)| *excused == name);
-            // What is zero in exact arithmetic is rounding here.
+            // What would be zero in exact arithmetic is a rounding error.
             assert_eq!(largest < 1e-8, is_excused, "{name}: largest gradient {largest}");
         }
     }
@@ -217,7 +217,7 @@ fn changing_a_token_leaves_the_logits_before_it_as_they_were() {
 }
 
 #[test]
-fn a_new_model_wavers_between_all_tokens() {
+fn a_new_model_gives_all_tokens_about_the_same_probability() {
     for config in Architecture::ALL.map(|architecture| ModelConfig::of(architecture, 65)) {
         let model = CausalLm::new(&config, Parameters::new(1).var_builder(DType::F32, &Device::Cpu)).unwrap();
         let loss = model.loss(&ids(3, 64, 65), &ids(3, 64, 61)).unwrap().to_scalar::<f32>().unwrap();
@@ -244,7 +244,7 @@ fn initial_weights_have_the_spread_of_gpt2_or_add_nothing_at_first() {
             assert!((spread - expected).abs() <= 0.05 * expected, "{name}: {spread}, expected {expected}");
         }
         if residual_init == ResidualInit::Zero {
-            // The blocks are not there yet: what follows a token depends on it, and on its place, alone.
+            // The blocks still have no effect: what follows a token depends only on it and its position.
             let logits = model.forward(&Tensor::new(&[[1u32, 2, 3], [4, 2, 3]], &Device::Cpu).unwrap()).unwrap();
             let [one, other] = [0, 1].map(|row| values(&logits.narrow(0, row, 1).unwrap().narrow(1, 1, 2).unwrap()));
             assert_eq!(one, other);
@@ -271,7 +271,7 @@ fn sizes_and_ids_out_of_range_are_refused() {
         (ModelConfig { num_heads: 4, head_dim: Some(2), ..llama.clone() }, "num_heads 4 and embed_dim 6"),
         (ModelConfig { head_dim: Some(1 << 23), ..qwen3.clone() }, "got 3 of 8388608"),
         (ModelConfig { rope_theta: 0.0, ..llama }, "rope_theta above 0, got 0"),
-        (ModelConfig { mlp_bias: true, ..qwen3 }, "mlp_bias with llama alone, got it with qwen3"),
+        (ModelConfig { mlp_bias: true, ..qwen3 }, "mlp_bias only with llama, got it with qwen3"),
         (
             ModelConfig { num_kv_heads: Some(1), ..tiny() },
             "3 heads of keys and values of 2 channels in gpt2, got 1 of 2",
@@ -286,7 +286,9 @@ fn sizes_and_ids_out_of_range_are_refused() {
     let with_others = ModelConfig { end_of_text_id: Some(1), other_end_ids: vec![2, 11], ..tiny() };
     assert!(refusal(with_others.clone()).contains("expected an end-of-text id below vocab_size 11, got 11"));
     let alone = ModelConfig { end_of_text_id: None, other_end_ids: vec![2], ..with_others };
-    assert!(refusal(alone).contains("beside an end_of_text_id, got them alone"));
+    assert!(refusal(alone).contains("only with an end_of_text_id, got them alone"));
+    let begin = ModelConfig { begin_of_text_id: Some(11), ..tiny() };
+    assert!(refusal(begin).contains("expected a begin-of-text id below vocab_size 11, got 11"));
 }
 
 #[test]
@@ -295,14 +297,20 @@ fn config_json_comes_back_and_refuses_what_is_not_computed() {
         let config =
             ModelConfig { dropout: DropoutRates { embedding: 0.1, attention: 0.2, residual: 0.3 }, ..form.clone() };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
-        let config = ModelConfig { end_of_text_id: Some(10), init_stdev: 0.3, norm_eps: 1e-3, ..form };
+        let config = ModelConfig {
+            begin_of_text_id: Some(4),
+            end_of_text_id: Some(10),
+            init_stdev: 0.3,
+            norm_eps: 1e-3,
+            ..form
+        };
         assert_eq!(ModelConfig::from_json(config.to_json().unwrap().as_bytes()).unwrap(), config);
         let config = ModelConfig { other_end_ids: vec![3, 0], ..config };
         let (json, generation) = (config.to_json().unwrap(), config.generation_json().unwrap());
         assert_eq!(ModelConfig::from_json(json.as_bytes()).unwrap(), config);
         for json in [json, generation] {
             let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-            assert_eq!((&json["eos_token_id"], &json["bos_token_id"]), (&[10, 3, 0][..].into(), &10.into()));
+            assert_eq!((&json["eos_token_id"], &json["bos_token_id"]), (&[10, 3, 0][..].into(), &4.into()));
         }
     }
     let json = tiny().to_json().unwrap();

@@ -1,4 +1,4 @@
-//! Multi-head attention: torch and the formula as oracles, and gradients.
+//! Multi-head attention: compared with torch and the formula, and its gradients.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ fn rotary(dtype: DType, pairs: RotaryPairs) -> RotaryEmbedding {
     RotaryEmbedding::new(&config, dtype, &Device::Cpu).unwrap()
 }
 
-/// Layers with everything that decoding must carry along, by name.
+/// Layers with everything that decoding has to handle, by name.
 pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
     let plain = MultiHeadAttentionConfig { mask: Mask::Causal, ..MultiHeadAttentionConfig::new(24, 6) };
     let grouped = MultiHeadAttentionConfig { num_kv_heads: Some(2), ..plain.clone() };
@@ -55,7 +55,7 @@ pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig
     ]
 }
 
-/// A layer of random weights.
+/// A layer with random weights.
 pub fn layer_of(config: &MultiHeadAttentionConfig, dtype: DType) -> MultiHeadAttention {
     let in_f64 = parameters_in_f64(|vb| drop(MultiHeadAttention::new(config, vb).unwrap()));
     let weights = in_f64.vars().into_iter().map(|(name, var)| (name, var.to_dtype(dtype).unwrap()));
@@ -68,7 +68,7 @@ fn gradients_are_those_of_finite_differences() {
     for (name, config) in causal_forms(DType::F64) {
         let parameters = parameters_in_f64(|vb| drop(MultiHeadAttention::new(&config, vb).unwrap()));
         let layer = MultiHeadAttention::new(&config, parameters.var_builder(DType::F64, &Device::Cpu)).unwrap();
-        // Small, so that the scores are: the softmax of large ones is too steep for differences.
+        // Small, so that the scores are small too: the softmax of large ones is too steep for finite differences.
         let xs = Var::from_tensor(&(randn(6, &[2, 5, 24]) * 0.1).unwrap()).unwrap();
         let vars: Vec<_> = parameters.vars().into_iter().chain([(format!("{name}: input"), xs.clone())]).collect();
         check_gradients(&vars, || weighted_sum(&layer.forward(&xs)?));
@@ -124,7 +124,7 @@ fn cross_attention_is_its_formula() {
     let expected = Tensor::from_vec(expected, (b, t, h * e), &Device::Cpu).unwrap();
     assert_close("cross-attention", &layer.forward_cross(&xs, &memory).unwrap(), &expected, 1e-12);
 
-    // The keys and values of the memory, computed once, serve each position alone.
+    // Keys and values of the memory, computed once, serve each position separately.
     let keys_values = layer.keys_values(&memory).unwrap();
     let inputs = AttentionInputs { memory: Some(&keys_values), ..Default::default() };
     for t_i in 0..t {
@@ -136,7 +136,7 @@ fn cross_attention_is_its_formula() {
 }
 
 #[test]
-fn the_weights_are_those_of_the_output_and_a_call_may_bring_its_mask() {
+fn the_weights_are_those_of_the_output_and_a_call_may_override_the_mask() {
     let xs = randn(3, &[2, 5, 24]);
     let keys = Tensor::new(&[[1u8, 1, 1, 0, 0], [1, 0, 1, 1, 1]], &Device::Cpu).unwrap();
     for (name, config) in causal_forms(DType::F64) {
@@ -160,7 +160,7 @@ fn the_weights_are_those_of_the_output_and_a_call_may_bring_its_mask() {
     }
 }
 
-/// The options reach the operation, on the packed way and on the other; the numbers of dropout change with each call.
+/// The options reach the operation, packed or not; the random numbers of dropout change with each call.
 #[test]
 fn a_soft_cap_and_dropout_are_those_of_the_operation() {
     let xs = randn(3, &[2, 5, 24]);
@@ -230,7 +230,7 @@ fn it_is_torchs() {
 }
 
 #[test]
-fn what_does_not_go_together_is_named() {
+fn what_does_not_fit_together_is_named() {
     let vb = || Parameters::new(1).var_builder(DType::F32, &Device::Cpu);
     let refused = |config: MultiHeadAttentionConfig| MultiHeadAttention::new(&config, vb()).unwrap_err().to_string();
     let plain = MultiHeadAttentionConfig::new(24, 6);
@@ -262,19 +262,22 @@ fn what_does_not_go_together_is_named() {
         ),
         (
             refused(MultiHeadAttentionConfig { memory_dim: Some(10), ..with_rotary }),
-            "rotary positions where keys come from the input, got memory_dim 10 and embed_dim 24",
+            "memory_dim to be embed_dim with rotary positions, got memory_dim 10 and embed_dim 24",
         ),
-        (turning.forward_cross(&xs, &xs).unwrap_err().to_string(), "no rotary positions beside a memory"),
+        (
+            turning.forward_cross(&xs, &xs).unwrap_err().to_string(),
+            "no rotary positions with a memory, which does not share them",
+        ),
     ] {
         assert!(message.contains("multi-head-attention: expected ") && message.contains(expected), "{message}");
     }
     let cross = layer_of(&cross(), DType::F32);
     let message = cross.forward(&Tensor::zeros((1, 3, 7), DType::F32, &Device::Cpu).unwrap()).unwrap_err().to_string();
-    assert!(message.contains("keys from a memory of 10 channels, got 7"), "{message}");
+    assert!(message.contains("a memory of 10 channels, got 7"), "{message}");
 }
 
 #[test]
-fn rotary_tables_go_on_and_turn_a_part() {
+fn rotary_tables_extend_and_may_rotate_a_part() {
     let rotary = rotary(DType::F64, RotaryPairs::Halves);
     let xs = randn(1, &[1, 3, 2, HEAD_DIM]);
     for far in [u32::MAX as usize, usize::MAX] {
@@ -286,7 +289,7 @@ fn rotary_tables_go_on_and_turn_a_part() {
         let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, offset, 3, &xs).unwrap();
         ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap()
     };
-    // The first 32 positions are at hand; beyond them in both directions, and by a clone that shares what is computed.
+    // The first 32 positions are computed in advance; then beyond them in both directions, and by a clone that shares tables.
     let clone = rotary.clone();
     for offset in [5, 29, 30, 32, 90, 93, 94, 95, 40, 1_000_003, 2_000_000_000, 0] {
         for rotary in [&rotary, &clone] {
@@ -296,7 +299,7 @@ fn rotary_tables_go_on_and_turn_a_part() {
     }
     let turned = turned(5);
 
-    // Heads of 4 + 3 channels, of which the last stay.
+    // Heads of 4 + 3 channels, the last of which are not rotated.
     let wide = Tensor::cat(&[&xs, &randn(2, &[1, 3, 2, 3])], 3).unwrap();
     let partly = rotary.forward(&wide, 5).unwrap();
     assert_close("turned", &partly.narrow(3, 0, 4).unwrap(), &turned, 1e-14);

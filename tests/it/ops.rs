@@ -1,4 +1,4 @@
-//! The operations at their edges.
+//! The operations: formulas, gradients and edge cases.
 
 use candle_attention::ops::{self, AttentionOptions, Mask, Scale, attention, attention_with_weights};
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -10,7 +10,7 @@ fn allowed(rows: &[&[u8]]) -> Mask {
     Mask::Allowed(Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap())
 }
 
-/// Attention written down as its formula, in plain loops over `f64`: (B, T, H, D) row by row.
+/// Attention by its formula, in plain loops over `f64`: (B, T, H, D) row by row.
 fn by_the_formula(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sees: impl Fn(usize, usize) -> bool) -> Tensor {
     let (b, t, h, d) = q.dims4().unwrap();
     let (s, e) = (k.dim(1).unwrap(), v.dim(3).unwrap());

@@ -1,4 +1,4 @@
-//! Muon and the groups of parameters, in the trainer.
+//! Muon and parameter groups in the trainer.
 
 use std::ops::ControlFlow;
 
@@ -16,7 +16,7 @@ fn statistics(trainer: &mut Trainer) -> StatisticsReport {
     trainer.statistics().unwrap().clone()
 }
 
-/// The projections whose output is added to the residual stream.
+/// Whether it is a projection into the residual stream.
 fn is_residual(name: &str) -> bool {
     name.contains("o_proj") || name.contains("down_proj")
 }
@@ -37,8 +37,8 @@ fn muon_learns_one_batch_by_heart() {
     assert!(report.succeeded(), "{report:?}");
 }
 
-/// The size of Muon's update follows from its rate and the matrix's shape alone: singular values near 1, so that the norm is
-/// near the root of the shorter side.
+/// The size of Muon's update depends only on its rate and the matrix's shape: the singular values are near 1, so the norm is
+/// near the square root of the shorter side.
 #[test]
 fn muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() {
     let options = TrainOptions { warmup_steps: 0, matrix_weight_decay: 0.0, weight_decay: 0.0, ..muon(9) };
@@ -57,7 +57,7 @@ fn muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() {
     }
 }
 
-/// Behind a projection of zeros the first gradients are zero, and the audit waits for the later ones; in a resumed run too.
+/// Before a projection of zeros, the first gradients are zero, and the audit waits for later ones, also in a resumed run.
 #[test]
 fn residual_projections_of_zeros_pass_the_audit() {
     let options = muon(14);
@@ -88,7 +88,7 @@ fn residual_projections_of_zeros_pass_the_audit() {
     assert!(crate::training::weights(&second) == crate::training::weights(&trainer));
 }
 
-/// AdamW's first update is as large as its learning rate.
+/// AdamW's first update has the size of its learning rate.
 #[test]
 fn embeddings_and_head_have_rates_of_their_own() {
     let (tokenizer, _) = data();
@@ -124,10 +124,21 @@ fn a_run_keeps_its_optimizer_and_may_change_the_rates() {
     let other = TrainOptions { optimizer: OptimizerKind::AdamW, ..muon(8) };
     let error = resume(&root, &other).err().unwrap().to_string();
     assert!(error.contains("resume: expected optimizer \"muon\", as the run has, got \"adamw\""), "{error}");
-    resume(&root, &TrainOptions { matrix_learning_rate: 0.01, matrix_weight_decay: 0.0, ..muon(8) }).unwrap();
+    // The size of Muon's update is proportional to its rate: a tenth of it gives a tenth of the update.
+    let moved = |rate: f64| {
+        let options = TrainOptions { matrix_learning_rate: rate, matrix_weight_decay: 0.0, ..muon(8) };
+        let (folder, mut trainer) = resume(&root, &options).unwrap();
+        let report = statistics(&mut trainer).statistics;
+        drop(folder);
+        report.into_iter().map(|(name, statistics)| (name, statistics.update_norm)).collect::<Vec<_>>()
+    };
+    for ((name, fast), (_, slow)) in moved(0.01).into_iter().zip(moved(0.001)) {
+        let expected = if name.starts_with("blocks.") && name.contains("proj.weight") { 0.1 } else { 1.0 };
+        assert!((slow / fast / expected - 1.0).abs() < 1e-3, "{name}: {slow} and {fast}");
+    }
 }
 
-/// Batches grow as the ramps say, and each is a function of the seed and the step.
+/// Batches grow as the ramps say.
 #[test]
 fn ramps_give_smaller_batches_at_first() {
     let ramp = |text: &str| Some(text.parse().unwrap());
@@ -147,7 +158,7 @@ fn ramps_give_smaller_batches_at_first() {
     }
 }
 
-/// Cautious updates are another training, and z-loss adds to the loss what its formula says.
+/// Cautious updates change the weights, and z-loss adds to the loss what its formula says.
 #[test]
 fn cautious_updates_and_z_loss_reach_the_step() {
     let first = |options: &TrainOptions| {

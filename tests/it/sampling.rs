@@ -1,9 +1,12 @@
-//! Choosing tokens: probabilities held against transformers', draws against probabilities, texts and where they end.
+//! Choosing tokens: probabilities compared with transformers', draws with probabilities; texts and where they end.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use candle_attention::generate::{Continuation, Form, Sampler, SamplingOptions, generate, generate_side_by_side};
+use candle_attention::generate::{
+    Continuation, OutputForm, Piece, Sampler, SamplingOptions, generate, generate_side_by_side,
+};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
 use candle_attention::text::Tokenizer;
@@ -43,7 +46,7 @@ impl From<CaseOptions> for SamplingOptions {
     }
 }
 
-/// What transformers chooses by, for each of the logits.
+/// The probabilities that transformers chooses by, for each of the logits.
 type Expected = Vec<Vec<f64>>;
 
 /// `tests/fixtures/sampling.py` puts the same logits through transformers' own processors, in f64.
@@ -63,7 +66,7 @@ fn probabilities_are_those_of_transformers() {
             let got = options.probabilities(logits, &text).unwrap();
             assert_eq!(got.len(), expected.len());
             for (id, (got, expected)) in got.iter().zip(expected).enumerate() {
-                // Some roundings of f64 in an exponential.
+                // A few rounding errors of f64 in an exponential.
                 assert!((got - expected).abs() < 1e-14, "{options:?}, token {id}: {got}, expected {expected}");
                 assert_eq!(*got == 0.0, expected == 0.0, "{options:?}, token {id}");
             }
@@ -82,7 +85,7 @@ fn tokens_come_as_often_as_their_probabilities_say() {
             counts[sampler.sample(&logits[0], &text).unwrap() as usize] += 1;
         }
         for (id, (count, p)) in counts.into_iter().zip(&expected[0]).enumerate() {
-            // Five standard deviations of a binomial count, which one in two million leaves.
+            // Five standard deviations of a binomial count, exceeded once in two million.
             let (mean, deviation) = (DRAWS as f64 * p, (DRAWS as f64 * p * (1.0 - p)).sqrt());
             let difference = (count as f64 - mean).abs();
             assert!(
@@ -93,7 +96,7 @@ fn tokens_come_as_often_as_their_probabilities_say() {
     }
 }
 
-/// The first of the highest, after the penalty.
+/// The first of the highest logits, after the penalty.
 #[test]
 fn without_temperature_the_likeliest_comes() {
     let greedy = |penalty| SamplingOptions { temperature: 0.0, repetition_penalty: penalty, ..Default::default() };
@@ -107,7 +110,7 @@ fn without_temperature_the_likeliest_comes() {
 }
 
 #[test]
-fn what_chooses_nothing_is_refused() {
+fn options_out_of_their_range_are_refused() {
     let with = |change: fn(&mut SamplingOptions)| {
         let mut options = SamplingOptions::default();
         change(&mut options);
@@ -125,20 +128,22 @@ fn what_chooses_nothing_is_refused() {
         assert!(error.contains(expected), "{error}");
     }
     let options = SamplingOptions { repetition_penalty: 1e-300, ..Default::default() };
-    for logits in [&[][..], &[1.0, f32::NAN], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2]] {
+    let error = Sampler::new(options, 1, 0).unwrap().sample(&[], &[]).unwrap_err().to_string();
+    assert!(error.contains("sampler: expected the logits of at least one token, got none"), "{error}");
+    for logits in [&[1.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2]] {
         let error = Sampler::new(options, 1, 0).unwrap().sample(logits, &[]).unwrap_err().to_string();
         assert!(error.contains("expected finite logits"), "{error}");
     }
-    // A penalty beyond what f32 holds is one all the same.
+    // A penalty beyond the range of f32 still counts.
     assert_eq!(options.probabilities(&[f32::MAX, 1.0], &[0]).unwrap(), [1.0, 0.0]);
-    // So is one that takes all that could come to the lowest number there is: they are alike then.
+    // One that takes all logits to the lowest number makes them equal.
     let options = SamplingOptions { repetition_penalty: 1e308, ..Default::default() };
     let logits = [-20.0, -30.0, f32::NEG_INFINITY];
     assert_eq!(options.probabilities(&logits, &[0, 1, 2]).unwrap(), [0.5, 0.5, 0.0]);
     assert_eq!(options.probabilities(&logits, &[0]).unwrap(), [0.0, 1.0, 0.0]);
 }
 
-/// A model of bytes whose texts are long and wild, and sometimes end.
+/// A model of bytes whose texts are long and random, and sometimes end.
 fn run_of_bytes(end_of_text: bool) -> Run {
     let tokenizer = Tokenizer::bytes(end_of_text).unwrap();
     let config =
@@ -146,13 +151,13 @@ fn run_of_bytes(end_of_text: bool) -> Run {
     Run { model: random_model(&config, DType::F32).0, tokenizer }
 }
 
-/// The samples that are told, each with the number of its pieces.
-fn told(run: &Run, continuation: &Continuation) -> Vec<Vec<u8>> {
+/// The samples as they are delivered.
+fn delivered(run: &Run, continuation: &Continuation) -> Vec<Vec<u8>> {
     let mut texts = vec![Vec::new(); continuation.samples];
     let mut is_ended = vec![false; continuation.samples];
     continuation
         .write(run, "ab", &mut |piece| {
-            assert!(!is_ended[piece.sample], "a piece behind the last one");
+            assert!(!is_ended[piece.sample], "a piece after the last one");
             assert!(piece.is_last || !piece.text.is_empty());
             texts[piece.sample].extend_from_slice(piece.text);
             is_ended[piece.sample] = piece.is_last;
@@ -168,8 +173,9 @@ fn samples_are_those_that_their_samplers_write_alone() {
     let run = run_of_bytes(true);
     let mut lens = vec![];
     for (seed, samples) in [(1, 1), (1, 2), (5, 7)] {
-        let continuation = Continuation { max_tokens: 150, seed, samples, form: Form::Bytes, ..Default::default() };
-        for (stream, text) in told(&run, &continuation).into_iter().enumerate() {
+        let continuation =
+            Continuation { max_tokens: 150, seed, samples, form: OutputForm::Bytes, ..Default::default() };
+        for (stream, text) in delivered(&run, &continuation).into_iter().enumerate() {
             let mut sampler = Sampler::new(continuation.sampling, seed, stream as u64).unwrap();
             let alone = generate(&run.model, &[97, 98], 150, &mut sampler, &mut |_| ControlFlow::Continue(()));
             assert_eq!(text, run.tokenizer.decode_bytes(&alone.unwrap()).unwrap(), "sample {stream} of {samples}");
@@ -179,7 +185,7 @@ fn samples_are_those_that_their_samplers_write_alone() {
     assert!(lens.iter().any(|len| *len < 150) && lens.contains(&150), "some end, some do not: {lens:?}");
 }
 
-/// Each id that a text holds ends it where it first comes, once the model's configuration lists it among the others.
+/// Each id of a text ends it where it first occurs, once the model's configuration lists it as a further end.
 #[test]
 fn a_sample_ends_at_any_of_several_ends() {
     let Run { model, .. } = run_of_bytes(false);
@@ -202,13 +208,13 @@ fn a_sample_ends_at_any_of_several_ends() {
 #[test]
 fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
     let run = run_of_bytes(false);
-    for form in [Form::Bytes, Form::Text] {
+    for form in [OutputForm::Bytes, OutputForm::Text] {
         let whole = Continuation { max_tokens: 150, samples: 3, form, ..Default::default() };
-        let texts = told(&run, &whole);
+        let texts = delivered(&run, &whole);
         let place = |text: &[u8], stop: &str| text.windows(stop.len()).position(|part| part == stop.as_bytes());
         let mut cuts = 0;
         for stop in ["a", "k", "7", "\u{1}", "\u{fffd}\u{fffd}", "never to be found"].map(String::from) {
-            let stopped = told(&run, &Continuation { stop: vec!["\0\0\0".into(), stop.clone()], ..whole.clone() });
+            let stopped = delivered(&run, &Continuation { stop: vec!["\0\0\0".into(), stop.clone()], ..whole.clone() });
             for (text, stopped) in texts.iter().zip(stopped) {
                 let end = place(text, &stop);
                 assert_eq!(stopped, text[..end.unwrap_or(text.len())], "{form:?}, stop {stop:?}");
@@ -223,9 +229,9 @@ fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
 }
 
 #[test]
-fn whoever_has_enough_of_a_sample_hears_no_more_of_it() {
+fn a_sample_that_was_stopped_delivers_nothing_more() {
     let run = run_of_bytes(false);
-    let continuation = Continuation { max_tokens: 40, samples: 3, form: Form::Bytes, ..Default::default() };
+    let continuation = Continuation { max_tokens: 40, samples: 3, form: OutputForm::Bytes, ..Default::default() };
     let mut heard = [0; 3];
     continuation
         .write(&run, "ab", &mut |piece| {
@@ -238,6 +244,103 @@ fn whoever_has_enough_of_a_sample_hears_no_more_of_it() {
         })
         .unwrap();
     assert_eq!(heard, [40, 7, 1]);
+}
+
+/// With a padded vocabulary, or a tokenizer with gaps, only ids with a token are drawn.
+#[test]
+fn ids_without_a_token_are_never_drawn() {
+    let gaps = r#"{ "model": { "type": "BPE", "vocab": { "a": 0, "b": 3, "c": 8 }, "merges": [] }, "decoder": { "type": "Fuse" } }"#;
+    for (tokenizer, vocab_size, drawn) in
+        [(Tokenizer::bytes(false).unwrap(), 300, 200), (Tokenizer::from_json(gaps.as_bytes()).unwrap(), 11, 3)]
+    {
+        let config = ModelConfig { vocab_size, ..tiny() };
+        let run = Run { model: random_model(&config, DType::F32).0, tokenizer };
+        let with = |sampler: Sampler| {
+            let mut ids = HashSet::new();
+            for seed in 0..3 {
+                let mut sampler = sampler.clone();
+                let new = generate(&run.model, &[seed], 500, &mut sampler, &mut |_| ControlFlow::Continue(()));
+                ids.extend(new.unwrap());
+            }
+            ids
+        };
+        let sampler = Sampler::new(SamplingOptions::default(), 1, 0).unwrap();
+        assert!(
+            with(sampler.clone()).iter().any(|id| !run.tokenizer.has_token(*id)),
+            "the model draws such ids by itself"
+        );
+        let without: Vec<u32> = (0..vocab_size as u32).filter(|id| !run.tokenizer.has_token(*id)).collect();
+        assert!(with(sampler.excluding(without)).iter().all(|id| run.tokenizer.has_token(*id)));
+
+        let continuation = Continuation { max_tokens: 500, samples: 3, form: OutputForm::Bytes, ..Default::default() };
+        let (mut texts, mut pieces) = (vec![0; 3], HashSet::new());
+        let mut collect = |piece: Piece| {
+            texts[piece.sample] += piece.text.len();
+            pieces.insert(piece.text.to_vec());
+            ControlFlow::Continue(())
+        };
+        continuation.write(&run, "a", &mut collect).unwrap();
+        assert!(texts.iter().all(|len| *len >= 500) && pieces.len() >= drawn, "{texts:?}, {} kinds", pieces.len());
+    }
+}
+
+/// An id that ends a text may be drawn even if the tokenizer lacks it: it is never decoded.
+#[test]
+fn an_end_of_text_that_the_tokenizer_lacks_still_ends_a_sample() {
+    let tokenizer = Tokenizer::bytes(false).unwrap();
+    let config = ModelConfig { vocab_size: 300, end_of_text_id: Some(280), ..tiny() };
+    let run = Run { model: random_model(&config, DType::F32).0, tokenizer };
+    let continuation = Continuation { max_tokens: 5000, form: OutputForm::Bytes, ..Default::default() };
+    assert!(delivered(&run, &continuation)[0].len() < 5000);
+}
+
+/// Without a prompt: from the beginning-of-text token, else the end-of-text token, else a line break, else id 0.
+#[test]
+fn an_empty_prompt_starts_where_a_text_begins() {
+    let characters = |text: &str| Tokenizer::characters(&[text], false).unwrap();
+    for (tokenizer, begin, end, expected) in [
+        (characters("ab\nc"), Some(3), Some(2), 3),
+        (characters("ab\nc"), None, Some(2), 2),
+        (characters("ab\nc"), None, None, 0),
+        (characters("\tab\n"), None, None, 1),
+        (characters("abcd"), None, None, 0),
+    ] {
+        let config = ModelConfig { vocab_size: 4, begin_of_text_id: begin, end_of_text_id: end, ..tiny() };
+        let run = Run { model: random_model(&config, DType::F32).0, tokenizer };
+        // Several texts: in one, the start may not show.
+        let start = |id: u32| {
+            let text = |seed: u64| {
+                let mut sampler = Sampler::new(SamplingOptions::default(), seed, 0).unwrap();
+                let new = generate(&run.model, &[id], 40, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap();
+                run.tokenizer.decode(&new).unwrap()
+            };
+            (0..20).map(text).collect::<String>()
+        };
+        let mut text = Vec::new();
+        for seed in 0..20 {
+            let continuation = Continuation { max_tokens: 40, seed, ..Default::default() };
+            let mut collect = |piece: Piece| {
+                text.extend_from_slice(piece.text);
+                ControlFlow::Continue(())
+            };
+            continuation.write(&run, "", &mut collect).unwrap();
+        }
+        assert_eq!(String::from_utf8(text).unwrap(), start(expected), "{begin:?}, {end:?}");
+        let others = (0..4).filter(|id| *id != expected);
+        assert!(others.map(start).all(|other| other != start(expected)), "the start shows in the text");
+    }
+}
+
+/// Equal logits have weights of 1, so the sums are exact: a `p` of 1/2 takes two of four tokens, not three.
+#[test]
+fn top_p_at_an_exact_boundary_takes_the_tokens_up_to_it() {
+    for (p, expected) in
+        [(0.25, 1), (0.5, 2), (0.75, 3), (0.25f64.next_up(), 2), (0.5f64.next_up(), 3), (0.5f64.next_down(), 2)]
+    {
+        let options = SamplingOptions { top_p: Some(p), ..Default::default() };
+        let kept = options.probabilities(&[2.5; 4], &[]).unwrap();
+        assert_eq!(kept.iter().filter(|p| **p > 0.0).count(), expected, "top_p {p}");
+    }
 }
 
 #[test]

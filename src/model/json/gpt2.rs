@@ -3,14 +3,19 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Ids, float32, yes};
-use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig};
+use super::ids::{EndIds, is_known};
+use super::{Activation, default_stdev, default_true, float32};
+use crate::model::config::{DropoutRates, ModelConfig};
 
-/// Hugging Face's `config.json` of a GPT-2, with its defaults.
+/// The id that begins and ends a text where the file has no such key.
+const END_OF_TEXT: u32 = 50256;
+
+/// Hugging Face's `config.json` of a GPT-2, with its defaults for absent keys.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Gpt2Json {
     model_type: String,
-    #[serde(default)]
+    // Not read: a file may say null.
+    #[serde(skip_deserializing)]
     architectures: Vec<String>,
     vocab_size: usize,
     n_positions: usize,
@@ -25,12 +30,12 @@ pub(super) struct Gpt2Json {
     layer_norm_epsilon: f64,
     #[serde(default = "default_stdev")]
     initializer_range: f64,
-    // Not Hugging Face's: its GPT-2 always has biases. False keeps the zeros on disk untrained.
-    #[serde(default = "yes")]
+    // Not a key of Hugging Face, whose GPT-2 always has biases. False keeps the zeros on disk untrained.
+    #[serde(default = "default_true")]
     bias: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     tie_word_embeddings: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     scale_attn_weights: bool,
     #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
@@ -42,11 +47,11 @@ pub(super) struct Gpt2Json {
     embd_pdrop: f64,
     #[serde(default = "default_dropout")]
     resid_pdrop: f64,
-    #[serde(default)]
+    #[serde(default = "default_begin")]
     bos_token_id: Option<u32>,
-    #[serde(default)]
-    eos_token_id: Option<Ids>,
-    #[serde(default = "float32")]
+    #[serde(default = "default_end")]
+    eos_token_id: Option<EndIds>,
+    #[serde(skip_deserializing)]
     dtype: String,
 }
 
@@ -62,8 +67,12 @@ fn default_dropout() -> f64 {
     0.1
 }
 
-fn default_stdev() -> f64 {
-    INIT_STDEV
+fn default_begin() -> Option<u32> {
+    Some(END_OF_TEXT)
+}
+
+fn default_end() -> Option<EndIds> {
+    Some(EndIds::One(END_OF_TEXT))
 }
 
 impl From<&ModelConfig> for Gpt2Json {
@@ -88,8 +97,8 @@ impl From<&ModelConfig> for Gpt2Json {
             attn_pdrop: config.dropout.attention,
             embd_pdrop: config.dropout.embedding,
             resid_pdrop: config.dropout.residual,
-            bos_token_id: config.end_of_text_id,
-            eos_token_id: Ids::of(config),
+            bos_token_id: config.begin_of_text_id,
+            eos_token_id: EndIds::of(config),
             dtype: float32(),
         }
     }
@@ -106,7 +115,7 @@ impl Gpt2Json {
                 self.add_cross_attention
             );
         }
-        let (end_of_text_id, other_end_ids) = Ids::within(self.eos_token_id, self.vocab_size);
+        let (end_of_text_id, other_end_ids) = EndIds::known([self.eos_token_id], self.vocab_size);
         Ok(ModelConfig {
             context_len: self.n_positions,
             embed_dim: self.n_embd,
@@ -122,6 +131,7 @@ impl Gpt2Json {
                 attention: self.attn_pdrop,
                 residual: self.resid_pdrop,
             },
+            begin_of_text_id: self.bos_token_id.filter(|id| is_known(*id, self.vocab_size)),
             end_of_text_id,
             other_end_ids,
             init_stdev: self.initializer_range,

@@ -1,22 +1,28 @@
-//! `config.json` of a `llama` or a `qwen3`, which differ in few keys.
+//! `config.json` of a `llama` or a `qwen3`, which differ in a few keys.
 
 use candle_core::{Result, bail};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Activation, Ids, float32};
+use super::ids::{EndIds, is_known};
+use super::{Activation, default_stdev, float32, present};
 use crate::model::Architecture;
-use crate::model::config::{DropoutRates, INIT_STDEV, ModelConfig, ROPE_THETA};
+use crate::model::config::{DropoutRates, ModelConfig, ROPE_THETA};
 
-/// The heads of keys and values of Hugging Face's qwen3, and the width of a head, where the file has no such key.
+/// Hugging Face's values for keys that a qwen3's file lacks: heads of keys and values, and the width of a head.
 const QWEN3_KV_HEADS: usize = 32;
 const QWEN3_HEAD_DIM: usize = 128;
 
-/// Hugging Face's `config.json` of a llama or a qwen3, with its defaults.
+/// The ids that begin and end a text where a llama's file has no such keys. Qwen3 then has none.
+const LLAMA_BEGIN: u32 = 1;
+const LLAMA_END: u32 = 2;
+
+/// Hugging Face's `config.json` of a llama or a qwen3, with its defaults for absent keys.
 #[derive(Serialize, Deserialize)]
 pub(super) struct LlamaJson {
     model_type: String,
-    #[serde(default)]
+    // Not read: a file may say null.
+    #[serde(skip_deserializing)]
     architectures: Vec<String>,
     vocab_size: usize,
     max_position_embeddings: usize,
@@ -24,8 +30,8 @@ pub(super) struct LlamaJson {
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    // In a qwen3 no such key means something else than null.
-    #[serde(default, deserialize_with = "some")]
+    // In a qwen3, an absent key means something else than null.
+    #[serde(default, deserialize_with = "present")]
     num_key_value_heads: Option<Option<usize>>,
     #[serde(default)]
     head_dim: Option<usize>,
@@ -43,7 +49,7 @@ pub(super) struct LlamaJson {
     mlp_bias: Option<bool>,
     #[serde(default)]
     rope_parameters: Option<Rope>,
-    // What readers older than transformers 5 know of the angles.
+    // Where versions before transformers 5 look for the base of the angles.
     #[serde(default)]
     rope_theta: Option<f64>,
     #[serde(default, skip_serializing)]
@@ -53,17 +59,18 @@ pub(super) struct LlamaJson {
     #[serde(default, skip_serializing)]
     layer_types: Option<Vec<String>>,
     #[serde(default)]
-    attention_dropout: f64,
-    // Not Hugging Face's, which drops attention weights only.
+    attention_dropout: Option<f64>,
+    // Not keys of Hugging Face, which drops attention weights only.
     #[serde(default)]
     embd_pdrop: f64,
     #[serde(default)]
     resid_pdrop: f64,
-    #[serde(default)]
-    bos_token_id: Option<u32>,
-    #[serde(default)]
-    eos_token_id: Option<Ids>,
-    #[serde(default = "float32")]
+    // In a llama, an absent key means something else than null.
+    #[serde(default, deserialize_with = "present")]
+    bos_token_id: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    eos_token_id: Option<Option<EndIds>>,
+    #[serde(skip_deserializing)]
     dtype: String,
 }
 
@@ -78,20 +85,12 @@ struct Rope {
     others: Map<String, Value>,
 }
 
-fn some<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Option<usize>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
-}
-
 fn silu() -> Activation {
     Activation::Silu
 }
 
 fn default_eps() -> f64 {
     1e-6
-}
-
-fn default_stdev() -> f64 {
-    INIT_STDEV
 }
 
 impl From<&ModelConfig> for LlamaJson {
@@ -124,19 +123,21 @@ impl From<&ModelConfig> for LlamaJson {
             rope_scaling: None,
             use_sliding_window: (!is_llama).then_some(false),
             layer_types: None,
-            attention_dropout: config.dropout.attention,
+            attention_dropout: Some(config.dropout.attention),
             embd_pdrop: config.dropout.embedding,
             resid_pdrop: config.dropout.residual,
-            bos_token_id: config.end_of_text_id,
-            eos_token_id: Ids::of(config),
+            bos_token_id: Some(config.begin_of_text_id),
+            eos_token_id: Some(EndIds::of(config)),
             dtype: float32(),
         }
     }
 }
 
 impl LlamaJson {
-    pub(super) fn into_llama(self) -> Result<ModelConfig> {
+    pub(super) fn into_llama(mut self) -> Result<ModelConfig> {
         let mlp_bias = self.mlp_bias.unwrap_or(false);
+        self.bos_token_id.get_or_insert(Some(LLAMA_BEGIN));
+        self.eos_token_id.get_or_insert(Some(EndIds::One(LLAMA_END)));
         Ok(ModelConfig { architecture: Architecture::Llama, mlp_bias, ..self.into_config()? })
     }
 
@@ -145,7 +146,7 @@ impl LlamaJson {
             bail!("expected use_sliding_window false, got true");
         }
         if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
-            bail!("expected layer_types of full_attention alone, got {other}");
+            bail!("expected only full_attention in layer_types, got {other}");
         }
         self.num_key_value_heads.get_or_insert(Some(QWEN3_KV_HEADS));
         self.head_dim.get_or_insert(QWEN3_HEAD_DIM);
@@ -155,7 +156,7 @@ impl LlamaJson {
     /// What the two have in common.
     fn into_config(self) -> Result<ModelConfig> {
         let rope_theta = self.rope_theta()?;
-        let (end_of_text_id, other_end_ids) = Ids::within(self.eos_token_id, self.vocab_size);
+        let (end_of_text_id, other_end_ids) = EndIds::known([self.eos_token_id.flatten()], self.vocab_size);
         let (h, c) = (self.num_attention_heads, self.hidden_size);
         Ok(ModelConfig {
             context_len: self.max_position_embeddings,
@@ -170,11 +171,12 @@ impl LlamaJson {
             rope_theta,
             bias: self.attention_bias,
             tie_embeddings: self.tie_word_embeddings,
+            begin_of_text_id: self.bos_token_id.flatten().filter(|id| is_known(*id, self.vocab_size)),
             end_of_text_id,
             other_end_ids,
             dropout: DropoutRates {
                 embedding: self.embd_pdrop,
-                attention: self.attention_dropout,
+                attention: self.attention_dropout.unwrap_or(0.0),
                 residual: self.resid_pdrop,
             },
             init_stdev: self.initializer_range,
@@ -182,7 +184,7 @@ impl LlamaJson {
         })
     }
 
-    /// The base of the angles, unless they are of another kind than the first published one.
+    /// The base of the angles; an error if they are of another kind than the original one.
     fn rope_theta(&self) -> Result<f64> {
         let rope = match (&self.rope_parameters, &self.rope_scaling) {
             (Some(_), Some(_)) => bail!("expected rope_parameters or rope_scaling, got both"),
@@ -194,7 +196,7 @@ impl LlamaJson {
             _ => {}
         }
         if let Some((name, value)) = rope.others.iter().next() {
-            bail!("expected rope_theta and rope_type alone for angles of the default type, got {name} {value}");
+            bail!("expected only rope_theta and rope_type for angles of the default type, got {name} {value}");
         }
         Ok(rope.rope_theta.or(self.rope_theta).unwrap_or(ROPE_THETA))
     }

@@ -1,14 +1,16 @@
 //! `config.json` and `generation_config.json` as Hugging Face writes and reads them.
 
 mod gpt2;
+mod ids;
 mod llama;
 
 use candle_core::{Error, Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use self::gpt2::Gpt2Json;
+use self::ids::EndIds;
 use self::llama::LlamaJson;
-use super::config::ModelConfig;
+use super::config::{INIT_STDEV, ModelConfig};
 use super::{Activation, Architecture};
 
 /// See [`ModelConfig::from_json`].
@@ -42,52 +44,45 @@ pub(super) fn print(config: &ModelConfig) -> Result<String> {
 
 /// See [`ModelConfig::generation_json`].
 pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
-    let (id, ends) = (config.end_of_text_id, Ids::of(config));
-    pretty(&serde_json::json!({ "bos_token_id": id, "eos_token_id": ends, "pad_token_id": id, "do_sample": true }))
+    pretty(&serde_json::json!({
+        "bos_token_id": config.begin_of_text_id,
+        "eos_token_id": EndIds::of(config),
+        "pad_token_id": config.end_of_text_id,
+        "do_sample": true,
+    }))
 }
 
-/// One id or several that end a text.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Several(Vec<u32>),
-}
-
-impl Ids {
-    fn of(config: &ModelConfig) -> Option<Self> {
-        let first = config.end_of_text_id?;
-        let others = &config.other_end_ids;
-        Some(if others.is_empty() { Self::One(first) } else { Self::Several([&[first], &others[..]].concat()) })
+/// The configuration with the end-of-text ids of a `generation_config.json` added to its own.
+pub(super) fn with_generation(config: ModelConfig, json: &[u8]) -> Result<ModelConfig> {
+    #[derive(Deserialize)]
+    struct GenerationJson {
+        #[serde(default)]
+        eos_token_id: Option<EndIds>,
     }
-
-    /// Those that the vocabulary has, each once: the first and the others. Some published configurations keep GPT-2's 50256 with
-    /// a smaller vocabulary.
-    fn within(ids: Option<Self>, vocab_size: usize) -> (Option<u32>, Vec<u32>) {
-        let all = match ids {
-            Some(Self::One(id)) => vec![id],
-            Some(Self::Several(ids)) => ids,
-            None => Vec::new(),
-        };
-        let mut known = Vec::new();
-        for id in all {
-            if (id as usize) < vocab_size && !known.contains(&id) {
-                known.push(id);
-            }
-        }
-        let others = known.split_off(known.len().min(1));
-        (known.pop(), others)
-    }
+    let GenerationJson { eos_token_id } = from_slice(json)?;
+    let (end_of_text_id, other_end_ids) = EndIds::known([EndIds::of(&config), eos_token_id], config.vocab_size);
+    Ok(ModelConfig { end_of_text_id, other_end_ids, ..config })
 }
 
 fn pretty(json: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string_pretty(json).map_err(Error::wrap)? + "\n")
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
+}
+
+fn default_stdev() -> f64 {
+    INIT_STDEV
 }
 
 fn float32() -> String {
     "float32".into()
+}
+
+/// A key that is present, if only as null: an absent one may mean something else.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }

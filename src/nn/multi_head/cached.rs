@@ -1,4 +1,4 @@
-//! Self-attention piece by piece.
+//! Self-attention over a text that is read piece by piece.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -7,21 +7,22 @@ use crate::nn::KvCache;
 use crate::ops::{self, AttentionOptions, Mask};
 
 impl MultiHeadAttention {
-    /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and all before them, whose keys
-    /// and values the cache holds; it gets those of the new ones. One position or many at a time: with a mask by which no
-    /// position sees a later one, the output is that of `forward` on the whole text; in a [sliding](KvCache::sliding) cache, with
-    /// [`Mask::Window`].
+    /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and to all earlier ones, whose keys
+    /// and values the cache holds; those of the new positions are added to it.
     ///
-    /// This is for evaluation: the output carries no graph, so no gradient comes back from it.
+    /// The text may come one position or many at a time. If the mask lets no position see a later one, the output is that of
+    /// `forward` on the whole text; with a [sliding](KvCache::sliding) cache, that with [`Mask::Window`].
+    ///
+    /// This is for inference: the output carries no graph, so no gradient flows back from it.
     ///
     /// # Errors
-    /// Those of [`forward_with`](Self::forward_with), and if the cache has no room, or slides beside a mask that is neither causal
-    /// nor a window. The cache is then as it was.
+    /// Those of [`forward_with`](Self::forward_with), and if the cache has no room, or slides while the mask is neither causal nor
+    /// a window. The cache is then left as it was.
     pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.forward_cached_with(xs, &self.options.mask, cache)
     }
 
-    /// [`forward_cached`](Self::forward_cached) with another mask, of the T new positions (the last) and all S.
+    /// As [`forward_cached`](Self::forward_cached), with another mask: of the T new positions, which are the last, over all S.
     ///
     /// # Errors
     /// Those of [`forward_cached`](Self::forward_cached).
@@ -30,7 +31,7 @@ impl MultiHeadAttention {
         if xs.rank() == 2 {
             return self.forward_cached_with(&xs.unsqueeze(0)?, mask, cache)?.squeeze(0);
         }
-        let (before, mask) = (cache.next_position(), within(cache, mask)?);
+        let (before, mask) = (cache.next_position(), mask_for(cache, mask)?);
         let q = self.project_queries(xs, before)?; // (B, T, H, D)
         let (k, v) = self.project_keys_values(xs, before)?;
         let (k, v) = cache.append(&k.detach(), &v.detach())?; // (B, S, G, D), (B, S, G, E)
@@ -43,14 +44,14 @@ impl MultiHeadAttention {
     }
 }
 
-/// The mask by which a position sees what the cache holds for it.
-fn within(cache: &KvCache, mask: &Mask) -> Result<Mask> {
+/// The mask for a call with this cache.
+fn mask_for(cache: &KvCache, mask: &Mask) -> Result<Mask> {
     match (cache.window(), mask) {
         (None, mask) => Ok(mask.clone()),
         (Some(window), Mask::Causal) => Ok(Mask::Window(window)),
         (Some(window), Mask::Window(len)) => Ok(Mask::Window(window.min(*len))),
         (Some(_), _) => {
-            bail!("multi-head-attention: expected a causal mask or a window beside a sliding cache, got another")
+            bail!("multi-head-attention: expected a causal mask or a window with a sliding cache, got another")
         }
     }
 }

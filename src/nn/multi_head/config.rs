@@ -1,4 +1,4 @@
-//! The form of multi-head attention.
+//! Sizes and options of multi-head attention.
 
 use candle_core::{Result, bail};
 use candle_nn::Init;
@@ -6,13 +6,13 @@ use candle_nn::Init;
 use crate::nn::RotaryEmbedding;
 use crate::ops::{Mask, Scale};
 
-/// The form of a [`MultiHeadAttention`](super::MultiHeadAttention).
+/// Sizes and options of a [`MultiHeadAttention`](super::MultiHeadAttention).
 ///
 /// ```
 /// use candle_attention::nn::MultiHeadAttentionConfig;
 /// use candle_attention::ops::Mask;
 ///
-/// // Qwen3's: few heads of keys and values, whose width is its own, and norms of queries and keys.
+/// // As in Qwen3: grouped heads with a width of their own, and normalised queries and keys.
 /// let config = MultiHeadAttentionConfig {
 ///     num_kv_heads: Some(2),
 ///     head_dim: Some(16),
@@ -26,35 +26,35 @@ use crate::ops::{Mask, Scale};
 pub struct MultiHeadAttentionConfig {
     /// Channels of the input and, with an output projection, of the output (C).
     pub embed_dim: usize,
-    /// Channels of the sequence that keys and values come from; `embed_dim` unless said otherwise.
+    /// Channels of the sequence that keys and values come from (M); by default `embed_dim`.
     pub memory_dim: Option<usize>,
     /// Heads of queries (H).
     pub num_heads: usize,
-    /// Heads of keys and values (G), which divide `num_heads`; `num_heads` unless said otherwise, 1 for multi-query
-    /// attention (Shazeer 2019, arXiv:1911.02150).
+    /// Heads of keys and values (G), which must divide `num_heads`; by default `num_heads`. 1 gives multi-query attention
+    /// (Shazeer 2019, arXiv:1911.02150).
     pub num_kv_heads: Option<usize>,
-    /// Channels of a query and of a key (D); `embed_dim / num_heads` unless said otherwise.
+    /// Channels of a query and of a key (D); by default `embed_dim / num_heads`.
     pub head_dim: Option<usize>,
-    /// Channels of a value (E); `head_dim` unless said otherwise.
+    /// Channels of a value (E); by default `head_dim`.
     pub value_dim: Option<usize>,
     /// Whether the projections to queries, keys and values have biases.
     pub bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
-    /// Whether the heads' outputs go through a learnable W^O.
+    /// Whether the outputs of the heads go through a learnable projection W^O.
     pub output_projection: bool,
-    /// What the dot products are multiplied by.
+    /// The factor on the dot products.
     pub scale: Scale,
-    /// Which positions see which, unless a call says otherwise.
+    /// Which positions see which; a call may override it.
     pub mask: Mask,
     /// A bound on the scores: `score` becomes `softcap * tanh(score / softcap)`.
     pub softcap: Option<f64>,
-    /// The share of attention weights dropped in training.
+    /// The dropout rate of the attention weights in training.
     pub dropout: f32,
-    /// Positions as angles, by which queries and keys turn. Only where keys and values come from the input itself.
+    /// Rotary position embedding of queries and keys. Only for self-attention.
     pub rotary: Option<RotaryEmbedding>,
-    /// With what `eps` the heads of queries and of keys are normalised by their root mean square, each with a learnable
-    /// weight (D), before they turn.
+    /// If set, the heads of queries and of keys are RMS-normalised with this `eps`, each with a learnable weight (D), before
+    /// they are rotated.
     pub qk_norm: Option<f64>,
     /// Initialisation of W^Q, W^K and W^V.
     pub init: Init,
@@ -63,8 +63,8 @@ pub struct MultiHeadAttentionConfig {
 }
 
 impl MultiHeadAttentionConfig {
-    /// Every position sees all, scaled by `1 / sqrt(D)`; an output projection; no biases, and weights uniform in
-    /// `±1 / sqrt(C)`.
+    /// Full attention, scaled by `1 / sqrt(D)`, with an output projection, without biases, and with weights initialised
+    /// uniformly in `±1 / sqrt(C)`.
     pub fn new(embed_dim: usize, num_heads: usize) -> Self {
         let bound = 1.0 / (embed_dim as f64).sqrt();
         let init = Init::Uniform { lo: -bound, up: bound };
@@ -89,7 +89,7 @@ impl MultiHeadAttentionConfig {
         }
     }
 
-    /// The sizes, with what was left open filled in.
+    /// The sizes, with defaults filled in.
     pub(super) fn sizes(&self) -> Result<Sizes> {
         let &Self { embed_dim: c, num_heads: h, .. } = self;
         if self.head_dim.is_none() && (h == 0 || !c.is_multiple_of(h)) {
@@ -107,7 +107,7 @@ impl MultiHeadAttentionConfig {
                 bail!("multi-head-attention: expected {name} of at least 1, got 0");
             }
         }
-        // No matrix is larger than memory.
+        // No matrix may exceed the address space.
         let is_possible = |from: usize, heads: usize, channels: usize| {
             let elements = heads.checked_mul(channels).and_then(|to| to.checked_mul(from));
             elements.is_some_and(|elements| elements <= isize::MAX as usize / size_of::<f64>())
@@ -129,7 +129,7 @@ impl MultiHeadAttentionConfig {
         }
         if self.rotary.is_some() && m != c {
             bail!(
-                "multi-head-attention: expected rotary positions where keys come from the input, got memory_dim {m} and \
+                "multi-head-attention: expected memory_dim to be embed_dim with rotary positions, got memory_dim {m} and \
                  embed_dim {c}"
             );
         }
@@ -137,7 +137,7 @@ impl MultiHeadAttentionConfig {
     }
 }
 
-/// Channels of input and memory, heads of queries and of keys, channels of keys and of values.
+/// Channels of input (C) and memory (M), heads of queries (H) and of keys (G), channels of keys (D) and of values (E).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) c: usize,

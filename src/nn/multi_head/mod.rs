@@ -17,24 +17,25 @@ pub use inputs::{AttentionInputs, KeysValues};
 
 /// Multi-head attention with learnable W^Q, W^K and W^V (Vaswani et al. 2017, arXiv:1706.03762).
 ///
-/// For the rows `x[t]` of the input and `m[s]` of the memory, which is the input itself in self-attention,
+/// For the rows `x[t]` of the input and `m[s]` of the memory (in self-attention, the input itself),
 ///
 /// ```text
 /// q = x W^Q    k = m W^K    v = m W^V
-/// y[t] = sum over the s that t may see of softmax(scale * q[t] . k[s]) * v[s]
+/// y[t] = sum over all s that t may see of softmax(scale * q[t] . k[s]) * v[s]
 /// ```
 ///
-/// in each of H heads; with an output projection, `y W^O`. See [`ops::attention`](mod@crate::ops::attention) for masks and
-/// grouped heads, and [`MultiHeadAttentionConfig`] for what else there is.
+/// in each of H heads; with an output projection, the result is `y W^O`. See [`ops::attention`](mod@crate::ops::attention) for
+/// masks and grouped heads, and [`MultiHeadAttentionConfig`] for the other options.
 ///
 /// | tensor | shape |
 /// |---|---|
 /// | input | (B, T, C) or (T, C) |
-/// | memory | (B, S, M), or (S, M) beside an input (T, C) |
-/// | output | (B, T, C) or (T, C); without an output projection H * E channels |
+/// | memory | (B, S, M), or (S, M) for an input (T, C) |
+/// | output | (B, T, C) or (T, C); without an output projection, H * E channels |
 /// | weights | (B, H, T, S), or (H, T, S) for an input (T, C) |
 ///
-/// [`forward`](Self::forward) is self-attention, `forward_t` (of [`ModuleT`]) the same with dropout in training, [`forward_cross`](Self::forward_cross) takes keys and values from another sequence, and
+/// [`forward`](Self::forward) is self-attention and `forward_t` (of [`ModuleT`]) the same with dropout in training;
+/// [`forward_cross`](Self::forward_cross) takes keys and values from another sequence, and
 /// [`forward_cached`](Self::forward_cached) reads a text piece by piece.
 ///
 /// ```
@@ -76,11 +77,11 @@ pub struct MultiHeadAttention {
 
 impl MultiHeadAttention {
     /// Reads or creates `q_proj` (H * D, C), `k_proj` (G * D, M), `v_proj` (G * E, M) and, with an output projection,
-    /// `o_proj` (C, H * E): each a `weight`, stored as (out, in), and where wanted a `bias` (out); with norms of queries and
-    /// keys `q_norm` and `k_norm`, each a `weight` (D).
+    /// `o_proj` (C, H * E). Each has a `weight`, stored as (out, in), and optionally a `bias` (out). With normalised queries and
+    /// keys there are also `q_norm` and `k_norm`, each with a `weight` (D).
     ///
     /// # Errors
-    /// If the sizes do not go together, or the builder lacks a tensor or holds it in another shape.
+    /// If the sizes do not fit together, or the builder lacks a tensor or has it in another shape.
     pub fn new(config: &MultiHeadAttentionConfig, vb: VarBuilder) -> Result<Self> {
         let sizes = config.sizes()?;
         let Sizes { c, m, h, g, d, e } = sizes;
@@ -121,12 +122,12 @@ impl MultiHeadAttention {
         &self.v_proj
     }
 
-    /// The projection of the output, W^O, where there is one.
+    /// The output projection, W^O, if there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
         self.o_proj.as_ref()
     }
 
-    /// Self-attention with the layer's own mask, as in evaluation: nothing is dropped.
+    /// Self-attention with the layer's own mask, without dropout.
     ///
     /// # Errors
     /// Those of [`forward_with`](Self::forward_with).
@@ -134,10 +135,10 @@ impl MultiHeadAttention {
         self.forward_with(xs, &AttentionInputs::default())
     }
 
-    /// Attention as [`AttentionInputs`] say.
+    /// Attention with other [`AttentionInputs`].
     ///
     /// # Errors
-    /// If a shape, dtype or device is not the layer's.
+    /// If a shape, dtype or device does not match the layer.
     pub fn forward_with(&self, xs: &Tensor, inputs: &AttentionInputs) -> Result<Tensor> {
         check("an input", xs, &self.q_proj)?;
         if xs.rank() == 2 {
@@ -152,8 +153,8 @@ impl MultiHeadAttention {
         self.merge_heads(ops::attention(&q, &k, &v, &options)?)
     }
 
-    /// As [`forward_with`](Self::forward_with), and the attention weights (B, H, T, S), or (H, T, S) for an input (T, C).
-    /// Both are differentiable.
+    /// The output of [`forward_with`](Self::forward_with), and the attention weights (B, H, T, S), or (H, T, S) for an input
+    /// (T, C). Both are differentiable.
     ///
     /// # Errors
     /// Those of [`forward_with`](Self::forward_with).
@@ -168,7 +169,7 @@ impl MultiHeadAttention {
         Ok((self.merge_heads(ys)?, weights))
     }
 
-    /// Queries, keys and values of a call.
+    /// The queries, keys and values of a call.
     fn project(&self, xs: &Tensor, inputs: &AttentionInputs) -> Result<[Tensor; 3]> {
         let q = self.project_queries(xs, 0)?;
         let (k, v) = match inputs.memory {
@@ -182,21 +183,21 @@ impl MultiHeadAttention {
     fn project_queries(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
         let Sizes { h, d, .. } = self.sizes;
         let q = heads(&self.q_proj, xs, h, d)?; // (B, T, H, D)
-        self.place(q, self.q_norm.as_ref(), offset)
+        self.normalise_and_rotate(q, self.q_norm.as_ref(), offset)
     }
 
     /// The keys and values of positions from `offset` on.
     fn project_keys_values(&self, memory: &Tensor, offset: usize) -> Result<(Tensor, Tensor)> {
         let Sizes { m, g, d, e, .. } = self.sizes;
         if memory.dim(2)? != m {
-            bail!("multi-head-attention: expected keys from a memory of {m} channels, got {}", memory.dim(2)?);
+            bail!("multi-head-attention: expected a memory of {m} channels, got {}", memory.dim(2)?);
         }
         let k = heads(&self.k_proj, memory, g, d)?; // (B, S, G, D)
-        Ok((self.place(k, self.k_norm.as_ref(), offset)?, heads(&self.v_proj, memory, g, e)?))
+        Ok((self.normalise_and_rotate(k, self.k_norm.as_ref(), offset)?, heads(&self.v_proj, memory, g, e)?))
     }
 
-    /// Normalised and turned, where the layer does so.
-    fn place(&self, mut heads: Tensor, norm: Option<&RmsNorm>, offset: usize) -> Result<Tensor> {
+    /// Queries or keys, normalised and rotated if the layer does so.
+    fn normalise_and_rotate(&self, mut heads: Tensor, norm: Option<&RmsNorm>, offset: usize) -> Result<Tensor> {
         if let Some(norm) = norm {
             heads = norm.forward(&heads)?;
         }
@@ -218,13 +219,13 @@ impl MultiHeadAttention {
         }
     }
 
-    /// Whether one product can make queries, keys and values, and attention take them as they lie.
+    /// Whether one product can give queries, keys and values in the packed form that attention takes.
     fn is_packable(&self) -> bool {
         let Sizes { c, m, h, g, d, e } = self.sizes;
         c == m && h == g && d == e && self.q_norm.is_none() && self.rotary.is_none()
     }
 
-    /// Queries, keys and values in one product, (B, T, 3 * H * D): the input is read once.
+    /// Queries, keys and values from one product, (B, T, 3 * H * D), which reads the input once.
     fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
         let weight = record::stack_rows(&projections.map(Linear::weight))?; // (3 * H * D, C)
@@ -239,22 +240,22 @@ impl MultiHeadAttention {
     }
 }
 
-/// No [`Module`]: candle makes a `ModuleT` of each of these by itself, one that takes no notice of training.
+/// There is no [`Module`] implementation, because candle would derive a `ModuleT` from it that ignores training.
 impl ModuleT for MultiHeadAttention {
-    /// In training, attention weights are dropped at the layer's rate, in the way of [`Dropout::new`].
+    /// In training, attention weights are dropped at the layer's rate, with random numbers as in [`Dropout::new`].
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let dropout = self.dropout.next_call(train);
         self.forward_with(xs, &AttentionInputs { dropout, ..Default::default() })
     }
 }
 
-/// A projection in its heads: (B, T, n, channels).
+/// A projection split into heads: (B, T, n, channels).
 fn heads(projection: &Linear, xs: &Tensor, n: usize, channels: usize) -> Result<Tensor> {
     let (b, t, _) = xs.dims3()?;
     record::reshape(&projection.forward(xs)?, (b, t, n, channels))
 }
 
-/// Refuses what the projection cannot take.
+/// Refuses an input that the projection cannot take.
 fn check(what: &str, xs: &Tensor, projection: &Linear) -> Result<()> {
     let weight = projection.weight();
     let channels = weight.dim(1)?;

@@ -1,6 +1,6 @@
-"""The coefficients of `normal_tail` in functions.rs: erfc(t) exp(t^2) as u times a polynomial of degree 8 in u = 1 / (1 + t / 2).
+"""The coefficients of `normal_distribution` in functions.rs: erfc(t) exp(t^2) as u times a polynomial of degree 8 in u = 1 / (1 + t / 2).
 
-Least squares of the relative error at Chebyshev nodes for t from 0 to 10, reweighted (Lawson) towards the minimax.
+Least squares of the relative error at Chebyshev nodes for t from 0 to 10, reweighted (Lawson) towards the minimax fit.
 
     pip install mpmath numpy
     python fit_normal_tail.py

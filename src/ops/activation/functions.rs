@@ -1,5 +1,5 @@
-//! The activations, each of one number (with its slope) for the kernels, and of a tensor, composed of candle's own
-//! operations: the specification, for any dtype and device.
+//! The activations: of one number, with the derivative, for the kernels; and of a tensor, composed of candle's own
+//! operations, as the specification and for any dtype and device.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use crate::ops::simd::exp;
 
-/// A function that is applied element by element.
+/// A function applied element by element.
 pub(super) trait Activation: Send + Sync + 'static {
     /// `f(x)`.
     fn value(x: f32) -> f32;
@@ -35,17 +35,18 @@ impl Activation for GeluErf {
         (x * phi, phi + x * density)
     }
 
-    /// The gradient of candle's own `gelu_erf` uses constants of six digits.
+    /// Not candle's own `gelu_erf`, whose gradient uses constants of six digits.
     fn reference(xs: &Tensor) -> Result<Tensor> {
         let phi = (xs * FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?;
         xs * phi
     }
 }
 
-/// Of the standard normal distribution `Phi(x)`, to within 4e-7 of itself, and its density, beside what the rounding of `x^2` costs.
+/// The standard normal distribution `Phi(x)` and its density, with relative errors of at most 4e-7 plus the effect of rounding
+/// `x^2`.
 ///
 /// With `t = |x| / sqrt(2)`, `Phi(-|x|) = erfc(t) / 2 = exp(-x^2 / 2) u P(u) / 2`, where `u = 1 / (1 + t / 2)` and P is the
-/// polynomial that `fit_normal_tail.py` fits: both come from one exponential.
+/// polynomial that `fit_normal_tail.py` fits, so one exponential serves both.
 #[inline(always)]
 fn normal_distribution(x: f32) -> (f32, f32) {
     /// `1 / sqrt(2 pi)`.
@@ -85,7 +86,7 @@ impl Activation for GeluTanh {
     /// `f' = sigma + x sigma (1 - sigma) 2 u'`.
     #[inline(always)]
     fn value_and_slope(x: f32) -> (f32, f32) {
-        // The sigmoid has long been 0 or 1, and the square does not overflow.
+        // Beyond 100 the sigmoid is 0 or 1, and the square might overflow.
         let x = floored(x);
         let near = x.clamp(-100.0, 100.0);
         let (s, rest) = sigmoid(Self::SCALE * (near + Self::CUBIC * near * near * near));
@@ -93,7 +94,7 @@ impl Activation for GeluTanh {
         (x * s, s + near * s * rest * slope)
     }
 
-    /// The gradient of candle's own `gelu` uses constants of six digits.
+    /// Not candle's own `gelu`, whose gradient uses constants of six digits.
     fn reference(xs: &Tensor) -> Result<Tensor> {
         let inner = (xs * xs.sqr()?.affine(0.044715, 1.0)?)?;
         let phi = (inner * FRAC_2_PI.sqrt())?.tanh()?.affine(0.5, 0.5)?;
@@ -119,16 +120,16 @@ impl Activation for Silu {
         (x * s, s * (1.0 + x * rest))
     }
 
-    /// The gradient of candle's own `silu` takes a difference that leaves nothing of large inputs.
+    /// Not candle's own `silu`, whose gradient loses all precision for large inputs in a difference.
     fn reference(xs: &Tensor) -> Result<Tensor> {
-        // Further out the exponential and its square would overflow, and nothing changes: below, what is left is 0.
+        // Beyond 80 the exponential and its square might overflow; the sigmoid is 1 there, and 0 below -80.
         let sigma = (xs.clamp(-80.0, 80.0)?.neg()?.exp()? + 1.0)?.recip()?;
         let is_far = xs.lt(-80.0)?;
         is_far.where_cond(&xs.zeros_like()?.detach(), &(xs * sigma)?)
     }
 }
 
-/// `max(x, 0)`, of slope 0 at 0.
+/// `max(x, 0)`, with derivative 0 at 0.
 pub(super) struct Relu;
 
 impl Activation for Relu {
@@ -142,7 +143,7 @@ impl Activation for Relu {
         (Self::value(x), if x <= 0.0 { 0.0 } else { 1.0 })
     }
 
-    /// The gradient of candle's own `relu` is 1 at 0.
+    /// Not candle's own `relu`, whose gradient is 1 at 0.
     fn reference(xs: &Tensor) -> Result<Tensor> {
         xs.le(0.0)?.where_cond(&xs.zeros_like()?.detach(), xs)
     }
@@ -169,13 +170,13 @@ impl Activation for ReluSquared {
     }
 }
 
-/// `x`, but not below where a sigmoid leaves nothing of it: however large a number, times hardly anything, is not 0.
+/// `x`, but at least -100, where the sigmoid is practically 0: the product with a much larger `x` would not be.
 #[inline(always)]
 fn floored(x: f32) -> f32 {
     if x < -100.0 { -100.0 } else { x }
 }
 
-/// `sigma(x) = 1 / (1 + e^-x)`, and `1 - sigma(x)` without taking a difference.
+/// `sigma(x) = 1 / (1 + e^-x)`, and `1 - sigma(x)` computed without a difference.
 #[inline(always)]
 fn sigmoid(x: f32) -> (f32, f32) {
     let e = exp(-x);
@@ -191,10 +192,10 @@ mod tests {
     fn the_normal_distribution_is_within_its_bound() {
         for i in -130_000..=130_000 {
             let x = i as f32 * 1e-4;
-            // By candle's erfc, which is that of f64.
+            // From candle's erfc in f64.
             let expected = 0.5 * candle_core::cpu::erf::erfc_f64(-f64::from(x) * FRAC_1_SQRT_2);
             let (phi, density) = normal_distribution(x);
-            // Rounding x^2 / 2 grows with it in the exponent.
+            // The rounding error of x^2 / 2 grows with it in the exponent.
             let bound = 4e-7 + 1.2e-7 * f64::from(x * x / 2.0).min(if x > 0.0 { 0.0 } else { f64::INFINITY });
             assert!((f64::from(phi) / expected - 1.0).abs() < bound, "Phi({x}) = {phi}, expected {expected}");
             let expected = (-0.5 * f64::from(x).powi(2)).exp() / (2.0 * std::f64::consts::PI).sqrt();

@@ -5,7 +5,7 @@ use crate::ops::elementwise::zip_map;
 use crate::ops::parallel::for_each_chunk_pair;
 use crate::ops::simd::dispatch;
 
-/// Elements a piece of work: enough to be worth handing to a thread.
+/// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 16 * 1024;
 
 /// `y = f(x)`.

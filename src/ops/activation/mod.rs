@@ -1,4 +1,4 @@
-//! Activations, and products that an activation gates. In half precision they are computed in `f32`.
+//! Activations, and products gated by an activation. In half precision they are computed in `f32`.
 
 mod functions;
 mod kernel;
@@ -8,47 +8,49 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
+use super::checks::check_alike;
 use super::record;
-use super::storage::{check_alike, has_kernel, precise, slice, values};
+use super::storage::{has_kernel, precise, slice, values};
 
-/// `x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2`, element by element; any shape. The Gaussian error linear unit (Hendrycks
-/// and Gimpel 2016, arXiv:1606.08415).
+/// The Gaussian error linear unit (Hendrycks and Gimpel 2016, arXiv:1606.08415):
+/// `x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2`, element by element, for any shape.
 ///
 /// # Errors
-/// If the dtype is not a floating-point one.
+/// If the dtype is not floating-point.
 pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
     apply::<GeluErf>("gelu-erf", xs)
 }
 
-/// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`, element by element; any shape. The approximate GELU
-/// (arXiv:1606.08415).
+/// The approximate GELU (arXiv:1606.08415): `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`, element by element, for
+/// any shape.
 ///
 /// # Errors
-/// If the dtype is not a floating-point one.
+/// If the dtype is not floating-point.
 pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
     apply::<GeluTanh>("gelu-tanh", xs)
 }
 
-/// `x / (1 + exp(-x))`, element by element; any shape. Also called Swish (Ramachandran et al. 2017, arXiv:1710.05941).
+/// The sigmoid linear unit, also called Swish (Ramachandran et al. 2017, arXiv:1710.05941): `x / (1 + exp(-x))`, element by
+/// element, for any shape.
 ///
 /// # Errors
-/// If the dtype is not a floating-point one.
+/// If the dtype is not floating-point.
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
     apply::<Silu>("silu", xs)
 }
 
-/// `max(x, 0)^2`, element by element; any shape (So et al. 2021, arXiv:2109.08668).
+/// The squared ReLU (So et al. 2021, arXiv:2109.08668): `max(x, 0)^2`, element by element, for any shape.
 ///
 /// # Errors
-/// If the dtype is not a floating-point one.
+/// If the dtype is not floating-point.
 pub fn relu_squared(xs: &Tensor) -> Result<Tensor> {
     apply::<ReluSquared>("relu-squared", xs)
 }
 
-/// `silu(gate) * up`, element by element; any shape, the same for both (Shazeer 2020, arXiv:2002.05202).
+/// `silu(gate) * up`, element by element, for any shape, the same for both (Shazeer 2020, arXiv:2002.05202).
 ///
 /// # Errors
-/// If shapes, dtypes or devices do not agree, or the dtype is not a floating-point one.
+/// If shapes, dtypes or devices differ, or the dtype is not floating-point.
 ///
 /// ```
 /// use candle_attention::ops;
@@ -120,7 +122,7 @@ fn check(name: &str, xs: &Tensor) -> Result<()> {
     }
 }
 
-/// The fused operation: of one tensor the activation, of two the gated product.
+/// The fused operation: the activation of one tensor, or the gated product of two.
 struct Fused<A> {
     name: &'static str,
     activation: PhantomData<A>,
@@ -174,7 +176,7 @@ mod tests {
     use crate::ops::testing::{assert_like_reference, randn};
     use candle_core::{DType, Var};
 
-    /// Sizes off the chunks, and spreads from the straight part of the curves to their flat one.
+    /// Sizes that are no multiples of a chunk, and spreads from the linear part of the curves to the flat one.
     const SIZES: [(usize, f64); 6] = [(1, 1.0), (31, 3.0), (40_009, 2.0), (1009, 30.0), (1009, 1e-3), (1009, 1e4)];
 
     #[test]
@@ -211,7 +213,7 @@ mod tests {
         assert_like_reference("swiglu of views", &inputs, &fused, &reference);
     }
 
-    /// Where f32 overflows on the way, or the curve has a corner.
+    /// Where f32 overflows in between, or the curve has a corner.
     #[test]
     fn slopes_at_the_edges() {
         for dtype in [DType::F32, DType::F64] {

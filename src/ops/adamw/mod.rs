@@ -5,6 +5,8 @@
 //! v = beta2 v + (1 - beta2) g^2
 //! w = w - lr weight_decay w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 //! ```
+//!
+//! with the gradient `g`, scaled by `gradient_scale`.
 
 mod kernel;
 mod reference;
@@ -12,9 +14,11 @@ mod reference;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
 use super::Cautious;
+use super::checks::check_not_negative;
+use super::elementwise::move_average;
 use super::storage::{has_kernel, slice, slice_mut, values};
 
-/// The numbers of one step.
+/// The hyperparameters of one step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWStep {
     /// The learning rate.
@@ -23,29 +27,29 @@ pub struct AdamWStep {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// The term in the denominator.
+    /// The term added to the denominator.
     pub eps: f64,
     /// Weight decay; 0 for none.
     pub weight_decay: f64,
-    /// What the gradient is multiplied by first, as to clip it.
+    /// A factor on the gradient, for instance to clip it.
     pub gradient_scale: f64,
-    /// The number of steps (t), this one included.
+    /// The number of steps so far (t), including this one.
     pub step: u64,
-    /// What is left out where signs do not agree.
+    /// Which parts of the step to leave out where signs disagree.
     pub cautious: Cautious,
 }
 
-/// The moments of a variable, of its shape and dtype.
+/// The moments of a variable, with its shape and dtype.
 #[derive(Clone, Debug)]
 pub struct Moments {
-    /// The running mean of the gradient (m).
+    /// The moving average of the gradient (m).
     pub first: Tensor,
-    /// The running mean of its square (v).
+    /// The moving average of its square (v).
     pub second: Tensor,
 }
 
 impl Moments {
-    /// Moments of zero for `var`.
+    /// Zero moments for `var`.
     ///
     /// # Errors
     /// If they cannot be allocated.
@@ -54,10 +58,33 @@ impl Moments {
     }
 }
 
-/// Moves `var` and its moments one step along `gradient`. In `f32` on the CPU all three are changed in place.
+/// Updates `var` and its moments with `gradient`: one step. In `f32` on the CPU, all three are changed in place.
 ///
 /// # Errors
-/// If the shapes do not agree, or a number is not finite or out of its range.
+/// If the shapes differ, or a number is not finite or out of its range.
+///
+/// ```
+/// use candle_attention::ops::{AdamWStep, Cautious, Moments, adamw};
+/// use candle_core::{Device, Tensor, Var};
+///
+/// let var = Var::new(&[1f32, -1.], &Device::Cpu)?;
+/// let (gradient, mut moments) = (Tensor::new(&[0.5f32, 2.], &Device::Cpu)?, Moments::zeros(&var)?);
+/// let step = AdamWStep {
+///     learning_rate: 0.25,
+///     beta1: 0.9,
+///     beta2: 0.95,
+///     eps: 1e-8,
+///     weight_decay: 0.0,
+///     gradient_scale: 1.0,
+///     step: 1,
+///     cautious: Cautious::default(),
+/// };
+/// adamw(&var, &gradient, &mut moments, &step)?;
+/// // The first step has the size of the learning rate, whatever that of the gradient.
+/// let moved: Vec<f32> = var.to_vec1()?;
+/// assert!((moved[0] - 0.75).abs() < 1e-6 && (moved[1] + 1.25).abs() < 1e-6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
     for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
     {
@@ -69,16 +96,13 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
         let AdamWStep { step, beta1, beta2, .. } = step;
         bail!("adamw: expected a step of at least 1 and betas from 0 to below 1, got {step}, {beta1} and {beta2}");
     }
-    for (name, number) in [
+    let numbers = [
         ("a learning rate", step.learning_rate),
         ("an eps", step.eps),
         ("a weight decay", step.weight_decay),
         ("a gradient scale", step.gradient_scale),
-    ] {
-        if !(number >= 0.0 && number.is_finite()) {
-            bail!("adamw: expected {name} of at least 0, got {number}");
-        }
-    }
+    ];
+    check_not_negative("adamw", &numbers)?;
     if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
         return reference::adamw(var, gradient, moments, step);
     }
@@ -113,7 +137,7 @@ fn is_decay(beta: f64) -> bool {
     (0.0..1.0).contains(&beta)
 }
 
-/// `average = decay * average + (1 - decay) * scale g`, or of its square.
+/// `average = decay * average + (1 - decay) * scale g`, or the same of its square.
 struct Average {
     decay: f64,
     scale: f64,
@@ -135,7 +159,7 @@ impl InplaceOp2 for Average {
         let (average, gradient) = (slice_mut(average, average_l)?, slice(gradient, gradient_l)?);
         let (decay, rest) = (self.decay as f32, 1.0 - self.decay);
         match self.of_squares {
-            false => kernel::average(average, gradient, decay, (rest * self.scale) as f32),
+            false => move_average(average, gradient, decay, (rest * self.scale) as f32),
             true => kernel::average_of_squares(average, gradient, self.scale as f32, decay, rest as f32),
         }
         Ok(())
@@ -145,7 +169,7 @@ impl InplaceOp2 for Average {
 /// The third line of the formula.
 struct Update {
     step: AdamWStep,
-    /// Where the step is cautious.
+    /// Only where the step is cautious.
     gradient: Option<Tensor>,
 }
 
@@ -168,7 +192,7 @@ impl InplaceOp3 for Update {
         match &self.gradient {
             None => kernel::update(weights, first, second, coefficients),
             Some(gradient) => {
-                let mut update = kernel::update_alone(first, second, coefficients);
+                let mut update = kernel::update_of(first, second, coefficients);
                 self.step.cautious.apply(weights, &mut update, &values(gradient)?, coefficients.keep);
             }
         }
@@ -176,12 +200,13 @@ impl InplaceOp3 for Update {
     }
 }
 
-/// What is the same for all elements: `w = keep w - rate m / (sqrt(root v) + eps)`.
+/// The coefficients that all elements share: `w = keep w - rate m / (sqrt(correction v) + eps)`.
 #[derive(Clone, Copy)]
 struct Coefficients {
     keep: f64,
     rate: f64,
-    root: f64,
+    /// Of the second moment: `1 / (1 - beta2^t)`.
+    correction: f64,
     eps: f64,
 }
 
@@ -192,15 +217,15 @@ impl Coefficients {
         Self {
             keep: 1.0 - learning_rate * weight_decay,
             rate: learning_rate / (1.0 - beta1.powf(steps)),
-            root: 1.0 / (1.0 - beta2.powf(steps)),
+            correction: 1.0 / (1.0 - beta2.powf(steps)),
             eps,
         }
     }
 }
 
 impl From<Coefficients> for kernel::Coefficients {
-    fn from(Coefficients { keep, rate, root, eps }: Coefficients) -> Self {
-        Self { keep: keep as f32, rate: rate as f32, root: root as f32, eps: eps as f32 }
+    fn from(Coefficients { keep, rate, correction, eps }: Coefficients) -> Self {
+        Self { keep: keep as f32, rate: rate as f32, correction: correction as f32, eps: eps as f32 }
     }
 }
 
@@ -238,7 +263,7 @@ mod tests {
         }
     }
 
-    /// Some steps in f32, fused and composed, and in f64.
+    /// A few steps in f32, fused and composed, and in f64.
     #[test]
     fn the_kernel_is_the_reference() {
         for (updates, decay) in [(false, false), (true, false), (false, true), (true, true)] {

@@ -1,4 +1,4 @@
-//! The fused operation: from tensors to heads.
+//! The fused operation, from tensors to heads.
 
 use std::sync::OnceLock;
 
@@ -15,19 +15,19 @@ use crate::ops::random::DropoutFactors;
 use crate::ops::record::is_tracked;
 use crate::ops::storage::{slice, values};
 
-/// The operation, with what it keeps for the way back: (B, H, T).
+/// The operation, with the softmax of each query (B, H, T), which it keeps for backward.
 pub(super) struct Attention {
     scale: f32,
     mask: Mask,
     softcap: Option<f32>,
-    /// The factors, and the number of the first sequence.
+    /// The factors, and the index of the first sequence.
     dropout: Option<(DropoutFactors, u64)>,
-    /// Whether nobody will ask for gradients.
+    /// Whether no gradients will be needed.
     is_forward_only: bool,
     softmax: OnceLock<Vec<Softmax>>,
 }
 
-/// The operation on heads of which `sees` makes the mask.
+/// The operation with the mask of each head, which `sees` creates.
 struct Masked<'a, F> {
     op: &'a Attention,
     num_heads: usize,
@@ -56,7 +56,7 @@ impl<V: Visible, F: Fn(usize, usize) -> V + Sync> Heads for Masked<'_, F> {
 }
 
 impl Attention {
-    /// For checked options, heads of `head_dim` channels, and the tensors it will be applied to.
+    /// From checked options, the channels of a head, and the tensors it will be applied to.
     pub(super) fn new(options: &AttentionOptions, head_dim: usize, tensors: &[&Tensor]) -> Result<Self> {
         let dropout = match options.dropout.filter(|dropout| dropout.rate > 0.0) {
             Some(dropout) => Some((dropout.factors()?, dropout.first_sequence)),
@@ -85,7 +85,7 @@ impl Attention {
                 heads::forward(views, &Masked { op, num_heads, sees }, sizes)
             }
         };
-        // The graph holds one such operation for each call, so nothing is there yet.
+        // Each call creates its own operation, so this is still empty.
         let _ = self.softmax.set(softmax);
         Ok(out)
     }
@@ -167,7 +167,7 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// The layout of a contiguous tensor's values, counted from their own first.
+/// The layout of a contiguous tensor's values, starting at offset 0.
 fn contiguous(tensor: &Tensor) -> Layout {
     Layout::contiguous(tensor.shape())
 }
@@ -178,7 +178,7 @@ fn sizes(q: &Shape, k: &Shape, v: &Shape) -> Result<Sizes> {
     Ok(Sizes { b, h, g, head: Dims { t, s, d, e } })
 }
 
-/// The operation on queries, keys and values packed as (B, T, 3, H, D): what one projection gives.
+/// The operation on queries, keys and values packed as (B, T, 3, H, D), the output of one projection.
 pub(super) struct PackedAttention {
     pub(super) attention: Attention,
     pub(super) num_heads: usize,

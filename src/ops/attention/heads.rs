@@ -1,4 +1,4 @@
-//! All heads of all sequences: which thread works on which, and where their rows lie.
+//! All heads of all sequences: how they are divided among threads, and where their rows are.
 
 use super::kernel::{Backward, Dims, Forward, Saved};
 use super::layout::{GradientLayout, Piece, Sizes};
@@ -8,7 +8,7 @@ use super::single;
 use super::visible::Visible;
 use crate::ops::parallel;
 
-/// Queries, keys or values of all sequences and heads: (B, T, H, D) with any strides but the last, which is 1.
+/// Queries, keys or values of all sequences and heads: (B, T, H, D) with any strides, except that the last is 1.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub(super) data: &'a [f32],
@@ -23,7 +23,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// The mask, scale and dropout of each head, by the numbers of sequence and head.
+/// The mask, scale and dropout of each head, by sequence and head.
 pub(super) trait Heads: Sync {
     type Visible: Visible;
 
@@ -31,12 +31,12 @@ pub(super) trait Heads: Sync {
 
     fn scoring(&self, sequence: usize, head: usize) -> Scoring<'_>;
 
-    /// Whether there is no way back.
+    /// Whether there will be no backward pass.
     fn is_forward_only(&self) -> bool;
 }
 
-/// Whether there are too few sequences to keep all threads busy with one each. One head of keys and values is the least
-/// that a thread takes: its gradients have one owner, which makes their sums the same for any number of threads.
+/// Whether to split heads among threads, because there are fewer sequences than threads. The unit of work is then one head of
+/// keys and values: its gradients have a single owner, so their sums do not depend on the number of threads.
 fn splits_heads(sizes: Sizes) -> bool {
     sizes.b < parallel::threads() && sizes.g > 1
 }
@@ -48,7 +48,7 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) ->
         return single::forward([q, k, v], heads, sizes);
     }
     let per_group = h / g;
-    // The heads of queries that share a head of keys and values; `places` says where the output of each belongs.
+    // Works on the query heads that share a key-value head; `places` says where the output of each belongs.
     let group = |work: &mut Forward,
                  [b_i, g_i]: [usize; 2],
                  out: &mut [f32],
@@ -96,7 +96,7 @@ pub(super) fn backward(
     sizes: Sizes,
 ) -> Vec<Vec<f32>> {
     let Sizes { b, h, g, head: Dims { t, s, d, e } } = sizes;
-    // The owner of a piece of gradient is a head of keys and values, with all heads of queries that share it.
+    // The owner of a part of the gradients is a key-value head, with all query heads that share it.
     let group =
         |work: &mut Backward, [b_i, g_i]: [usize; 2], piece: &mut Piece, places: &dyn Fn(usize) -> [Place; 3]| {
             work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));

@@ -1,9 +1,9 @@
 //! Attention and its gradients, on slices: tile by tile, with memory linear in the number of positions.
 //!
-//! One head of keys and values is copied into the forms that the products of tiles want, and serves all heads of queries
-//! that share it. Each of those is worked through in tiles of [`TILE`] queries and keys. Forward keeps two numbers for each
-//! query, from which backward recomputes a tile's weights, as FlashAttention does (Dao et al. 2022, arXiv:2205.14135).
-//! Tiles in which nothing is allowed are never computed, and of the others only the blocks that a query sees into.
+//! One head of keys and values is copied into the layouts that the tile products need, and serves all query heads that share
+//! it. Each of these is processed in tiles of [`TILE`] queries and keys. Forward keeps two numbers per query, from which
+//! backward recomputes the weights of a tile, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). Tiles in which nothing
+//! is allowed are never computed, and of the others only the blocks that some query sees.
 
 use pulp::{Simd, WithSimd};
 
@@ -27,7 +27,7 @@ fn padded(channels: usize) -> usize {
     channels.next_multiple_of(GROUP)
 }
 
-/// Forward over the heads of queries that share a head of keys and values.
+/// The forward pass over the query heads that share a key-value head.
 pub(super) struct Forward {
     dims: Dims,
     k_columns: Vec<f32>,
@@ -38,7 +38,7 @@ pub(super) struct Forward {
 }
 
 impl Forward {
-    /// Room for heads of these sizes.
+    /// Allocates buffers for heads of these sizes.
     pub(super) fn new(dims: Dims) -> Self {
         let Dims { s, d, e, .. } = dims;
         let s = s.next_multiple_of(TILE);
@@ -52,7 +52,7 @@ impl Forward {
         }
     }
 
-    /// Takes up a head of keys and values.
+    /// Loads a key-value head.
     pub(super) fn load(&mut self, k: Rows, v: Rows) {
         let Dims { s, d, e, .. } = self.dims;
         dispatch(
@@ -64,7 +64,7 @@ impl Forward {
         );
     }
 
-    /// A head of queries: `out[t] = sum over s of weights[t, s] v[s]`, and what backward needs of each query.
+    /// Processes a query head: `out[t] = sum over s of weights[t, s] v[s]`, and what backward needs of each query.
     pub(super) fn head<V: Visible>(
         &mut self,
         out: RowsMut,
@@ -106,7 +106,7 @@ impl<V: Visible> WithSimd for ForwardHead<'_, V> {
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };
                 let k = Right { data: &work.k_columns[keys.start * d..], stride: TILE };
                 product(simd, scores, q, k, rows, |row| (tile.reach(row), 0..d));
-                // Pass 2: exponentials, relative to the highest score so far; what was summed before shrinks with it.
+                // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
                 tile.weigh_online(&mut work.scores, &mut online);
                 for (out, factor) in work.out.chunks_exact_mut(e_stride).zip(online.factors) {
                     if factor != 1.0 {
@@ -130,7 +130,7 @@ impl<V: Visible> WithSimd for ForwardHead<'_, V> {
     }
 }
 
-/// What forward left of one head, and the gradient of its output.
+/// What forward kept of one head, and the gradient of its output.
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
     pub(super) out: Rows<'a>,
@@ -138,7 +138,7 @@ pub(super) struct Saved<'a> {
     pub(super) softmax: &'a [Softmax],
 }
 
-/// Backward over the heads of queries that share a head of keys and values, whose gradients gather here.
+/// The backward pass over the query heads that share a key-value head; accumulates the gradients of the latter.
 pub(super) struct Backward {
     dims: Dims,
     k: Vec<f32>,
@@ -154,7 +154,7 @@ pub(super) struct Backward {
 }
 
 impl Backward {
-    /// Room for heads of these sizes.
+    /// Allocates buffers for heads of these sizes.
     pub(super) fn new(dims: Dims) -> Self {
         let Dims { s, d, e, .. } = dims;
         let s = s.next_multiple_of(TILE);
@@ -173,7 +173,7 @@ impl Backward {
         }
     }
 
-    /// Takes up a head of keys and values.
+    /// Loads a key-value head.
     pub(super) fn load(&mut self, k: Rows, v: Rows) {
         let Dims { s, d, e, .. } = self.dims;
         self.dk.fill(0.0);
@@ -188,18 +188,18 @@ impl Backward {
         );
     }
 
-    /// A head of queries: their gradient, and its part of those of keys and values.
+    /// Processes a query head: its gradient, and its contribution to those of keys and values.
     pub(super) fn head<V: Visible>(&mut self, dq: RowsMut, saved: Saved, q: Rows, scoring: Scoring, visible: &V) {
         dispatch_vectors(BackwardHead { work: self, dq, saved, q, scoring, visible });
     }
 
-    /// The gradient of the keys that were taken up.
+    /// Writes the gradient of the loaded keys.
     pub(super) fn store_dk(&self, mut dk: RowsMut) {
         let Dims { s, d, .. } = self.dims;
         dk.fill(&self.dk[..s * padded(d)], padded(d), d);
     }
 
-    /// The gradient of the values that were taken up.
+    /// Writes the gradient of the loaded values.
     pub(super) fn store_dv(&self, mut dv: RowsMut) {
         let Dims { s, e, .. } = self.dims;
         dv.fill(&self.dv[..s * padded(e)], padded(e), e);
@@ -228,7 +228,7 @@ impl<V: Visible> WithSimd for BackwardHead<'_, V> {
             let rows = queries.len();
             q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
             saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
-            // The gradient of a row's softmax subtracts the mean of dweights under the weights, which is dout . out.
+            // The gradient of a row's softmax subtracts the weighted mean of dweights, which is dout . out.
             for (dot, query) in dots.iter_mut().zip(queries.clone()) {
                 *dot = sum_of(saved.dout.row(query, e), saved.out.row(query, e), |dout, out| dout * out);
             }

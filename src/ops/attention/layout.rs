@@ -1,11 +1,11 @@
-//! Sizes of a call of attention, and where its gradients lie.
+//! The sizes of a call of attention, and the layout of its gradients.
 
 use std::ops::Range;
 
 use super::kernel::Dims;
 use super::rows::Place;
 
-/// Sizes of a call: sequences, heads of queries, heads of keys and values, and those of a head.
+/// The sizes of a call: sequences, query heads, key-value heads, and those of a head.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub(super) b: usize,
@@ -15,24 +15,24 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// The heads of queries that share head `g` of keys and values.
+    /// The query heads that share key-value head `g`.
     pub(super) fn heads(self, g: usize) -> Range<usize> {
         let per_group = self.h / self.g;
         g * per_group..(g + 1) * per_group
     }
 
-    /// Where the rows of a head of sequence 0 lie in a tensor (B, T, H, E).
+    /// The place of a head's rows, for sequence 0, in a tensor (B, T, H, E).
     pub(super) fn out(self, h: usize) -> Place {
         Place { offset: h * self.head.e, stride: self.h * self.head.e }
     }
 }
 
-/// How the gradients of queries, keys and values lie.
+/// The layout of the gradients of queries, keys and values.
 #[derive(Clone, Copy)]
 pub(super) enum GradientLayout {
-    /// In one buffer, as the packed input: (B, T, 3, H, D).
+    /// In one buffer, like the packed input: (B, T, 3, H, D).
     Packed,
-    /// In three: (B, T, H, D), (B, S, G, D), (B, S, G, E).
+    /// In three buffers: (B, T, H, D), (B, S, G, D), (B, S, G, E).
     Separate,
 }
 
@@ -67,7 +67,7 @@ pub(super) enum Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// Of all sequences, from the buffers that a layout asks for.
+    /// The pieces of all sequences, from the buffers of a layout.
     pub(super) fn all(buffers: &'a mut [Vec<f32>], lens: &[usize]) -> Vec<Self> {
         match buffers {
             [dq, dk, dv] => {

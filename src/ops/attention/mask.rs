@@ -13,24 +13,24 @@ pub enum Mask {
     Causal,
     /// Every query sees every key.
     Full,
-    /// A query sees the keys up to its own position, this many at most (its own included).
+    /// `Window(n)`: a query sees the last n keys up to its own position, itself included.
     Window(usize),
-    /// A query sees the keys up to its own position, and the first so many whatever its own.
+    /// `Prefix(n)`: a query sees the keys up to its own position, and always the first n.
     Prefix(usize),
-    /// Several documents packed into one sequence, of which the (B, S) tensor of `u32` gives the number at each
-    /// position: a query sees the keys up to its own position that have its own number.
+    /// Several documents packed into one sequence; a (B, S) tensor of `u32` has the document's number at each position. A query
+    /// sees the keys of its own document up to its own position.
     Documents(Tensor),
-    /// Every query sees the keys where the (B, S) tensor of `u8` is not 0, as where sequences are padded.
+    /// Every query sees the keys where a (B, S) tensor of `u8` is not 0, for instance to hide padding.
     Keys(Tensor),
-    /// Query `t` sees key `s` where the (T, S) tensor of `u8` is not 0.
+    /// Query `t` sees key `s` where a (T, S) tensor of `u8` is not 0.
     Allowed(Tensor),
-    /// The (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides, anything else
-    /// biases. Where the bias is tracked it has its gradient, and memory is that of the scores.
+    /// A (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides a key, anything else is a bias.
+    /// A tracked bias gets a gradient, at the price of memory for all scores.
     Additive(Tensor),
 }
 
 impl Mask {
-    /// Refuses a mask that does not go with `b` sequences of `h` heads, `t` queries and `s` keys.
+    /// Refuses a mask that does not fit `b` sequences of `h` heads, `t` queries and `s` keys.
     pub(super) fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
         let is_causal = !matches!(self, Mask::Full | Mask::Keys(_) | Mask::Allowed(_) | Mask::Additive(_));
         if is_causal && t > s {
@@ -54,7 +54,7 @@ impl Mask {
     }
 
     /// The mask as a term to add to the scores, of a shape that broadcasts to (B, H, T, S): 0 where allowed and minus
-    /// infinity elsewhere; `None` where everything is allowed.
+    /// infinity elsewhere; `None` if everything is allowed.
     pub(super) fn additive(&self, [b, t, s]: [usize; 3], dtype: DType, device: &Device) -> Result<Option<Tensor>> {
         if let Mask::Additive(bias) = self {
             return Ok(Some(bias.to_dtype(dtype)?));
@@ -71,8 +71,8 @@ impl Mask {
     }
 }
 
-/// A mask that hides something, with its tensors as plain values: sees(sequence, query, key) is the definition that the
-/// reference follows and the kernel's masks are tested against.
+/// A mask that hides something, with its tensors as plain values. `sees(sequence, query, key)` is the definition that the
+/// reference uses and the kernel's masks are tested against.
 pub(super) enum Seen {
     Causal {
         before: usize,
@@ -98,7 +98,7 @@ pub(super) enum Seen {
         s: usize,
         allowed: Vec<u8>,
     },
-    /// Terms of the scores, which may hide too.
+    /// Terms added to the scores, which may hide too.
     Additive {
         bias: Vec<f32>,
         dims: [usize; 4],
@@ -112,7 +112,7 @@ impl Seen {
         Ok(Some(match mask {
             Mask::Full => return Ok(None),
             Mask::Causal => Self::Causal { before },
-            // No window is longer than all keys; an enormous one would overflow.
+            // Capped at all keys, because a huge window would overflow.
             Mask::Window(len) => Self::Window { before, len: (*len).min(s) },
             Mask::Prefix(len) => Self::Prefix { before, len: *len },
             Mask::Documents(numbers) => Self::Documents { before, s, numbers: numbers.flatten_all()?.to_vec1()? },
@@ -136,7 +136,7 @@ impl Seen {
             }
             Self::Keys { s, keys } => keys[sequence * s + key] != 0,
             Self::Allowed { s, allowed } => allowed[query * s + key] != 0,
-            // What is seen is said by the terms.
+            // The terms decide what is hidden.
             Self::Additive { .. } => true,
         }
     }

@@ -8,8 +8,8 @@
 //! out[t]        = sum over s of weights[t, s] * v[s]
 //! ```
 //!
-//! Which `s` are allowed is the question a [`Mask`] answers; causal attention is the case `s <= t`. A query
-//! that may see nothing gives zeros, and zero gradients.
+//! Which `s` are allowed is decided by a [`Mask`]; causal attention is the case `s <= t`. A query that may see nothing gives
+//! zeros, and gets zero gradients.
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -19,11 +19,11 @@
 //! | out | (B, T, H, E) |
 //! | weights | (B, H, T, S) |
 //!
-//! G divides H: each head of keys and values serves H / G neighbouring heads of queries (grouped-query attention,
+//! G must divide H: each head of keys and values serves H / G consecutive heads of queries (grouped-query attention,
 //! Ainslie et al. 2023, arXiv:2305.13245).
 //!
-//! In `f32` on the CPU the operation is fused: it works through tiles of positions, skips those in which nothing is
-//! allowed, and its memory, forward and backward, is linear in T and S. Elsewhere, and where the weights are asked for,
+//! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is allowed, and
+//! needs memory linear in T and S, forward and backward. For other dtypes and devices, and when the weights are requested,
 //! it is composed of candle's own operations.
 //!
 //! ```
@@ -59,20 +59,20 @@ use super::storage::has_kernel;
 
 pub use mask::Mask;
 
-/// What the dot products of queries and keys are multiplied by before the softmax.
+/// The factor on the dot products of queries and keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Scale {
-    /// `1 / sqrt(D)`, which keeps the variance of the scores near that of one product.
+    /// `1 / sqrt(D)`, which keeps the variance of the scores near that of a single product.
     #[default]
     InverseSqrt,
-    /// 1: the bare dot product.
+    /// 1: the plain dot product.
     None,
     /// Any other number.
     Value(f64),
 }
 
 impl Scale {
-    /// The factor for keys of `head_dim` channels.
+    /// The factor for queries and keys of `head_dim` channels.
     pub fn factor(self, head_dim: usize) -> f64 {
         match self {
             Scale::InverseSqrt => 1.0 / (head_dim as f64).sqrt(),
@@ -82,7 +82,7 @@ impl Scale {
     }
 }
 
-/// How [`attention`] scores and which positions it allows. The default is causal, scaled by `1 / sqrt(D)`.
+/// Options of [`attention`]. The default is causal, scaled by `1 / sqrt(D)`.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionOptions {
     /// The factor on the dot products.
@@ -92,17 +92,15 @@ pub struct AttentionOptions {
     /// A bound on the scores, before the mask: `score` becomes `softcap * tanh(score / softcap)` (Gemma 2,
     /// arXiv:2408.00118).
     pub softcap: Option<f64>,
-    /// Dropout of the weights, drawn again on the way back instead of being kept. The random numbers of head `h` of
-    /// sequence `b` are those of the stream `(first_sequence + b) * H + h`, the word of query `t` and key `s` that of
-    /// number `t * 2^32 + s`.
+    /// Dropout of the weights; backward draws it again instead of keeping it. Head `h` of sequence `b` uses the random stream
+    /// `(first_sequence + b) * H + h`, and query `t` and key `s` its word `t * 2^32 + s`.
     pub dropout: Option<DropoutOptions>,
 }
 
 impl AttentionOptions {
-    /// Refuses options that mean nothing, or a mask that does not go with `b` sequences of `h` heads, `t` queries and
-    /// `s` keys.
+    /// Refuses options out of their range, or a mask that does not fit `b` sequences of `h` heads, `t` queries and `s` keys.
     fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
-        // Kernels take both in `f32`.
+        // Kernels use both in `f32`.
         match self.softcap {
             Some(cap) if !(cap > 0.0 && (cap as f32).is_normal()) => {
                 bail!("attention: expected a softcap above 0 that is a number of f32, got {cap}")
@@ -122,10 +120,11 @@ impl AttentionOptions {
     }
 }
 
-/// The weighted sums of `v`: (B, T, H, E). Shapes and formula stand in the [module's documentation](self).
+/// Scaled dot-product attention: the weighted sums of `v`, (B, T, H, E). Formula and shapes are in the
+/// [module documentation](self).
 ///
 /// # Errors
-/// If a tensor is not of rank 4, or sizes, dtypes or devices do not agree.
+/// If a tensor is not of rank 4, or sizes, dtypes or devices do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     check(q, k, v, options)?;
     if !takes_kernel(&[q, k, v], &options.mask) {
@@ -135,22 +134,20 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     record::apply3(&with_rows(q)?, &with_rows(k)?, &with_rows(v)?, op)
 }
 
-/// Whether the kernel takes these tensors: there is something to add up, and no bias whose gradient is wanted, which it
-/// does not know.
+/// Whether the kernel handles these tensors: not if one is empty, or a bias is tracked, whose gradient it does not compute.
 fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
     let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
     has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if record::is_tracked(bias))
 }
 
-/// The tensor, or a copy if its rows of channels are scattered.
+/// The tensor, or a contiguous copy if its channels are not adjacent.
 fn with_rows(tensor: &Tensor) -> Result<Tensor> {
     let has_rows = |layout: &Layout| layout.stride()[3] == 1;
     if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
 }
 
-/// [`attention`] of a sequence with itself, where one projection has made queries, keys and values:
-/// `qkv` (B, T, 3 * H * D), of each position first the H heads of its query, then of its key, then of its value.
-/// The output is (B, T, H * D).
+/// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the H heads
+/// of its query, then those of its key, then those of its value. The output is (B, T, H * D).
 ///
 /// # Errors
 /// If the last dimension of `qkv` is not divisible by `3 * num_heads`.
@@ -169,7 +166,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     attention(&part(0)?, &part(1)?, &part(2)?, options)?.reshape((b, t, width / 3))
 }
 
-/// As [`attention`], with the weights (B, H, T, S), those before dropout, beside the output. Both are differentiable.
+/// The output of [`attention`] and the weights (B, H, T, S) before dropout. Both are differentiable.
 ///
 /// # Errors
 /// Those of [`attention`].
@@ -183,7 +180,7 @@ pub fn attention_with_weights(
     reference::attention(q, k, v, options)
 }
 
-/// Refuses what the formula does not cover, naming what was expected and what came.
+/// Refuses inputs that do not fit the formula, naming what was expected and what came.
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
         if tensor.rank() != 4 {

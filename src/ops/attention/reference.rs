@@ -1,4 +1,4 @@
-//! Attention from candle's own differentiable operations: the specification, for any dtype and device.
+//! Attention composed of candle's own differentiable operations: the specification, for any dtype and device.
 
 use candle_core::{D, Result, Tensor};
 
@@ -11,12 +11,12 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     let (b, t, h, d) = q.dims4()?;
     let (_, s, _, e) = v.dims4()?;
     if [q, k, v].iter().any(|tensor| tensor.elem_count() == 0) {
-        // Nothing to add up: zeros, which candle's maximum over nothing would refuse, with gradients of zeros.
+        // Zeros with zero gradients; candle's maximum over nothing would be an error.
         let nothing = (nothing_of(q)? + nothing_of(k)? + nothing_of(v)?)?;
         return Ok((nothing.broadcast_as((b, t, h, e))?, nothing.broadcast_as((b, h, t, s))?));
     }
 
-    // Sums of half-precision numbers, taken in half precision, would stop growing at a few hundred.
+    // In half precision, sums would stop growing at a few hundred.
     let (dtype, precise) = (q.dtype(), precise(q.dtype()));
     let (q, k, v) = (q.to_dtype(precise)?, k.to_dtype(precise)?, v.to_dtype(precise)?);
 
@@ -43,7 +43,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionO
     Ok((out.to_dtype(dtype)?, weights.to_dtype(dtype)?))
 }
 
-/// What dropout multiplies the weights (B, H, T, S) by.
+/// The factors of dropout on the weights (B, H, T, S).
 fn dropout_factors(options: &DropoutOptions, weights: &Tensor) -> Result<Tensor> {
     let (_, h, t, s) = weights.dims4()?;
     let (factors, first_stream) = (options.factors()?, options.first_sequence.wrapping_mul(h as u64));
@@ -54,21 +54,21 @@ fn dropout_factors(options: &DropoutOptions, weights: &Tensor) -> Result<Tensor>
     Tensor::from_vec(values, weights.shape(), weights.device())?.to_dtype(weights.dtype())
 }
 
-/// (B, S, G, D) to (B, H, S, D): each head as often as there are heads of queries that use it.
+/// (B, S, G, D) to (B, H, S, D): each head repeated for every query head that uses it.
 fn for_each_query_head(xs: &Tensor, h: usize) -> Result<Tensor> {
     let (b, s, g, d) = xs.dims4()?;
     let xs = xs.transpose(1, 2)?.unsqueeze(2)?; // (B, G, 1, S, D)
     xs.broadcast_as((b, g, h / g, s, d))?.reshape((b, h, s, d))?.contiguous()
 }
 
-/// Softmax over the last dimension; a row of minus infinities alone gives zeros.
+/// Softmax over the last dimension; a row of only minus infinities gives zeros.
 fn softmax(scores: &Tensor) -> Result<Tensor> {
-    // The softmax does not change when a row is shifted, so the maximum counts as a constant: no gradient.
+    // Shifting a row does not change its softmax, so the maximum is a constant, without a gradient.
     let max = scores.detach().max_keepdim(D::Minus1)?;
     let max = max.eq(f64::NEG_INFINITY)?.where_cond(&max.zeros_like()?, &max)?;
     let numerators = scores.broadcast_sub(&max)?.exp()?;
     let sums = numerators.sum_keepdim(D::Minus1)?;
-    // Where nothing is allowed every numerator is 0: any divisor but 0 gives the zeros we want.
+    // Where nothing is allowed, every numerator is 0, so any divisor but 0 gives zeros.
     let empty = sums.eq(0.0)?.to_dtype(sums.dtype())?;
     numerators.broadcast_div(&(sums + empty)?)
 }

@@ -1,4 +1,4 @@
-//! The rows of a head, wherever they lie, and copies of them in the forms that products want.
+//! Strided rows of a head, and copies of them in the layouts that products need.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Some rows of `len` channels times `factor`, one `stride` after the other.
+    /// Copies some rows of `len` channels, times `factor`, to rows `stride` apart.
     #[inline(always)]
     pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) {
         for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
@@ -26,11 +26,11 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// All `s` rows, turned into columns tile by tile: (S / TILE, len, TILE).
+    /// Copies all `s` rows, transposed tile by tile: (S / TILE, len, TILE).
     #[inline(always)]
     pub(super) fn copy_columns(self, s: usize, len: usize, to: &mut [f32]) {
         for (keys, to) in tiles(0..s).zip(to.chunks_exact_mut((len * TILE).max(1))) {
-            // Four rows at a time. Behind the last it stands again: nobody asks for those columns.
+            // Four rows at a time. The last is repeated as padding, whose columns are never used.
             for first in keys.clone().step_by(4) {
                 let row = |i: usize| self.row((first + i).min(s - 1), len);
                 let (rows, column) = (row(0).iter().zip(row(1)).zip(row(2)).zip(row(3)), first - keys.start);
@@ -53,13 +53,13 @@ impl RowsMut<'_> {
         &mut self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Writes the first `len` elements of rows that are one `stride` after the other.
+    /// Writes the first `len` elements of rows that are `stride` apart.
     pub(super) fn fill(&mut self, rows: &[f32], stride: usize, len: usize) {
         rows.chunks_exact(stride).enumerate().for_each(|(i, row)| self.row(i, len).copy_from_slice(&row[..len]));
     }
 }
 
-/// Where the rows of a head lie in a buffer.
+/// The place of a head's rows in a buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) offset: usize,
@@ -81,7 +81,7 @@ impl Place {
     }
 }
 
-/// A range cut at the multiples of [`TILE`].
+/// A range, cut at multiples of [`TILE`].
 pub(super) fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     (range.start / TILE * TILE..end).step_by(TILE).map(move |start| start..end.min(start + TILE))

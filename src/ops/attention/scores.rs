@@ -7,22 +7,22 @@ use crate::ops::block_product::{GROUP, ROWS};
 use crate::ops::random::DropoutFactors;
 use crate::ops::simd::{exp, max_of, sum_of, tanh};
 
-/// Queries and keys of a tile: its scores stay in the first cache.
+/// Queries, and keys, in a tile: its scores stay in the L1 cache.
 pub(super) const TILE: usize = 64;
 
-/// How scores and weights are made, in one head of one sequence.
+/// How scores and weights are computed in one head of one sequence.
 #[derive(Clone, Copy)]
 pub(super) struct Scoring<'a> {
-    /// What the dot products are multiplied by.
+    /// The factor on the dot products.
     pub(super) scale: f32,
     /// `score = cap * tanh(score / cap)`.
     pub(super) softcap: Option<f32>,
-    /// What the weights are multiplied by, and the head's stream.
+    /// The dropout factors on the weights, and the head's stream.
     pub(super) dropout: Option<(&'a DropoutFactors, u64)>,
 }
 
-/// Of one query: `weights = exp(score - highest) * factor`. Kept apart they are more exact than in one logarithm of the
-/// sum, whose rounding grows with the scores.
+/// For one query, `weights = exp(score - highest) * factor`. Two numbers are more exact than a single log-sum-exp, whose
+/// rounding error grows with the scores.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Softmax {
     /// The highest score, or 0 if the query sees nothing.
@@ -31,13 +31,13 @@ pub(super) struct Softmax {
     pub(super) factor: f32,
 }
 
-/// Of each query of a tile, what the tiles of keys so far have given.
+/// The running softmax of each query of a tile, over the tiles of keys so far.
 pub(super) struct Online {
     /// The highest score.
     highest: [f32; TILE],
     /// The sum of the exponentials, relative to it.
     sums: [f32; TILE],
-    /// What the exponentials before the last tile have shrunk by.
+    /// The factor that rescales the sums from before the last tile.
     pub(super) factors: [f32; TILE],
 }
 
@@ -46,7 +46,7 @@ impl Online {
         Self { highest: [f32::NEG_INFINITY; TILE], sums: [0.0; TILE], factors: [1.0; TILE] }
     }
 
-    /// The softmax of a row once all keys are done.
+    /// The softmax of a row after all keys.
     pub(super) fn softmax(&self, row: usize) -> Softmax {
         match self.sums[row] {
             0.0 => Softmax::default(),
@@ -55,13 +55,13 @@ impl Online {
     }
 }
 
-/// A score to refer to: where nothing is allowed so far, any finite one gives exponentials of 0.
+/// A finite reference score: if nothing is allowed so far, any gives exponentials of 0.
 #[inline(always)]
 fn finite(highest: f32) -> f32 {
     if highest == f32::NEG_INFINITY { 0.0 } else { highest }
 }
 
-/// Some queries and some keys, and how they meet.
+/// A tile of queries and keys.
 pub(super) struct Tile<'a, V> {
     pub(super) queries: Range<usize>,
     pub(super) keys: Range<usize>,
@@ -70,21 +70,21 @@ pub(super) struct Tile<'a, V> {
 }
 
 impl<V: Visible> Tile<'_, V> {
-    /// How many of the first keys hold all that the block of queries that begins at a row sees.
+    /// The number of keys, from the first, that covers all that the block of queries starting at a row sees.
     #[inline(always)]
     pub(super) fn reach(&self, row: usize) -> usize {
         let last = (self.queries.start + row + ROWS - 1).min(self.queries.end - 1);
         self.visible.reach(last, &self.keys)
     }
 
-    /// The first row of a block of queries that sees the key of a column, or one behind it.
+    /// The first row of the first block of queries that sees the key of a column or a later one.
     #[inline(always)]
     pub(super) fn first_row(&self, column: usize) -> usize {
         let rows = self.queries.len();
         (0..rows).step_by(ROWS).find(|&row| self.reach(row) > column).unwrap_or(rows)
     }
 
-    /// The columns of a row that were computed.
+    /// The columns of a row that are computed.
     #[inline(always)]
     fn columns(&self, row: usize) -> Range<usize> {
         let columns = self.reach(row / ROWS * ROWS).next_multiple_of(GROUP);
@@ -109,7 +109,7 @@ impl<V: Visible> Tile<'_, V> {
         Some(row)
     }
 
-    /// Forward: products become exponentials relative to the highest score so far.
+    /// Forward: replaces products by exponentials relative to the highest score so far.
     #[inline(always)]
     pub(super) fn weigh_online(&self, scores: &mut [f32], online: &mut Online) {
         let mut now = online.highest;
@@ -135,8 +135,8 @@ impl<V: Visible> Tile<'_, V> {
         }
     }
 
-    /// Backward: `weights`, which hold products, become the weights, and `dscores`, which hold dweights, the gradient of
-    /// the products: with `score = cap tanh(product / cap)` and `weights = factors softmax(scores)`,
+    /// Backward: replaces the products in `weights` by the weights, and dweights in `dscores` by the gradient of the products:
+    /// with `score = cap tanh(product / cap)` and `weights = factors softmax(scores)`, it is
     /// `softmax (factors dweights - dot) (1 - (score / cap)^2)`.
     #[inline(always)]
     pub(super) fn weigh_again(
@@ -165,7 +165,7 @@ impl<V: Visible> Tile<'_, V> {
         }
     }
 
-    /// Of a soft cap, if any, the slope at each product: `1 - tanh(product / cap)^2`.
+    /// The derivative of the soft cap, if any, at each product: `1 - tanh(product / cap)^2`.
     #[inline(always)]
     fn slopes(&self, products: &[f32]) -> Option<[f32; TILE]> {
         let cap = self.scoring.softcap?;
@@ -183,8 +183,7 @@ fn multiply(xs: &mut [f32], factors: &[f32]) {
     xs.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
 }
 
-/// `weights`, which holds scores, becomes the softmax; `dscores`, which holds its gradient, becomes
-/// `softmax * (gradient - dot)`.
+/// Replaces the scores in `weights` by the softmax, and its gradient in `dscores` by `softmax * (gradient - dot)`.
 #[inline(always)]
 fn softmax_backward(dscores: &mut [f32], weights: &mut [f32], Softmax { highest, factor }: Softmax, dot: f32) {
     let groups = dscores.as_chunks_mut::<GROUP>().0.iter_mut().zip(weights.as_chunks_mut::<GROUP>().0);

@@ -1,6 +1,6 @@
-//! One query for each head, as every step of decoding has: keys and values are read where they lie. To copy them into the
-//! forms that products of tiles want would take longer than the rest. Only where no gradient is wanted: backward computes
-//! the scores again by tiles, whose roundings are others.
+//! A single query per head, as in each step of decoding: keys and values are read in place, because copying them into the
+//! layouts of tile products would take longer than the rest. Only without gradients: backward recomputes the scores by tiles,
+//! which round differently.
 
 use super::heads::{Heads, View};
 use super::kernel::Dims;
@@ -13,7 +13,7 @@ use crate::ops::simd::{dispatch, sum_of};
 
 /// The output (B, 1, H, E), and the softmax of each query (B, H, 1).
 pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {
-    /// Multiplications that take as long as to wake a thread.
+    /// Multiplications that take as long as waking a thread.
     const WORTH_SPLITTING: usize = 1 << 18;
     let Sizes { b, h, g, head: dims } = sizes;
     let (mut out, mut softmax) = (vec![0.0; b * h * dims.e], vec![Softmax::default(); b * h]);
@@ -34,7 +34,7 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) ->
     (out, softmax)
 }
 
-/// A head: adds `sum over s of weights[s] v[s]` to `out`, which holds zeros.
+/// Processes a head: adds `sum over s of weights[s] v[s]` to `out`, which holds zeros.
 fn head<V: Visible>(
     out: &mut [f32],
     q: &[f32],
@@ -55,7 +55,7 @@ fn head<V: Visible>(
                 for (score, key) in scores.iter_mut().zip(keys.clone()).take(seen) {
                     *score = scoring.scale * sum_of(q, k.row(key, d), |q, k| q * k);
                 }
-                // Pass 2: exponentials, relative to the highest score so far; what was summed before shrinks with it.
+                // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
                 tile.weigh_online(&mut scores, &mut online);
                 out.iter_mut().for_each(|x| *x *= online.factors[0]);
                 // Pass 3: the weighted sum of the values.

@@ -1,4 +1,4 @@
-//! The kernel against the reference, at every mask and off every tile.
+//! The kernel against the reference, with every mask and sizes that are no multiples of a tile.
 
 use super::*;
 use crate::ops::RandomKey;
@@ -10,7 +10,7 @@ fn checkers(t: usize, s: usize) -> Mask {
     Mask::Allowed(Tensor::from_vec(allowed, (t, s), &Device::Cpu).unwrap())
 }
 
-/// One of each kind that has a kernel; in some a query sees nothing, or a whole tile is hidden.
+/// One of each kind that has a kernel; in some, a query sees nothing or a whole tile is hidden.
 fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
     let documents: Vec<u32> = (0..b * s).map(|i| ((i % s) / (5 + 40 * (i / s))) as u32).collect();
     let keys: Vec<u8> = (0..b * s).map(|i| u8::from(i % s < s - (i / s * 7) % s && i % 5 != 3)).collect();
@@ -27,7 +27,7 @@ fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
     ]
 }
 
-/// B, T, S, H, G, D, E: one of everything, off the tiles, many tiles, grouped heads.
+/// B, T, S, H, G, D, E: minimal, no multiples of a tile, many tiles, grouped heads.
 const SIZES: [[usize; 7]; 8] = [
     [1, 1, 1, 1, 1, 1, 1],
     [2, 7, 7, 3, 3, 5, 5],
@@ -50,7 +50,7 @@ fn the_kernel_is_the_reference() {
                 let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
                 let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
                 assert_like_reference(&label, &inputs, &fused, &reference);
-                // On one thread the heads are not split.
+                // On one thread, heads are not split.
                 let fused = |x: &[Tensor]| crate::ops::sequential(|| attention(&x[0], &x[1], &x[2], &options));
                 assert_like_reference(&label, &inputs, &fused, &reference);
             }
@@ -77,7 +77,7 @@ fn soft_cap_and_dropout_are_those_of_the_reference() {
     }
 }
 
-/// Without gradients a single query has a kernel of its own.
+/// Without gradients, a single query has its own kernel.
 #[test]
 fn a_single_query_is_that_of_the_reference() {
     for [b, s, h, g, d, e] in [[1, 1, 1, 1, 1, 1], [3, 131, 6, 2, 5, 7], [2, 64, 4, 4, 32, 32], [1, 65, 3, 1, 67, 33]] {
@@ -99,13 +99,13 @@ fn a_single_query_is_that_of_the_reference() {
     }
 }
 
-/// A bias that is not tracked has a kernel, which may not be told from the reference.
+/// A bias that is not tracked has a kernel.
 #[test]
 fn a_constant_bias_is_that_of_the_reference() {
     for [b, t, s, h, g, d, e] in SIZES {
         let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
         for shape in [&[t, s][..], &[b, 1, t, s], &[b, h, t, s]] {
-            // Some hidden, in the end a whole row.
+            // Some are hidden, and one whole row.
             let bias = randn(4, shape).flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let hide = |(i, x): (usize, f64)| if i % 7 == 3 || i / s == 1 { f64::NEG_INFINITY } else { x };
             let bias = Tensor::from_vec(bias.into_iter().enumerate().map(hide).collect(), shape, &Device::Cpu).unwrap();
@@ -176,7 +176,7 @@ fn a_bias_on_the_scores_has_its_gradient_and_hides_with_minus_infinity() {
     assert_eq!(difference, 0.0);
 }
 
-/// Where a score decides all alone, the worst of few roundings says little: only masks with many keys are tried here.
+/// Only masks with many keys: where a single score dominates, the largest of a few rounding errors says little.
 #[test]
 fn the_kernel_is_the_reference_for_large_scores() {
     for (mask, scale) in [(Mask::Causal, 3.0), (Mask::Full, 3.0), (Mask::Full, 30.0)] {
@@ -213,7 +213,7 @@ fn masks_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn options_that_mean_nothing_are_named() {
+fn options_out_of_their_range_are_named() {
     let q = randn(1, &[2, 7, 3, 5]);
     let refusal = |options: AttentionOptions| attention(&q, &q, &q, &options).unwrap_err().to_string();
     for softcap in [0.0, -1.0, f64::NAN, 1e300, 1e-46] {
@@ -233,7 +233,7 @@ fn options_that_mean_nothing_are_named() {
 }
 
 #[test]
-fn nothing_has_gradients_of_zeros() {
+fn empty_keys_give_zero_gradients() {
     let var = |shape: &[usize]| candle_core::Var::from_tensor(&randn(1, shape)).unwrap();
     let (q, k, v) = (var(&[2, 5, 1, 3]), var(&[2, 0, 1, 3]), var(&[2, 0, 1, 3]));
     let options = AttentionOptions { mask: Mask::Full, ..Default::default() };
@@ -243,7 +243,7 @@ fn nothing_has_gradients_of_zeros() {
 }
 
 #[test]
-fn nothing_gives_zeros_and_an_enormous_window_is_causal() {
+fn empty_inputs_give_zeros_and_a_huge_window_is_causal() {
     for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
         let of = |[b, t, s]: [usize; 3], mask: Mask| {
             let like = |rows: usize| randn(1, &[b, rows, 2, 3]).to_dtype(dtype).unwrap();

@@ -1,23 +1,23 @@
-//! Masks as the kernel asks them: which tiles to skip, which to take whole, and what to hide in the others.
+//! Masks as the kernel needs them: which tiles to skip, which to compute, and what to hide in them.
 
 use std::ops::Range;
 
 use super::mask::Seen;
 
-/// The mask of one sequence. A kernel is compiled for each kind.
+/// The mask of one head. The kernel is compiled for each kind.
 pub(super) trait Visible {
-    /// A range, of all `s` keys, outside of which none of these queries sees anything.
+    /// A range of the `s` keys outside which none of these queries sees anything.
     fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize>;
 
-    /// How many of the first of these keys hold all that the query sees of them; never fewer than for an earlier query.
+    /// The number of these keys, from the first, that covers all that the query sees; never fewer than for an earlier query.
     fn reach(&self, query: usize, keys: &Range<usize>) -> usize;
 
-    /// Puts minus infinity where the query does not see a key. `scores` begins with those of `keys`; what stands behind
-    /// them, up to a whole vector, is hidden too.
+    /// Sets scores to minus infinity where the query does not see the key. `scores` starts with those of `keys`; the padding
+    /// after them is hidden too.
     fn hide(&self, scores: &mut [f32], query: usize, keys: &Range<usize>);
 }
 
-/// Nothing is hidden.
+/// Hides nothing.
 pub(super) struct Full;
 
 impl Visible for Full {
@@ -37,7 +37,7 @@ impl Visible for Full {
     }
 }
 
-/// Up to the own position, before whose first there are this many keys.
+/// Causal: each query sees the keys up to its own position; `before` keys precede the first query.
 pub(super) struct Causal {
     pub(super) before: usize,
 }
@@ -59,7 +59,7 @@ impl Visible for Causal {
     }
 }
 
-/// Hides all scores but the first so many.
+/// Hides all scores from `first` on.
 #[inline(always)]
 fn hide_from(scores: &mut [f32], first: usize) {
     if let Some(hidden) = scores.get_mut(first..) {
@@ -67,7 +67,7 @@ fn hide_from(scores: &mut [f32], first: usize) {
     }
 }
 
-/// Any other mask, by its definition; the range of keys is known for a window and found out for the rest.
+/// Any other mask, by its definition; the range of keys is computed for a window and searched for the others.
 pub(super) struct Other<'a> {
     pub(super) seen: &'a Seen,
     pub(super) sequence: usize,
@@ -75,10 +75,10 @@ pub(super) struct Other<'a> {
 }
 
 impl Other<'_> {
-    /// The terms of a query's scores, of an additive mask.
+    /// For an additive mask, the terms of a query's scores.
     fn terms(&self, query: usize) -> Option<&[f32]> {
         let Seen::Additive { bias, dims: [b, h, t, s] } = self.seen else { return None };
-        // One sequence or head stands for all.
+        // A dimension of 1 applies to all sequences or heads.
         let (b_i, h_i) = (self.sequence % b, self.head % h);
         Some(&bias[((b_i * h + h_i) * t + query) * s..][..*s])
     }

@@ -8,7 +8,7 @@ use super::kernel::{self, Row, Targets, Terms};
 use super::linear_kernel::{self, Gradients, Problem};
 use crate::ops::storage::{slice, values};
 
-/// Cross-entropy of logits, with what it keeps of each row for the way back.
+/// Cross-entropy of logits, with what backward needs of each row.
 pub(super) struct CrossEntropy {
     pub(super) targets: Targets,
     pub(super) rows: OnceLock<Vec<Row>>,
@@ -21,7 +21,7 @@ impl CustomOp1 for CrossEntropy {
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (loss, rows) = kernel::forward(slice(logits, layout)?, &self.targets);
-        // The graph holds one such operation for each call, so nothing is there yet.
+        // Each call creates its own operation, so this is still empty.
         let _ = self.rows.set(rows);
         Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }
@@ -34,8 +34,8 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-/// Linear and cross-entropy. Forward leaves the gradients of input and weight here, where they are tracked, for a
-/// gradient of 1 of the loss.
+/// A linear layer and cross-entropy. Forward also computes the gradients of input and weight, if they are tracked, for a
+/// loss gradient of 1.
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) divisor: f64,
@@ -69,7 +69,7 @@ impl CustomOp2 for LinearCrossEntropy {
         let tensor = |gradient: Option<Vec<f32>>, layout: &Layout| {
             gradient.map(|gradient| Tensor::from_vec(gradient, layout.shape(), &Device::Cpu)).transpose()
         };
-        // The graph holds one such operation for each call, so nothing is there yet.
+        // Each call creates its own operation, so this is still empty.
         let _ = self.gradients.set([tensor(gradients.dxs, xs_l)?, tensor(gradients.dweight, weight_l)?]);
         Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }

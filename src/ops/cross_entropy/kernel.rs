@@ -1,16 +1,16 @@
-//! Cross-entropy of rows of logits and its gradient, on slices.
+//! Cross-entropy of rows of logits, and its gradient, on slices.
 
 use crate::ops::parallel::{for_each_chunk, for_each_chunk_pair};
 use crate::ops::simd::{dispatch, exp, max_of, sum_of};
 
-/// The target of each row (`None` where the row does not count), and what the sum of the losses is divided by.
+/// The target of each row (`None` for rows that do not count), and the divisor of the sum of losses.
 pub(super) struct Targets {
     pub(super) ids: Vec<Option<u32>>,
     pub(super) divisor: f64,
     pub(super) terms: Terms,
 }
 
-/// The part of a target that is spread over all (`s`), and the factor on the square of the log-sum-exp (`z`).
+/// The share of a target's probability spread over the vocabulary (`s`), and the factor on the squared log-sum-exp (`z`).
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) smoothing: f64,
@@ -18,13 +18,13 @@ pub(super) struct Terms {
 }
 
 impl Targets {
-    /// The rows that count, and their targets.
+    /// The indices of the rows that count, and their targets.
     pub(super) fn counting(&self) -> (Vec<u32>, Vec<u32>) {
         (0..).zip(&self.ids).filter_map(|(row, id)| id.map(|id| (row, id))).unzip()
     }
 }
 
-/// Of one row: the highest logit, and the sum of the exponentials relative to it.
+/// For one row: the highest logit, and the sum of the exponentials relative to it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Row {
     highest: f32,
@@ -45,13 +45,13 @@ impl Row {
         f64::from(self.highest) + f64::from(self.sum).ln()
     }
 
-    /// What the softmax is multiplied by in the gradient: `1 + 2 z lse`.
+    /// The factor on the softmax in the gradient: `1 + 2 z lse`.
     fn slope(self, z_loss: f64) -> f64 {
         if z_loss == 0.0 { 1.0 } else { 1.0 + 2.0 * z_loss * self.log_sum() }
     }
 }
 
-/// The label smoothing (`s`), and how far the mean of a row's logits lies below its highest one, where that counts.
+/// The label smoothing (`s`), and, if it is not 0, the distance of a row's mean logit from its highest.
 struct Smoothing {
     part: f64,
     mean_below: f64,
@@ -72,7 +72,7 @@ impl Smoothing {
         Self { part, mean_below: f64::from(sum) / logits.len() as f64 }
     }
 
-    /// Takes the target's part off the gradient, `share` in all.
+    /// Subtracts the target's distribution, `share` in total, from the gradient.
     fn subtract_target(&self, dlogits: &mut [f32], target: usize, share: f64) {
         let &Self { part, .. } = self;
         if part > 0.0 {
@@ -83,14 +83,14 @@ impl Smoothing {
     }
 }
 
-/// Rows a piece of work, of `v` logits each.
+/// Rows per chunk, of `v` logits each.
 pub(super) fn rows_together(v: usize) -> usize {
-    /// Elements that are worth handing to a thread.
+    /// Elements worth handing to a thread.
     const CHUNK: usize = 16 * 1024;
     (CHUNK / v).max(1)
 }
 
-/// The loss, with what backward has to know of each row.
+/// The loss, and what backward needs of each row.
 pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
     let n = targets.ids.len();
     let v = logits.len() / n;
@@ -109,7 +109,7 @@ pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
     ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
 }
 
-/// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros where the row does not count.
+/// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros for rows that do not count.
 pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], targets: &Targets, dloss: f64) {
     let v = logits.len() / rows.len();
     let together = rows_together(v);
@@ -134,7 +134,7 @@ pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], target
     });
 }
 
-/// The loss of one row. Where the divisor of the gradients is given, they take the place of the logits.
+/// The loss of one row. If the divisor of the gradients is given, the gradients replace the logits.
 pub(super) fn loss_in_place(logits: &mut [f32], target: usize, terms: Terms, divisor: Option<f64>) -> f64 {
     let Terms { smoothing, z_loss } = terms;
     let (of_target, smoothing) = (logits[target], Smoothing::of(logits, smoothing));
@@ -156,7 +156,7 @@ fn sum_up(logits: &[f32]) -> Row {
     )
 }
 
-/// As [`sum_up`]; leaves the exponentials in place of the logits.
+/// As [`sum_up`], but replaces the logits by the exponentials.
 fn exponentiate(logits: &mut [f32]) -> Row {
     dispatch(
         #[inline(always)]

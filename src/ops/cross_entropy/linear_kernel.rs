@@ -1,10 +1,10 @@
-//! Linear and cross-entropy in one, on slices: the logits of some rows at a time.
+//! A linear layer and cross-entropy in one, on slices, with the logits of only some rows at a time.
 
 use super::kernel::{self, Terms};
 use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
 use crate::ops::parallel::for_each_chunk_pair;
 
-/// What is asked: of rows `xs` (N, C) and `weight` (V, C) the loss for the targets of the rows, divided by `divisor`.
+/// The inputs: rows `xs` (N, C), `weight` (V, C) and the target of each row. The sum of losses is divided by `divisor`.
 pub(super) struct Problem<'a> {
     pub(super) xs: &'a [f32],
     pub(super) weight: &'a [f32],
@@ -15,7 +15,7 @@ pub(super) struct Problem<'a> {
     pub(super) vocab_size: usize,
 }
 
-/// The gradients of `xs` and `weight`, where they are wanted: zeros, before they are known.
+/// The gradients of `xs` and `weight`, if wanted; initially zeros.
 pub(super) struct Gradients {
     pub(super) dxs: Option<Vec<f32>>,
     pub(super) dweight: Option<Vec<f32>>,
@@ -23,13 +23,13 @@ pub(super) struct Gradients {
 
 /// Rows whose logits are held at once.
 fn rows_at_once(vocab_size: usize) -> usize {
-    /// Logits that stay in the second cache.
+    /// Logits that stay in the L2 cache.
     const LOGITS: usize = 128 * 1024;
-    // The gradient of the weight is read and written for each piece: with few rows that would be most of the work.
+    // Each chunk reads and writes the whole gradient of the weight, which would dominate for fewer rows.
     (LOGITS / vocab_size).clamp(256, 1024)
 }
 
-/// The loss; its gradients are added to `gradients`.
+/// Returns the loss; its gradients are written to `gradients`.
 pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
     let &Problem { xs, weight, targets, divisor, terms, channels: c, vocab_size: v } = problem;
     let wants_gradients = gradients.dxs.is_some() || gradients.dweight.is_some();

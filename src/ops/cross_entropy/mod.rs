@@ -1,13 +1,13 @@
 //! The loss of next-token prediction.
 //!
 //! ```text
-//! loss = sum over positions that count of (lse - likely + z lse^2) / divisor
-//! lse = log(sum over v of exp(logits[v]))
+//! loss   = sum over positions that count of (lse - likely + z lse^2) / divisor
+//! lse    = log(sum over v of exp(logits[v]))
 //! likely = (1 - s) logits[target] + s mean over v of logits[v]
 //! ```
 //!
-//! with the label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; the same as torch's) and the z-loss `z` (Chowdhery et al.
-//! 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 unless asked for.
+//! with label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; defined as in torch) and z-loss `z` (Chowdhery et al. 2022,
+//! arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default.
 
 mod fused;
 mod kernel;
@@ -20,30 +20,31 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
+use super::checks::check_not_negative;
 use super::record;
 use super::storage::has_kernel;
 
-/// Which positions count, and what the sum of their losses is divided by. The default is the mean over all.
+/// Which positions count, and how their losses are combined. The default is the mean over all positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CrossEntropyOptions {
-    /// Positions with this target add nothing to the loss and have gradients of 0; it need not be an id.
+    /// Positions with this target do not count: they add nothing to the loss and get zero gradients. It need not be a valid id.
     pub ignored: Option<u32>,
-    /// What the sum is divided by; without it, the number of positions that count. Where none counts, the loss is 0 and so
-    /// are its gradients, whatever the divisor (torch's mean over none is NaN).
+    /// The divisor of the sum; by default the number of positions that count. If none counts, loss and gradients are 0 for any
+    /// divisor (torch's mean over nothing is NaN).
     pub divisor: Option<f64>,
-    /// The part of the target's probability that is spread evenly over all V (`s`), from 0 to below 1.
+    /// The share of the target's probability that is spread evenly over the vocabulary (`s`), from 0 to below 1.
     pub label_smoothing: f64,
-    /// The factor on the square of the log-sum-exp (`z`), of at least 0.
+    /// The factor on the squared log-sum-exp (`z`), at least 0.
     pub z_loss: f64,
 }
 
-/// The loss, in nats, of `logits` (.., V) for `targets` of the leading shape of `logits`, `u32` ids below V: a scalar.
+/// The loss, in nats, of `logits` (.., V) for `targets` (..), `u32` ids below V: a scalar.
 ///
-/// In `f32` on the CPU the operation is fused, and keeps two numbers a row for the way back.
+/// In `f32` on the CPU the operation is fused, and keeps two numbers per row for backward.
 ///
 /// # Errors
-/// If the shapes or dtypes do not agree, a target that is not ignored is V or more, the divisor is not above 0, the label
-/// smoothing not from 0 to below 1, or the z-loss below 0 or not finite.
+/// If the shapes or dtypes do not fit, a target that is not ignored is V or more, the divisor is not above 0, the label
+/// smoothing is not from 0 to below 1, or the z-loss is negative or not finite.
 ///
 /// ```
 /// use candle_attention::ops::{self, CrossEntropyOptions};
@@ -66,10 +67,10 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
 
 /// [`cross_entropy`] of the logits `xs W^T`: a scalar.
 ///
-/// `xs` (.., C), `weight` (V, C), `targets` of the leading shape of `xs`: `u32` ids below V.
+/// `xs` (.., C), `weight` (V, C), `targets` (..): `u32` ids below V.
 ///
-/// In `f32` on the CPU the operation is fused: it never holds the logits of more than some rows, and computes the
-/// gradients of what is tracked in the same pass.
+/// In `f32` on the CPU the operation is fused: it holds the logits of only some rows at a time, and computes the gradients of
+/// tracked inputs in the same pass.
 ///
 /// # Errors
 /// Those of [`cross_entropy`].
@@ -99,7 +100,7 @@ pub fn linear_cross_entropy(
     record::apply2(&xs, &record::contiguous(weight)?, op)
 }
 
-/// The targets that count, all below V. candle's own look-ups take the highest `u32` for nothing at all, without a word.
+/// The targets that count, all below V. (candle's own look-ups silently treat the highest `u32` as no index.)
 fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEntropyOptions) -> Result<Targets> {
     let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
     let ids: Vec<Option<u32>> = ids.into_iter().map(|id| (Some(id) != options.ignored).then_some(id)).collect();
@@ -117,9 +118,7 @@ fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEn
     if !(0.0..1.0).contains(&smoothing) {
         bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
     }
-    if !(z_loss >= 0.0 && z_loss.is_finite()) {
-        bail!("{op}: expected a z-loss of at least 0, got {z_loss}");
-    }
+    check_not_negative(op, &[("a z-loss", z_loss)])?;
     Ok(Targets { ids, divisor, terms: Terms { smoothing, z_loss } })
 }
 

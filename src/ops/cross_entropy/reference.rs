@@ -1,4 +1,4 @@
-//! Cross-entropy from candle's own operations, for any dtype and device.
+//! Cross-entropy composed of candle's own operations, for any dtype and device.
 
 use candle_core::{D, Result, Tensor};
 
@@ -19,7 +19,7 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor
     };
     let ids = Tensor::new(ids, device)?.unsqueeze(1)?; // (N', 1)
 
-    // Shifting a row changes nothing, so its maximum counts as a constant.
+    // Shifting a row does not change the result, so its maximum is treated as a constant.
     let highest = logits.detach().max_keepdim(D::Minus1)?; // (N', 1)
     let shifted = logits.broadcast_sub(&highest)?; // (N', V)
     let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N', 1)

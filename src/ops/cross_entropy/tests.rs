@@ -1,4 +1,4 @@
-//! The kernels against the references, and what does not count.
+//! The kernels against the references, and positions that do not count.
 
 use super::*;
 use crate::ops::testing::{assert_like_reference, randn};
@@ -34,7 +34,7 @@ fn the_kernels_are_the_references() {
             for (divisor, label_smoothing, z_loss) in
                 [(None, 0.0, 0.0), (Some(17.0), 0.0, 0.0), (Some(17.0), 0.1, 0.0), (None, 0.7, 0.02), (None, 0.0, 1e-4)]
             {
-                // With one id there is nothing to spread over.
+                // With one id there is nothing to smooth over.
                 let label_smoothing = if v > 1 { label_smoothing } else { 0.0 };
                 let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor, label_smoothing, z_loss };
                 let read = read_targets("", &targets, v, &options).unwrap();
@@ -77,9 +77,9 @@ fn parts_add_up_to_the_whole() {
     assert!((loss(0, 4) + loss(4, 7) - loss(0, 11)).abs() < 1e-6);
 }
 
-/// The mean is over the rows that count, and is what it would be without the others, however wild these are.
+/// The mean is over the rows that count, and the same as without the others, whatever these hold.
 #[test]
-fn rows_that_are_ignored_might_as_well_not_be_there() {
+fn ignored_rows_have_no_effect() {
     let (logits, weight) = (f32s(1, &[3, 5]), f32s(2, &[7, 5]));
     let wild = Tensor::new(&[[f32::NAN; 5], [f32::INFINITY; 5]], &Device::Cpu).unwrap();
     let all = Tensor::cat(&[&wild, logits.as_tensor()], 0).unwrap();
@@ -98,7 +98,7 @@ fn rows_that_are_ignored_might_as_well_not_be_there() {
 }
 
 #[test]
-fn nothing_that_counts_gives_nothing() {
+fn no_row_that_counts_gives_zeros() {
     for dtype in [DType::F32, DType::F64, DType::BF16] {
         let [xs, weight] =
             [[3, 5], [7, 5]].map(|shape| Var::from_tensor(&randn(1, &shape).to_dtype(dtype).unwrap()).unwrap());
@@ -118,9 +118,9 @@ fn nothing_that_counts_gives_nothing() {
     }
 }
 
-/// The gradients are computed in forward, and only those that somebody may ask for.
+/// The gradients are computed in forward, but only of tracked inputs.
 #[test]
-fn what_is_not_tracked_changes_nothing() {
+fn gradients_do_not_depend_on_what_else_is_tracked() {
     let (xs, weight) = (f32s(1, &[11, 3]), f32s(2, &[7, 3]));
     let ids = targets(11, 7, |i| i == 5);
     let options = CrossEntropyOptions { ignored: Some(IGNORED), divisor: None, ..MEAN };

@@ -1,9 +1,9 @@
-//! Rows looked up, and their gradients added up, on slices.
+//! Row look-up and the sums of its gradient, on slices.
 
 use crate::ops::parallel::{for_each_chunk, threads};
 use crate::ops::simd::dispatch;
 
-/// Elements a piece of work: enough to be worth handing to a thread.
+/// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 16 * 1024;
 
 /// `out[i] = weight[ids[i]]`, rows of `c` channels.
@@ -18,8 +18,8 @@ pub(super) fn forward(out: &mut [f32], weight: &[f32], ids: &[u32], c: usize) {
 
 /// `dweight[ids[i]] += dout[i]`, as `out[i] = weight[ids[i]]`.
 ///
-/// Each piece owns some rows of the weight, and adds to each in the order of the positions: so the number of pieces,
-/// which is that of the threads, changes nothing.
+/// Each chunk owns some rows of the weight and adds to each in the order of positions, so the number of chunks, which is that
+/// of the threads, does not affect the result.
 pub(super) fn backward(dweight: &mut [f32], dout: &[f32], ids: &[u32], c: usize) {
     let rows = (dweight.len() / c).div_ceil(threads());
     for_each_chunk(dweight, rows * c, |piece, dweight| {

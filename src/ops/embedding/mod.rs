@@ -1,4 +1,4 @@
-//! Rows of a matrix by their numbers.
+//! Embedding: look-up of rows by id.
 
 mod kernel;
 mod reference;
@@ -8,10 +8,10 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use super::record;
 use super::storage::{has_kernel, slice, values};
 
-/// `out[i] = weight[ids[i]]`: `ids` (..) of dtype `u32`, `weight` (V, C), the result (.., C).
+/// `out[i] = weight[ids[i]]`: `ids` (..) of dtype `u32`, `weight` (V, C), result (.., C).
 ///
 /// # Errors
-/// If an id is V or more, `ids` is not of dtype `u32`, or the devices do not agree.
+/// If an id is V or more, `ids` is not of dtype `u32`, or the devices differ.
 ///
 /// ```
 /// use candle_attention::ops;
@@ -34,7 +34,7 @@ pub fn embedding(ids: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let (expected, got) = (weight.device().location(), ids.device().location());
         bail!("embedding: expected ids on the weight's device {expected:?}, got {got:?}");
     }
-    // candle's own look-up takes the highest `u32` for a row of zeros, without a word.
+    // candle's own look-up silently gives a row of zeros for the highest `u32`.
     let read: Vec<u32> = ids.flatten_all()?.to_vec1()?;
     if let Some(id) = read.iter().find(|&&id| id as usize >= rows) {
         bail!("embedding: expected ids below {rows}, got {id}");
@@ -104,9 +104,9 @@ mod tests {
         assert_like_reference("embedding of views", &[randn(1, &[11, 13])], &fused, &reference);
     }
 
-    /// The sum of a thousand gradients of 1, which in half precision stops at 256.
+    /// The sum of a thousand gradients of 1, which in half precision would stop at 256.
     #[test]
-    fn half_precision_adds_up_in_single() {
+    fn gradients_in_half_precision_are_summed_in_single() {
         let weight = Var::from_tensor(&Tensor::ones((3, 2), DType::BF16, &Device::Cpu).unwrap()).unwrap();
         let ids = Tensor::zeros(1024, DType::U32, &Device::Cpu).unwrap();
         let gradients = embedding(&ids, &weight).unwrap().sum_all().unwrap().backward().unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_looked_up_in_nothing() {
+    fn empty_ids_and_tables_give_empty_results() {
         for (n, v, c) in [(0, 3, 5), (0, 0, 5), (2, 3, 0)] {
             for dtype in [DType::F32, DType::F64] {
                 let weight = Tensor::zeros((v, c), dtype, &Device::Cpu).unwrap();

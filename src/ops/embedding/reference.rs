@@ -1,4 +1,4 @@
-//! Rows looked up by candle's own operations, for any dtype and device.
+//! Row look-up by candle's own operations, for any dtype and device.
 
 use candle_core::{Result, Tensor};
 
@@ -7,7 +7,7 @@ use crate::ops::storage::precise;
 /// See [`super::embedding`]; the arguments have been checked, and give a result of shape `out_shape`.
 pub(super) fn embedding(ids: &Tensor, weight: &Tensor, out_shape: Vec<usize>) -> Result<Tensor> {
     let dtype = weight.dtype();
-    // The gradients of a row are added up: in half precision the sum of many would stop growing.
+    // The gradients of a row are summed, and in half precision a long sum would stop growing.
     let weight = if weight.track_op() { weight.to_dtype(precise(dtype))? } else { weight.clone() };
     weight.contiguous()?.index_select(&ids.flatten_all()?, 0)?.reshape(out_shape)?.to_dtype(dtype)
 }

@@ -3,7 +3,7 @@
 use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul, product};
 use crate::ops::simd;
 
-/// Sizes: rows of the input (all leading dimensions), their channels, those of the output.
+/// Sizes: rows of the input (all leading dimensions), input channels, output channels.
 #[derive(Clone, Copy)]
 pub(super) struct Dims {
     pub(super) rows: usize,
@@ -25,7 +25,7 @@ pub(super) fn forward(xs: &[f32], weight: &[f32], bias: &[f32], dims: Dims) -> V
     if bias.is_empty() {
         return product(xs, weight.t());
     }
-    // The product adds to the bias instead of the other way round: one pass less.
+    // The product is added to the bias, not the other way round: one pass less.
     let mut ys = bias.repeat(rows);
     matmul(MatrixMut::new(&mut ys, rows, out_dim, out_dim), Output::Add, 1.0, xs, weight.t());
     ys

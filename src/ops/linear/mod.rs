@@ -1,4 +1,4 @@
-//! `y = x W^T + b`.
+//! The linear layer, `y = x W^T + b`.
 
 mod kernel;
 mod reference;
@@ -6,13 +6,14 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
+use super::checks::check_alike;
 use super::record;
-use super::storage::{check_alike, has_kernel, slice, values};
+use super::storage::{has_kernel, slice, values};
 
-/// `xs W^T + bias`: `xs` (.., I), `weight` (O, I), `bias` (O), the result (.., O).
+/// `xs W^T + bias`: `xs` (.., I), `weight` W (O, I), `bias` (O), result (.., O).
 ///
 /// # Errors
-/// If sizes, dtypes or devices do not agree.
+/// If sizes, dtypes or devices do not fit together.
 ///
 /// ```
 /// use candle_attention::ops;
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_do_not_go_together_are_named() {
+    fn sizes_that_do_not_fit_together_are_named() {
         let [xs, weight, bias] = [&[3, 5][..], &[7, 4], &[6]].map(|shape| randn(1, shape));
         let message = linear(&xs, &weight, None).unwrap_err().to_string();
         assert!(

@@ -1,4 +1,4 @@
-//! `y = x W^T + b` from candle's own operations, for any dtype and device.
+//! `y = x W^T + b`, composed of candle's own operations, for any dtype and device.
 
 use candle_core::{Result, Tensor};
 

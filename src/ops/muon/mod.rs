@@ -1,5 +1,5 @@
 //! One step of Muon on one matrix (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose singular
-//! values are made equal, so that every direction of the matrix learns at the same rate.
+//! values are brought close to 1, so that every direction of the matrix learns at the same rate.
 //!
 //! ```text
 //! m = momentum m + (1 - momentum) g
@@ -7,17 +7,17 @@
 //! w = w - lr weight_decay w - lr sqrt(max(1, rows / cols)) orthogonal(u)
 //! ```
 //!
-//! `orthogonal` takes X = u / (1.01 |u|) and does four times
+//! with the gradient `g`, scaled by `gradient_scale`. `orthogonal` starts from X = u / (1.01 |u|) and iterates four times
 //!
 //! ```text
 //! G = X X^T                       (of the shorter side)
 //! X = (a + b G + c G G) X
 //! ```
 //!
-//! with the polynomials `a x + b x^3 + c x^5` of the Polar Express (Amsel et al. 2025, arXiv:2505.16932): each is the nearest to 1
-//! on the interval that the one before leaves, from singular values of 0.004 times the norm on. Four of them bring those
-//! to between 0.87 and 1.13; the five alike ones of Jordan et al. bring them to between 0.68 and 1.20. Smaller singular values
-//! grow 252-fold.
+//! with the polynomials `a x + b x^3 + c x^5` of the Polar Express (Amsel et al. 2025, arXiv:2505.16932): each is the closest to 1
+//! on the interval to which its predecessor maps the singular values, starting from those of at least 0.004 times the norm.
+//! The four bring these to between 0.87 and 1.13; Jordan et al., with five equal ones, to between 0.68 and 1.20. Smaller
+//! singular values grow 252-fold.
 
 mod kernel;
 mod orthogonal;
@@ -26,24 +26,26 @@ mod reference;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
 use super::Cautious;
+use super::checks::check_not_negative;
+use super::elementwise::move_average;
 use super::storage::{has_kernel, slice, slice_mut};
 
-/// The numbers of one step.
+/// The hyperparameters of one step.
 #[derive(Clone, Copy, Debug)]
 pub struct MuonStep {
     /// The learning rate.
     pub learning_rate: f64,
-    /// Decay of the running mean of the gradient.
+    /// Decay of the moving average of the gradient.
     pub momentum: f64,
     /// Weight decay; 0 for none.
     pub weight_decay: f64,
-    /// What the gradient is multiplied by first, as to clip it.
+    /// A factor on the gradient, for instance to clip it.
     pub gradient_scale: f64,
-    /// What is left out where signs do not agree.
+    /// Which parts of the step to leave out where signs disagree.
     pub cautious: Cautious,
 }
 
-/// Of the polynomials `a x + b x^3 + c x^5`, one an iteration: Remez's algorithm on [0.004, 1], then on what each leaves.
+/// The polynomials `a x + b x^3 + c x^5`, one per iteration, by Remez's algorithm: on [0.004, 1], then on the image of each.
 const COEFFICIENTS: [[f64; 3]; 4] = [
     [8.340981, -24.597368, 18.223025],
     [3.977994, -2.965434, 0.564272],
@@ -51,17 +53,38 @@ const COEFFICIENTS: [[f64; 3]; 4] = [
     [2.308565, -1.675994, 0.419574],
 ];
 
-/// What a matrix is divided by, beside its norm: above 1 the first polynomial rises steeply.
+/// A factor on the norm by which a matrix is divided: above 1, the first polynomial rises steeply.
 const MARGIN: f64 = 1.01;
 
-/// The least norm that a matrix is divided by.
+/// The smallest norm by which a matrix is divided.
 const LEAST_NORM: f64 = 1e-7;
 
-/// Moves the matrix `var` and the running mean of its gradients, `mean`, one step along `gradient`. All three have the
-/// same shape, (rows, cols). In `f32` on the CPU the first two are changed in place.
+/// Updates the matrix `var` and `mean`, the moving average of its gradients, with `gradient`: one step. All three have the
+/// same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place.
 ///
 /// # Errors
-/// If `var` is no matrix, the shapes do not agree, or a number is not finite or out of its range.
+/// If `var` is not a matrix, the shapes differ, or a number is not finite or out of its range.
+///
+/// ```
+/// use candle_attention::ops::{Cautious, MuonStep, muon};
+/// use candle_core::{DType, Device, Tensor, Var};
+///
+/// let var = Var::zeros((2, 2), DType::F32, &Device::Cpu)?;
+/// let gradient = Tensor::new(&[[3f32, 0.], [0., 1.]], &Device::Cpu)?;
+/// let mut mean = var.zeros_like()?.detach();
+/// let step = MuonStep {
+///     learning_rate: 0.1,
+///     momentum: 0.95,
+///     weight_decay: 0.0,
+///     gradient_scale: 1.0,
+///     cautious: Cautious::default(),
+/// };
+/// muon(&var, &gradient, &mut mean, &step)?;
+/// // Both directions move by about the learning rate, though the gradient of one is three times that of the other.
+/// let moved = var.to_vec2::<f32>()?;
+/// assert!((0.087..0.113).contains(&-moved[0][0]) && (0.087..0.113).contains(&-moved[1][1]));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
     if var.rank() != 2 {
         bail!("muon: expected a matrix, got a variable of shape {:?}", var.dims());
@@ -74,15 +97,12 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
     if !(0.0..1.0).contains(&step.momentum) {
         bail!("muon: expected a momentum from 0 to below 1, got {}", step.momentum);
     }
-    for (name, number) in [
+    let numbers = [
         ("a learning rate", step.learning_rate),
         ("a weight decay", step.weight_decay),
         ("a gradient scale", step.gradient_scale),
-    ] {
-        if !(number >= 0.0 && number.is_finite()) {
-            bail!("muon: expected {name} of at least 0, got {number}");
-        }
-    }
+    ];
+    check_not_negative("muon", &numbers)?;
     if var.elem_count() == 0 {
         return Ok(());
     }
@@ -94,8 +114,8 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
     var.inplace_op3(mean, &gradient, &Update { step: *step, shape: var.dims2()? })
 }
 
-/// What the orthogonal update of a matrix is multiplied by: the learning rate, and more for matrices that are taller than
-/// wide, whose update would otherwise change their output less.
+/// The factor on the orthogonal update of a matrix: the learning rate, raised for matrices that are taller than wide, whose
+/// output would otherwise change less.
 fn rate(step: &MuonStep, (rows, cols): (usize, usize)) -> f64 {
     step.learning_rate * (rows as f64 / cols as f64).max(1.0).sqrt()
 }
@@ -117,7 +137,7 @@ impl InplaceOp2 for Mean {
     ) -> Result<()> {
         let (mean, gradient) = (slice_mut(mean, mean_l)?, slice(gradient, gradient_l)?);
         let MuonStep { momentum, gradient_scale, .. } = self.0;
-        kernel::average(mean, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
+        move_average(mean, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
         Ok(())
     }
 }
@@ -172,7 +192,7 @@ mod tests {
         gradient_scale: 0.3,
         cautious: Cautious { updates: false, decay: false },
     };
-    /// One step of it from zero is the orthogonal matrix itself, negated.
+    /// One such step from zero gives the orthogonal matrix itself, negated.
     const ALONE: MuonStep =
         MuonStep { learning_rate: 1.0, momentum: 0.0, weight_decay: 0.0, gradient_scale: 1.0, ..STEP };
 
@@ -184,7 +204,7 @@ mod tests {
         got.iter().zip(truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
     }
 
-    /// Some steps in f32, fused and composed, and in f64; matrices that are wide and tall, below and above a block.
+    /// A few steps in f32, fused and composed, and in f64; wide and tall matrices, smaller and larger than a block.
     #[test]
     fn the_kernel_is_the_reference() {
         for shape in [[17, 31], [31, 17], [1, 7], [9, 1], [97, 40], [40, 97]] {
@@ -209,7 +229,7 @@ mod tests {
         let (composed, fused) = (run(DType::F32, reference::muon), run(DType::F32, muon));
         for i in 0..2 {
             let (got, yardstick) = (worst(&fused[i], &truth[i]), worst(&composed[i], &truth[i]));
-            // Weights of up to 4 have roundings of 2e-7.
+            // Weights of up to 4 have rounding errors of 2e-7.
             assert!(got <= 2.0 * yardstick + 3e-7, "{shape:?}, {i}: error {got:.2e}, the reference's {yardstick:.2e}");
         }
     }
@@ -232,12 +252,12 @@ mod tests {
         Tensor::new(rows, &Device::Cpu).unwrap()
     }
 
-    /// What becomes of a singular value of a matrix of norm 1, by the polynomials alone.
+    /// The image of a singular value of a matrix of norm 1 under the polynomials.
     fn alone(singular: f64) -> f64 {
         COEFFICIENTS.iter().fold(singular / 1.01, |x, [a, b, c]| a * x + b * x.powi(3) + c * x.powi(5))
     }
 
-    /// The update of one step alone.
+    /// The update of a single step.
     fn orthogonal(matrix: &Tensor) -> Tensor {
         let (rows, cols) = matrix.dims2().unwrap();
         let var = Var::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap();
@@ -255,7 +275,7 @@ mod tests {
         assert!((alone(1e-9) / 1e-9 - 252.4).abs() < 0.1, "{}", alone(1e-9));
     }
 
-    /// From singular vectors and values that are known: the vectors stay, and the values take the polynomials by themselves.
+    /// From known singular vectors and values: the vectors stay, and the polynomials apply to the values.
     #[test]
     fn singular_vectors_stay_and_values_become_nearly_equal() {
         for (rows, cols, least) in [(5, 11, 0.05), (67, 29, 0.02), (31, 31, 0.02), (31, 31, 1e-6)] {
@@ -270,7 +290,7 @@ mod tests {
             let norm = singular.iter().map(|s| s * s).sum::<f64>().sqrt();
             let expected: Vec<f64> = singular.iter().map(|s| alone(s / norm)).collect();
             let error = worst(&values(&orthogonal(&matrix(&singular))), &values(&matrix(&expected)));
-            // Roundings of the Gram matrix, whose largest eigenvalue is below 1, shift the values that the polynomials see.
+            // Rounding in the Gram matrix, whose largest eigenvalue is below 1, shifts the values that the polynomials see.
             let rounding = 8.0 * f64::from(f32::EPSILON);
             let rounded = |s: &f64| {
                 let (exact, shifted) = (s / norm, ((s / norm).powi(2) + rounding).sqrt());
@@ -314,8 +334,8 @@ mod tests {
         }
     }
 
-    /// Worked out by hand: after the gradients diag(1, 1) and diag(1, -0.3) the running mean of the second element still is
-    /// positive, (1 - 1/2) (1/2 - 0.3), but with the newest gradient once more it is -0.1, beside 0.875.
+    /// By hand: after the gradients diag(1, 1) and diag(1, -0.3), the average of the second element is still positive,
+    /// (1 - 1/2) (1/2 - 0.3), but with the newest gradient once more it is -0.1, next to 0.875.
     #[test]
     fn the_newest_gradient_counts_once_more() {
         let step = MuonStep { momentum: 0.5, ..ALONE };
@@ -336,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_of_zeros_moves_nothing_but_the_decay() {
+    fn a_zero_gradient_only_decays_the_weights() {
         let var = Var::ones((3, 5), DType::F32, &Device::Cpu).unwrap();
         let zeros = var.zeros_like().unwrap();
         muon(&var, &zeros, &mut zeros.copy().unwrap(), &STEP).unwrap();
@@ -344,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_matrix_or_does_not_fit_is_refused() {
+    fn anything_but_matrices_of_one_shape_is_refused() {
         let error = |var: &[usize], gradient: &[usize], momentum| {
             let of = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
             let step = MuonStep { momentum, ..STEP };
@@ -357,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_would_spoil_the_weights_are_refused() {
+    fn numbers_out_of_their_range_are_refused() {
         for (step, expected) in [
             (MuonStep { learning_rate: f64::NAN, ..STEP }, "expected a learning rate of at least 0, got NaN"),
             (MuonStep { weight_decay: f64::INFINITY, ..STEP }, "expected a weight decay of at least 0, got inf"),
@@ -372,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_without_elements_stays_as_it_is() {
+    fn an_empty_matrix_is_left_alone() {
         for (shape, dtype) in [((3, 0), DType::F32), ((0, 3), DType::F32), ((0, 0), DType::F64)] {
             let var = Var::zeros(shape, dtype, &Device::Cpu).unwrap();
             let gradient = var.as_detached_tensor().copy().unwrap();

@@ -1,12 +1,12 @@
-//! The polar factor of a matrix, on slices: its singular vectors with singular values near 1.
+//! The approximate polar factor of a matrix, on slices: its singular vectors with singular values near 1.
 //!
-//! The iteration of [`super`] is done on the Gram matrix of the shorter side alone, which commutes with its polynomials:
+//! The iteration of [`super`] runs on the Gram matrix of the shorter side only, which commutes with its polynomials:
 //!
 //! ```text
-//! P = a + b G + c G^2,   Q = Q P,   G = G P^2         from Q = 1 and G = X^T X / |X|^2, at last X Q / |X|
+//! P = a + b G + c G^2,   Q = Q P,   G = G P^2         starting from Q = 1 and G = X^T X / |X|^2; result X Q / |X|
 //! ```
 //!
-//! All these matrices are symmetric, so that half of each product is computed and mirrored.
+//! All these matrices are symmetric, so only half of each product is computed and then mirrored.
 
 use pulp::{Simd, WithSimd};
 
@@ -16,12 +16,12 @@ use crate::ops::parallel::for_each_chunk;
 use crate::ops::simd::{dispatch, dispatch_vectors};
 use crate::ops::sums::norm_of;
 
-/// Of a matrix (rows, cols), in its place.
+/// Replaces a matrix (rows, cols) by its polar factor.
 pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
     let scale = (1.0 / (norm_of(xs) * MARGIN).max(LEAST_NORM)) as f32;
     let (long, short) = (rows.max(cols), rows.min(cols));
     let side = short.next_multiple_of(GROUP);
-    // Upright, with whole groups of columns: those of the shorter side.
+    // With the longer side as rows, and columns padded to whole groups.
     let mut upright = vec![0.0; long.next_multiple_of(ROWS) * side];
     match rows >= cols {
         true => copy(&mut upright, side, xs, cols, cols, scale),
@@ -36,7 +36,7 @@ pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
     }
 }
 
-/// The product of the polynomials: near the inverse of the root of the Gram matrix of `upright`.
+/// The product of the polynomials: approximately the inverse square root of the Gram matrix of `upright`.
 fn inverse_root(upright: &[f32], long: usize, side: usize) -> Vec<f32> {
     let [mut gram, mut polynomial, mut next, mut q] = [(); 4].map(|()| vec![0.0; side * side]);
     multiply(&mut gram, Left { data: upright, row_stride: 1, k_stride: side }, upright, side, long, Part::Symmetric);
@@ -66,17 +66,17 @@ fn rows_of(data: &[f32], row_stride: usize) -> Left<'_> {
     Left { data, row_stride, k_stride: 1 }
 }
 
-/// What of a product is to be computed.
+/// Which part of a product to compute.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Whole,
-    /// The lower triangle, which the upper one mirrors.
+    /// The lower triangle; the upper one mirrors it.
     Symmetric,
 }
 
 /// `c = a b` with rows of `side` elements in `b` and `c`, and `k` rows in `b`.
 fn multiply(c: &mut [f32], a: Left, b: &[f32], side: usize, k: usize, part: Part) {
-    /// Rows a piece of work.
+    /// Rows per chunk.
     const ROWS_TOGETHER: usize = 64;
     for_each_chunk(c, ROWS_TOGETHER * side, |piece, c| {
         dispatch_vectors(Rows { c, a, b, side, k, first: piece * ROWS_TOGETHER, part });
@@ -86,7 +86,7 @@ fn multiply(c: &mut [f32], a: Left, b: &[f32], side: usize, k: usize, part: Part
     }
 }
 
-/// Some rows of a product, from the row `first` on.
+/// Some rows of a product, starting at row `first`.
 struct Rows<'a> {
     c: &'a mut [f32],
     a: Left<'a>,
@@ -103,7 +103,7 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { c, a, b, side, k, first, part } = self;
-        // A part of B of so many rows and columns stays in the first cache.
+        // A block of B with this many rows and columns stays in the L1 cache.
         const K_TOGETHER: usize = 64;
         const COLUMNS_TOGETHER: usize = 64;
         let a = Left { data: &a.data[first * a.row_stride..], ..a };
@@ -143,7 +143,7 @@ fn mirror(xs: &mut [f32], side: usize) {
     );
 }
 
-/// `to[i, j] = scale from[j, i]` for the first [`GROUP`] rows and columns of matrices with rows so far apart.
+/// `to[i, j] = scale from[j, i]` for the first [`GROUP`] rows and columns of matrices with these row strides.
 #[inline(always)]
 fn transpose_square(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, scale: f32) {
     let mut square = [[0.0; GROUP]; GROUP];
@@ -158,7 +158,7 @@ fn transpose_square(to: &mut [f32], to_stride: usize, from: &[f32], from_stride:
     }
 }
 
-/// `to[i, j] = scale from[i, j]` for `columns` columns of matrices with rows so far apart.
+/// `to[i, j] = scale from[i, j]` for `columns` columns of matrices with these row strides.
 fn copy(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, columns: usize, scale: f32) {
     dispatch(
         #[inline(always)]
@@ -170,7 +170,7 @@ fn copy(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, colu
     );
 }
 
-/// `to[i, j] = scale from[j, i]` for `rows` rows and `columns` columns of `to`, of matrices with rows so far apart.
+/// `to[i, j] = scale from[j, i]` for `rows` rows and `columns` columns of `to`; both with their row strides.
 fn transpose(
     (to, to_stride): (&mut [f32], usize),
     (from, from_stride): (&[f32], usize),

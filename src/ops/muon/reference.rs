@@ -1,4 +1,4 @@
-//! Muon from candle's own operations, for any dtype and device.
+//! Muon composed of candle's own operations, for any dtype and device.
 
 use candle_core::{DType, Result, Tensor, Var};
 

@@ -1,4 +1,4 @@
-//! Layer and root-mean-square normalisation of rows, and their gradients, on slices.
+//! Layer and root-mean-square normalisation of rows, with gradients, on slices.
 
 use crate::ops::parallel::{for_each_chunk, map};
 use crate::ops::simd::{dispatch, sum_of};
@@ -12,17 +12,17 @@ pub(super) enum Kind {
     Rms,
 }
 
-/// Of one row: the mean (0 for [`Kind::Rms`]) and the factor that makes it unit.
+/// For one row: the mean (0 for [`Kind::Rms`]) and the factor that normalises it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Statistics {
     mean: f32,
     factor: f32,
 }
 
-/// Rows a piece of work. The sums of the gradients are added up piece by piece, so this number is part of their bits.
+/// Rows per chunk. The gradients of the parameters are summed chunk by chunk, so this number affects their bits.
 const ROWS: usize = 64;
 
-/// `y = (x - mean) * factor * weight + bias`, row by row; an empty bias is none.
+/// `y = (x - mean) * factor * weight + bias`, row by row; an empty bias means none.
 pub(super) fn forward(
     ys: &mut [f32],
     statistics: &mut [Statistics],
@@ -64,7 +64,7 @@ pub(super) fn forward(
 
 /// With `n = (x - mean) * factor` and `dn = dy * weight`,
 /// `dx = factor * (dn - mean(dn) - n * mean(dn * n))`, without `mean(dn)` for [`Kind::Rms`];
-/// gives `dweight = sum over rows of dy * n` and `dbias = sum over rows of dy`.
+/// returns `dweight = sum over rows of dy * n` and `dbias = sum over rows of dy`.
 pub(super) fn backward(
     dxs: &mut [f32],
     dys: &[f32],
@@ -117,7 +117,7 @@ pub(super) fn backward(
 #[inline(always)]
 fn backward_row(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], row: Statistics, kind: Kind) {
     let c = weight.len() as f32;
-    // First `dn`, in the place of `dx`.
+    // First `dn`, in place of `dx`.
     for ((dx, dy), weight) in dx.iter_mut().zip(dy).zip(weight) {
         *dx = dy * weight;
     }

@@ -1,7 +1,7 @@
-//! Normalisation over the last dimension, with gradients that reach everything.
+//! Normalisation over the last dimension, with gradients for input and parameters.
 //!
-//! candle-nn's fused `layer_norm` and `rms_norm` have no backward pass and say nothing about it: whatever lies
-//! before them stops learning. These have one.
+//! candle-nn's fused `layer_norm` and `rms_norm` silently have no backward pass, so everything before them stops learning.
+//! These have one.
 
 mod kernel;
 mod reference;
@@ -11,21 +11,22 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
+use super::checks::{check_alike, check_not_negative};
 use super::record;
-use super::storage::{check_alike, has_kernel, slice, values};
+use super::storage::{has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
 ///
-/// `xs` (.., C), `weight` and `bias` (C). Mean and variance (of the population) are those of the C channels, taken in
-/// `f32` for `f16` and `bf16`.
+/// `xs` (.., C), `weight` and `bias` (C), result (.., C). Mean and (population) variance are taken over the C channels, for
+/// `f16` and `bf16` in `f32`.
 ///
 /// # Errors
-/// If the shapes, dtypes or devices do not agree, or `eps` is not a finite number of at least 0.
+/// If shapes, dtypes or devices do not fit together, or `eps` is negative or not finite.
 pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     for parameter in [Some(weight), bias].into_iter().flatten() {
         check("layer-norm", xs, parameter)?;
     }
-    check_eps("layer-norm", eps)?;
+    check_not_negative("layer-norm", &[("an eps", eps)])?;
     let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
     if !has_kernel(&tensors) {
         return reference::layer_norm(xs, weight, bias, eps);
@@ -39,24 +40,17 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
 
 /// `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019, arXiv:1910.07467).
 ///
-/// `xs` (.., C), `weight` (C). The mean is taken in `f32` for `f16` and `bf16`.
+/// `xs` (.., C), `weight` (C), result (.., C). The mean is taken over the C channels, for `f16` and `bf16` in `f32`.
 ///
 /// # Errors
-/// If the shapes, dtypes or devices do not agree, or `eps` is not a finite number of at least 0.
+/// If shapes, dtypes or devices do not fit together, or `eps` is negative or not finite.
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight)?;
-    check_eps("rms-norm", eps)?;
+    check_not_negative("rms-norm", &[("an eps", eps)])?;
     match has_kernel(&[xs, weight]) {
         true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
         false => reference::rms_norm(xs, weight, eps),
     }
-}
-
-fn check_eps(op: &str, eps: f64) -> Result<()> {
-    if !(eps >= 0.0 && eps.is_finite()) {
-        bail!("{op}: expected an eps of at least 0, got {eps}");
-    }
-    Ok(())
 }
 
 fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
@@ -74,7 +68,7 @@ fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
     check_alike(op, "parameters", parameter, "the input", xs)
 }
 
-/// The fused operation; it keeps the statistics of each row for the way back.
+/// The fused operation; it keeps the statistics of each row for backward.
 struct Norm {
     kind: Kind,
     eps: f32,
@@ -92,7 +86,7 @@ impl Norm {
         let mut ys = vec![0.0; xs.len()];
         let mut statistics = vec![Statistics::default(); xs.len() / weight.len().max(1)];
         kernel::forward(&mut ys, &mut statistics, xs, weight, bias, self.kind, self.eps);
-        // The graph holds one such operation for each call, so nothing is there yet.
+        // Each call creates its own operation, so this is still empty.
         let _ = self.statistics.set(statistics);
         Ok((CpuStorage::F32(ys), shape))
     }

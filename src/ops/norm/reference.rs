@@ -1,4 +1,4 @@
-//! Normalisation from candle's own differentiable operations, for any dtype and device. The statistics of `f16` and
+//! Normalisation composed of candle's own differentiable operations, for any dtype and device. The statistics of `f16` and
 //! `bf16` are taken in `f32`.
 
 use candle_core::{D, Result, Tensor};

@@ -1,4 +1,4 @@
-//! Pairs of channels turned, on slices.
+//! Rotation of pairs of channels, on slices.
 
 use super::RotaryPairs;
 use crate::ops::parallel::for_each_chunk;
@@ -29,7 +29,7 @@ pub(super) struct Angles<'a> {
 /// `(a, b)` becomes `(a cos - b sin, b cos + a sin)`; with the sines negated, its own inverse and gradient.
 pub(super) fn turn(ys: &mut [f32], xs: Heads, angles: Angles, pairs: RotaryPairs, dims: Dims) {
     let Dims { t, h, d } = dims;
-    /// Elements that are worth handing to a thread.
+    /// Elements worth handing to a thread.
     const CHUNK: usize = 16 * 1024;
     let together = (CHUNK / (h * d)).max(1);
     for_each_chunk(ys, together * h * d, |piece, ys| {

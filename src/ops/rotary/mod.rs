@@ -3,14 +3,15 @@
 mod kernel;
 mod reference;
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Angles, Dims, Heads};
+use super::checks::check_alike;
 use super::record;
-use super::storage::{check_alike, has_kernel, values};
+use super::storage::{has_kernel, values};
 use crate::memory;
 
-/// Which channels of a head turn together.
+/// Which channels of a head form the pairs that are rotated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RotaryPairs {
     /// Channel `i` with channel `i + D/2`, as in Hugging Face's llama and qwen.
@@ -20,17 +21,27 @@ pub enum RotaryPairs {
     Neighbours,
 }
 
-/// Turns each pair of channels `(a, b)` at position `t` by the angle of its cosine and sine:
+/// Rotates each pair of channels `(a, b)` at position `t` by the angle with this cosine and sine:
 /// `(a cos - b sin, b cos + a sin)`.
 ///
-/// `xs` (B, T, H, D), `cos` and `sin` (T, D/2); the result as `xs`. candle-nn's `rope`, `rope_i` and `rope_thd` have no
-/// backward pass and say nothing about it.
+/// `xs` (B, T, H, D), `cos` and `sin` (T, D/2), for instance from [`rotary_tables`]; the result has the shape of `xs`.
 ///
-/// In `f32` on the CPU the operation is fused, and takes heads as they lie in a packed projection. Tables that are
-/// themselves tracked have their gradients, by candle's own operations.
+/// candle-nn's `rope`, `rope_i` and `rope_thd` silently have no backward pass; this one has. In `f32` on the CPU it is
+/// fused, and reads heads where they lie in a packed projection. Tracked tables get gradients too, through candle's own
+/// operations.
 ///
 /// # Errors
-/// If D is odd, or sizes, dtypes or devices do not agree.
+/// If D is odd, or sizes, dtypes or devices differ.
+///
+/// ```
+/// use candle_attention::ops::{RotaryPairs, rotary, rotary_tables};
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let q = Tensor::ones((2, 5, 3, 8), DType::F32, &Device::Cpu)?; // (B, T, H, D)
+/// let (cos, sin) = rotary_tables(10_000.0, 8, 0, 5, &q)?; // (T, D/2) each
+/// assert_eq!(rotary(&q, &cos, &sin, RotaryPairs::Halves)?.dims(), q.dims());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Result<Tensor> {
     let (_, t, _, d) = xs.dims4()?;
     if !d.is_multiple_of(2) {
@@ -58,7 +69,7 @@ struct Rotary {
 }
 
 impl Rotary {
-    /// `xs` turned, or with `back` turned back.
+    /// `xs` rotated, or with `back` rotated back.
     fn turn(&self, xs: &[f32], layout: &Layout, back: bool) -> Result<Vec<f32>> {
         let (_, t, h, d) = layout.shape().dims4()?;
         let (cos, sin) = (values(&self.cos)?, values(&self.sin)?);
@@ -89,10 +100,10 @@ impl CustomOp1 for Rotary {
 }
 
 /// The cosines and sines of the angles `t * theta^(-2i/D)` for the positions `t` in `start..start + seq_len`: two tensors
-/// (seq_len, D/2), computed in `f64`, of the dtype and on the device of `like`.
+/// (seq_len, D/2), computed in `f64`, with the dtype and device of `like`.
 ///
 /// # Errors
-/// If D is odd, `theta` is not above 0, or memory cannot hold them.
+/// If D is odd, `theta` is not above 0, or memory cannot hold the tables.
 pub fn rotary_tables(
     theta: f64,
     head_dim: usize,
@@ -100,22 +111,39 @@ pub fn rotary_tables(
     seq_len: usize,
     like: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let half = head_dim / 2;
+    const OP: &str = "rotary-tables";
+    tables(OP, &frequencies(OP, theta, head_dim)?, start, seq_len, (like.dtype(), like.device()))
+}
+
+/// The angles `theta^(-2i/D)` by which pairs of channels turn from one position to the next.
+pub(crate) fn frequencies(op: &str, theta: f64, head_dim: usize) -> Result<Vec<f64>> {
     if !head_dim.is_multiple_of(2) {
-        bail!("rotary-tables: expected an even number of channels, got {head_dim}");
+        bail!("{op}: expected an even number of channels, got {head_dim}");
     }
     if !(theta > 0.0 && theta.is_finite()) {
-        bail!("rotary-tables: expected theta above 0, got {theta}");
+        bail!("{op}: expected theta above 0, got {theta}");
     }
-    if start.checked_add(seq_len).is_none() {
-        bail!("rotary-tables: expected positions that 64 bits count, got {seq_len} from {start} on");
+    memory::check(op, memory::tensor_bytes(&[head_dim / 2], size_of::<f64>()))?;
+    Ok((0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect())
+}
+
+/// The cosines and sines of the angles of `len` positions from `start` on, each (len, frequencies).
+pub(crate) fn tables(
+    op: &str,
+    frequencies: &[f64],
+    start: usize,
+    len: usize,
+    (dtype, device): (DType, &Device),
+) -> Result<(Tensor, Tensor)> {
+    if start.checked_add(len).is_none() {
+        bail!("{op}: expected positions that 64 bits can count, got {len} from {start} on");
     }
-    // Two of `f64`, while they are computed.
-    memory::check("rotary-tables", memory::tensor_bytes(&[seq_len, half], 2 * size_of::<f64>()))?;
-    let angle = |i: usize| (start + i / half) as f64 * theta.powf(-2.0 * (i % half) as f64 / head_dim as f64);
+    // Two tables in `f64` while they are computed.
+    memory::check(op, memory::tensor_bytes(&[len, frequencies.len()], 2 * size_of::<f64>()))?;
     let table = |f: fn(f64) -> f64| {
-        let values: Vec<f64> = (0..seq_len * half).map(|i| f(angle(i))).collect();
-        Tensor::from_vec(values, (seq_len, half), like.device())?.to_dtype(like.dtype())
+        let angles = (start..start + len).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
+        let values: Vec<f64> = angles.map(f).collect();
+        Tensor::from_vec(values, (len, frequencies.len()), device)?.to_dtype(dtype)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
 }
@@ -124,7 +152,7 @@ pub fn rotary_tables(
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_like_reference, randn};
-    use candle_core::{DType, Var};
+    use candle_core::Var;
 
     fn values(x: &Tensor) -> Vec<f64> {
         x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -155,7 +183,7 @@ mod tests {
         }
     }
 
-    /// A part of a packed projection, heads before positions, channels that are not neighbours; rows of longer tables.
+    /// A slice of a packed projection, heads before positions, channels apart; rows of longer tables.
     #[test]
     fn views_give_the_same() {
         let tables = [randn(2, &[11, 5]).narrow(0, 4, 7).unwrap(), randn(3, &[5, 7]).t().unwrap()];
@@ -175,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_that_are_tracked_have_gradients() {
+    fn tracked_tables_have_gradients() {
         let xs = randn(1, &[2, 7, 3, 10]).to_dtype(DType::F32).unwrap();
         let [cos, sin] =
             [2, 3].map(|seed| Var::from_tensor(&randn(seed, &[7, 5]).to_dtype(DType::F32).unwrap()).unwrap());
@@ -200,7 +228,7 @@ mod tests {
         assert!(difference(&rotary(&xs, &cos, &sin, RotaryPairs::Neighbours).unwrap(), &neighbours) < 1e-14);
     }
 
-    /// What rotary positions are for: a product of a query and a key depends on the distance of their positions alone.
+    /// The point of rotary positions: the product of a query and a key depends only on the distance of their positions.
     #[test]
     fn scores_depend_on_distances() {
         let (q, k) = (randn(1, &[1, 1, 1, 6]), randn(2, &[1, 1, 1, 6]));
@@ -230,7 +258,7 @@ mod tests {
         for (theta, d, start, len, expected) in [
             (1e4, 5, 0, 7, "expected an even number of channels, got 5"),
             (f64::NAN, 4, 0, 7, "expected theta above 0, got NaN"),
-            (1e4, 4, usize::MAX, 7, "expected positions that 64 bits count"),
+            (1e4, 4, usize::MAX, 7, "expected positions that 64 bits can count"),
             (1e4, 4, 0, usize::MAX / 2, "of memory, got more than 64 bits count"),
             (1e4, 64, 0, 1 << 47, "of memory, got"),
         ] {

@@ -1,4 +1,4 @@
-//! Pairs of channels turned by candle's own operations, for any dtype and device, and for tables with a gradient.
+//! Rotation of pairs of channels, composed of candle's own operations, for any dtype and device, and for tracked tables.
 
 use candle_core::{Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! What holds for every operation.
+//! Tests of all operations alike.
 
 mod properties;
 mod same_bits;

@@ -1,4 +1,4 @@
-//! Operations of random shapes, masks and layouts against themselves without kernels.
+//! Operations with random shapes, masks and layouts, compared with themselves without kernels.
 
 use candle_core::{Device, Result, Tensor};
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// Holds the operation against itself without kernels, on one thread or on all.
+/// Compares the operation with itself without kernels, on one thread or on all.
 fn hold(label: &str, inputs: &[Tensor], sequential: bool, op: impl Fn(&[Tensor]) -> Result<Tensor>, terms: f64) {
     let work = || assert_like_itself(label, inputs, &op, terms);
     if sequential { ops::sequential(work) } else { work() }
@@ -78,7 +78,7 @@ impl Kind {
             Kind::Full => Mask::Full,
             Kind::Window(len) => Mask::Window(len),
             Kind::Prefix(len) => Mask::Prefix(len),
-            // A new document now and then; now and then one of three that return.
+            // A new document now and then, in turn one of three.
             Kind::Documents { share } => {
                 let mut number = 0;
                 let numbers = bits(b * s, share * 0.3).into_iter().map(|new| {
@@ -121,7 +121,7 @@ fn sizes(kind: Kind) -> impl Strategy<Value = [usize; 7]> {
     )
 }
 
-/// Options but for the mask.
+/// All options except the mask.
 fn options() -> impl Strategy<Value = AttentionOptions> {
     // Up to scores of 1e4.
     let scale = prop_oneof![
@@ -138,8 +138,8 @@ fn options() -> impl Strategy<Value = AttentionOptions> {
         .prop_map(|(scale, softcap, dropout)| AttentionOptions { scale, mask: Mask::Full, softcap, dropout })
 }
 
-/// What may be added up and cancel out in attention and its gradients: an error in a score is one of the weights, as
-/// large again as the score.
+/// The size of terms that may cancel in attention and its gradients: an absolute error in a score is a relative one in its
+/// weight, and grows with the score.
 fn terms_of_attention(inputs: &[Tensor], options: &AttentionOptions) -> f64 {
     let scale = options.scale.factor(inputs[0].dim(3).unwrap());
     let kept = 1.0 - options.dropout.map_or(0.0, |dropout| dropout.rate);
@@ -193,9 +193,9 @@ proptest! {
         hold(&format!("self-attention of {:?}, {kind:?}", [b, t, h, d]), &inputs, sequential, op, terms);
     }
 
-    /// Zeros from a query that sees nothing, and to it; zeros to a key that nothing sees.
+    /// A query that sees nothing gives zeros and gets zero gradients; so does a key that no query sees.
     #[test]
-    fn what_is_hidden_gives_and_takes_nothing(
+    fn hidden_positions_have_no_effect_and_no_gradient(
         (t, s, h, d) in (1..70usize, 1..70usize, 1..3usize, 1..9usize),
         share in 0.0..0.1,
         seed in any::<u64>(),
@@ -312,7 +312,7 @@ proptest! {
     }
 }
 
-/// What all these tests stand on: without kernels another way is taken, which can be seen in its roundings.
+/// The basis of all these tests: without kernels, another computation takes place, as its rounding shows.
 #[test]
 fn without_kernels_it_is_another_computation() {
     let xs = randn(1, &[1009]).to_dtype(candle_core::DType::F32).unwrap();

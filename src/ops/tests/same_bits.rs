@@ -7,7 +7,7 @@ use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Ma
 
 type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Sync>;
 
-/// A name, the shapes of the inputs and the operation: large enough that everything is split that can be.
+/// A name, the shapes of the inputs, large enough to be split among threads, and the operation.
 type Row = (&'static str, Vec<Vec<usize>>, Op);
 
 fn row(name: &'static str, shapes: &[&[usize]], op: impl Fn(&[Tensor]) -> Result<Tensor> + Sync + 'static) -> Row {
@@ -90,7 +90,7 @@ fn every_operation_has_the_same_bits_for_any_number_of_threads() {
     }
 }
 
-/// The optimizer's step has no gradient, and changes what it is given.
+/// The optimizer's step has no gradient, and works in place.
 #[test]
 fn adamw_has_the_same_bits_for_any_number_of_threads() {
     let step = ops::AdamWStep {
@@ -112,7 +112,7 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
     });
 }
 
-/// Matrices that threads split, of which the second needs several pieces of rows and of columns.
+/// Matrices large enough to be split; the second needs several chunks of rows and of columns.
 #[test]
 fn muon_has_the_same_bits_for_any_number_of_threads() {
     for (shape, cautious) in [([67, 200], true), ([600, 531], false)] {
@@ -129,7 +129,7 @@ fn muon_has_the_same_bits_for_any_number_of_threads() {
     }
 }
 
-/// Versions round otherwise, but none is further from the truth than the reference in `f32` may be.
+/// Versions round differently, but none has a larger error than allowed against the reference in `f32`.
 #[test]
 fn muon_is_as_exact_in_each_version_of_the_kernels() {
     for (shape, cautious) in [([67, 200], false), ([150, 131], false), ([9, 1], true)] {
@@ -152,7 +152,7 @@ fn muon_is_as_exact_in_each_version_of_the_kernels() {
         for (name, got) in &versions {
             assert!(error(got) <= allowed, "{name}, {shape:?}: error {:.2e}, allowed {allowed:.2e}", error(got));
         }
-        // Where multiplications and additions are fused they are rounded once: these are other versions indeed.
+        // Fused multiply-adds round only once, so the versions do differ.
         if let ([(_, scalar), .., (_, last)], true) = (&versions[..], shape[1] > 1) {
             assert_ne!(scalar, last);
         }

@@ -40,7 +40,7 @@ fn a_state_that_does_not_fit_is_listed_whole_and_changes_nothing() {
     ] {
         assert!(error.contains(problem), "{error}");
     }
-    assert!(optimizer.state().iter().all(|(_, tensor)| ops::norm(tensor).unwrap() == 0.0));
+    assert!(optimizer.state().iter().all(|(_, tensor)| ops::euclidean_norm(tensor).unwrap() == 0.0));
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn a_state_comes_back_into_its_places() {
         (1..).zip(optimizer.state()).map(|(i, (name, tensor))| (name, (tensor + f64::from(i)).unwrap())).collect();
     optimizer.restore(state.clone()).unwrap();
     for (name, tensor) in optimizer.state() {
-        let difference = ops::norm(&(tensor - &state[&name]).unwrap()).unwrap();
+        let difference = ops::euclidean_norm(&(tensor - &state[&name]).unwrap()).unwrap();
         assert_eq!(difference, 0.0, "{name}");
     }
 }

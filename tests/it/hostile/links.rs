@@ -23,7 +23,8 @@ fn a_link_out_of_the_folder_is_not_followed() {
     let victim = Victim::new(&choice);
     let outside = Victim::new(&choice);
     let training = |root: &Path| RunFolder::resume(root, &Device::Cpu)?.0.ids(&mut |_| {}).map(drop);
-    let model: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+    let model: [&str; 5] =
+        ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
     for name in model {
         let error = with_link(&victim, name, &outside.path(name), &open_model).unwrap_err().to_string();
         assert!(error.contains("outside of the folder") && error.contains("cp -rL"), "{name}: {error}");

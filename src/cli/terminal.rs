@@ -32,6 +32,11 @@ pub fn takes_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Writes a line to standard error. If it cannot be written, nothing is lost that matters.
+pub fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", plain(line));
+}
+
 /// An error on one line: control characters are escaped, a backtrace is left out, and what is very long is cut.
 pub fn one_line(message: &str) -> String {
     // candle puts its backtrace behind the message, where there is one.

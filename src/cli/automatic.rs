@@ -97,8 +97,9 @@ impl TextSize {
             |sizes: &&Sizes| self.tokens_to_train(sizes, given) >= TOKENS_PER_WEIGHT * self.cost(sizes, given).1;
         let sizes = candidates.iter().rev().find(is_affordable).unwrap_or(&candidates[0]);
         let tokens = self.tokens_to_train(sizes, given);
-        // So that all validations together take a small part of the time.
-        let validation_fraction = (tokens / (15.0 * self.tokens)).min(VALIDATION_FRACTION);
+        // So that all validations together take a small part of the time, but at least two windows.
+        let validated = (tokens.max(MIN_TOKENS) / 15.0).max(2.0 * sizes.context as f64 + 1.0);
+        let validation_fraction = (validated / self.tokens).min(VALIDATION_FRACTION);
         let fraction = given.validation_fraction.unwrap_or(validation_fraction);
         let validation = Some(self.validation.unwrap_or(self.tokens * fraction)).filter(|tokens| *tokens > 0.0);
         let longest = validation.unwrap_or(self.tokens * VALIDATION_FRACTION) / 2.0;
@@ -193,7 +194,7 @@ mod tests {
     fn work(recipe: &Options) -> (f64, usize) {
         let (steps, batch, context) = (recipe.steps.unwrap(), recipe.batch.unwrap(), recipe.context.unwrap());
         let (dim, layers) = (recipe.dim.unwrap(), recipe.layers.unwrap());
-        (steps as f64 * batch as f64 * context as f64, 12 * layers * dim * dim)
+        (steps as f64 * batch as f64 * context as f64, 12usize.saturating_mul(layers * dim * dim))
     }
 
     #[test]
@@ -225,6 +226,8 @@ mod tests {
             "kv-heads = 2",
             "head-dim = 6",
             "head-dim = 6\nheads = 5\nkv-heads = 5",
+            "dim = 100000\nlayers = 4000\nheads = 1",
+            "context = 5000",
             "layers = 12",
             "layers = 1\ndim = 16",
             "hidden = 4096",
@@ -246,6 +249,11 @@ mod tests {
                 recipe.model_config(65, None).validate().unwrap();
                 let (recipe_table, given_table) = (recipe.table().unwrap(), given.table().unwrap());
                 assert!(given_table.iter().all(|(name, value)| recipe_table[name] == *value), "{given:?}: {recipe:?}");
+
+                let fraction = recipe.validation_fraction.unwrap_or(0.1);
+                let is_held_out =
+                    given.validation_fraction == Some(0.0) || fraction * bytes as f64 >= recipe.context.unwrap() as f64;
+                assert!(is_held_out || fraction == 0.1, "{given:?}: {fraction} of {bytes} held out");
 
                 let (tokens, _) = work(&recipe);
                 let step = (recipe.batch.unwrap() * recipe.context.unwrap()) as f64;
@@ -285,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn more_text_and_more_cores_lead_to_a_larger_model() {
+    fn more_text_and_more_cores_are_worth_a_larger_model() {
         let models = |texts: &[(u64, usize)]| -> Vec<usize> {
             texts.iter().map(|&(bytes, cores)| work(&characters(bytes).recipe(&on_cores(cores)).unwrap()).1).collect()
         };

@@ -51,7 +51,7 @@ const SAMPLE_TEMPERATURE: f64 = 0.5;
 /// Trains a model, or resumes a run. The process started at `begun`.
 pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     signals::listen()?;
-    check_values(&args.options, std::env::args())?;
+    check_values(&args.options, std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()))?;
     if args.resume {
         let root = args.out.as_deref().context("--resume needs --out")?;
         let (trainer, folder) = resume(root, &args.options)?;

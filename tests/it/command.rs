@@ -436,12 +436,12 @@ fn options_come_from_a_file_and_the_command_line_goes_first() {
     space.works("train text.txt --preset quick --steps 30 --context 16 --out runs/quick");
     for (given, expected) in [
         ("", "30 steps"),
-        ("--steps 20", "warm-up over no"),
+        ("--steps 20", "no warm-up, decay to 0 over the last 16 steps"),
         ("--dim 128", "2 heads, 128 channels"),
         ("--heads 4", "4 heads, 64 channels"),
         ("--optimizer adamw", "AdamW at 0.001; warm-up"),
         ("--lr 0.005", "Muon at 0.01, AdamW at 0.005, embeddings at 0.01"),
-        ("--tie", "145 600 parameters"),
+        ("--tie", "152 320 parameters"),
         ("--schedule cosine", "cosine decay to 0"),
         ("--decay-steps 30", "no warm-up, decay to 0 over the last 30 steps"),
     ] {

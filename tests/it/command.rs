@@ -564,7 +564,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --lr -1", "learning_rate"),
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
-        ("train text.txt --heads 3", "num_heads 3 and embed_dim"),
+        ("train text.txt --preset gpt2 --heads 3", "num_heads 3 and embed_dim"),
         ("train text.txt --preset gpt2 --kv-heads 2", "--kv-heads needs --architecture llama or qwen3"),
         ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
         ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),

@@ -1,14 +1,14 @@
-//! Causal attention in `f32`, forward and backward, beside torch's `scaled_dot_product_attention` in the same run.
+//! Causal attention in `f32`, forward and backward, compared with torch's `scaled_dot_product_attention` in the same run.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench attention
 //!
-//! Without that variable torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench
-//! built with other flags, adds a column for it.
+//! Without the variable there is no torch column. If `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with
+//! other flags, it adds a column.
 //!
-//! A turn is the median of 7 runs after 2 that are not counted; a figure the median of the turns. Both sides get the
-//! layout that their users have: (B, T, H, D) here, (B, H, T, D) in torch. Forward keeps no graph; backward starts from
-//! ones. The limit is that of the products over the allowed half of the positions, two forward and five backward, at
-//! the rate that `gemm` reaches on large matrices.
+//! A turn is the median of 7 runs after 2 uncounted ones, a figure the median of the turns. Each side gets its usual layout:
+//! (B, T, H, D) here, (B, H, T, D) in torch. Forward keeps no graph; backward starts from ones. The limit is the time of the
+//! matrix products over the allowed half of the positions, two forward and five backward, at the rate that `gemm` reaches on
+//! large matrices.
 
 use anyhow::{Context, Result};
 use candle_attention::ops::{AttentionOptions, attention};
@@ -18,15 +18,16 @@ use candle_core::{Device, Result as CandleResult, Var};
 mod allocator;
 
 mod support {
+    pub mod args;
     pub mod arithmetic;
     pub mod contest;
     pub mod peer;
     pub mod rivals;
     pub mod timing;
 }
-use support::{arithmetic, contest::Contest, peer, rivals, timing};
+use support::{args, arithmetic, contest::Contest, peer, rivals, timing};
 
-/// B, H, T, D, and the number of turns.
+/// B, H, T, D, and turns.
 const SHAPES: [([usize; 4], usize); 6] = [
     ([12, 4, 64, 32], 15),
     ([8, 6, 256, 64], 15),
@@ -43,8 +44,7 @@ fn main() -> Result<()> {
         Some(_) => return peer::serve(|question| measure(shape(question)?)),
         None => {}
     }
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     let shapes: &[_] = if is_bench { &SHAPES } else { &[([2, 3, 7, 5], 1)] };
 
     let mut contest = Contest::default();
@@ -90,7 +90,7 @@ fn median_ms<T>(mut work: impl FnMut() -> CandleResult<T>) -> CandleResult<f64> 
 }
 
 fn limit([b, h, t, d]: [usize; 4]) -> Result<Vec<f64>> {
-    // A product over all positions would take twice that.
+    // Over all positions it would be twice as much.
     let product = (b * h * t * t * d) as f64;
     Ok(vec![arithmetic::limit_ms(2.0 * product), arithmetic::limit_ms(7.0 * product)])
 }

@@ -1,17 +1,26 @@
-//! How right the time is that `attn train` says before it begins.
+//! How accurate the time is that `attn train` expects before it starts.
 //!
-//!     cargo bench --bench forecast -- FILE
+//!     cargo bench --bench forecast -- FILE [long]
 //!
-//! Texts of several lengths, cut from the front of the file, with nothing but what a row names; on all cores of the machine.
+//! Texts of several lengths, cut from the start of the file, with the options of the row and the automatic choice for all
+//! others, on all cores of the machine. Each row is run three times. `long` adds rows of 2 to 20 minutes a run.
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// The first bytes of the text, and options.
-const ROWS: &[(usize, &str)] = &[
+mod support {
+    pub mod args;
+    pub mod timing;
+}
+use support::args;
+use support::timing::{median, ms};
+
+/// Bytes of text, and options.
+type Row = (usize, &'static str);
+
+const ROWS: &[Row] = &[
     (2_000, ""),
     (20_000, ""),
     (50_000, ""),
@@ -24,48 +33,63 @@ const ROWS: &[(usize, &str)] = &[
     (usize::MAX, "--preset gpt2 --steps 200"),
     (usize::MAX, "--preset best --steps 100"),
 ];
-const REHEARSAL: &[(usize, &str)] = &[(usize::MAX, "--steps 2 --dim 32 --layers 1")];
+const LONG_ROWS: &[Row] =
+    &[(usize::MAX, "--steps 6000"), (usize::MAX, "--preset best --steps 400"), (usize::MAX, "--preset best")];
+const RUNS: usize = 3;
 
 fn main() -> Result<()> {
-    let text = std::env::args().skip(1).find(|arg| arg != "--bench");
+    let (_, args) = args::read();
     let space = tempfile::tempdir()?;
-    let (text, rows) = match text {
-        Some(text) => (std::fs::read(&text).context(text)?, ROWS),
-        // `cargo test --benches` has no text.
-        None => ("The cat that the children saw ran down the street.\n".repeat(200).into(), REHEARSAL),
+    let (text, rows) = match args.split_first() {
+        Some((text, more)) => {
+            let long_rows = if more.iter().any(|arg| arg == "long") { LONG_ROWS } else { &[] };
+            (std::fs::read(text).context(text.clone())?, [ROWS, long_rows].concat())
+        }
+        // As a test.
+        None => {
+            let text = "The cat that the children saw ran down the street.\n".repeat(200);
+            (text.into_bytes(), vec![(usize::MAX, "--steps 2 --dim 32 --layers 1")])
+        }
     };
-    println!("| bytes of text | options | said | took, s | ratio |\n|---|---|---|---|---|");
+    println!("| bytes of text | options | expected, s | took, s | took / expected | lowest, highest |");
+    println!("|{}", "---|".repeat(6));
     for (bytes, options) in rows {
-        let text = &text[..text.len().min(*bytes)];
-        let (said, took) = train(text, options, space.path())?;
-        let ratio = seconds(&said).map_or("-".to_string(), |said| format!("{:.2}", took / said));
-        println!("| {} | {options} | {said} | {took:.1} | {ratio} |", text.len());
+        let text = &text[..text.len().min(bytes)];
+        let runs = (0..RUNS).map(|_| train(text, options, space.path())).collect::<Result<Vec<_>>>()?;
+        let ratios: Vec<f64> = runs.iter().map(|(expected, took)| took / expected).collect();
+        let (lowest, highest) =
+            ratios.iter().fold((f64::INFINITY, 0f64), |(low, high), &ratio| (low.min(ratio), high.max(ratio)));
+        let (expected, took) = runs.into_iter().unzip();
+        let (expected, took) = (median(expected), median(took));
+        let ratio = median(ratios);
+        println!("| {} | {options} | {expected:.2} | {took:.2} | {ratio:.2} | {lowest:.2}, {highest:.2} |", text.len());
     }
     Ok(())
 }
 
-/// What a run says that it will take, and the seconds of its whole process.
-fn train(text: &[u8], options: &str, space: &Path) -> Result<(String, f64)> {
+/// The seconds that a run expects to take, and those of its whole process.
+fn train(text: &[u8], options: &str, space: &Path) -> Result<(f64, f64)> {
     let (file, root) = (space.join("cut.txt"), tempfile::tempdir_in(space)?);
     std::fs::write(&file, text)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
     command.arg("train").args(options.split_whitespace()).arg("--out").arg(root.path().join("run")).arg(&file);
-    let begun = Instant::now();
-    let output = command.output()?;
-    let took = begun.elapsed().as_secs_f64();
+    let mut output = None;
+    let milliseconds = ms(|| command.output().map(|all| output = Some(all)))?;
+    let output = output.context("expected the process's output")?;
     let notes = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{notes}");
-    let (_, said) = notes.split_once("time, expected: ").context("expected a time in the notes")?;
-    Ok((said.split(" (").next().unwrap_or_default().to_string(), took))
+    let (_, expected) = notes.split_once("time: about ").context("expected a time in the notes")?;
+    Ok((seconds(expected).context("expected a number and a unit of time")?, milliseconds / 1e3))
 }
 
-/// The seconds in `about 1.5 min`; none in words.
-fn seconds(said: &str) -> Option<f64> {
-    let (number, unit) = said.strip_prefix("about ")?.split_once(' ')?;
-    let unit = match unit {
+/// The seconds in a text that starts with a time, such as `2.5 min expected`.
+fn seconds(text: &str) -> Option<f64> {
+    let (number, rest) = text.split_once(' ')?;
+    let unit = match rest.split(' ').next()? {
         "s" => 1.0,
         "min" => 60.0,
-        _ => 3600.0,
+        "h" => 3600.0,
+        _ => return None,
     };
     Some(number.parse::<f64>().ok()? * unit)
 }

@@ -1,10 +1,10 @@
-//! Peak memory and time, forward and backward, of what must not hold everything at once: attention over 32768
-//! positions, and linear with cross-entropy over 32768 classes: fused, one operation after the other, and with candle-nn's.
+//! Peak memory and time, forward and backward, of operations that must not hold everything at once: attention over 32768
+//! positions; and a linear layer with cross-entropy over 32768 classes, fused, as two operations, and with candle-nn.
 //!
 //!     cargo bench --bench memory
 //!
-//! Each side is a process of its own; its peak is the `VmHWM` of Linux, so elsewhere there are only times. Of the
-//! second table the memory is counted from what the process holds once its inputs are made.
+//! Each side is a process of its own; its peak is Linux's `VmHWM`, so other systems only get times. In the second table, memory
+//! is counted from what the process holds once its inputs exist.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::ops;
@@ -15,13 +15,14 @@ use candle_nn::Linear;
 mod allocator;
 
 mod support {
+    pub mod args;
     pub mod contest;
     pub mod peer;
     pub mod timing;
 }
-use support::{contest::Contest, peer, timing};
+use support::{args, contest::Contest, peer, timing};
 
-/// B, T, H, D of attention, and N, C, V of linear with cross-entropy.
+/// B, T, H, D of attention; N, C, V of the linear layer with cross-entropy.
 const LONG: [usize; 4] = [1, 32768, 8, 64];
 const WIDE: [usize; 3] = [4096, 384, 32768];
 
@@ -30,8 +31,7 @@ fn main() -> Result<()> {
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     let ([b, t, h, d], [n, c, v], rounds) = if is_bench { (LONG, WIDE, 3) } else { ([1, 7, 2, 3], [7, 3, 5], 1) };
 
     let mut contest = Contest::default();
@@ -44,9 +44,9 @@ fn main() -> Result<()> {
 
     let mut contest = Contest::default();
     contest.enter("fused", peer::this_bench(&format!("fused {n} {c} {v}"))?)?;
-    contest.enter("one after the other", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
+    contest.enter("two operations", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
     let mut composed = peer::this_bench(&format!("composed {n} {c} {v}"))?;
-    // candle's pool as its users have it.
+    // candle's pool as users of candle-nn have it.
     composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
     contest.enter("candle-nn", composed)?;
     contest.ask("once", rounds)?;
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Answers as the side: with milliseconds of forward and backward, the peak so far, and what of it is above the inputs.
+/// Answers as the side: with milliseconds of forward and backward, the peak so far, and the part of it above the inputs.
 fn serve(side: &str) -> Result<()> {
     let (name, sizes) = side.split_once(' ').context("expected a side and its sizes")?;
     let sizes = sizes.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
@@ -88,7 +88,7 @@ fn input(shape: &[usize]) -> Result<Var> {
     Ok(Var::randn(0f32, 0.1f32, shape, &Device::Cpu)?)
 }
 
-/// Answers with what `forward` and its backward take.
+/// Answers with the time and memory of `forward` and its backward pass.
 fn measure(forward: impl Fn() -> candle_core::Result<Tensor>) -> Result<()> {
     let held = mebibytes("VmRSS");
     peer::serve(|_| {
@@ -98,7 +98,7 @@ fn measure(forward: impl Fn() -> candle_core::Result<Tensor>) -> Result<()> {
     })
 }
 
-/// A field of this process's status; NaN where there is none.
+/// A field of this process's status; NaN if there is none.
 fn mebibytes(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().nth(1)?.parse::<f64>().ok());

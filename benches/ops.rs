@@ -1,11 +1,10 @@
-//! The fused operations beside the same formulas composed of candle's and candle-nn's differentiable operations.
+//! The fused operations, compared with the same formulas composed of candle's and candle-nn's differentiable operations.
 //!
 //!     cargo bench --bench ops [FILTER]
 //!
-//! Both sides of a pair run in one process with the same allocator, one after the other, on as many threads; inputs are
-//! made before. Backward starts from ones. At the end stands a table of the medians. The shapes of attention are those
-//! of `benches/attention.rs`, where torch stands beside it; composed it would hold 8 GiB at the largest one, which is
-//! left out here.
+//! Both sides of a pair run in one process with the same allocator and number of threads, one after the other, on inputs made
+//! beforehand. Backward starts from ones. A table of the medians comes at the end. The shapes of attention are those of
+//! `benches/attention.rs`, which compares it with torch; at the largest one the composed side is left out, as it would hold 8 GiB.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -21,12 +20,14 @@ use criterion::Criterion;
 mod allocator;
 
 mod support {
+    pub mod args;
     pub mod composed_attention;
     pub mod pairs;
 }
+use support::args;
 use support::pairs::{Op, Pair, pairs};
 
-/// Where the samples are kept.
+/// Where criterion keeps its samples.
 const RESULTS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/criterion");
 const FUSED: &str = "candle-attention";
 const COMPOSED: &str = "candle-nn";
@@ -38,8 +39,7 @@ const ATTENTION_SHAPES: [[usize; 4]; 6] =
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
     let begun = SystemTime::now();
-    // Without `--bench`, which `cargo bench` passes, everything is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     let mut criterion = Criterion::default()
         .output_directory(Path::new(RESULTS))
         .without_plots()
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Measures forward, then forward and backward: the names of the two groups.
+/// Measures forward, then forward and backward, and returns the names of the two groups.
 fn compare(criterion: &mut Criterion, pair: &Pair) -> Result<[String; 2]> {
     let variable = |shape: &Vec<usize>| Ok(Var::randn(0f32, 1f32, shape.as_slice(), &Device::Cpu)?.into_inner());
     let mut tracked = pair.inputs.iter().map(variable).collect::<CandleResult<Vec<Tensor>>>()?;
@@ -104,7 +104,7 @@ fn check_agreement(name: &str, sides: &[(&str, Op)], tensors: &[Tensor], inputs:
 fn check_near(name: &str, fused: &Tensor, composed: &Tensor) -> Result<()> {
     let size = |x: &Tensor| x.abs()?.flatten_all()?.max(D::Minus1)?.to_scalar::<f32>();
     let (difference, size) = (size(&(fused - composed)?)?, size(composed)?);
-    // Written so that NaN is refused too.
+    // Not `>`, which would accept NaN.
     let is_near = difference <= 1e-4 * size.max(1.0);
     if !is_near {
         bail!("{name}: expected both sides to agree, got a difference of {difference} at a size of {size}");
@@ -112,13 +112,13 @@ fn check_near(name: &str, fused: &Tensor, composed: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Measures a step of AdamW on one matrix: the name of the group.
+/// Measures a step of AdamW on one matrix, and returns the name of the group.
 fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<String> {
     let fused = Var::randn(0f32, 1f32, shape, &Device::Cpu)?;
     let composed = Var::from_tensor(&fused.copy()?)?;
     let gradients = composed.sqr()?.backward()?;
     let Some(gradient) = gradients.get(&composed) else { bail!("adamw: expected a gradient") };
-    // A rate whose step stands out against the tolerance.
+    // Large enough that a wrong step exceeds the tolerance.
     let parameters = candle_nn::ParamsAdamW { lr: 0.1, ..Default::default() };
     let mut optimizer = candle_nn::AdamW::new(vec![composed.clone()], parameters.clone())?;
     let mut moments = ops::Moments::zeros(&fused)?;
@@ -149,7 +149,7 @@ fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<Str
     Ok(name)
 }
 
-/// The medians of the groups that were measured since `begun`, in Markdown.
+/// Prints the medians of the groups measured since `begun`, in Markdown.
 fn print_table(names: &[String], begun: SystemTime) -> Result<()> {
     println!("| ms | {FUSED} | {COMPOSED} | ratio |\n|---|---|---|---|");
     for name in names {
@@ -164,7 +164,7 @@ fn print_table(names: &[String], begun: SystemTime) -> Result<()> {
     Ok(())
 }
 
-/// The median that criterion left in a file, unless it is older than `begun`: then a filter has passed it over.
+/// The median that criterion saved in a file, unless that is older than `begun`, when a filter has excluded the group.
 fn median_ms(group: &str, side: &str, begun: SystemTime) -> Result<Option<f64>> {
     let path = Path::new(RESULTS).join(group).join(side).join("new/estimates.json");
     if !path.metadata().and_then(|file| file.modified()).is_ok_and(|modified| modified >= begun) {

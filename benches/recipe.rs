@@ -1,47 +1,53 @@
-//! What each part of the preset `quick` gives: the preset with one thing changed, over three seeds.
+//! What each part of a recipe contributes: a preset with one change at a time, over three seeds.
 //!
-//!     cargo bench --bench recipe -- tinyshakespeare.txt [NAME...]
+//!     cargo bench --bench recipe -- tinyshakespeare.txt [--base quick|gpt2|...|auto] [NAME...]
 //!
-//! For each variant the validation loss after as many steps as the preset makes, and the steps and seconds until the mean
-//! loss of the seeds is 1.88: runs of several lengths, each with the schedule stretched to it, and between two of them a
-//! straight line over the logarithm of the steps. With NAMEs only the variants of which one is a part of the name.
+//! The base is the preset `quick` by default; `auto` is the automatic choice for the text. With NAMEs, only variants with one of
+//! them in their name are measured, next to the base.
+//!
+//! In each round, that is for each seed, all variants take turns. For each variant: the validation loss after as many steps as
+//! the base makes, and the time of a step relative to that of the base in the same round (the median of the rounds). With the
+//! base `quick` also the number of steps to a mean loss of 1.88, and the time of these steps relative to the base: from runs of
+//! several lengths with the schedule stretched accordingly, interpolated linearly in the logarithm of the number of steps.
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 mod support {
-    pub mod quick;
+    pub mod args;
     pub mod timing;
+    pub mod training;
 }
-use support::quick::{self, Training};
-use support::timing::median;
+use support::training::{self, GOAL, Training};
+use support::{args, timing::median};
 
 const SEEDS: usize = 3;
-const GOAL: f64 = 1.88;
-/// The preset, and its steps.
-const QUICK: &str = include_str!("../src/cli/presets/quick.toml");
-const STEPS: usize = 300;
-/// Between the lengths that are tried.
+/// The ratio of two lengths tried in a row.
 const STRETCH: f64 = 1.35;
-/// A variant that has not reached the goal by so many steps does not.
-const MOST_STEPS: usize = 2000;
+/// A variant that has not reached the goal after this many steps is given up.
+const MAX_STEPS: usize = 2000;
 
-/// The preset's other selves: their names and what is added on the command line.
+/// Names of the variants and the options they add; `%` stands for a percentage of the steps.
 const VARIANTS: &[(&str, &str)] = &[
-    ("quick", ""),
-    ("architecture llama: queries and keys as they are", "--architecture llama"),
+    ("base", ""),
+    ("architecture llama: queries and keys not normalised", "--architecture llama"),
     ("architecture gpt2", "--architecture gpt2"),
-    ("AdamW throughout, at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
-    ("AdamW throughout, at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
-    ("residual projections not at zero", "--zero-residual false"),
-    ("tied embeddings", "--tie true"),
-    ("embeddings at the rate of the rest", "--embedding-lr 0.01"),
+    ("AdamW for everything, at 0.001", "--optimizer adamw --lr 0.001 --min-lr 0 --weight-decay 0"),
+    ("AdamW for everything, at 0.0025", "--optimizer adamw --lr 0.0025 --min-lr 0 --weight-decay 0"),
+    ("AdamW for everything, at 0.005", "--optimizer adamw --lr 0.005 --min-lr 0 --weight-decay 0"),
+    ("AdamW for everything, at 0.01", "--optimizer adamw --lr 0.01 --min-lr 0 --weight-decay 0"),
+    ("residual projections not initialised to zero", "--zero-residual=false"),
+    ("tied embeddings", "--tie"),
+    ("embeddings at 0.01", "--embedding-lr 0.01"),
     ("embeddings at 0.05", "--embedding-lr 0.05"),
+    ("head at 0.02", "--head-lr 0.02"),
     ("cosine", "--schedule cosine"),
     ("linear", "--schedule linear"),
-    ("decay over the last 40 %", "--decay-steps 120"),
+    ("decay over the last 40 %", "--decay-steps 40%"),
+    ("no warm-up", "--warmup 0"),
     ("momentum 0.95", "--momentum 0.95"),
+    ("momentum 0.95 after a warm-up over 50 %", "--momentum 0.95 --momentum-warmup 50%"),
     ("momentum 0.75", "--momentum 0.75"),
     ("matrices at 0.03", "--matrix-lr 0.03"),
     ("weight decay 0.1", "--weight-decay 0.1 --matrix-weight-decay 0.1"),
@@ -49,8 +55,8 @@ const VARIANTS: &[(&str, &str)] = &[
     ("cautious updates", "--cautious-updates"),
     ("z-loss 0.0001", "--z-loss 0.0001"),
     ("moving average of the weights", "--ema 0.98"),
-    ("batches from 4, growing over 40 %", "--batch-ramp 4:120"),
-    ("contexts from 16, growing over 40 %", "--context-ramp 16:120"),
+    ("batch size growing from 4 over 40 %", "--batch-ramp 4:40%"),
+    ("context growing from 16 over 40 %", "--context-ramp 16:40%"),
     ("no clipping", "--clip 0"),
     ("batch 8", "--batch 8"),
     ("batch 18", "--batch 18"),
@@ -63,107 +69,133 @@ const VARIANTS: &[(&str, &str)] = &[
 ];
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    anyhow::ensure!(QUICK.contains(&format!("\nsteps = {STEPS}\n")), "the preset has other steps than {STEPS}");
-    let Some((text, names)) = args.split_first() else { return rehearse() };
-    println!(
-        "| variant | loss after {STEPS} steps | lowest and highest | ms a step | steps to {GOAL} | seconds to {GOAL} |"
-    );
-    println!("|{}", "---|".repeat(6));
-    for (name, options) in VARIANTS {
-        if names.is_empty() || names.iter().any(|part| name.contains(part)) {
-            measure(name, Path::new(text), options)?;
-        }
+    let (_, args) = args::read();
+    let Some((text, more)) = args.split_first() else { return rehearse() };
+    let (base, names) = match more {
+        [option, base, names @ ..] if option == "--base" => (base.as_str(), names),
+        names => ("quick", names),
+    };
+    let setting = Setting { text: Path::new(text), base, steps: steps(text, base)? };
+    let is_chosen = |name: &str| name == "base" || names.is_empty() || names.iter().any(|part| name.contains(part));
+    let chosen = VARIANTS.iter().filter(|(name, _)| is_chosen(name));
+    let mut variants: Vec<Variant> = chosen.map(|&(name, options)| Variant { name, options, runs: vec![] }).collect();
+    for seed in 1..=SEEDS {
+        variants.retain_mut(|variant| match setting.train(variant.options, seed, setting.steps) {
+            Ok(run) => {
+                variant.runs.push(run);
+                true
+            }
+            Err(error) => {
+                // An option may have no place in this base.
+                eprintln!("{} is left out: {error}", variant.name);
+                false
+            }
+        });
     }
-    Ok(())
+    setting.print(&variants)
 }
 
-/// Without a text, which `cargo test --benches` has not, one short run of each.
+/// One short run of each variant, as a test.
 fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
-    let text = quick::rehearsal(space.path())?;
+    let text = training::rehearsal(space.path())?;
+    let setting = Setting { text: &text, base: "quick", steps: 2 };
     for (name, options) in VARIANTS {
-        println!("{name}: {:.4}", quick::train(&text, 1, &words(options, 2))?.loss);
+        println!("{name}: {:.4}", setting.train(options, 1, setting.steps).context(*name)?.loss);
     }
     Ok(())
 }
 
-/// The trainings of one variant and one length.
-struct Length {
+/// The steps of the base.
+fn steps(text: &str, base: &str) -> Result<usize> {
+    let (_, recipe) = training::timed(training::command(base).args([text, "--dry-run"]))?;
+    let steps = recipe.lines().find_map(|line| line.strip_prefix("steps = "));
+    Ok(steps.context("expected the steps in the recipe")?.parse()?)
+}
+
+/// What the variants are changes of.
+struct Setting<'a> {
+    text: &'a Path,
+    base: &'a str,
     steps: usize,
-    trainings: Vec<Training>,
 }
 
-impl Length {
-    fn run(text: &Path, options: &str, steps: usize) -> Result<Self> {
-        let words = words(options, steps);
-        let trainings = (1..=SEEDS).map(|seed| quick::train(text, seed, &words)).collect::<Result<_>>()?;
-        Ok(Self { steps, trainings })
-    }
+struct Variant {
+    name: &'static str,
+    options: &'static str,
+    /// One for each seed.
+    runs: Vec<Training>,
+}
 
-    fn losses(&self) -> Vec<f64> {
-        let mut losses: Vec<f64> = self.trainings.iter().map(|training| training.loss).collect();
-        losses.sort_by(f64::total_cmp);
-        losses
-    }
-
+impl Variant {
     fn mean_loss(&self) -> f64 {
-        self.losses().iter().sum::<f64>() / self.trainings.len() as f64
+        self.runs.iter().map(|run| run.loss).sum::<f64>() / self.runs.len() as f64
     }
 
-    /// Seconds of a step, and of all but the steps.
-    fn seconds(&self) -> (f64, f64) {
-        let steps = self.trainings.iter().map(|training| training.parts[1] / self.steps as f64).collect();
-        let rest = self.trainings.iter().map(|training| training.seconds - training.parts[1]).collect();
-        (median(steps), median(rest))
+    /// The time of the steps relative to that of the base, round by round.
+    fn relative_time(&self, base: &Self) -> f64 {
+        median(self.runs.iter().zip(&base.runs).map(|(run, base)| run.parts[1] / base.parts[1]).collect())
     }
 }
 
-/// The options for a run of so many steps: `--decay-steps` and ramps stretch with it.
+impl Setting<'_> {
+    fn train(&self, options: &str, seed: usize, steps: usize) -> Result<Training> {
+        training::train(self.text, self.base, seed, &words(options, steps))
+    }
+
+    fn print(&self, variants: &[Variant]) -> Result<()> {
+        let has_goal = self.base == "quick";
+        let goal_columns =
+            if has_goal { format!(" steps to {GOAL} | relative time to {GOAL} |") } else { String::new() };
+        println!("| {} | loss after {} steps | lowest, highest | relative time |{goal_columns}", self.base, self.steps);
+        println!("|{}", "---|".repeat(if has_goal { 6 } else { 4 }));
+        let base = variants.first().context("the base cannot be trained")?;
+        let base_steps = if has_goal { self.steps_to_goal(base)? } else { None };
+        for variant in variants {
+            let losses = variant.runs.iter().map(|run| run.loss);
+            let (lowest, highest) = (losses.clone().fold(f64::INFINITY, f64::min), losses.fold(0.0, f64::max));
+            let time = variant.relative_time(base);
+            print!("| {} | {:.4} | {lowest:.4}, {highest:.4} | {time:.2} |", variant.name, variant.mean_loss());
+            match if has_goal { self.steps_to_goal(variant)? } else { None } {
+                _ if !has_goal => println!(),
+                Some(steps) => {
+                    println!(" {steps:.0} | {:.2} |", base_steps.map_or(f64::NAN, |base| time * steps / base))
+                }
+                None => println!(" more than {MAX_STEPS} | - |"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps after which the mean loss is the goal.
+    fn steps_to_goal(&self, variant: &Variant) -> Result<Option<f64>> {
+        let (mut steps, mut loss) = (self.steps, variant.mean_loss());
+        let is_there = loss <= GOAL;
+        loop {
+            let factor = if is_there { 1.0 / STRETCH } else { STRETCH };
+            let next_steps = (steps as f64 * factor).round() as usize;
+            if next_steps > MAX_STEPS {
+                return Ok(None);
+            }
+            let runs = (1..=SEEDS).map(|seed| self.train(variant.options, seed, next_steps));
+            let next_loss = Variant { runs: runs.collect::<Result<_>>()?, ..*variant }.mean_loss();
+            if (next_loss <= GOAL) != is_there {
+                let (x0, x1) = ((steps as f64).ln(), (next_steps as f64).ln());
+                return Ok(Some((x0 + (x1 - x0) * (GOAL - loss) / (next_loss - loss)).exp()));
+            }
+            (steps, loss) = (next_steps, next_loss);
+        }
+    }
+}
+
+/// The options for a run of so many steps.
 fn words(options: &str, steps: usize) -> Vec<String> {
-    let mut words: Vec<String> = options.split_whitespace().map(str::to_string).collect();
-    words.extend(["--steps".to_string(), steps.to_string()]);
-    for at in 1..words.len() {
-        if !["--decay-steps", "--batch-ramp", "--context-ramp"].contains(&words[at - 1].as_str()) {
-            continue;
-        }
-        let (from, count) = words[at].split_once(':').map_or(("", words[at].as_str()), |(from, count)| (from, count));
-        if let Ok(count) = count.parse::<usize>() {
-            let colon = if from.is_empty() { "" } else { ":" };
-            words[at] = format!("{from}{colon}{}", (count * steps / STEPS).max(1));
-        }
-    }
-    words
-}
-
-/// Prints the row of a variant.
-fn measure(name: &str, text: &Path, options: &str) -> Result<()> {
-    let first = Length::run(text, options, STEPS)?;
-    let (losses, (step, rest)) = (first.losses(), first.seconds());
-    print!("| {name} | {:.4} | {:.4} {:.4} | {:.2} |", first.mean_loss(), losses[0], losses[SEEDS - 1], step * 1e3);
-    match steps_to_goal(text, options, first)? {
-        Some(steps) => println!(" {steps:.0} | {:.2} |", rest + steps * step),
-        None => println!(" more than {MOST_STEPS} | - |"),
-    }
-    Ok(())
-}
-
-/// The steps after which the mean loss is the goal.
-fn steps_to_goal(text: &Path, options: &str, first: Length) -> Result<Option<f64>> {
-    let is_there = first.mean_loss() <= GOAL;
-    let mut last = first;
-    loop {
-        let factor = if is_there { 1.0 / STRETCH } else { STRETCH };
-        let steps = (last.steps as f64 * factor).round() as usize;
-        if steps > MOST_STEPS {
-            return Ok(None);
-        }
-        let next = Length::run(text, options, steps)?;
-        if (next.mean_loss() <= GOAL) != is_there {
-            let (x0, x1) = ((last.steps as f64).ln(), (next.steps as f64).ln());
-            let (y0, y1) = (last.mean_loss(), next.mean_loss());
-            return Ok(Some((x0 + (x1 - x0) * (GOAL - y0) / (y1 - y0)).exp()));
-        }
-        last = next;
-    }
+    // `40%` or `16:40%`
+    let number = |word: &str| -> Option<String> {
+        let share = word.strip_suffix('%')?;
+        let (from, percent) = share.split_at(share.rfind(':').map_or(0, |colon| colon + 1));
+        Some(format!("{from}{}", (percent.parse::<usize>().ok()? * steps / 100).max(1)))
+    };
+    let words = options.split_whitespace().map(|word| number(word).unwrap_or(word.to_string()));
+    words.chain(["--steps".to_string(), steps.to_string()]).collect()
 }

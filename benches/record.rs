@@ -1,10 +1,11 @@
-//! The record: seconds from the start of the process to a saved model whose loss on the whole validation part is 1.88 or less,
-//! beside nanoGPT's recipe for the CPU in torch, from its start to its end.
+//! The record: seconds from the start of the process to a saved model with a loss of at most 1.88 on the whole validation text,
+//! next to nanoGPT's CPU recipe in torch from its start to its end.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench record -- tinyshakespeare.txt [SEEDS]
 //!
-//! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by seed, each with two
-//! threads. The torch side validates at its start too, as nanoGPT does. The last row's ratio is that of the medians; in the median a seed that does not reach 1.88 takes for ever. Without that variable torch's side is missing.
+//! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by seed, each on
+//! two threads. The torch side validates at its start too, as nanoGPT does. The ratio in the last row is that of the medians; a
+//! seed that does not reach 1.88 counts as infinite in the median. Without the variable there are no torch columns.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,19 +13,18 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 mod support {
-    pub mod quick;
+    pub mod args;
     pub mod timing;
+    pub mod training;
 }
-use support::quick::{self, THREADS, Training, timed};
-use support::timing::median;
+use support::training::{self, GOAL, THREADS, Training, timed};
+use support::{args, timing::median};
 
 const SEEDS: usize = 5;
 const NO_MORE: &[&str] = &[];
-/// nanoGPT's own end.
-const GOAL: f64 = 1.88;
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let (_, args) = args::read();
     let Some(text) = args.first() else { return rehearse() };
     let seeds = args.get(1).map_or(Ok(SEEDS), |seeds| seeds.parse())?;
     let python = std::env::var_os("CANDLE_ATTENTION_PYTHON");
@@ -34,10 +34,9 @@ fn main() -> Result<()> {
     println!("|{}", "---|".repeat(13));
     let (mut all_ours, mut all_torch) = (vec![], vec![]);
     for seed in 1..=seeds {
-        let ours = quick::train(Path::new(text), seed, NO_MORE)?;
+        let ours = training::train(Path::new(text), "quick", seed, NO_MORE)?;
         let torch = python.as_ref().map(|python| torch(Command::new(python), text, seed)).transpose()?;
         print_row(&seed.to_string(), &ours, torch.as_ref());
-        // Who has not got there has no time.
         let seconds = if ours.loss <= GOAL { ours.seconds } else { f64::INFINITY };
         all_ours.push(Training { seconds, ..ours });
         all_torch.extend(torch);
@@ -49,31 +48,31 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Without a text, which `cargo test --benches` has not, some steps on a few lines.
+/// Some steps on a few lines, as a test.
 fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
-    let text = quick::rehearsal(space.path())?;
+    let text = training::rehearsal(space.path())?;
     let few = ["--steps", "4", "--warmup", "1", "--decay-steps", "2", "--batch", "2", "--context", "16"];
-    print_row("rehearsal", &quick::train(&text, 1, &few)?, None);
+    print_row("rehearsal", &training::train(&text, "quick", 1, &few)?, None);
     Ok(())
 }
 
-/// One run of nanoGPT's recipe.
+/// One run of nanoGPT's recipe in torch.
 fn torch(mut python: Command, text: &str, seed: usize) -> Result<Training> {
     python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/nanogpt_cpu.py"));
     python.args(["--text", text, "--every", "2000", "--threads", THREADS, "--seed", &seed.to_string()]);
     let (seconds, output) = timed(&mut python)?;
     // `step 2000  val 1.8862  seconds 104.2` and `seconds: start-up 2.1  steps 99.0  validation 3.1`
-    let number_behind = |name: &str| {
-        let (_, behind) = output.rsplit_once(name).with_context(|| format!("expected {name} in {output}"))?;
-        let number = behind.split_whitespace().next().unwrap_or_default();
+    let number_after = |name: &str| {
+        let (_, after) = output.rsplit_once(name).with_context(|| format!("expected {name} in {output}"))?;
+        let number = after.split_whitespace().next().unwrap_or_default();
         number.parse::<f64>().with_context(|| format!("{name}: {number}"))
     };
-    let parts = ["start-up ", "  steps ", "validation "].map(number_behind);
-    Ok(Training { loss: number_behind("val ")?, seconds, parts: parts.into_iter().collect::<Result<_>>()? })
+    let parts = ["start-up ", "  steps ", "validation "].map(number_after);
+    Ok(Training { loss: number_after("val ")?, seconds, parts: parts.into_iter().collect::<Result<_>>()? })
 }
 
-/// The median of each number.
+/// The medians of all numbers.
 fn middle(trainings: &[Training]) -> Training {
     let of = |number: &dyn Fn(&Training) -> f64| median(trainings.iter().map(number).collect());
     let parts = (0..trainings[0].parts.len()).map(|i| of(&|training| training.parts[i])).collect();

@@ -1,5 +1,5 @@
-//! Attention computes all positions at once, a recurrent network one after the other: tokens a second, forward and
-//! backward, of candle-nn's LSTM and GRU and of this crate's layer at the same width, over the length T.
+//! Attention computes all positions at once, a recurrent network one after the other: tokens per second, forward and backward,
+//! of candle-nn's LSTM and GRU and of this crate's layer at the same width, by length T.
 //!
 //!     cargo bench --bench recurrence
 //!
@@ -14,16 +14,20 @@ use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
 #[path = "../src/allocator.rs"]
 mod allocator;
 
+mod support {
+    pub mod args;
+}
+use support::args;
+
 const BATCH: usize = 8;
 const WIDTH: usize = 128;
 const HEADS: usize = 4;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     let (lengths, repeats): (&[usize], usize) = if is_bench { (&[16, 32, 64, 128, 256, 512], 7) } else { (&[8], 1) };
-    println!("forward and backward, f32, B {BATCH}, width {WIDTH}, tokens a second");
+    println!("forward and backward, f32, B {BATCH}, width {WIDTH}, tokens per second");
     println!("    T       LSTM        GRU  attention  attention / LSTM");
     for &t in lengths {
         let [lstm, gru, attention] = rates(t, repeats)?;
@@ -32,7 +36,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tokens a second of LSTM, GRU and attention.
+/// Tokens per second of LSTM, GRU and attention.
 fn rates(t: usize, repeats: usize) -> Result<[f64; 3]> {
     let parameters = Parameters::new(1);
     let vb = parameters.var_builder(DType::F32, &Device::Cpu);

@@ -1,9 +1,9 @@
-//! What the options of training cost: milliseconds of a step and peak memory, beside the same training without.
+//! What training options cost: milliseconds per step and peak memory, compared with the same training without them.
 //!
 //!     cargo bench --bench training_options
 //!
-//! Each side is a process of its own, with nanoGPT's sizes for the CPU; a turn is the median of some steps after one that is
-//! not counted, a figure the median of the turns. The peak is the `VmHWM` of Linux; elsewhere there is none.
+//! Each side is a process of its own with the sizes of nanoGPT's CPU recipe. A turn is the median of some steps after an
+//! uncounted one, a figure the median of the turns. The peak is Linux's `VmHWM`; on other systems it is missing.
 
 use std::ops::ControlFlow;
 
@@ -18,27 +18,28 @@ use candle_core::Device;
 mod allocator;
 
 mod support {
+    pub mod args;
     pub mod contest;
     pub mod peer;
     pub mod timing;
 }
-use support::{contest::Contest, peer, timing};
+use support::{args, contest::Contest, peer, timing};
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
-/// Layers, channels, positions and sequences; the steps of a turn, and the number of turns.
+/// Layers, channels, context length and batch size; steps per turn, and turns.
 const CPU: ([usize; 4], u64, usize) = ([4, 128, 64, 12], 20, 9);
 const TINY: ([usize; 4], u64, usize) = ([2, 8, 16, 4], 2, 1);
 
-/// An option, and how it is set.
+/// An option and the function that sets it.
 type Side = (&'static str, fn(&mut TrainOptions, &mut ModelConfig));
 
-/// The first is what the others are compared with.
+/// The others are compared with the first.
 const SIDES: &[Side] = &[
     ("AdamW", |_, _| {}),
-    ("in a run's folder", |_, _| {}),
-    ("statistics of every 10th step", |options, _| options.statistics_every = 10),
-    ("statistics of every step", |options, _| options.statistics_every = 1),
+    ("in a run folder", |_, _| {}),
+    ("statistics every 10 steps", |options, _| options.statistics_every = 10),
+    ("statistics every step", |options, _| options.statistics_every = 1),
     ("moving average of the weights", |options, _| options.ema = 0.999),
     ("dropout 0.1", |_, config| config.dropout = DropoutRates::all(0.1)),
     ("label smoothing 0.1", |options, _| options.label_smoothing = 0.1),
@@ -55,8 +56,7 @@ const SIDES: &[Side] = &[
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }
@@ -71,7 +71,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Answers as the side, to a number of steps: with the median of their milliseconds, and the peak so far.
+/// Answers as the side: to a number of steps with their median in milliseconds, and the peak so far.
 fn serve(side: &str) -> Result<()> {
     let numbers = side.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
     let [side, layers, channels, context, batch] = numbers[..] else { anyhow::bail!("expected a side, got {side:?}") };
@@ -79,7 +79,7 @@ fn serve(side: &str) -> Result<()> {
     let (mut trainer, tokenizer) = trainer(*set, [layers, channels, context, batch])?;
     let peak =
         || memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0);
-    if *name != "in a run's folder" {
+    if *name != "in a run folder" {
         return peer::serve(|steps| {
             trainer.train_step()?;
             let times =
@@ -90,7 +90,7 @@ fn serve(side: &str) -> Result<()> {
     let space = tempfile::tempdir()?;
     let mut folder = RunFolder::create(&space.path().join("run"), &tokenizer, &trainer, "")?;
     peer::serve(|steps| {
-        // From one event to the next is a step with the writing of its metrics.
+        // From one event to the next: a step and the writing of its metrics.
         let (mut left, mut times, mut begun) = (steps.parse::<u64>()? + 1, vec![], None);
         train(&mut trainer, Some(&mut folder), &mut |event| {
             if let Event::Step(_) = event {
@@ -104,7 +104,7 @@ fn serve(side: &str) -> Result<()> {
     })
 }
 
-/// A trainer with a shard a thread, of a run that is longer than any turn.
+/// A trainer with one shard per thread, of a run longer than any turn.
 fn trainer(
     set: fn(&mut TrainOptions, &mut ModelConfig),
     [num_layers, embed_dim, context_len, batch_size]: [usize; 4],

@@ -1,13 +1,13 @@
-//! Milliseconds of a training step, beside the arithmetic alone, torch and candle-nn's operations in the same run.
+//! Milliseconds of a training step, compared with the arithmetic alone, torch and candle-nn's operations in the same run.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench training_step
 //!
-//! Without that variable torch's columns are missing; torch.compile's is, if it finds no C++ compiler.
-//! `CANDLE_ATTENTION_OTHER_BUILD`, if set to the program of this bench built with other flags, adds a column for it.
+//! Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If `CANDLE_ATTENTION_OTHER_BUILD`
+//! is set to the program of this bench built with other flags, it adds a column.
 //!
-//! A turn is the median of some steps after one that is not counted; a figure the median of the turns. The arithmetic:
-//! 6 * (weights of the matrix products, a tied head counted once) * B * T, and 7 * L * B * T^2 * C for causal
-//! attention, at the rate that `gemm` reaches on large matrices in the same round.
+//! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is
+//! 6 * (weights of the matrix products, a tied head counted once) * B * T floating-point operations, and 7 * L * B * T^2 * C for
+//! causal attention, at the rate that `gemm` reaches on large matrices in the same round.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
@@ -19,6 +19,7 @@ use candle_core::Device;
 mod allocator;
 
 mod support {
+    pub mod args;
     pub mod arithmetic;
     pub mod composed;
     pub mod composed_attention;
@@ -27,9 +28,9 @@ mod support {
     pub mod rivals;
     pub mod timing;
 }
-use support::{arithmetic, composed::Composed, contest::Contest, peer, rivals, timing};
+use support::{args, arithmetic, composed::Composed, contest::Contest, peer, rivals, timing};
 
-/// L, H, C, T and B; the steps of a turn, and the number of turns.
+/// L, H, C, T and B; steps per turn, and turns.
 const CPU: ([usize; 5], usize, usize) = ([4, 4, 128, 64, 12], 20, 9);
 const BABY: ([usize; 5], usize, usize) = ([6, 6, 384, 256, 8], 3, 5);
 const TINY: ([usize; 5], usize, usize) = ([2, 2, 8, 16, 3], 1, 1);
@@ -39,8 +40,7 @@ fn main() -> Result<()> {
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (is_bench, _) = args::read();
     let sizes: &[_] = if is_bench { &[("A: ", CPU), ("B: ", BABY)] } else { &[("", TINY)] };
     for (i, &(name, (sizes, steps, turns))) in sizes.iter().enumerate() {
         let mut contest = contest(sizes)?;
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The sides, each with a model of these sizes.
+/// All sides, with a model of these sizes.
 fn contest(sizes: [usize; 5]) -> Result<Contest> {
     let side = |name: &str| sizes.iter().fold(name.to_string(), |side, size| format!("{side} {size}"));
     let mut contest = Contest::default();
@@ -72,13 +72,13 @@ fn contest(sizes: [usize; 5]) -> Result<Contest> {
         }
     }
     let mut composed = peer::this_bench(&side("composed"))?;
-    // candle's pool as its users have it.
+    // candle's pool as users of candle-nn have it.
     composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
     contest.enter("candle-nn composed", composed)?;
     Ok(contest)
 }
 
-/// Answers as the side: to a number of steps with their median.
+/// Answers as the side: to a number of steps with their median in milliseconds.
 fn serve(side: &str) -> Result<()> {
     let (name, sizes) = side.split_once(' ').context("expected a side and its sizes")?;
     let sizes = sizes.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
@@ -100,14 +100,14 @@ fn serve(side: &str) -> Result<()> {
     }
 }
 
-/// The median of so many steps, after one that is not counted.
+/// The median of so many steps, after an uncounted one.
 fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
     step()?;
     let times = (0..steps.parse()?).map(|_: usize| timing::ms(&mut step)).collect::<Result<_>>()?;
     Ok(vec![timing::median(times)])
 }
 
-/// A trainer with a shard a thread, on some ids.
+/// A trainer with one shard per thread, on arbitrary ids.
 fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
     let ids: Vec<u32> = (0..100_000u64).map(|i| (i * i % 9973 % 65) as u32).collect();
     let corpus = Corpus {
@@ -121,7 +121,7 @@ fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }
 
-/// Multiplications and additions of a step.
+/// Floating-point operations of a step.
 fn flops(config: &ModelConfig, batch_size: usize) -> f64 {
     let matrices =
         config.parameters().into_iter().filter(|(name, shape)| shape.len() == 2 && !name.starts_with("position"));

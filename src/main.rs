@@ -1,4 +1,4 @@
-//! The command `attn`: train on a text file, generate, evaluate, and the worked example of causal self-attention.
+//! The command `attn`: trains on text files, generates, evaluates, and shows a worked example of causal self-attention.
 
 mod allocator;
 mod cli;

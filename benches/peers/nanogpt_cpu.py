@@ -1,13 +1,14 @@
-"""A GPT of nanoGPT's shape, trained with torch on the CPU at character level: the loss and the milliseconds to hold `attn train` against.
+"""A GPT of nanoGPT's shape, trained with torch on the CPU at character level: the loss and the times to compare `attn train` with.
 
     python nanogpt_cpu.py --text FILE [--seed N] [--steps 2000] [--every 250] [--compile] ...
     python nanogpt_cpu.py --serve [--compile] ...
 
-The defaults are nanoGPT's CPU recipe. The last tenth of the text's characters validates, read whole, in non-overlapping
-windows, so that the loss carries no sampling noise. Seconds count from the start of the process, evaluation included.
+The defaults are nanoGPT's CPU recipe. The validation text is the last tenth of the characters, evaluated as a whole in
+non-overlapping windows, so the loss has no sampling noise. Seconds count from the start of the process and include evaluation.
 
-With --serve it only times steps, for `cargo bench --bench training_step`: for each line on the standard input, a number of
-steps, it makes one and then so many on ids at random, and answers with a line: their median in milliseconds, or nan where torch.compile can't.
+With --serve it only times steps, for `cargo bench --bench training_step`: for each line of standard input, a number of steps, it
+makes one uncounted step and then as many on random ids, and answers with their median in milliseconds, or nan if torch.compile
+fails.
 """
 import time
 
@@ -72,7 +73,7 @@ class Gpt(nn.Module):
         self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
         self.blocks, self.norm = nn.ModuleList(Block(dim, heads) for _ in range(layers)), Norm(dim)
         for name, p in self.named_parameters():
-            # 2L projections add to the residual stream: the scale keeps its variance from growing with depth
+            # 2L projections add up in the residual stream: the scale keeps its variance independent of depth
             residual = name.endswith(("out.weight", "down.weight"))
             if p.dim() == 2:
                 nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * layers) if residual else 0.02)
@@ -116,7 +117,7 @@ def rate(step, a):
 
 
 class Training:
-    """A model in training; `step` makes one step and returns the seconds that it took."""
+    """A model in training; `step` makes one step and returns its seconds."""
 
     def __init__(self, a, train, vocab):
         self.a, self.train, self.done = a, train, 0
@@ -148,7 +149,7 @@ def serve(a):
         try:
             training.step()
             print(statistics.median(training.step() for _ in range(int(line))) * 1e3, flush=True)
-        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, for one
+        except torch._dynamo.exc.TorchDynamoException as error:  # such as a missing C++ compiler
             print(f"torch.compile is left out: {error}", file=sys.stderr)
             print("nan", flush=True)
 
@@ -162,7 +163,7 @@ def learn(a):
     def report(step):
         nonlocal validation
         start = time.perf_counter()
-        # the uncompiled model: other shapes would compile again
+        # the uncompiled model, as other shapes would compile again
         loss = validate(training.model, val, a.context)
         validation += time.perf_counter() - start
         print(f"step {step}  val {loss:.4f}  seconds {time.perf_counter() - BEGIN:.1f}", flush=True)

@@ -1,10 +1,10 @@
-"""Times nanoGPT's sampling loop in torch on the CPU, without a cache, beside `cargo bench --bench generation`.
+"""Times nanoGPT's sampling loop, which has no cache, in torch on the CPU, for `cargo bench --bench generation`.
 
     python nanogpt_sample.py [--threads 2] ...
 
-A model of the size of nanoGPT's CPU recipe with weights at random. Each new token reads the last `--context` tokens again, takes the
-logits of the last position, keeps the `--top-k` highest, and draws one. For each line on the standard input, a number of tokens, it
-writes so many after a prompt of one, twice, and answers with the microseconds a token of the second time.
+A model of the size of nanoGPT's CPU recipe with random weights. Each new token reads the last `--context` tokens again, takes the
+logits of the last position, keeps the `--top-k` highest, and draws one. For each line of standard input, a number of tokens, it
+generates as many after a prompt of one, twice, and answers with the microseconds per token of the second time.
 """
 import argparse
 import sys

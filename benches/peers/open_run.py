@@ -1,9 +1,9 @@
-"""Opens a run folder of `attn` with transformers: does the Hugging Face world read the same model?
+"""Opens a run folder of `attn` with transformers, to check that it reads the same model.
 
     python open_run.py RUN [--prompt S] [--max-tokens N] [--expect FILE.json]
 
-FILE.json holds this project's own f32 logits for some ids: {"ids": [T ids], "logits": [T rows of V numbers]}.
-Exit status 1 when a weight is missing, unexpected or of the wrong shape, or the prompt does not survive encoding and decoding.
+FILE.json has this project's f32 logits for some ids: {"ids": [T ids], "logits": [T rows of V numbers]}.
+Exit status 1 if a weight is missing, unexpected or of the wrong shape, or the prompt does not survive encoding and decoding.
 """
 import argparse
 import json
@@ -23,7 +23,7 @@ def arguments():
 
 
 def open_model(run):
-    """The model, and what in the file did not fit it (nothing, if all is well)."""
+    """The model, and what in the file did not fit it, if anything."""
     model, info = AutoModelForCausalLM.from_pretrained(
         run, local_files_only=True, output_loading_info=True, dtype=torch.float32
     )
@@ -32,7 +32,7 @@ def open_model(run):
 
 @torch.no_grad()
 def continue_greedily(model, ids, count):
-    """Plain argmax, one token at a time: no default of `generate` interferes, and the context slides at its end."""
+    """Plain argmax, one token at a time, so that no default of `generate` interferes; the context slides at its end."""
     ids = list(ids)
     for _ in range(count):
         window = torch.tensor([ids[-model.config.max_position_embeddings :]])

@@ -1,9 +1,9 @@
-"""Reads the event file of a run of `attn` with TensorBoard's own reader and holds it against the run's metrics.
+"""Reads the event file of a run of `attn` with TensorBoard's own reader and compares it with the run's metrics.
 
     python read_events.py RUN
 
-Prints each scalar with its number of points, the first and the last. Exit status 1 when a number of metrics.jsonl is missing,
-left over, there twice or another one in f32.
+Prints each scalar with its number of points, the first and the last. Exit status 1 if a number of metrics.jsonl is missing, left
+over, duplicated or different in f32.
 """
 import argparse
 import json

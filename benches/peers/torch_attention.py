@@ -1,9 +1,9 @@
-"""Times torch's causal scaled_dot_product_attention in f32 on the CPU, beside `cargo bench --bench attention`.
+"""Times torch's causal scaled_dot_product_attention in f32 on the CPU, for `cargo bench --bench attention`.
 
     python torch_attention.py [--threads 2]
 
-For each line `B H T D` on the standard input it answers with a line of two numbers: milliseconds forward without a graph, and
-forward and backward from ones. Each is the median of 7 runs after 2 that are not counted.
+For each line `B H T D` of standard input it answers with a line of two numbers: milliseconds of forward without a graph, and of
+forward and backward from ones. Each is the median of 7 runs after 2 uncounted ones.
 """
 import argparse
 import statistics
@@ -33,7 +33,7 @@ def measure(b, h, t, d):
         F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def forward_and_backward():
-        q.grad = k.grad = v.grad = None  # fresh gradients: nothing is added to those of the run before
+        q.grad = k.grad = v.grad = None  # fresh gradients, not added to those of the previous run
         F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(dout)
 
     return median_ms(forward), median_ms(forward_and_backward)

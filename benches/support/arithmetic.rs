@@ -1,12 +1,12 @@
-//! What the multiplications and additions alone take.
+//! The time of the multiplications and additions alone.
 
 use std::time::Instant;
 
-/// Rows and columns of the matrices that are large enough for `gemm`'s highest rate.
+/// Rows and columns of matrices large enough for `gemm`'s highest rate.
 const N: usize = 1024;
 
-/// Milliseconds of so many multiplications and additions at the rate that `gemm` reaches on large matrices on all
-/// threads now, in the best of some products.
+/// Milliseconds of so many floating-point operations at the rate that `gemm` now reaches on large matrices and all threads, in
+/// the best of several products.
 pub fn limit_ms(flops: f64) -> f64 {
     let (a, b, mut c) = (vec![1f32; N * N], vec![1f32; N * N], vec![0f32; N * N]);
     let product_ms = || {
@@ -23,7 +23,7 @@ fn multiply(c: &mut [f32], a: &[f32], b: &[f32]) {
     let stride = N as isize;
     let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
     let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-    // SAFETY: all three are whole matrices of N rows of N elements.
+    // SAFETY: all three are matrices of N rows of N elements.
     unsafe {
         gemm::gemm(N, N, N, c, 1, stride, false, a, 1, stride, b, 1, stride, 0.0, 1.0, false, false, false, threads);
     }

@@ -1,7 +1,6 @@
-//! The same GPT as somebody would compose it from candle-nn: its layers, its softmax that has a gradient, its loss and
-//! its optimizer.
+//! The same GPT composed from candle-nn's layers, loss and optimizer.
 //!
-//! Where candle-nn offers two forms, it is the one with a gradient. The gradients are not clipped, which candle-nn leaves
+//! Where candle-nn has two forms of an operation, this is the differentiable one. Gradients are not clipped, which candle-nn leaves
 //! to its users, and every weight decays.
 
 use candle_attention::model::ModelConfig;
@@ -10,7 +9,7 @@ use candle_nn::{AdamW, Embedding, LayerNorm, Linear, Optimizer, ParamsAdamW, Var
 
 use super::composed_attention::{attention, causal_mask};
 
-/// The model in training, with the batch that it learns.
+/// The model in training, with its only batch.
 pub struct Composed {
     model: Gpt,
     optimizer: AdamW,
@@ -19,10 +18,10 @@ pub struct Composed {
 }
 
 impl Composed {
-    /// With weights at random and some batch.
+    /// With random weights and an arbitrary batch.
     ///
     /// # Errors
-    /// If a gradient does not reach a weight, which candle-nn's optimizer would pass over in silence.
+    /// If a weight has no gradient, which candle-nn's optimizer would silently ignore.
     pub fn new(config: &ModelConfig, batch_size: usize) -> Result<Self> {
         let vars = VarMap::new();
         let model = Gpt::new(config, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
@@ -36,7 +35,7 @@ impl Composed {
         let composed = Self { model, optimizer, ids: some_ids(1)?, targets: some_ids(3)? };
         let gradients = composed.loss()?.backward()?;
         if vars.all_vars().iter().any(|var| gradients.get(var).is_none()) {
-            bail!("composed: expected a gradient of every weight");
+            bail!("composed: expected a gradient for every weight");
         }
         Ok(composed)
     }
@@ -95,7 +94,7 @@ struct Block {
     mlp_norm: LayerNorm,
     up: Linear,
     down: Linear,
-    /// (T, T): minus infinity where the key is later than the query.
+    /// (T, T): minus infinity where the key comes after the query.
     mask: Tensor,
     num_heads: usize,
 }

@@ -1,4 +1,4 @@
-//! Several sides measured in turn, round by round, because a machine's speed drifts: ratios are taken within a round.
+//! Several sides measured in turn, round by round: as the speed of a machine drifts, ratios are taken within a round.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use super::peer::Peer;
 use super::timing::median;
 
-/// Between two turns, so that threads of the last side that still spin go to sleep.
+/// Between two turns, so that spinning threads of the last side go to sleep.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The sides; the others are compared with the first.
+/// The sides, of which the others are compared with the first.
 #[derive(Default)]
 pub struct Contest {
     sides: Vec<Side>,
@@ -20,7 +20,7 @@ pub struct Contest {
 struct Side {
     name: &'static str,
     peer: Peer,
-    /// Of each round of the last question, one number or more.
+    /// The answers to the last question: one or more numbers for each round.
     answers: Vec<Vec<f64>>,
 }
 
@@ -32,7 +32,7 @@ impl Contest {
         Ok(())
     }
 
-    /// Asks every side the same question, in turn, so many times.
+    /// Asks every side the same question in turn, for so many rounds.
     pub fn ask(&mut self, question: &str, rounds: usize) -> Result<()> {
         for side in &mut self.sides {
             side.answers.clear();
@@ -46,14 +46,14 @@ impl Contest {
         Ok(())
     }
 
-    /// The head of a table in Markdown.
+    /// Prints the head of a table in Markdown.
     pub fn print_head(&self, title: &str) {
         let others = self.sides.iter().skip(1).map(|side| format!(" {} | ratio |", side.name));
         println!("| {title} | {} |{}", self.sides[0].name, others.collect::<String>());
         println!("|---|---|{}", "---|---|".repeat(self.sides.len() - 1));
     }
 
-    /// A row of it, from number `i` of the answers: the median of each side, and of its ratios to the first.
+    /// Prints a row of it from number `i` of the answers: the median of each side, and of its ratios to the first.
     pub fn print_row(&self, label: &str, i: usize) {
         let first: Vec<f64> = self.sides[0].answers.iter().map(|numbers| numbers[i]).collect();
         let others = self.sides.iter().skip(1).map(|side| {
@@ -65,7 +65,7 @@ impl Contest {
         println!("| {label} | {} |{others}", rounded(median(first)));
     }
 
-    /// A table in Markdown with a row for each side and two columns for each number of the answers, as in the other.
+    /// Prints a table in Markdown with a row for each side and two such columns for each number of the answers.
     pub fn print_sides(&self, numbers: &[&str]) {
         let heads: String = numbers.iter().map(|name| format!(" {name} | ratio |")).collect();
         println!("| |{heads}\n|---|{}", "---|---|".repeat(numbers.len()));
@@ -80,7 +80,7 @@ impl Contest {
     }
 }
 
-/// Three digits or more; a dash for what a side could not measure, and called NaN.
+/// At least three digits; a dash for NaN, which a side answers if it cannot measure something.
 fn rounded(x: f64) -> String {
     if x.is_nan() {
         return "-".to_string();

@@ -6,20 +6,20 @@ use candle_nn::{Embedding, Linear};
 
 use super::composed_attention;
 
-/// Positions of the longest sequence whose attention weights are still held whole.
+/// The longest sequence for which the composed side still holds all attention weights.
 const LONGEST_COMPOSED: usize = 2048;
 
-/// A formula of the tensors of a [`Pair`]: its inputs, then its constants.
+/// A formula of the tensors of a [`Pair`]: inputs, then constants.
 pub type Op = fn(&[Tensor]) -> Result<Tensor>;
 
-/// The same formula twice.
+/// The same formula, fused and composed.
 pub struct Pair {
     pub name: String,
-    /// The shapes of the tensors that have a gradient.
+    /// The shapes of the tensors with a gradient.
     pub inputs: Vec<Vec<usize>>,
     pub constants: Vec<Tensor>,
     pub fused: Op,
-    /// `None` where it would hold too much.
+    /// `None` if it would hold too much.
     pub composed: Option<Op>,
 }
 
@@ -34,8 +34,8 @@ impl Pair {
     }
 }
 
-/// All pairs, for B sequences of T positions with C = H D channels, F channels in the middle and V classes; attention
-/// for some B, H, T, D.
+/// All pairs, for B sequences of T positions with C = H D channels, F inner channels and V classes; attention for each given
+/// B, H, T, D.
 pub fn pairs([b, t, h, d, f, v]: [usize; 6], attention_shapes: &[[usize; 4]]) -> Result<Vec<Pair>> {
     let mut pairs = attention_shapes.iter().map(attention).collect::<Result<Vec<_>>>()?;
     pairs.push(rotary([b, t, h, d])?);
@@ -69,7 +69,7 @@ fn rotary([b, t, h, d]: [usize; 4]) -> Result<Pair> {
         &[&[b, t, h, d]],
         |x| ops::rotary(&x[0], &x[1], &x[2], RotaryPairs::Halves),
         |x| {
-            // candle-nn's is of (B, H, T, D).
+            // candle-nn expects (B, H, T, D).
             candle_nn::rotary_emb::rope_slow(&x[0].transpose(1, 2)?.contiguous()?, &x[1], &x[2])?.transpose(1, 2)
         },
     );
@@ -123,7 +123,7 @@ fn activations(xs: &[usize]) -> [Pair; 5] {
     ]
 }
 
-/// What has to do with ids: N of them, all below V.
+/// Operations on ids: N of them, all below V.
 fn tokens([n, c, v]: [usize; 3]) -> Result<[Pair; 3]> {
     let ids: Vec<u32> = (0..n).map(|i| (i * i % v) as u32).collect();
     let ids = Tensor::from_vec(ids, n, &Device::Cpu)?;

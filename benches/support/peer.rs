@@ -1,7 +1,6 @@
-//! Processes that measure something each time they are told to: one line in, one line of numbers out.
+//! Processes that measure on request: one line in, one line of numbers out.
 //!
-//! All that is compared runs in processes of their own, so that no side's threads, allocator or environment reach
-//! another's.
+//! Each side of a comparison is a process of its own, so that its threads, allocator and environment do not affect the others.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, bail};
 /// Threads of every side.
 pub const THREADS: usize = 2;
 
-/// The first argument of a bench that is to answer as one of the sides.
+/// The first argument of a bench that answers as one of the sides.
 const SERVE: &str = "serve";
 
 /// This bench, answering as `side`.
@@ -20,20 +19,20 @@ pub fn this_bench(side: &str) -> Result<Command> {
     Ok(bench(std::env::current_exe()?.as_os_str(), side))
 }
 
-/// A bench's program, answering as `side`. candle's own pool would spin beside rayon's threads.
+/// A bench's program, answering as `side`. candle's own pool would compete with rayon's threads.
 pub fn bench(program: &OsStr, side: &str) -> Command {
     let mut command = Command::new(program);
     command.args([SERVE, side]).env("RAYON_NUM_THREADS", THREADS.to_string()).env("CANDLE_NUM_THREADS", "1");
     command
 }
 
-/// The side that this process is to answer as, if a bench has started it for that.
+/// The side that this process answers as, if a bench started it for that.
 pub fn served_side() -> Option<String> {
     let mut args = std::env::args().skip(1);
     args.next().filter(|arg| arg == SERVE).and(args.next())
 }
 
-/// Answers each line of the standard input with a line of numbers.
+/// Answers each line of standard input with a line of numbers.
 pub fn serve(mut answer: impl FnMut(&str) -> Result<Vec<f64>>) -> Result<()> {
     for question in std::io::stdin().lines() {
         let numbers: Vec<String> = answer(&question?)?.iter().map(f64::to_string).collect();
@@ -63,7 +62,7 @@ impl Peer {
         Ok(Self { process, questions, answers: BufReader::new(answers) })
     }
 
-    /// The numbers that the process answers with.
+    /// Asks a question, and returns the numbers of the answer.
     pub fn ask(&mut self, question: &str) -> Result<Vec<f64>> {
         let questions = self.questions.as_mut().context("peer: expected a standard input")?;
         writeln!(questions, "{question}")?;
@@ -78,7 +77,7 @@ impl Peer {
 }
 
 impl Drop for Peer {
-    /// Waits for the end of the process, which comes with that of the questions.
+    /// Ends the questions, and so the process, and waits for it.
     fn drop(&mut self) {
         self.questions = None;
         let _ = self.process.wait();

@@ -6,7 +6,7 @@ use candle_attention::text::{Document, Files, Spill};
 use candle_core::Result;
 
 use super::counted;
-use super::progress::note;
+use super::terminal::note;
 
 /// The built-in corpus, made by `examples/make_corpus`.
 const TRAINING: &str = include_str!("../../data/train.txt");

@@ -6,6 +6,7 @@ mod document;
 mod eval;
 mod example;
 mod generate;
+mod merge;
 mod options;
 mod overfit;
 mod pace;
@@ -28,15 +29,15 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-/// More threads than any machine that this is for has cores; each takes memory.
-const MOST_THREADS: u64 = 1024;
+/// More than any machine has cores; each thread takes memory.
+const MAX_THREADS: u64 = 1024;
 
-/// Trains small causal language models on text files, samples from them and evaluates them.
+/// Trains, samples and evaluates small causal language models
 #[derive(Parser)]
 #[command(name = "attn", version, max_term_width = 100)]
 struct Cli {
-    /// Threads to compute with [default: one a core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_THREADS))]
+    /// Number of threads [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     threads: Option<u64>,
     #[command(subcommand)]
     command: Command,
@@ -44,7 +45,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a model on text files; without any, on the small corpus of Portuguese sentences that is built in
+    /// Train a model on text files, or without any on the built-in corpus of Portuguese sentences
     #[command(allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
     /// Write text with a trained model
@@ -56,7 +57,7 @@ enum Command {
     Example,
 }
 
-/// Marks errors that are not the input's fault, which exit with 1 instead of 2.
+/// An error that is not the fault of the input: exit code 1 instead of 2.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -68,14 +69,15 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Runs the command line. Exit codes: 0 done, 1 failed on the way, 2 bad input.
+/// Runs the command line. Exit codes: 0 if it is done, or stopped by a signal after saving the run; 1 if the run failed; 2 for
+/// bad input and for files that cannot be read or written; 130 if a signal stopped it before anything was saved.
 pub fn main() -> ExitCode {
     let begun = Instant::now();
     let cli = Cli::parse();
-    // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the environment.
-    // candle and rayon read the variables when they start their pools, later.
+    // SAFETY: no other thread runs yet that could read the environment. candle and rayon read these variables later, when they
+    // start their pools.
     unsafe {
-        // Our operations divide the work; candle's own pool would only spin beside them.
+        // Our operations run in parallel themselves; candle's own pool would only take cores from them.
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         if let Some(threads) = cli.threads {
             std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
@@ -101,28 +103,28 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Starts the threads to compute with, which otherwise would be started, or fail, at their first use.
+/// Starts the worker threads now, so that a failure is reported here and not at their first use.
 fn start_threads() -> anyhow::Result<()> {
     match rayon::ThreadPoolBuilder::new().build_global() {
         Ok(()) => Ok(()),
         Err(error) => {
             let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            Err(Failure(format!("cannot start the threads to compute with: {cause}; --threads N takes fewer")).into())
+            Err(Failure(format!("cannot start worker threads: {cause}; try fewer with --threads N")).into())
         }
     }
 }
 
-/// Whether whoever reads our output has seen enough, as `head` has after some lines.
+/// Whether the reader of our output has closed it, as `head` does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// A count of things: 1 layer, 2 layers.
+/// A count with its noun: 1 layer, 2 layers.
 fn counted(count: usize, thing: &str) -> String {
     format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
-/// A count with thin groups of three digits: 1 234 567.
+/// A count with its digits in groups of three: 1 234 567.
 fn grouped(count: usize) -> String {
     let digits = count.to_string();
     let groups: Vec<&str> =

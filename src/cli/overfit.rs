@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use anyhow::Result;
 use candle_attention::model::DropoutRates;
@@ -10,7 +11,8 @@ use candle_attention::train::{Event, OverfitReport, TrainOptions, overfit_one_ba
 use super::document::spill_for_now;
 use super::options::Options;
 use super::prepared::Prepared;
-use super::progress::{Progress, note};
+use super::progress::Progress;
+use super::terminal::note;
 use super::{Failure, counted, plan};
 
 /// Steps unless told otherwise: several times what a sound model needs.
@@ -25,7 +27,7 @@ pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
     note(&prepared.description());
     let mut trainer = prepared.trainer(&train_options)?;
-    let mut progress = Progress::new(&train_options, 0, false);
+    let mut progress = Progress::new(&train_options, prepared.config.context_len, 0, false, Instant::now());
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));
         ControlFlow::Continue(())

@@ -1,6 +1,6 @@
-//! From options to texts, tokenizer, corpus and sizes: all that a run starts from.
+//! From options to texts, tokenizer, corpus and sizes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use candle_attention::model::{ModelConfig, load_weights};
@@ -9,56 +9,59 @@ use candle_attention::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, 
 use candle_attention::train::{Schedule, TrainOptions, Trainer};
 use candle_core::Device;
 
-use super::automatic::Text;
+use super::automatic::TextSize;
 use super::options::Options;
 use super::text_progress::text_progress;
 use super::{counted, document, grouped};
 
-/// The part of a text that is held out to validate on unless told otherwise.
+/// The fraction of a text that is held out for validation by default.
 const VALIDATION_FRACTION: f64 = 0.1;
 
 /// All that a run starts from.
 pub struct Prepared {
-    /// The options that were given, and those that were chosen for the others.
+    /// The options given, completed.
     pub options: Options,
     pub tokenizer: Tokenizer,
-    /// How the tokenizer was chosen, unless it came with `init`.
-    pub choice: TokenizerChoice,
     pub corpus: Corpus,
     pub config: ModelConfig,
+    /// How the tokenizer was chosen; `None` for that of `init`.
+    choice: Option<TokenizerChoice>,
     /// The model folder to start from.
     init: Option<PathBuf>,
 }
 
 impl Prepared {
-    /// Chooses what is not given, makes or opens the tokenizer and reads the texts, whose ids go to `spill` where they are
-    /// many.
+    /// Completes the options, makes or opens the tokenizer and reads the texts. The ids of large ones go to `spill`.
     pub fn new(given: &Options, spill: Spill) -> Result<Self> {
-        if given.init.is_some() {
-            return Self::from_folder(given, spill);
+        match &given.init {
+            Some(init) => Self::from_folder(given, init, spill),
+            None => Self::from_texts(given, spill),
         }
-        // What is given is checked by itself first, but for what goes with a length or a batch that is still to be chosen.
+    }
+
+    fn from_texts(given: &Options, spill: Spill) -> Result<Self> {
+        // The options given are checked first, except those that depend on a length or a batch still to be chosen.
         TrainOptions { schedule: Schedule::Constant, accumulate: 1, ..given.train_options() }.validate()?;
         let choice = given.tokenizer.as_deref().unwrap_or("char").parse()?;
         let documents = documents(given)?;
-        // What the text's length alone leads to is checked before it is read through, with the smallest vocabulary.
-        let expected = given.completed(&Text::expected(documents.iter().map(Document::len).sum(), &choice))?;
+        // What follows from the text's length alone is checked before it is read, with the smallest vocabulary.
+        let expected = given.completed(&TextSize::expected(documents.iter().map(Document::len).sum(), &choice))?;
         expected.check()?;
         expected.model_config(2, None).validate()?;
         let validation = validation(&expected)?;
         let corpus_options = CorpusOptions { context_len: 1, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
         if tokenizer.vocab_size() < 2 {
-            bail!("expected a text of several kinds of tokens, got one of a single character, again and again");
+            bail!("expected a text of at least two different tokens, got a single character, repeated");
         }
         let validation_fraction = match validation {
             Validation::Fraction(fraction) => Some(fraction),
             Validation::Documents(_) => None,
         };
         let divided = Options { validation_fraction, ..given.clone() };
-        let options = divided.completed(&Text::of(&corpus, &tokenizer))?;
+        let options = divided.completed(&TextSize::of(&corpus, &tokenizer))?;
         options.check()?;
-        // A tokenizer from a file may have an end of text that no text here ends with.
+        // A tokenizer from a file may have an end-of-text token that does not occur here.
         let end_of_text_id = match tokenizer.end_of_text_id() {
             Some(id) if corpus.train.contains(id)? || corpus.validation.contains(id)? => Some(id),
             _ => None,
@@ -67,21 +70,20 @@ impl Prepared {
         config.validate()?;
         corpus.check_context(config.context_len)?;
         options.train_options().validate_for(&config, &corpus)?;
-        Ok(Self { options, tokenizer, choice, corpus, config, init: None })
+        Ok(Self { options, tokenizer, corpus, config, choice: Some(choice), init: None })
     }
 
-    /// The same with the sizes and the tokenizer of the model folder that is given.
-    fn from_folder(given: &Options, spill: Spill) -> Result<Self> {
-        let init = given.init.clone().unwrap_or_default();
+    /// With sizes and tokenizer from the model folder `init`.
+    fn from_folder(given: &Options, init: &Path, spill: Spill) -> Result<Self> {
         given.check_init()?;
         given.check()?;
-        let config = given.init_config(&init)?;
-        let tokenizer = Tokenizer::from_file(&init)?;
-        check_vocabulary(&init, &config, &tokenizer)?;
+        let config = given.init_config(init)?;
+        let tokenizer = Tokenizer::from_file(init)?;
+        check_vocabulary(init, &config, &tokenizer)?;
         let corpus = encode(&tokenizer, given, config.context_len, spill)?;
         given.train_options().validate_for(&config, &corpus)?;
-        let choice = TokenizerChoice::Characters;
-        Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
+        let (options, init) = (given.clone(), Some(init.to_path_buf()));
+        Ok(Self { options, tokenizer, corpus, config, choice: None, init })
     }
 
     /// The trainer of a new run.
@@ -96,20 +98,43 @@ impl Prepared {
         })
     }
 
-    /// Sizes of model and data, for people.
+    /// The settings that are saved with the run.
+    pub fn settings(&self, options: &TrainOptions) -> Result<String> {
+        self.options.as_saved(self.choice.as_ref(), &self.config, options)?.to_toml()
+    }
+
+    /// Model and data, on a line each.
     pub fn description(&self) -> String {
-        describe(&self.config, &self.tokenizer, &self.corpus)
+        let Self { config, corpus, tokenizer, .. } = self;
+        let kv_heads = match config.kv_heads() {
+            n if n == config.num_heads => String::new(),
+            n => format!(" ({n} for keys and values)"),
+        };
+        format!(
+            "model: {}, {} parameters: {}, {}{kv_heads}, {} channels, context {}\n\
+             data: {} tokens for training, {} for validation; vocabulary of {} ({})",
+            config.architecture.model_type(),
+            grouped(config.parameter_count()),
+            counted(config.num_layers, "layer"),
+            counted(config.num_heads, "head"),
+            config.embed_dim,
+            config.context_len,
+            grouped(corpus.train.len()),
+            grouped(corpus.validation.len()),
+            grouped(config.vocab_size),
+            tokenizer.kind_name(),
+        )
     }
 }
 
-/// The ids of the texts that the options name, by a tokenizer that is there already.
+/// The ids of the texts that the options name, by an existing tokenizer.
 pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, spill: Spill) -> Result<Corpus> {
     let (documents, validation) = (documents(options)?, validation(options)?);
     let corpus_options = CorpusOptions { context_len, spill: Some(spill) };
     Ok(Corpus::new(tokenizer, &documents, &validation, &corpus_options, &mut text_progress())?)
 }
 
-/// The documents to train on, and to cut those to validate on from where none are given.
+/// The documents to train on; without validation texts, their end is held out.
 fn documents(options: &Options) -> Result<Vec<Document>> {
     match options.texts.is_empty() {
         true => Ok(vec![document::built_in().0]),
@@ -125,27 +150,4 @@ fn validation(options: &Options) -> Result<Validation> {
         None if options.texts.is_empty() => Ok(Validation::Documents(vec![document::built_in().1])),
         fraction => Ok(Validation::Fraction(fraction.unwrap_or(VALIDATION_FRACTION))),
     }
-}
-
-/// Sizes of model and data, for people.
-fn describe(config: &ModelConfig, tokenizer: &Tokenizer, corpus: &Corpus) -> String {
-    format!(
-        "{}, {} parameters: {}, {}{}, {} channels, context {}; {} tokens to train on, {} to validate on, \
-         vocabulary of {} ({})",
-        config.architecture.model_type(),
-        grouped(config.parameter_count()),
-        counted(config.num_layers, "layer"),
-        counted(config.num_heads, "head"),
-        if config.kv_heads() == config.num_heads {
-            String::new()
-        } else {
-            format!(" ({} of keys and values)", config.kv_heads())
-        },
-        config.embed_dim,
-        config.context_len,
-        grouped(corpus.train.len()),
-        grouped(corpus.validation.len()),
-        grouped(config.vocab_size),
-        tokenizer.kind_name(),
-    )
 }

@@ -1,49 +1,56 @@
-//! How a run is followed: a bar on a terminal, plain lines elsewhere, both on standard error.
+//! Progress of a run on standard error: a bar on a terminal, plain lines elsewhere.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use candle_attention::train::{Event, TrainOptions};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::pace::Pace;
-use super::terminal::{plain, takes_bars};
+use super::stopwatch::Stopwatch;
+use super::terminal::{note, plain, takes_bars};
 
 /// The time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Follows a run.
+/// Shows the progress of a run.
 pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     step: u64,
+    stopwatch: Stopwatch,
     pace: Pace,
     last_line: Option<Instant>,
     tokens: u64,
-    /// The loss, smoothed over some twenty steps.
+    /// The loss, smoothed over about twenty steps.
     loss: Option<f64>,
 }
 
 impl Progress {
-    /// Of a run of these options from step `step` on; with `validates`, one that has a text to validate on.
-    pub fn new(options: &TrainOptions, step: u64, validates: bool) -> Self {
+    /// For a run that continues from step `step`, in a process that started at `begun`; `validates` if it has a validation text.
+    pub fn new(options: &TrainOptions, context_len: usize, step: u64, validates: bool, begun: Instant) -> Self {
         let bar = takes_bars().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {wide_msg}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(options.steps).with_style(style).with_position(step)
         });
-        let pace = Pace::new(options, validates);
-        Self { bar, steps: options.steps, step, pace, last_line: None, tokens: 0, loss: None }
+        let (stopwatch, pace) = (Stopwatch::new(begun), Pace::new(options, context_len, validates));
+        Self { bar, steps: options.steps, step, stopwatch, pace, last_line: None, tokens: 0, loss: None }
     }
 
-    /// What a validation is expected to take, until there was one.
+    /// Sets the time that a validation is expected to take, until one was made.
     pub fn expect_validation(&mut self, time: Duration) {
         self.pace.expect(time);
     }
 
-    /// Shows what happened.
+    /// Where the time went.
+    pub fn stopwatch(&self) -> &Stopwatch {
+        &self.stopwatch
+    }
+
+    /// Shows an event.
     pub fn show(&mut self, event: &Event) {
-        self.pace.hear(event);
+        let passed = self.stopwatch.record(event);
+        self.pace.record(event, passed);
         match event {
             Event::Step(report) => {
                 self.step = report.step;
@@ -71,7 +78,7 @@ impl Progress {
         }
     }
 
-    /// Shows where the run is, beside the bar or, after a while, in a line.
+    /// Shows the state next to the bar or, once in a while, on a line.
     fn show_state(&mut self, state: &str) {
         let left = self.pace.left(self.step);
         if let Some(bar) = &self.bar {
@@ -83,7 +90,7 @@ impl Progress {
         }
     }
 
-    /// Shows a line of its own, above the bar.
+    /// Shows a line, above the bar.
     pub fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(plain(line)),
@@ -91,15 +98,10 @@ impl Progress {
         }
     }
 
-    /// Leaves the terminal clean.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
-}
-
-/// A line on standard error; who does not read it misses nothing that counts.
-pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", plain(line));
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use candle_attention::text::remove_temporary_files;
 
-use super::progress::note;
+use super::terminal::note;
 
 /// The exit code of a process that a signal has stopped before it was done.
 const STOPPED: i32 = 130;

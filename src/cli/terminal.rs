@@ -32,6 +32,11 @@ pub fn takes_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Writes a line to standard error. If it cannot be written, nothing is lost that matters.
+pub fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", plain(line));
+}
+
 /// An error as one line: control characters made visible, without a backtrace, and truncated if very long.
 pub fn one_line(message: &str) -> String {
     // candle appends its backtrace, if any, to the message.

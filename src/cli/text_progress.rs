@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use candle_attention::text::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::progress::note;
-use super::terminal::takes_bars;
+use super::terminal::{note, takes_bars};
 
 /// The time between two plain lines, and before the first.
 const QUIET: Duration = Duration::from_secs(10);

@@ -17,10 +17,10 @@ use clap::Args;
 use super::document::{spill_beside, spill_for_now};
 use super::options::Options;
 use super::prepared::Prepared;
-use super::progress::{Progress, note};
-use super::resume::resume;
+use super::progress::Progress;
+use super::resume::{self, resume};
 use super::stopwatch::Stopwatch;
-use super::terminal::{one_line, quoted};
+use super::terminal::{note, one_line, quoted};
 use super::{Failure, chart, counted, overfit, plan, sample, signals};
 
 /// Arguments of `attn train`.
@@ -28,40 +28,37 @@ use super::{Failure, chart, counted, overfit, plan, sample, signals};
 pub struct TrainArgs {
     #[command(flatten)]
     options: Options,
-    /// A file of these options in TOML; what the command line gives goes first
+    /// TOML file of these options, such as a run's training/settings.toml, used as a recipe; the command line takes precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the run goes [default: the first unused runs/TEXT-N]
+    /// Folder of the run [default: the first unused runs/TEXT-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in --out; it keeps its options but for those given of --steps, --lr, --min-lr, --warmup,
-    /// --schedule, --decay-steps, --weight-decay, --matrix-lr, --matrix-weight-decay, --embedding-lr, --head-lr, --clip,
-    /// --eval-every, --save-every, --patience, --skip-bad-steps, --statistics-every.
-    /// TEXT is not needed: if it is given, it must be the same
-    #[arg(long, requires = "out", conflicts_with = "config")]
+    #[arg(long, requires = "out", conflicts_with = "config", help = resume::help())]
     resume: bool,
-    /// Say what would be trained, how much memory and how long it takes, and leave it at that
+    /// Print the model, recipe, memory and expected time, then exit; the output is a file for --config
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
-    /// Learn one batch by heart, the first thing to try on a new model: says whether that works, and saves nothing
+    /// Sanity check for a new model: train on one batch until it is memorised, and report whether that worked
     #[arg(long, conflicts_with_all = ["resume", "out", "dry_run"])]
     overfit_one_batch: bool,
 }
 
-/// The length of the sample at the end, and how bold it is.
+/// The length and temperature of the sample at the end.
 const SAMPLE_TOKENS: usize = 300;
 const SAMPLE_TEMPERATURE: f64 = 0.5;
 
-/// Trains a model, or goes on training one. The process began at `begun`.
+/// Trains a model, or resumes a run. The process started at `begun`.
 pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     signals::listen()?;
+    check_values(&args.options, std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()))?;
     if args.resume {
-        let root = args.out.as_deref().context("--resume goes with --out")?;
+        let root = args.out.as_deref().context("--resume needs --out")?;
         let (trainer, folder) = resume(root, &args.options)?;
         return follow(trainer, folder, None, begun, out);
     }
     let options = match &args.config {
-        Some(path) => args.options.or(&Options::from_file(path)?)?,
+        Some(path) => args.options.with_recipe(&Options::from_file(path)?)?,
         None => args.options,
     };
     if args.overfit_one_batch {
@@ -71,7 +68,7 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
         bail!("expected the path of a new folder, got {}", root.display());
     }
     if let Some(root) = args.out.as_deref().filter(|root| root.exists() && !args.dry_run) {
-        bail!("{} already exists; give another --out, or --resume to go on with a run", root.display());
+        bail!("{} already exists; give another --out, or --resume to continue that run", root.display());
     }
     let root = args.out.as_deref().unwrap_or(Path::new("runs/run"));
     let spill = if args.dry_run { spill_for_now() } else { spill_beside(root) };
@@ -82,11 +79,12 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
         return plan::print(&prepared, &train_options, begun, out);
     }
     plan::check_memory(&prepared.config, &prepared.corpus, &train_options)?;
-    let settings = options.resolved(&prepared.choice, &prepared.config, &train_options)?.to_toml()?;
+    let settings = prepared.settings(&train_options)?;
     note(&prepared.description());
     note(&plan::recipe(&prepared, &train_options));
+    note(&plan::memory(&prepared, &train_options));
     let forecast = plan::forecast(&prepared, &train_options)?;
-    note(&plan::time(&forecast, &train_options, begun));
+    note(&plan::time(&forecast, &prepared, &train_options, begun));
     let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
     let create = &|root: &Path| RunFolder::create(root, tokenizer, &trainer, &settings);
     let mut folder = create_folder(args.out, &options, create)?;
@@ -94,7 +92,24 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     follow(trainer, folder, forecast.as_ref().ok(), begun, out)
 }
 
-/// Creates the folder that was asked for, or the first `runs/TEXT-N` that does not exist yet.
+/// Refuses `--flag false`, in which `false` would be the name of a text.
+fn check_values(options: &Options, args: impl Iterator<Item = String>) -> Result<()> {
+    let args: Vec<String> = args.collect();
+    for pair in args.windows(2) {
+        let [option, value] = pair else { continue };
+        let is_text = options.texts.iter().any(|text| text.as_os_str() == value.as_str());
+        if is_text
+            && option.starts_with("--")
+            && ["true", "false"].contains(&value.as_str())
+            && !Path::new(value).exists()
+        {
+            bail!("no text is named {value}; to set an option that is true or false, write {option}={value}");
+        }
+    }
+    Ok(())
+}
+
+/// Creates the given folder, or the first `runs/TEXT-N` that does not exist yet.
 fn create_folder(
     out: Option<PathBuf>,
     options: &Options,
@@ -103,17 +118,24 @@ fn create_folder(
     if let Some(root) = out {
         return Ok(create(&root)?);
     }
-    let stem = options.texts.first().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy());
-    let stem = stem.unwrap_or("sentences".into());
+    let stem = options.texts.first().map_or("sentences".to_string(), |path| stem(path));
     let mut n = 1;
     loop {
         let root = PathBuf::from(format!("runs/{stem}-{n}"));
         match create(&root) {
-            // Taken, perhaps this very moment by another process.
+            // Taken, perhaps just now by another process.
             Err(_) if root.exists() => n += 1,
             folder => return Ok(folder?),
         }
     }
+}
+
+/// The name of a text in that of its run: that of a file without its extension, or of a folder.
+fn stem(text: &Path) -> String {
+    // A path such as `.` has no name of its own.
+    let whole = text.canonicalize().ok();
+    let name = text.file_stem().or(whole.as_deref().and_then(Path::file_name));
+    name.map_or("text".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Whether there is nothing left to do.
@@ -121,7 +143,7 @@ pub(super) fn is_done(trainer: &Trainer) -> bool {
     trainer.step() == trainer.options().steps && !trainer.validation_is_pending()
 }
 
-/// Trains to the end, or to the first Ctrl-C, and reports.
+/// Trains to the end or the first Ctrl-C, and reports.
 fn follow(
     mut trainer: Trainer,
     mut folder: RunFolder,
@@ -132,20 +154,20 @@ fn follow(
     let steps = trainer.options().steps;
     let root = folder.root().to_path_buf();
     if is_done(&trainer) {
-        // A crash behind the last checkpoint may have left older weights at the root.
+        // A crash after the last checkpoint may have left older weights in the root.
         folder.begin(&trainer)?;
-        writeln!(out, "{} is at step {} of {steps} already; --steps gives it more", root.display(), trainer.step())?;
+        let (root, step) = (root.display(), trainer.step());
+        writeln!(out, "{root} is already finished at step {step} of {steps}; a larger --steps trains on")?;
         return Ok(());
     }
     note_excused(trainer.config());
     note_short(trainer.options());
     note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.step()));
-    let mut progress = Progress::new(trainer.options(), trainer.step(), !trainer.corpus().validation.is_empty());
+    let (context_len, validates) = (trainer.config().context_len, !trainer.corpus().validation.is_empty());
+    let mut progress = Progress::new(trainer.options(), context_len, trainer.step(), validates, begun);
     forecast.into_iter().for_each(|forecast| progress.expect_validation(forecast.validation));
     let mut saved = trainer.step();
-    let mut stopwatch = Stopwatch::new(begun);
     let on_event = &mut |event: Event| {
-        stopwatch.hear(&event);
         progress.show(&event);
         if let Event::Saved(step) = event {
             saved = step;
@@ -154,14 +176,14 @@ fn follow(
     };
     let outcome = signals::while_training(|| train(&mut trainer, Some(&mut folder), on_event));
     progress.finish();
-    let on = format!("attn train --resume --out {}", quoted(&root));
+    let resume = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
             let message = one_line(&error.to_string());
-            Err(Failure(format!("{message}; the checkpoint of step {saved} is kept: {on}")).into())
+            Err(Failure(format!("{message}; the checkpoint of step {saved} is kept: {resume}")).into())
         }
         Ok(Outcome::Interrupted) => {
-            writeln!(out, "stopped and saved at step {} of {steps}; to go on: {on}", trainer.step())?;
+            writeln!(out, "stopped and saved at step {} of {steps}; to continue: {resume}", trainer.step())?;
             Ok(())
         }
         Ok(Outcome::StoppedEarly) => {
@@ -169,17 +191,18 @@ fn follow(
             let without = counters.without_improvement;
             writeln!(
                 out,
-                "stopped early at step {} of {steps}: {} without a lower loss (--patience {patience}); to go on all the same: {on} --patience N",
+                "stopped early at step {} of {steps}: {} without a lower loss (--patience {patience}); to continue anyway: \
+                 {resume} --patience N",
                 trainer.step(),
                 counted(without as usize, "validation"),
             )?;
-            report(&trainer, &folder, &stopwatch, out)
+            report(&trainer, &folder, progress.stopwatch(), out)
         }
-        Ok(Outcome::Finished) => report(&trainer, &folder, &stopwatch, out),
+        Ok(Outcome::Finished) => report(&trainer, &folder, progress.stopwatch(), out),
     }
 }
 
-/// Names what the run is too short for.
+/// Warns of ramps and a warm-up that the run is too short for.
 fn note_short(options: &TrainOptions) {
     let steps = options.steps;
     let until = |ramp: Option<Ramp>| ramp.map_or(0, |ramp| ramp.steps);
@@ -189,14 +212,12 @@ fn note_short(options: &TrainOptions) {
         ("the context", "context-ramp", until(options.context_ramp)),
     ] {
         if end >= steps {
-            note(&format!(
-                "{what} does not reach its highest: the {end} steps of --{name} are no fewer than --steps {steps}"
-            ));
+            note(&format!("{what} never reaches its full value: --{name} takes {end} steps, but --steps is {steps}"));
         }
     }
 }
 
-/// Lists the tensors that the gradient audit does not expect to learn, by reason.
+/// Lists the tensors that the gradient audit excuses, by reason.
 fn note_excused(config: &ModelConfig) {
     let excused = config.zero_gradient_parameters();
     let mut reasons: Vec<&str> = excused.iter().map(|(_, reason)| *reason).collect();
@@ -204,11 +225,11 @@ fn note_excused(config: &ModelConfig) {
     for reason in reasons {
         let names: Vec<&str> =
             excused.iter().filter(|(_, its)| *its == reason).map(|(name, _)| name.as_str()).collect();
-        note(&format!("no gradient expected at {}: {reason}", names.join(", ")));
+        note(&format!("no gradient expected for {}: {reason}", names.join(", ")));
     }
 }
 
-/// The loss curve, a sample, and where the run lies.
+/// Prints the loss curve, a sample, and where the run is.
 fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mut dyn Write) -> Result<()> {
     signals::run_is_whole();
     let root = folder.root();
@@ -236,4 +257,27 @@ fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mu
     }
     writeln!(out, "more text: attn generate {}", quoted(root))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_named_after_its_text() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.file_name().unwrap().to_str().unwrap();
+        for (text, expected) in [("novel.txt", "novel"), ("a/novels/", "novels"), (".", here), ("/", "text")] {
+            assert_eq!(stem(Path::new(text)), expected);
+        }
+    }
+
+    #[test]
+    fn a_value_without_an_equals_sign_is_explained() {
+        let options = Options { texts: vec!["text.txt".into(), "false".into()], ..Default::default() };
+        let check = |line: &str| check_values(&options, line.split(' ').map(String::from));
+        let error = check("attn train text.txt --tie false").unwrap_err().to_string();
+        assert!(error.ends_with("write --tie=false"), "{error}");
+        check("attn train text.txt false").unwrap();
+    }
 }

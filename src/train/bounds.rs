@@ -1,4 +1,4 @@
-//! Which options train something.
+//! Checks of the training options.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use super::{Schedule, TrainOptions};
 use crate::model::ModelConfig;
 use crate::text::Corpus;
 
-/// What a number may be.
+/// The values that a number may have.
 #[derive(Clone, Copy)]
-enum Range {
+enum Bounds {
     Positive,
     NotNegative,
-    /// A share, a decay.
+    /// A rate of decay or a probability.
     BelowOne,
 }
 
-use Range::{BelowOne, NotNegative, Positive};
+use Bounds::{BelowOne, NotNegative, Positive};
 
-impl Range {
-    fn has(self, x: f64) -> bool {
+impl Bounds {
+    fn contain(self, x: f64) -> bool {
         match self {
             Positive => x > 0.0 && x.is_finite(),
             NotNegative => x >= 0.0 && x.is_finite(),
@@ -29,7 +29,7 @@ impl Range {
     }
 }
 
-impl fmt::Display for Range {
+impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Positive => "above 0",
@@ -40,47 +40,48 @@ impl fmt::Display for Range {
 }
 
 impl TrainOptions {
-    /// Refuses values that train nothing.
+    /// Checks that these values can train a model.
     ///
     /// # Errors
-    /// Naming the option, what it expects and what it got.
+    /// The first option out of bounds, with what it expects and what it got.
     pub fn validate(&self) -> Result<()> {
         self.validate_counts()?;
         self.validate_numbers()?;
         self.validate_schedule()
     }
 
-    /// Refuses values that train nothing, or not this model on this corpus.
+    /// Checks that these values can train this model on this corpus.
     ///
     /// # Errors
-    /// Naming the option, what it expects and what it got.
+    /// The first option out of bounds, with what it expects and what it got.
     pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
         self.validate()?;
         if self.isolate_documents && config.end_of_text_id.is_none() {
             bail!("train options: isolate_documents expects several documents, with an end-of-text token between them");
         }
         if self.head_learning_rate.is_some() && config.tie_embeddings {
-            bail!("train options: head_learning_rate expects a head of its own, got one tied to the token embedding");
+            bail!("train options: head_learning_rate expects an untied head, got one tied to the token embedding");
         }
         if self.patience > 0 && corpus.validation.is_empty() {
-            bail!("train options: patience expects a text to validate on, got none");
+            bail!("train options: patience expects a validation text, got none");
         }
         self.check_ramps(config.context_len)
     }
 
     fn validate_counts(&self) -> Result<()> {
         for (name, value, most) in [
-            ("steps", self.steps, u64::MAX),
-            ("batch_size", self.batch_size as u64, 1 << 24),
-            ("shards", self.shards as u64, 1 << 24),
-            ("accumulate", self.accumulate as u64, self.batch_size as u64),
-            ("eval_every", self.eval_every, u64::MAX),
+            ("steps", self.steps, None),
+            ("batch_size", self.batch_size as u64, Some(1 << 24)),
+            ("shards", self.shards as u64, Some(1 << 24)),
+            ("accumulate", self.accumulate as u64, Some(self.batch_size as u64)),
+            ("eval_every", self.eval_every, None),
         ] {
-            if value == 0 && most == u64::MAX {
-                bail!("train options: expected {name} of at least 1, got 0");
-            }
-            if value == 0 || value > most {
-                bail!("train options: expected {name} from 1 to {most}, got {value}");
+            match most {
+                None if value == 0 => bail!("train options: expected {name} of at least 1, got 0"),
+                Some(most) if !(1..=most).contains(&value) => {
+                    bail!("train options: expected {name} from 1 to {most}, got {value}")
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -88,7 +89,7 @@ impl TrainOptions {
 
     fn validate_numbers(&self) -> Result<()> {
         let own_rate = |rate: Option<f64>| rate.unwrap_or(self.learning_rate);
-        for (name, value, range) in [
+        for (name, value, bounds) in [
             ("learning_rate", self.learning_rate, Positive),
             ("min_learning_rate", self.min_learning_rate, NotNegative),
             ("beta1", self.beta1, BelowOne),
@@ -105,12 +106,15 @@ impl TrainOptions {
             ("label_smoothing", self.label_smoothing, BelowOne),
             ("ema", self.ema, BelowOne),
         ] {
-            // Steps are made in `f32`, where it would be infinite or nothing.
+            // Updates are computed in `f32`, where the value must be neither infinite nor zero nor rounded out of its bounds.
             if (value as f32).is_infinite() || (value as f32 == 0.0) != (value == 0.0) {
                 bail!("train options: expected {name} in the range of f32, 1.4e-45 to 3.4e38, got {value:?}");
             }
-            if !range.has(value) {
-                bail!("train options: expected {name} {range}, got {value}");
+            if !bounds.contain(value) {
+                bail!("train options: expected {name} {bounds}, got {value}");
+            }
+            if !bounds.contain(f64::from(value as f32)) {
+                bail!("train options: expected {name} {bounds} in f32, got {value}, which rounds to {}", value as f32);
             }
         }
         Ok(())
@@ -124,13 +128,13 @@ impl TrainOptions {
         let most = self.steps.saturating_sub(self.warmup_steps);
         if self.schedule == Schedule::WarmupStableDecay && most == 0 {
             let (warmup, steps) = (self.warmup_steps, self.steps);
-            bail!("train options: expected warmup_steps that leave some of {steps} steps for the decay, got {warmup}");
+            bail!(
+                "train options: expected warmup_steps below the {steps} steps, to leave some for the decay, got {warmup}"
+            );
         }
         if self.schedule == Schedule::WarmupStableDecay && !(1..=most).contains(&self.decay_steps) {
-            let (steps, got) = (self.steps, self.decay_steps);
-            bail!(
-                "train options: expected decay_steps from 1 to the {most} of {steps} steps after the warm-up, got {got}"
-            );
+            let got = self.decay_steps;
+            bail!("train options: expected decay_steps from 1 to the {most} steps after the warm-up, got {got}");
         }
         Ok(())
     }
@@ -141,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_trains_nothing_is_named() {
+    fn a_value_out_of_bounds_is_named() {
         for (options, name) in [
             (TrainOptions { steps: 0, ..Default::default() }, "steps"),
             (TrainOptions { learning_rate: f64::NAN, ..Default::default() }, "learning_rate"),
@@ -156,6 +160,13 @@ mod tests {
                 "min_learning_rate of at most the learning_rate",
             ),
             (TrainOptions { beta2: 1.0, ..Default::default() }, "beta2"),
+            (
+                TrainOptions { beta1: 0.99999999, ..Default::default() },
+                "beta1 from 0 to below 1 in f32, got 0.99999999, which rounds to 1",
+            ),
+            (TrainOptions { momentum: 0.99999999, ..Default::default() }, "momentum from 0 to below 1 in f32"),
+            (TrainOptions { ema: 0.99999999, ..Default::default() }, "ema from 0 to below 1 in f32"),
+            (TrainOptions { batch_size: (1 << 24) + 1, ..Default::default() }, "batch_size from 1 to 16777216"),
             (TrainOptions { eps: 0.0, ..Default::default() }, "eps"),
             (TrainOptions { accumulate: 0, ..Default::default() }, "accumulate from 1 to 12, got 0"),
             (TrainOptions { accumulate: 13, ..Default::default() }, "accumulate from 1 to 12, got 13"),
@@ -175,11 +186,11 @@ mod tests {
             (TrainOptions { ema: 1.0, ..Default::default() }, "ema from 0 to below 1, got 1"),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, decay_steps: 1901, ..Default::default() },
-                "decay_steps from 1 to the 1900 of 2000 steps after the warm-up, got 1901",
+                "decay_steps from 1 to the 1900 steps after the warm-up, got 1901",
             ),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, warmup_steps: 2000, ..Default::default() },
-                "warmup_steps that leave some of 2000 steps for the decay, got 2000",
+                "warmup_steps below the 2000 steps, to leave some for the decay, got 2000",
             ),
         ] {
             let message = options.validate().unwrap_err().to_string();

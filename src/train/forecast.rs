@@ -5,76 +5,89 @@ use std::time::{Duration, Instant};
 
 use candle_core::Result;
 
-use super::Trainer;
+use super::{TrainOptions, Trainer};
 use crate::evaluate::side_by_side;
 
-/// The time that a run will take, from steps and batches of its validation that were made for that alone.
+/// The expected time of a run, extrapolated from steps and validation batches made only to measure them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Forecast {
-    /// What every run begins with: the first step, which is checked in two ways.
+    /// The first step, whose gradients are checked as well.
     pub first_step: Duration,
-    /// Of each of the other steps, with a whole batch.
+    /// Each later step on a full batch.
     pub step: Duration,
-    /// Of each validation.
+    /// Each validation.
     pub validation: Duration,
-    /// Of all steps and validations of the options.
+    /// All steps and validations of the run.
     pub total: Duration,
 }
 
-/// The time that is spent to measure: this, and this part of what the run takes, up to so much.
-const LEAST: Duration = Duration::from_millis(60);
-const PART: f64 = 0.02;
-const MOST: Duration = Duration::from_secs(4);
-
-/// Steps of which one more is much.
-const FEW: usize = 10;
+/// Measuring takes this fraction of the time that is forecast, within these bounds.
+const MEASURED_FRACTION: f64 = 0.02;
+const MIN_MEASURING: Duration = Duration::from_millis(60);
+const MAX_MEASURING: Duration = Duration::from_secs(4);
 
 impl Forecast {
-    /// Measures on a trainer, of which nothing is left: one that is equal to the run's.
+    /// Measures with a trainer equal to the run's, which is used up.
     ///
     /// # Errors
     /// Those of [`Trainer::train_step`] and [`Trainer::validate`].
     pub fn measure(mut trainer: Trainer) -> Result<Self> {
-        // Steps of whole batches are measured, and a run's are this part of them on the average.
-        let mean_batch = trainer.options.mean_batch(trainer.config().context_len);
+        let (options, context_len) = (trainer.options.clone(), trainer.config().context_len);
+        // Steps on full batches are measured; the ramps count when these are added up.
         (trainer.options.batch_ramp, trainer.options.context_ramp) = (None, None);
         let first_step = timed(|| trainer.train_step())?;
-        let mut steps = vec![];
-        let mut spent = Duration::ZERO;
-        let all = trainer.options().steps as usize;
-        // Of a few long steps the first stands for all, though its checks take longer: another would be a good part of the run.
-        let are_few = first_step > MOST && all < FEW;
-        while !are_few && steps.len() < all && (steps.is_empty() || spent < worth(spent / steps.len() as u32, all)) {
-            let step = timed(|| trainer.train_step())?;
-            spent += step;
-            steps.push(step);
+        let (later_steps, mut times, mut spent) = (options.steps.saturating_sub(1), vec![], Duration::ZERO);
+        while (times.len() as u64) < later_steps && (times.is_empty() || spent < budget(&times, spent, later_steps)) {
+            let time = timed(|| trainer.train_step())?;
+            spent += time;
+            times.push(time);
         }
-        let step = usual(steps).unwrap_or(first_step);
-        let options = trainer.options();
-        let validations = options.steps.div_ceil(options.eval_every);
+        let step = typical(times).unwrap_or(first_step);
         let validation = measure_validation(&mut trainer)?;
-        let total =
-            first_step + seconds(step, (all as f64 - 1.0) * mean_batch) + seconds(validation, validations as f64);
+        let total = total(first_step, step, validation, &options, context_len);
         Ok(Self { first_step, step, validation, total })
     }
 }
 
-/// What a step takes, from the times of the first ones. The third of them at the front warms the caches; from the rest it is
-/// the lower quartile, as bursts of other work on the machine fill much of so short a time, but little of a run's.
-fn usual(steps: Vec<Duration>) -> Option<Duration> {
-    let mut warm = steps[steps.len() / 3..].to_vec();
+/// The time of all steps, those of ramps by the size of their batches, and of all validations.
+fn total(
+    first_step: Duration,
+    step: Duration,
+    validation: Duration,
+    options: &TrainOptions,
+    context_len: usize,
+) -> Duration {
+    let [first_step, step, validation] = [first_step, step, validation].map(|part| part.as_secs_f64());
+    let first_batch = options.full_batches(0..1, context_len);
+    let later_batches = options.full_batches(1..options.steps.max(1), context_len);
+    let validations = options.steps.div_ceil(options.eval_every.max(1));
+    saturating(first_step * first_batch + step * later_batches + validation * validations as f64)
+}
+
+/// The time of a step, from those of the first ones: the interquartile mean of the last two thirds. Caches warm up in the
+/// first third, and a burst of other work on the machine, which is a large part of so short a measurement, is cut off.
+/// Unlike a lower quantile, the mean is right about the sum of many steps.
+fn typical(times: Vec<Duration>) -> Option<Duration> {
+    let mut warm = times[times.len() / 3..].to_vec();
     warm.sort();
-    warm.get(warm.len() / 4).copied()
+    let cut = warm.len() / 4;
+    let middle = &warm[cut..warm.len() - cut];
+    let sum: Duration = middle.iter().sum();
+    sum.checked_div(middle.len() as u32)
 }
 
-/// What it is worth to spend on measuring what so many times takes `each`.
-fn worth(each: Duration, times: usize) -> Duration {
-    seconds(each, times as f64 * PART).clamp(LEAST, MOST)
+/// The time to spend on measuring `all` units of work, `times` of which took `spent`.
+fn budget(times: &[Duration], spent: Duration, all: u64) -> Duration {
+    measuring(spent.as_secs_f64() / times.len().max(1) as f64 * all as f64)
 }
 
-/// So many times as long.
-fn seconds(each: Duration, times: f64) -> Duration {
-    Duration::try_from_secs_f64(each.as_secs_f64() * times).unwrap_or(Duration::MAX)
+/// The time to spend on measuring work of so many seconds.
+fn measuring(seconds: f64) -> Duration {
+    saturating(seconds * MEASURED_FRACTION).clamp(MIN_MEASURING, MAX_MEASURING)
+}
+
+fn saturating(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
@@ -83,24 +96,71 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// The time of a validation, from its first batches.
+/// The time of a validation, extrapolated from its first batches.
 fn measure_validation(trainer: &mut Trainer) -> Result<Duration> {
     if trainer.corpus().validation.is_empty() {
         return Ok(Duration::ZERO);
     }
     let batches = trainer.validation_batches();
-    // Batches are computed in groups; what has passed when the first of a group is asked for is the time of whole groups.
+    // Batches are computed in groups, so only the time at the start of a group is that of whole batches.
     let (group, begun) = (side_by_side(), Instant::now());
-    let (mut asked, mut measured) = (0, None);
+    let (mut started, mut measured) = (0, None);
     let whole = trainer.validate_while(&mut || {
-        let done = asked;
-        asked += 1;
+        let done = started;
+        started += 1;
         let elapsed = begun.elapsed();
-        if done == 0 || done % group > 0 || elapsed < worth(elapsed / done as u32, batches) {
+        let expected = elapsed.as_secs_f64() * batches as f64 / done.max(1) as f64;
+        if done == 0 || done % group > 0 || elapsed < measuring(expected) {
             return ControlFlow::Continue(());
         }
-        measured = Some(seconds(elapsed, batches as f64 / done as f64));
+        measured = Some(saturating(expected));
         ControlFlow::Break(())
     })?;
     Ok(measured.filter(|_| whole.is_none()).unwrap_or(begun.elapsed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT_LEN: usize = 8;
+
+    fn seconds(first_step: u64, step: u64, validation: u64, options: &TrainOptions) -> f64 {
+        let [first_step, step, validation] = [first_step, step, validation].map(Duration::from_secs);
+        total(first_step, step, validation, options, CONTEXT_LEN).as_secs_f64()
+    }
+
+    #[test]
+    fn the_total_counts_steps_and_validations() {
+        // Validations after steps 4, 8 and 10.
+        let options = TrainOptions { steps: 10, eval_every: 4, ..Default::default() };
+        assert_eq!(seconds(5, 2, 7, &options), 5.0 + 9.0 * 2.0 + 3.0 * 7.0);
+        assert_eq!(seconds(5, 2, 0, &options), 5.0 + 9.0 * 2.0);
+        assert_eq!(seconds(5, 2, 7, &TrainOptions { eval_every: 5, ..options.clone() }), 5.0 + 9.0 * 2.0 + 2.0 * 7.0);
+        assert_eq!(seconds(5, 2, 7, &TrainOptions { steps: 1, ..options }), 5.0 + 7.0);
+    }
+
+    #[test]
+    fn steps_on_a_ramp_count_by_their_batches() {
+        // Batches of 3, 3, 3, 3, 3, 6, 6, ... sequences.
+        let ramp = "3:5".parse().ok();
+        let options = TrainOptions { steps: 10, batch_size: 6, batch_ramp: ramp, eval_every: 10, ..Default::default() };
+        assert_eq!(seconds(4, 2, 1, &options), 4.0 / 2.0 + (4.0 * 0.5 + 5.0) * 2.0 + 1.0);
+    }
+
+    #[test]
+    fn a_run_of_any_length_has_a_total() {
+        let options = TrainOptions { steps: u64::MAX, eval_every: 1, ..Default::default() };
+        assert_eq!(total(Duration::MAX, Duration::MAX, Duration::MAX, &options, CONTEXT_LEN), Duration::MAX);
+    }
+
+    #[test]
+    fn a_burst_does_not_change_the_typical_step() {
+        let times = |milliseconds: &[u64]| milliseconds.iter().copied().map(Duration::from_millis).collect();
+        assert_eq!(typical(times(&[])), None);
+        assert_eq!(typical(times(&[90])), Some(Duration::from_millis(90)));
+        assert_eq!(typical(times(&[90, 30, 50])), Some(Duration::from_millis(40)));
+        // The first two are warm-up; of the others the fastest and the slowest are cut off.
+        assert_eq!(typical(times(&[90, 80, 500, 10, 12, 16])), Some(Duration::from_millis(14)));
+    }
 }

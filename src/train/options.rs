@@ -1,89 +1,88 @@
-//! What a training run is told.
+//! The options of a training run.
 
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{OptimizerKind, Ramp, Schedule};
 
-/// Length, rates and seed of a training run. The defaults are nanoGPT's recipe for the CPU, with a
-/// shard a core.
+/// Length, rates and seed of a training run. The defaults are nanoGPT's CPU recipe, with one shard per core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// Optimizer steps.
     pub steps: u64,
-    /// Sequences a step (B).
+    /// Sequences per step (B).
     pub batch_size: usize,
-    /// Parts of a batch that run side by side, each on one thread. Their number, unlike that of the threads, is part
-    /// of the result: in its last bits.
+    /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards affects the
+    /// result, in its last bits.
     pub shards: usize,
-    /// Parts that a batch is run in, one after the other, each in at most `shards` shards: the memory of a batch of
-    /// `batch_size / accumulate` sequences, rounded up. Where a batch is cut decides the last bits of the result: they are those
-    /// of `shards` times `accumulate` shards where that divides the batch.
+    /// Parts that a batch is split into to accumulate gradients, one after the other, each in at most `shards` shards. Takes the
+    /// memory of a batch of `batch_size / accumulate` sequences, rounded up. The result is that of the whole batch up to
+    /// rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
     pub accumulate: usize,
-    /// The highest learning rate, reached after the warm-up.
+    /// The peak learning rate, reached after the warm-up.
     pub learning_rate: f64,
-    /// The learning rate that the schedule falls to: that of the step after the last.
+    /// The final learning rate, which the schedule would reach at the step after the last.
     pub min_learning_rate: f64,
-    /// Steps over which the learning rate rises linearly.
+    /// Steps of the linear warm-up of the learning rate.
     pub warmup_steps: u64,
-    /// How the learning rate goes on after the warm-up.
+    /// The learning-rate schedule after the warm-up.
     pub schedule: Schedule,
-    /// Steps of the decay of [`Schedule::WarmupStableDecay`]; without meaning for the others.
+    /// Length of the decay of [`Schedule::WarmupStableDecay`]; the other schedules ignore it.
     pub decay_steps: u64,
-    /// AdamW's decay of the first moment.
+    /// AdamW's decay rate of the first moment.
     pub beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// AdamW's decay rate of the second moment.
     pub beta2: f64,
-    /// AdamW's term in the denominator.
+    /// The constant that AdamW adds to the denominator.
     pub eps: f64,
     /// AdamW's weight decay, on matrices only.
     pub weight_decay: f64,
-    /// What updates the weights; see [`Optimizer`](super::Optimizer) for the groups of tensors.
+    /// The optimizer; see [`Optimizer`](super::Optimizer) for the groups of tensors.
     pub optimizer: OptimizerKind,
-    /// The highest learning rate of the matrices under [`OptimizerKind::Muon`]. It follows the schedule as all rates do.
+    /// The peak learning rate of the matrices under [`OptimizerKind::Muon`]. It follows the schedule as all rates do.
     pub matrix_learning_rate: f64,
     /// The weight decay of the matrices under [`OptimizerKind::Muon`].
     pub matrix_weight_decay: f64,
-    /// Muon's decay of the running mean of the gradient.
+    /// Muon's momentum: the decay rate of its running mean of the gradient.
     pub momentum: f64,
-    /// Steps over which that decay rises from 0.85; 0 for none.
+    /// Steps over which the momentum rises from 0.85; 0 for none.
     pub momentum_warmup_steps: u64,
-    /// The highest learning rate of the embeddings; without it, `learning_rate`.
+    /// The peak learning rate of the embeddings; `learning_rate` by default.
     pub embedding_learning_rate: Option<f64>,
-    /// The highest learning rate of a head of its own; without it, `learning_rate`.
+    /// The peak learning rate of an untied head; `learning_rate` by default.
     pub head_learning_rate: Option<f64>,
-    /// Whether the elements of an update that point against the gradient are left out ([`Cautious`](crate::ops::Cautious)).
+    /// Whether to drop the elements of an update whose sign disagrees with the gradient ([`Cautious`](crate::ops::Cautious)).
     pub cautious_updates: bool,
-    /// Whether weights that the update makes larger do not decay ([`Cautious`](crate::ops::Cautious)).
+    /// Whether weights whose magnitude the update increases are exempt from decay ([`Cautious`](crate::ops::Cautious)).
     pub cautious_decay: bool,
-    /// The global gradient norm above which gradients are scaled down; 0 for never.
+    /// The global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
-    /// The part of each target's probability that is spread over the vocabulary: the training loss, though not that of
-    /// validation, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015, arXiv:1512.00567).
+    /// The share `s` of each target's probability that is spread evenly over the vocabulary: the training loss, but not the
+    /// validation loss, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015, arXiv:1512.00567).
     pub label_smoothing: f64,
-    /// The factor on the square of each position's log-sum-exp of the logits, added to the training loss
+    /// The coefficient of the z-loss, the squared log-sum-exp of the logits at each position, in the training loss
     /// ([`CrossEntropyOptions`](crate::ops::CrossEntropyOptions)); 0 for none.
     pub z_loss: f64,
-    /// The batch's sizes in the first part of the run.
+    /// How the batch size grows in the first part of the run.
     pub batch_ramp: Option<Ramp>,
-    /// The windows' lengths in the first part of the run.
+    /// How the window length grows in the first part of the run.
     pub context_ramp: Option<Ramp>,
-    /// Decay of the exponential moving average of the weights, which is then the model that is validated and saved;
-    /// 0 for none.
+    /// Decay rate of an exponential moving average of the weights, which is then the model that is validated and saved; 0 for
+    /// none.
     pub ema: f64,
-    /// Whether a position sees only its own document where a window spans several. Positions are counted on from the start of
-    /// the window all the same.
+    /// Whether attention stays within a document where a window spans several. Positions are still counted from the start of
+    /// the window.
     pub isolate_documents: bool,
-    /// Steps between two validations, each followed by a checkpoint.
+    /// Steps between validations, each followed by a checkpoint.
     pub eval_every: u64,
-    /// Validations in a row without a lower loss after which training stops; 0 for never.
+    /// Consecutive validations without a lower loss after which training stops; 0 for never.
     pub patience: u64,
-    /// Bad steps in a row, of a loss or gradient that is not finite, that are skipped; the next one stops training.
+    /// Consecutive steps with a non-finite loss or gradient that are skipped; one more stops training.
     pub skip_bad_steps: u64,
-    /// Steps between two reports of the norms of every tensor; 0 for never.
+    /// Steps between reports of the norms of every tensor; 0 for never.
     pub statistics_every: u64,
-    /// The seed of everything random: initial weights and batches.
+    /// The seed of all randomness: initial weights, batches and dropout.
     pub seed: u64,
 }
 
@@ -129,8 +128,8 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// These options, with what a resumed run may change as in `other`: its length, rates and schedule, how often it validates
-    /// and reports, when it stops, and what is done about bad steps.
+    /// These options, with everything that a resumed run may change taken from `other`: length, rates and schedule, how often it
+    /// validates and reports, when it stops, and how it treats bad steps.
     pub(super) fn changed_as(self, other: &Self) -> Self {
         Self {
             steps: other.steps,
@@ -153,24 +152,24 @@ impl TrainOptions {
         }
     }
 
-    /// The options in which `other` differs: name, own value, that of `other`. Left out are those that have no meaning beside
-    /// the schedule of `other`.
+    /// The options that differ in `other`: name, own value, value in `other`. Options that the schedule of `other` ignores are
+    /// left out.
     ///
     /// # Errors
-    /// If a value has no form in JSON.
+    /// If a value cannot be written as JSON.
     pub fn differences(&self, other: &Self) -> Result<Vec<(String, String, String)>> {
         let schedule = other.schedule;
         let map = |options: &Self| match serde_json::to_value(options) {
             Ok(serde_json::Value::Object(map)) => Ok(map),
-            _ => bail!("train options: a value has no form in JSON"),
+            _ => bail!("train options: a value cannot be written as JSON"),
         };
         let (own, other) = (map(self)?, map(other)?);
-        let has_meaning = |name: &str| match name {
+        let is_used = |name: &str| match name {
             "decay_steps" => schedule == Schedule::WarmupStableDecay,
             "min_learning_rate" => schedule != Schedule::Constant,
             _ => true,
         };
-        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value) && has_meaning(name));
+        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value) && is_used(name));
         let with_other = |(name, value): (String, serde_json::Value)| {
             let other = other.get(&name).map(ToString::to_string);
             (name, value.to_string(), other.unwrap_or_default())

@@ -4,28 +4,28 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainOptions;
 
-/// How the learning rate goes on after the warm-up. With the highest rate `a`, the lowest `b`, and `p` from 0 to 1:
+/// The learning-rate schedule after the warm-up. With the peak rate `a`, the final rate `b`, and the progress `p` from 0 to 1:
 ///
-/// | schedule | rate | `p` rises over |
+/// | schedule | rate | `p` grows over |
 /// |---|---|---|
 /// | `Cosine` | `b + (a - b) (1 + cos(pi p)) / 2` (Loshchilov and Hutter 2016, arXiv:1608.03983) | all steps after the warm-up |
 /// | `Linear` | `a + (b - a) p` | all steps after the warm-up |
 /// | `Constant` | `a` | |
 /// | `WarmupStableDecay` | `a`, then `a + (b - a) p` (Hu et al. 2024, arXiv:2404.06395) | the last `decay_steps` |
 ///
-/// `p` is 1, and the rate `b`, at the step after the last.
+/// `p` would be 1, and the rate `b`, at the step after the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Half a cosine, down to --min-lr
+    /// Half a cosine down to --min-lr
     #[default]
     Cosine,
-    /// A straight line, down to --min-lr
+    /// A straight line down to --min-lr
     Linear,
-    /// The highest rate to the end
+    /// The peak rate to the end
     Constant,
-    /// The highest rate, then over the last --decay-steps a straight line down to --min-lr
+    /// The peak rate, then a straight line down to --min-lr over the last --decay-steps
     WarmupStableDecay,
 }
 
@@ -37,7 +37,7 @@ impl TrainOptions {
         if step < self.warmup_steps {
             return highest * (step as f64 + 1.0) / (self.warmup_steps as f64 + 1.0);
         }
-        // How far the step lies between `first` and the end.
+        // The progress of the step from `first` to the end.
         let progress = |first: u64| {
             let span = self.steps.saturating_sub(first).max(1);
             (step.saturating_sub(first) as f64 / span as f64).min(1.0)
@@ -72,9 +72,9 @@ mod tests {
         assert!((options.learning_rate_at(5000) - 1e-4).abs() < 1e-12);
     }
 
-    /// Every schedule ends where it should, and behind the end.
+    /// Also for steps past the end.
     #[test]
-    fn the_lowest_rate_is_that_behind_the_last_step() {
+    fn every_schedule_reaches_its_final_rate_after_the_last_step() {
         for schedule in [Schedule::Cosine, Schedule::Linear, Schedule::Constant, Schedule::WarmupStableDecay] {
             let options = TrainOptions { schedule, steps: 50, warmup_steps: 7, decay_steps: 11, ..Default::default() };
             let lowest = if schedule == Schedule::Constant { 1e-3 } else { 1e-4 };

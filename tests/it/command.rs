@@ -200,7 +200,11 @@ fn texts_are_files_and_folders() {
 fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out runs/a"));
-    assert!(space.works("train --resume --out runs/a").contains("--steps gives it more"));
+    assert!(
+        space
+            .works("train --resume --out runs/a")
+            .contains("is already finished at step 12 of 12; a larger --steps trains on")
+    );
     space.works("train --resume --out runs/a --steps 18");
     let metrics = std::fs::read_to_string(space.path("runs/a/training/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().filter(|line| line.contains("\"loss\"")).count(), 18);
@@ -240,7 +244,7 @@ fn a_run_goes_on_where_it_stopped_and_starts_from_another() {
     std::fs::write(&ids, damaged).unwrap();
     space.refuses(
         "train --resume --out runs/a --steps 24",
-        "TEXT, if it is given, makes the ids of the run anew: broken ids",
+        "the ids of the run cannot be read; giving TEXT encodes it again: broken ids",
     );
     std::fs::write(&ids, "").unwrap();
     space.refuses("train --resume --out runs/a --steps 24", "expected a safetensors file, got 0 bytes");
@@ -274,7 +278,7 @@ fn checkpoints_by_time_are_an_option_that_changes_nothing() {
     for minutes in ["-1", "nan", "inf"] {
         space.refuses(
             &format!("train text.txt {SMALL} --save-every {minutes}"),
-            "--save-every expects minutes from 0 on",
+            "--save-every expects a number of minutes of at least 0",
         );
     }
 }
@@ -303,9 +307,9 @@ fn a_run_that_has_diverged_goes_on_at_a_lower_rate() {
 fn every_preset_goes_all_the_way() {
     let space = Space::new();
     for (preset, more, expected) in [
-        ("gpt2", "--zero-residual true", "\"n_inner\": 64"),
-        ("llama", "--tie false --bias true --dropout 0.1", "\"mlp_bias\": true"),
-        ("qwen3", "--kv-heads 1 --head-dim 6 --rope-theta 500 --zero-residual true", "\"rope_theta\": 500.0"),
+        ("gpt2", "--zero-residual", "\"n_inner\": 64"),
+        ("llama", "--tie=false --bias --dropout 0.1", "\"mlp_bias\": true"),
+        ("qwen3", "--kv-heads 1 --head-dim 6 --rope-theta 500 --zero-residual=true", "\"rope_theta\": 500.0"),
     ] {
         space.works(&format!("train text.txt {SMALL} --preset {preset} {more} --out {preset}"));
         let config = std::fs::read_to_string(space.path(preset).join("config.json")).unwrap();
@@ -321,7 +325,7 @@ fn every_preset_goes_all_the_way() {
     }
     // One step says nothing about what lies behind zeros; the second does.
     let one = SMALL.replace("--steps 12", "--steps 1");
-    space.works(&format!("train text.txt {one} --zero-residual true --out short"));
+    space.works(&format!("train text.txt {one} --zero-residual --out short"));
     space.works("train --resume --out short --steps 2");
     space.refuses("train text.txt --init qwen3 --kv-heads 1", "--kv-heads cannot be given with --init");
     space.refuses("train --resume --out qwen3 --rope-theta 5", "--rope-theta cannot be given with --resume");
@@ -336,7 +340,7 @@ fn settings_alone_lead_to_no_file() {
     std::fs::remove_file(space.path("run/training/ids.safetensors")).unwrap();
     let resume = "--resume --out run --steps 14";
     for given in ["", "text.txt", "--validation other.txt"] {
-        space.refuses(&format!("train {given} {resume}"), "expected all texts of the run to be given");
+        space.refuses(&format!("train {given} {resume}"), "expected all texts of the run on the command line");
     }
     space.works(&format!("train text.txt --validation other.txt {resume}"));
     // The built-in corpus is no file of anybody's.
@@ -360,17 +364,22 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
     // Only what changes is told.
     let output = space.attn("train --resume --out run --steps 20");
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("from here on steps 18 -> 20: ") && !told.contains("learning_rate"), "{told}");
+    assert!(
+        told.contains("changed: steps 18 -> 20; the result will differ") && !told.contains("learning_rate"),
+        "{told}"
+    );
     space.works("train --resume --out run --steps 30 --schedule warmup-stable-decay --decay-steps 5");
     space.works("train --resume --out run --steps 32 --schedule linear --embedding-lr 0.01");
     let output = space.attn("train --resume --out run --steps 34 --schedule constant");
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("schedule \"linear\" -> \"constant\", steps 32 -> 34: "), "{told}");
+    assert!(told.contains("schedule \"linear\" -> \"constant\", steps 32 -> 34; the result"), "{told}");
     assert!(!told.contains("min_learning_rate") && !told.contains("decay_steps"), "{told}");
     let output = space.attn("train --resume --out run --warmup 40 --steps 35 --schedule linear");
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(
-        output.status.success() && told.contains("the 40 steps of --warmup are no fewer than --steps 35"),
+        output.status.success()
+            && told
+                .contains("the learning rate never reaches its full value: --warmup takes 40 steps, but --steps is 35"),
         "{told}"
     );
     // What is done already says nothing of what would change.
@@ -378,7 +387,7 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && !told.contains("patience"), "{told}");
     space.refuses("train --resume --out run --optimizer muon", "--optimizer cannot be given with --resume");
-    space.refuses("train --resume --out run --decay-steps 4", "--decay-steps goes with --schedule warmup-stable-decay");
+    space.refuses("train --resume --out run --decay-steps 4", "--decay-steps needs --schedule warmup-stable-decay");
     space.refuses("train --resume --out run --dropout 0.1", "--dropout cannot be given with --resume");
 }
 
@@ -386,13 +395,13 @@ fn a_resumed_run_takes_other_rates_and_says_so() {
 fn every_training_option_is_saved_and_read_back() {
     let space = Space::new();
     let options = "--accumulate 2 --schedule warmup-stable-decay --decay-steps 3 --dropout 0.1 --label-smoothing 0.1 \
-                   --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie false --optimizer muon --matrix-lr 0.03 \
+                   --ema 0.9 --patience 5 --skip-bad-steps 2 --statistics-every 4 --tie=false --optimizer muon --matrix-lr 0.03 \
                    --matrix-weight-decay 0.2 --momentum 0.9 --momentum-warmup 5 --embedding-lr 0.004 --head-lr 0.002 --z-loss 0.001 \
                    --batch-ramp 2:5 --context-ramp 8:6 --architecture gpt2";
     space.works(&format!("train text.txt {SMALL} {options} --out runs/a"));
     let saved = std::fs::read_to_string(space.path("runs/a/training/settings.toml")).unwrap();
     for option in options.split("--").skip(1) {
-        let (name, value) = option.trim().split_once(' ').unwrap();
+        let (name, value) = option.trim().split_once([' ', '=']).unwrap();
         let value = if ["schedule", "optimizer", "batch-ramp", "context-ramp", "architecture"].contains(&name) {
             format!("{value:?}")
         } else {
@@ -459,6 +468,25 @@ fn options_come_from_a_file_and_the_command_line_goes_first() {
     space.works("train --config runs/a/training/settings.toml --out runs/b");
     let weights = |run: &str| std::fs::read(space.path(run).join("model.safetensors")).unwrap();
     assert_eq!(weights("runs/a"), weights("runs/b"));
+    // They are a recipe, which adapts to what is given.
+    let dry = |given: &str| space.works(&format!("train --config runs/quick/training/settings.toml {given} --dry-run"));
+    space.works("train text.txt --preset quick --steps 30 --context 16 --out runs/quick");
+    for (given, expected) in [
+        ("", "30 steps"),
+        ("--steps 20", "no warm-up, decay to 0 over the last 16 steps"),
+        ("--dim 128", "2 heads, 128 channels"),
+        ("--heads 4", "4 heads, 64 channels"),
+        ("--optimizer adamw", "AdamW at 0.001; warm-up"),
+        ("--lr 0.005", "Muon at 0.01, AdamW at 0.005, embeddings at 0.01"),
+        ("--tie", "152 320 parameters"),
+        ("--schedule cosine", "cosine decay to 0"),
+        ("--decay-steps 30", "no warm-up, decay to 0 over the last 30 steps"),
+    ] {
+        let printed = dry(given);
+        assert!(printed.contains(expected), "{given}: {expected} is not in {printed}");
+    }
+    space.write("both.toml", b"validation = ['text.txt']\nvalidation-fraction = 0.1\n");
+    space.refuses("train --config both.toml", "both.toml: validation cannot be given with validation-fraction");
     space.write("wrong.toml", b"layers = 1\nlayer = 2\n");
     space.refuses("train --config wrong.toml", "wrong.toml: line 2: unknown field `layer`");
 }
@@ -467,12 +495,79 @@ fn options_come_from_a_file_and_the_command_line_goes_first() {
 fn a_dry_run_writes_nothing() {
     let space = Space::new();
     let printed = space.works(&format!("train text.txt {SMALL} --dry-run"));
-    for expected in ["parameters", "memory", "time"] {
+    for expected in ["\n# recipe: 12 steps of 4 sequences", "\n# memory: ", "\n# time: about ", "\nlayers = 1\n"] {
         assert!(printed.contains(expected), "{printed}");
     }
+    assert!(printed.starts_with("# model: qwen3, ") && printed.contains("\n# data: "), "{printed}");
     let printed = space.works("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run");
     assert!(printed.contains("nothing was tried"), "{printed}");
     assert_eq!(entries(space.0.path()), ["text.txt"]);
+}
+
+/// What it prints is a file of options for the run that it describes.
+#[test]
+fn a_dry_run_prints_a_recipe() {
+    let space = Space::new();
+    for more in ["--preset quick --cautious-updates", "--ema 0.5 --validation text.txt --tokenizer byte"] {
+        let printed = space.works(&format!("train text.txt {SMALL} {more} --dry-run"));
+        space.write("recipe.toml", printed.as_bytes());
+        space.works("train --config recipe.toml --out a");
+        space.works(&format!("train text.txt {SMALL} {more} --out b"));
+        for name in ["model.safetensors", "training/settings.toml"] {
+            let file = |run: &str| std::fs::read(space.path(run).join(name)).unwrap();
+            assert!(file("a") == file("b"), "{more}: {name} differs");
+        }
+        for run in ["a", "b"] {
+            std::fs::remove_dir_all(space.path(run)).unwrap();
+        }
+    }
+    // What memory cannot hold is printed all the same.
+    let printed = space.works("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run");
+    assert!(printed.contains("\nlayers = 4000\n"), "{printed}");
+}
+
+/// Every option that the help of `--resume` lists is accepted, and no other that shapes a run.
+#[test]
+fn the_options_that_a_resumed_run_may_change_are_listed() {
+    let values = [
+        ("steps", "18"),
+        ("lr", "0.004"),
+        ("min-lr", "0.0001"),
+        ("warmup", "2"),
+        ("schedule", "warmup-stable-decay"),
+        ("decay-steps", "4"),
+        ("weight-decay", "0.05"),
+        ("matrix-lr", "0.03"),
+        ("matrix-weight-decay", "0.02"),
+        ("embedding-lr", "0.005"),
+        ("head-lr", "0.006"),
+        ("clip", "0.5"),
+        ("eval-every", "4"),
+        ("save-every", "1"),
+        ("patience", "7"),
+        ("skip-bad-steps", "2"),
+        ("statistics-every", "5"),
+    ];
+    let space = Space::new();
+    let help = space.works("train --help").split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, listed) = help.split_once("only these can be changed: ").unwrap();
+    let listed: Vec<&str> = listed.split(". TEXT").next().unwrap().split(", ").collect();
+    let names: Vec<String> = values.iter().map(|(name, _)| format!("--{name}")).collect();
+    assert_eq!(listed, names);
+    space.works(&format!("train text.txt {SMALL} --optimizer muon --tie=false --lr 0.01 --out run"));
+    let changes: Vec<String> = values.iter().map(|(name, value)| format!("--{name} {value}")).collect();
+    let told = space.attn(&format!("train --resume --out run {}", changes.join(" ")));
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(told.contains("changed: ") && told.contains("step 18/18"), "{told}");
+    let settings = std::fs::read_to_string(space.path("run/training/settings.toml")).unwrap();
+    let settings: toml::Table = settings.parse().unwrap();
+    for (name, value) in values {
+        let saved = settings[name].to_string();
+        assert!(saved.trim_matches('"') == value || saved == format!("{value}.0"), "{name} = {saved}, given {value}");
+    }
+    for more in ["--batch 5", "--dropout 0.1", "--seed 2", "--optimizer adamw", "--dim 32", "--tokenizer byte"] {
+        space.refuses(&format!("train --resume --out run {more}"), "cannot be given with --resume");
+    }
 }
 
 #[test]
@@ -502,41 +597,46 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train text.txt --batch 18446744073709551615", "batch_size"),
         ("train text.txt --batch 16000000 --context 100", "of memory"),
         ("train text.txt --dim 1000000 --heads 1", "of memory"),
-        ("train same.txt", "expected a text of several kinds of tokens"),
+        ("train same.txt", "expected a text of at least two different tokens"),
         ("train text.txt --lr -1", "learning_rate"),
         ("train text.txt --out new/..", "expected the path of a new folder"),
         ("train text.txt --tokenizer nowhere.json", "nowhere.json"),
-        ("train text.txt --heads 3", "num_heads 3 and embed_dim"),
-        ("train text.txt --preset gpt2 --kv-heads 2", "--kv-heads goes with --architecture llama or qwen3"),
+        ("train text.txt --preset gpt2 --heads 3", "num_heads 3 and embed_dim"),
+        ("train text.txt --preset gpt2 --kv-heads 2", "--kv-heads needs --architecture llama or qwen3"),
         ("train text.txt --preset llama --kv-heads 3", "num_kv_heads to divide num_heads, got 3 and 4"),
         ("train text.txt --preset qwen3 --head-dim 5", "even head_dim"),
         ("train text.txt --preset qwen3 --rope-theta 0", "rope_theta above 0"),
         ("train text.txt --preset llama --dim 1000000 --heads 2", "of memory"),
+        (
+            "train text.txt --tie false",
+            "no text is named false; to set an option that is true or false, write --tie=false",
+        ),
+        ("train text.txt --beta2 0.99999999", "beta2 from 0 to below 1 in f32"),
         ("train text.txt --steps 0", "steps"),
         ("train text.txt --lr nan", "learning_rate"),
         ("train text.txt --min-lr 1", "min_learning_rate of at most the learning_rate 0.01, got 1"),
-        ("train text.txt --schedule constant --min-lr 0", "--min-lr has no meaning with --schedule constant"),
-        ("train text.txt --patience 2 --validation-fraction 0", "patience expects a text to validate on"),
+        ("train text.txt --schedule constant --min-lr 0", "--min-lr has no effect with --schedule constant"),
+        ("train text.txt --patience 2 --validation-fraction 0", "patience expects a validation text"),
         ("train text.txt --eval-every 0", "eval_every of at least 1"),
         ("train text.txt --preset gpt2 --accumulate 13", "accumulate from 1 to 12, got 13"),
         ("train text.txt --dropout 1", "embedding dropout from 0 to below 1, got 1"),
         ("train text.txt --label-smoothing 1", "label_smoothing"),
         ("train text.txt --ema 1", "ema"),
-        ("train text.txt --preset gpt2 --decay-steps 5", "--decay-steps goes with --schedule warmup-stable-decay"),
+        ("train text.txt --preset gpt2 --decay-steps 5", "--decay-steps needs --schedule warmup-stable-decay"),
         (
             "train text.txt --preset gpt2 --schedule warmup-stable-decay --decay-steps 0",
-            "decay_steps from 1 to the 1900",
+            "decay_steps from 1 to the 1900 steps after the warm-up",
         ),
-        ("train text.txt --preset gpt2 --matrix-lr 0.1", "--matrix-lr goes with --optimizer muon"),
-        ("train text.txt --preset gpt2 --optimizer adamw --momentum 0.9", "--momentum goes with --optimizer muon"),
+        ("train text.txt --preset gpt2 --matrix-lr 0.1", "--matrix-lr needs --optimizer muon"),
+        ("train text.txt --preset gpt2 --optimizer adamw --momentum 0.9", "--momentum needs --optimizer muon"),
         ("train text.txt --optimizer muon --momentum 1", "momentum from 0 to below 1, got 1"),
-        ("train text.txt --preset gpt2 --context-ramp 65:9", "expected context_ramp to begin from 2 to 64, got 65"),
-        ("train text.txt --preset gpt2 --head-lr 0.1", "head_learning_rate expects a head of its own"),
+        ("train text.txt --preset gpt2 --context-ramp 65:9", "expected context_ramp to start from 2 to 64, got 65"),
+        ("train text.txt --preset gpt2 --head-lr 0.1", "head_learning_rate expects an untied head"),
         ("train text.txt --layers 99999999999", "num_layers"),
         ("train text.txt --validation-fraction 1.5", "validation fraction"),
         ("train text.txt --config missing.toml", "missing.toml"),
         ("train text.txt --init missing", "missing"),
-        ("train --resume --out missing", "no run to resume"),
+        ("train --resume --out missing", "not a run to resume"),
         ("generate missing", "missing is not a folder"),
         ("eval missing text.txt", "missing is not a folder"),
     ] {
@@ -650,7 +750,7 @@ mod linux {
         let (code, message) = shell(&space, "ulimit -v 1000000; $0 --threads 1000 example");
         assert_eq!((code, message.lines().count()), (Some(1), 1), "{message}");
         assert!(
-            message.contains("cannot start the threads") && message.contains("--threads N takes fewer"),
+            message.contains("cannot start worker threads: ") && message.contains("; try fewer with --threads N"),
             "{message}"
         );
     }

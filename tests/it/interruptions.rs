@@ -157,7 +157,7 @@ fn a_request_to_stop_finishes_the_step_saves_and_says_how_to_go_on() {
         let (status, printed) = end(child, reader);
         assert_eq!(status.code(), Some(0), "{signal}: {printed}");
         assert!(printed.contains("stopped and saved at step "), "{signal}: {printed}");
-        assert!(printed.contains("to go on: attn train --resume --out run"), "{signal}: {printed}");
+        assert!(printed.contains("to continue: attn train --resume --out run"), "{signal}: {printed}");
         space.train(start);
         assert_same(&result(&space.path("run")), &expected, signal);
         assert_eq!(space.works(sample), undisturbed.works(sample), "{signal}");

@@ -71,6 +71,7 @@ impl std::error::Error for Failure {}
 /// Runs the command line. Exit codes: 0 done, 1 failed on the way, 2 bad input.
 pub fn main() -> ExitCode {
     let begun = Instant::now();
+    candle_attention::text::hide_caught_panics();
     let cli = Cli::parse();
     // SAFETY: this is the first thing the process does, and no other thread runs yet that could read the environment.
     // candle and rayon read the variables when they start their pools, later.

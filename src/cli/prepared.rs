@@ -48,6 +48,7 @@ impl Prepared {
         let validation = validation(&expected)?;
         let corpus_options = CorpusOptions { context_len: 1, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
+        document::note_missing_separator(&corpus);
         if tokenizer.vocab_size() < 2 {
             bail!("expected a text of several kinds of tokens, got one of a single character, again and again");
         }
@@ -79,6 +80,7 @@ impl Prepared {
         let tokenizer = Tokenizer::from_file(&init)?;
         check_vocabulary(&init, &config, &tokenizer)?;
         let corpus = encode(&tokenizer, given, config.context_len, spill)?;
+        document::note_missing_separator(&corpus);
         given.train_options().validate_for(&config, &corpus)?;
         let choice = TokenizerChoice::Characters;
         Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
@@ -113,7 +115,7 @@ pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, spil
 fn documents(options: &Options) -> Result<Vec<Document>> {
     match options.texts.is_empty() {
         true => Ok(vec![document::built_in().0]),
-        false => Ok(document::open_all(&options.texts)?),
+        false => document::open_to_train_on(&options.texts, &options.validation),
     }
 }
 

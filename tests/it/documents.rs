@@ -29,7 +29,8 @@ fn config(vocab_size: usize) -> ModelConfig {
 fn batch(first: [u32; 5], end_of_text_id: Option<u32>) -> Batch {
     let inputs = [&first[..], &[END, 3, 1, 4, 1, END, 5, 9]].concat();
     let targets = [&inputs[1..], &[2]].concat();
-    Batch { inputs, targets, batch_size: 1, seq_len: 13, starts: vec![0], documents: None }.kept_apart(end_of_text_id)
+    Batch { inputs, targets, batch_size: 1, seq_len: 13, starts: vec![0], documents: None }
+        .with_isolated_documents(end_of_text_id)
 }
 
 /// The logits of the positions behind the first document.
@@ -84,7 +85,7 @@ fn training_and_validation_keep_them_apart() {
         let validated = trainer.validate().unwrap().validation_loss;
         let expected = |end: Option<u32>| {
             let windows = windows(&corpus.validation, 13, 4, Rest::Drop).unwrap();
-            let apart = windows.map(|batch| Ok(batch?.kept_apart(end)));
+            let apart = windows.map(|batch| Ok(batch?.with_isolated_documents(end)));
             evaluate(trainer.model(), apart, &Device::Cpu).unwrap().loss
         };
         assert!((validated - expected(end.filter(|_| isolate_documents))).abs() < 1e-6);

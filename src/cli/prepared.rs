@@ -48,7 +48,6 @@ impl Prepared {
         let validation = validation(&expected)?;
         let corpus_options = CorpusOptions { context_len: 1, spill: Some(spill) };
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, &corpus_options, &mut text_progress())?;
-        document::note_missing_separator(&corpus);
         if tokenizer.vocab_size() < 2 {
             bail!("expected a text of several kinds of tokens, got one of a single character, again and again");
         }
@@ -68,6 +67,7 @@ impl Prepared {
         config.validate()?;
         corpus.check_context(config.context_len)?;
         options.train_options().validate_for(&config, &corpus)?;
+        document::note_missing_separator(&corpus);
         Ok(Self { options, tokenizer, choice, corpus, config, init: None })
     }
 
@@ -80,8 +80,8 @@ impl Prepared {
         let tokenizer = Tokenizer::from_file(&init)?;
         check_vocabulary(&init, &config, &tokenizer)?;
         let corpus = encode(&tokenizer, given, config.context_len, spill)?;
-        document::note_missing_separator(&corpus);
         given.train_options().validate_for(&config, &corpus)?;
+        document::note_missing_separator(&corpus);
         let choice = TokenizerChoice::Characters;
         Ok(Self { options: given.clone(), tokenizer, choice, corpus, config, init: Some(init) })
     }

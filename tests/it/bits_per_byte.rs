@@ -87,20 +87,21 @@ fn models_that_know_the_same_have_the_same() {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         if state >> 63 == 0 { 'a' } else { 'ß' }
     };
-    let text = |toss: &mut dyn FnMut() -> char| (0..4000).map(|_| toss()).collect::<String>();
-    let (train, validation) = (text(&mut toss), text(&mut toss));
+    let mut text = |len: usize| (0..len).map(|_| toss()).collect::<String>();
+    let (train, validation) = (text(20_000), text(4000));
     let expected = 4000.0 / validation.len() as f64;
     let documents = [Document::new("train", train)];
     let cut = Validation::Documents(vec![Document::new("validation", validation)]);
-    for choice in [TokenizerChoice::Characters, TokenizerChoice::Bytes, TokenizerChoice::Bpe(261)] {
+    for choice in [TokenizerChoice::Characters, TokenizerChoice::Bytes, TokenizerChoice::Bpe(259)] {
         let options = CorpusOptions::in_memory(CONTEXT_LEN);
         let (tokenizer, corpus) = prepare(&documents, &cut, &choice, &options, &mut |_| {}).unwrap();
         let config = ModelConfig {
             context_len: CONTEXT_LEN,
-            embed_dim: 12,
+            embed_dim: 48,
+            hidden_dim: 96,
             ..ModelConfig { vocab_size: tokenizer.vocab_size(), ..crate::model::tiny() }
         };
-        let options = TrainOptions { learning_rate: 1e-2, batch_size: 16, steps: 200, ..Default::default() };
+        let options = TrainOptions { learning_rate: 1e-2, batch_size: 16, steps: 400, ..Default::default() };
         let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap();
         for _ in 0..options.steps {
             trainer.train_step().unwrap();

@@ -1,10 +1,10 @@
-//! From a text larger than memory to its ids: peak memory and speed, with characters and with a BPE.
+//! From a text larger than memory to its ids: peak memory and speed, with each kind of tokenizer.
 //!
-//!     cargo bench --bench corpus            # on 1 GB, made in the system's folder for temporary files: some minutes
-//!     cargo bench --bench corpus -- 5       # on 5 GB
+//!     cargo bench --bench corpus            # 1 GB, written to the system's folder for temporary files: a few minutes
+//!     cargo bench --bench corpus -- 5       # 5 GB
 //!
-//! Each side is a process of its own; its peak is the `VmHWM` of Linux, so elsewhere there are only times. The text is made
-//! from a seed: words as often as Zipf's law has it, of some millions, with marks and lines between them.
+//! Each side runs in its own process. Its peak is `VmHWM`, which only Linux has; elsewhere there are only times. The text is
+//! generated from a seed: words by Zipf's law from a vocabulary of 20 million, with punctuation and line breaks.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use candle_attention::memory;
 use candle_attention::text::{CorpusOptions, Document, Spill, TokenizerChoice, Validation, prepare};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -27,7 +28,7 @@ mod support {
 }
 use support::{contest::Contest, peer};
 
-/// The tokenizers that a text is prepared with.
+/// The tokenizers to compare.
 const SIDES: [&str; 4] = ["char", "byte", "bpe:8192", "bpe:32768"];
 
 fn main() -> Result<()> {
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    // Without `--bench`, which `cargo bench` passes, this runs once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     let gigabytes: f64 = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1.0);
     let bytes = if is_bench { (gigabytes * 1e9) as u64 } else { 300_000 };
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Prepares the text, and answers with seconds, MB/s and the peak so far.
+/// Prepares the text and answers with seconds, MB/s and the peak so far.
 fn serve(side: &str) -> Result<()> {
     let (choice, path) = side.split_once(' ').context("expected a tokenizer and a path")?;
     let (choice, path): (TokenizerChoice, &Path) = (choice.parse()?, path.as_ref());
@@ -67,26 +68,19 @@ fn serve(side: &str) -> Result<()> {
         let options = CorpusOptions { context_len: 64, spill: Some(Spill { folder: folder.clone(), above: 1 << 16 }) };
         prepare(&[document], &Validation::Fraction(0.1), &choice, &options, &mut |_| {})?;
         let seconds = begun.elapsed().as_secs_f64();
-        Ok(vec![seconds, megabytes / seconds, peak_mebibytes()])
+        let peak = memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64);
+        Ok(vec![seconds, megabytes / seconds, peak / 1048576.0])
     })
 }
 
-/// The peak of this process's memory; NaN where there is no way to know.
-fn peak_mebibytes() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
-    kib.map_or(f64::NAN, |kib| kib / 1024.0)
-}
-
-/// Writes a text of so many bytes, or a few more.
+/// Writes a text of at least `bytes` bytes.
 fn write_text(path: &Path, bytes: u64) -> Result<()> {
-    /// Different words that may come.
+    /// The size of the vocabulary.
     const WORDS: f64 = 2e7;
     let (mut rng, mut text) = (ChaCha8Rng::seed_from_u64(1), BufWriter::new(File::create(path)?));
     let mut written = 0;
     while written < bytes {
-        // A rank whose logarithm is uniform is as likely as one over itself.
+        // If the logarithm of the rank is uniform, a rank's probability is inversely proportional to it.
         let rank = WORDS.powf(rng.random::<f64>()) as u64;
         let end = match rng.random_range(0..60) {
             0 => "\n",
@@ -103,7 +97,7 @@ fn write_text(path: &Path, bytes: u64) -> Result<()> {
     Ok(text.flush()?)
 }
 
-/// The word of a rank: syllables by its digits, so that frequent words are short.
+/// The word of a rank: its base-16 digits as syllables, so that frequent words are short.
 fn word(mut rank: u64) -> String {
     const SYLLABLES: [&str; 16] =
         ["a", "te", "ro", "mi", "es", "lan", "co", "vi", "ção", "tra", "u", "den", "pe", "nho", "si", "que"];

@@ -3,11 +3,12 @@
 //!
 //!     cargo bench --bench long_run
 //!
-//! The resident size is the `VmRSS` of Linux; elsewhere there is none.
+//! The resident size is `VmRSS`, which only Linux has.
 
 use std::ops::ControlFlow;
 
 use anyhow::Result;
+use candle_attention::memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{CorpusOptions, Document, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
@@ -18,17 +19,18 @@ mod allocator;
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
-/// Steps of the run, between two validations with their checkpoints, between two samples, and those that warm up.
-const LONG: [u64; 4] = [20_000, 500, 500, 1000];
-const SHORT: [u64; 4] = [20, 5, 5, 10];
-/// Rows of the table at most.
-const ROWS: usize = 10;
+/// Steps of the run, steps between validations (with checkpoints), steps between samples, and steps to warm up.
+const BENCH_STEPS: [u64; 4] = [20_000, 500, 500, 1000];
+const TEST_STEPS: [u64; 4] = [20, 5, 5, 10];
+
+/// The most rows of the table after the warm-up.
+const MOST_ROWS: usize = 10;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
-    // Without `--bench`, which `cargo bench` passes, it is run once as a test.
+    // Without `--bench`, which `cargo bench` passes, this runs once as a test.
     let is_bench = std::env::args().any(|arg| arg == "--bench");
-    let [steps, eval_every, sample_every, warm] = if is_bench { LONG } else { SHORT };
+    let [steps, eval_every, sample_every, warm] = if is_bench { BENCH_STEPS } else { TEST_STEPS };
 
     let space = tempfile::tempdir()?;
     let documents = [Document::new("text", TEXT.repeat(200))];
@@ -63,7 +65,7 @@ fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
     println!("| step | resident, kB |\n|---|---|");
     let shown = samples.iter().filter(|sample| sample.0 <= warm);
     let later: Vec<_> = samples.iter().filter(|sample| sample.0 > warm).collect();
-    let every = later.len().div_ceil(ROWS).max(1);
+    let every = later.len().div_ceil(MOST_ROWS).max(1);
     for (step, kilobytes) in shown.chain(later.into_iter().rev().step_by(every).collect::<Vec<_>>().into_iter().rev()) {
         println!("| {step} | {kilobytes:.0} |");
     }
@@ -73,9 +75,7 @@ fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
     println!("\n{}; {}; {seconds:.0} s", grown(warm), grown(last / 2));
 }
 
-/// The resident size of this process; NaN where the system does not say.
+/// The resident size of this process; NaN if the system does not say.
 fn resident_kilobytes() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-    field.unwrap_or(f64::NAN)
+    memory::status_bytes("/proc/self/status", "VmRSS:").map_or(f64::NAN, |bytes| bytes as f64 / 1024.0)
 }

@@ -11,7 +11,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::Corpus;
+use candle_attention::text::{Corpus, Separator};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
@@ -115,6 +115,7 @@ fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
         validation: vec![].into(),
         train_bytes: 100_000,
         validation_bytes: 0,
+        separator: Separator::Unneeded,
         fingerprint: String::new(),
     };
     let options = TrainOptions { batch_size, shards: peer::THREADS, ..Default::default() };

@@ -1,5 +1,5 @@
-//! The layer inside somebody's own candle model: it learns to say which token stood three positions back, which a
-//! model can do only by looking there.
+//! The layer in a candle model of your own. The model learns to output the token three positions back, which it can only do by
+//! attending to it.
 //!
 //!     cargo run --release --example attention_layer
 

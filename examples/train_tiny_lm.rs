@@ -1,4 +1,4 @@
-//! A small causal language model through the library: text, model, training, a run folder, a sample.
+//! A small causal language model with the library: text, model, training, a run folder and a sample.
 //!
 //!     cargo run --release --example train_tiny_lm
 
@@ -13,13 +13,13 @@ use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
 use candle_core::Device;
 
 fn main() -> Result<()> {
-    // Text: some two thousand sentences, a tenth of them held out, as characters.
+    // Text: about two thousand sentences as characters, a tenth of them held out.
     let documents = [Document::open(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
     let context_len = 32;
     let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(context_len));
     let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
 
-    // Model and training: nanoGPT's recipe for the CPU, smaller.
+    // Model and training: a smaller version of nanoGPT's recipe for CPUs.
     let config = ModelConfig {
         context_len,
         embed_dim: 48,
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
     println!("{} parameters", config.parameter_count());
 
-    // Training, followed through events; the run folder can be resumed, and opened by transformers.
+    // Training reports events. The run folder can be resumed, and `transformers` can open it.
     let space = tempfile::tempdir()?;
     let root = space.path().join("run");
     let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "")?;

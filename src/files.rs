@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Error, Result, bail};
 
-use crate::{input, memory};
+use crate::input;
 
 #[cfg(test)]
 pub(crate) mod faults;
@@ -199,7 +199,7 @@ fn is_there(path: &Path) -> bool {
 /// The content of a file of a model folder, which nobody vouches for; the error names it. See [`input`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let path = input::inside(parent(path), path.file_name().unwrap_or_default())?;
-    input::read(&path, memory::available() as u64)
+    input::read(&path, input::most_bytes(path.file_name().unwrap_or_default()))
 }
 
 /// Creates an empty file that grows where it lies.

@@ -1,8 +1,8 @@
 //! Reading files that may come from anyone.
 //!
-//! A file to read is a regular one: a pipe or a device might never end. It is no longer than its kind ever is. And a file
-//! of a model folder lies in that folder, whatever links say; only Hugging Face's own cache, whose
-//! `snapshots/REVISION/` links to files in `blobs/` beside `snapshots/`, is followed out of it.
+//! Only regular files are read, since a pipe or a device might never end, and none that is longer than its kind may be. Links in a
+//! model folder may lead only to files in that folder or, in Hugging Face's cache, from `snapshots/REVISION/` to files in
+//! `blobs/` beside `snapshots/`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,19 +11,32 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Error, Result, bail};
 
-/// The most bytes of a configuration or of a state: a thousand times more than any has.
+use crate::memory;
+
+/// The most bytes of a configuration or of a training state: a thousand times as many as any has.
 pub const MOST_CONFIG_BYTES: u64 = 16 << 20;
 
-/// The most bytes of a `tokenizer.json`: ten times more than any has.
+/// The most bytes of a `tokenizer.json`: several times as many as any has.
 pub const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// Opens a regular file; gives its length too.
+/// The most bytes that the file `name` of a run may have: for a configuration, a state, settings or a tokenizer the limit of its
+/// kind, for anything else (weights, metrics) the memory available.
+pub fn most_bytes(name: &OsStr) -> u64 {
+    match name.to_str() {
+        Some("tokenizer.json") => MOST_TOKENIZER_BYTES,
+        Some("current" | "settings.toml") => MOST_CONFIG_BYTES,
+        Some(name) if name.ends_with(".json") => MOST_CONFIG_BYTES,
+        _ => memory::available() as u64,
+    }
+}
+
+/// Opens a regular file, and returns its length too.
 ///
 /// # Errors
 /// If it cannot be read, or is a folder, a pipe or a device.
 pub fn open(path: &Path) -> Result<(File, u64)> {
     let cannot = |error| Error::Msg(format!("cannot read {}: {error}", path.display()));
-    // Before it is opened: to open a pipe waits for somebody to write into it.
+    // Checked before opening, as opening a pipe waits for a writer.
     let kind = fs::metadata(path).map_err(cannot)?;
     if kind.is_dir() {
         bail!("cannot read {}: expected a file, got a folder", path.display());
@@ -43,7 +56,7 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     if len > most {
         bail!("cannot read {}: expected at most {most} bytes, got {len}", path.display());
     }
-    // Its length is known: a buffer that grows would hold twice as much for a moment.
+    // The length is known; a growing buffer would take up to twice as much.
     let mut bytes = Vec::new();
     if let Err(error) = bytes.try_reserve_exact(len as usize) {
         bail!("cannot read {}: {error}", path.display());
@@ -65,10 +78,10 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     }
 }
 
-/// The path of the file `name` of a model folder, free of links.
+/// The path of the file `name` of a model folder, after checking where links lead. The path returned may still contain links.
 ///
 /// # Errors
-/// If there is none, or links lead out of the folder.
+/// If there is no such file, or links lead out of the folder.
 pub fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
     let path = folder.join(name);
     let resolved = |path: &Path| {
@@ -80,13 +93,13 @@ pub fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
         return Ok(path);
     }
     bail!(
-        "{} links to {}, outside of the folder: copy the folder with its content (cp -rL) if you trust it",
+        "{} links to {}, outside of the folder: if you trust it, copy the folder with the links' targets (cp -rL)",
         path.display(),
         target.display()
     )
 }
 
-/// Where the files of a revision in Hugging Face's cache lie: `models--NAME/blobs` for `models--NAME/snapshots/REVISION`.
+/// The folder with the files of a revision in Hugging Face's cache: `models--NAME/blobs` for `models--NAME/snapshots/REVISION`.
 fn blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
     Some(snapshots.parent()?.join("blobs"))
@@ -97,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_takes_no_more_memory_than_its_length() {
+    fn reading_takes_no_more_memory_than_the_length() {
         let space = tempfile::tempdir().unwrap();
         let path = space.path().join("file");
         for len in [0, 1, 100_001] {

@@ -1,34 +1,34 @@
-//! How much memory there is, asked before much of it is taken: where it is missing, an allocation ends the process.
+//! How much memory is available, checked before large allocations: one that fails ends the process.
 
 use std::fs;
 use std::path::Path;
 
 use candle_core::{Result, bail};
 
-/// Where the system does not say what it has: more than any machine that this is for.
-const CEILING: usize = 1 << 40;
+/// The bytes assumed to be available if the system does not say: more than any machine this is meant for has.
+const UNKNOWN_BYTES: usize = 1 << 40;
 
-/// What is given without a question.
-const LITTLE: usize = 1 << 26;
+/// Bytes that are not worth a check.
+const UNCHECKED_BYTES: usize = 1 << 26;
 
-/// Bytes that can be had now. Linux says so, for the machine and for the groups of processes that this one belongs to;
-/// elsewhere it is a terabyte, whatever there is.
+/// Bytes of memory available now, according to Linux: the lowest of what the machine and the control groups of this process have
+/// left. On other systems a terabyte, whatever there is.
 pub fn available() -> usize {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = status_bytes("/proc/meminfo", "MemAvailable:");
-    [left_to(&groups, Path::new("/sys/fs/cgroup")), machine].into_iter().flatten().min().unwrap_or(CEILING)
+    [left_to(&groups, Path::new("/sys/fs/cgroup")), machine].into_iter().flatten().min().unwrap_or(UNKNOWN_BYTES)
 }
 
-/// Where a version of Linux's control groups says what a group may have, what it has, and what of that is given back before
-/// anything fails: pages of files that nobody has used lately.
+/// The names that a version of Linux's control groups uses for a group's limit, its use, and the reclaimable part of that: pages
+/// of files that have not been used lately.
 struct Names {
     most: &'static str,
     current: &'static str,
     idle: &'static str,
 }
 
-/// Bytes that the groups of `membership`, the content of `/proc/self/cgroup`, and those around them still may take; `None`
-/// where none has a limit. Their folders lie in `mounted`.
+/// Bytes that the groups in `membership`, the content of `/proc/self/cgroup`, and the groups around them may still allocate;
+/// `None` if none has a limit. Their folders are in `mounted`.
 fn left_to(membership: &str, mounted: &Path) -> Option<usize> {
     let left = membership.lines().filter_map(|line| {
         let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
@@ -43,13 +43,13 @@ fn left_to(membership: &str, mounted: &Path) -> Option<usize> {
             ),
             _ => return None,
         };
-        // In a container the folder may be that of its own group, whatever the name of that outside.
+        // In a container the mounted folder may be that of its own group, which has another name outside.
         group.ancestors().filter_map(|group| left_in(&mounted.join(group), &names)).min()
     });
     left.min()
 }
 
-/// Bytes that a group still may take, if it has a limit.
+/// Bytes that a group may still allocate, if it has a limit.
 fn left_in(group: &Path, names: &Names) -> Option<usize> {
     let read = |name: &str| fs::read_to_string(group.join(name)).ok();
     let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
@@ -60,22 +60,22 @@ fn left_in(group: &Path, names: &Names) -> Option<usize> {
     Some(most.saturating_sub(current.saturating_sub(idle)))
 }
 
-/// A field of one of Linux's status files, given there in kB; `None` elsewhere.
+/// The value in bytes of a field of one of Linux's status files, which has it in kB; `None` on other systems.
 pub fn status_bytes(path: &str, field: &str) -> Option<usize> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(field))?;
     line.split_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Refuses what needs more bytes than there are; `None` is a number of bytes that has no name.
+/// Refuses what needs more memory than is available; `None` stands for more bytes than 64 bits can count.
 ///
 /// # Errors
-/// With both figures.
+/// Names both amounts.
 pub fn check(what: &str, bytes: Option<usize>) -> Result<()> {
     let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
     match bytes {
-        Some(bytes) if bytes <= LITTLE => Ok(()),
-        // The system's own word goes first where it has one; where not, it may still refuse so much at once.
+        Some(bytes) if bytes <= UNCHECKED_BYTES => Ok(()),
+        // Where the system does not say how much there is, it may still refuse as much at once.
         Some(bytes) if bytes <= available() && Vec::<u8>::new().try_reserve_exact(bytes).is_ok() => Ok(()),
         Some(bytes) => {
             bail!("{what}: expected at most {} MB of memory, got {} MB", megabytes(available()), megabytes(bytes))
@@ -84,7 +84,7 @@ pub fn check(what: &str, bytes: Option<usize>) -> Result<()> {
     }
 }
 
-/// Bytes of a tensor, unless there are more than a number holds.
+/// The bytes of a tensor, or `None` if the number overflows.
 pub fn tensor_bytes(shape: &[usize], bytes_each: usize) -> Option<usize> {
     shape.iter().try_fold(bytes_each, |bytes, size| bytes.checked_mul(*size))
 }
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn what_no_memory_holds_is_refused_with_the_figure() {
         assert!(check("a", Some(1000)).is_ok());
-        assert!(check("a", Some(LITTLE + 1)).is_ok());
+        assert!(check("a", Some(UNCHECKED_BYTES + 1)).is_ok());
         let error = check("a", Some(1 << 52)).unwrap_err().to_string();
         assert!(error.starts_with("a: expected at most") && error.contains("got 4503599628 MB"), "{error}");
         assert_eq!(tensor_bytes(&[1 << 40, 1 << 40], 4), None);

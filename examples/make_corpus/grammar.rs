@@ -1,7 +1,7 @@
-//! The grammar: one adjective or participle a sentence, kept apart from the noun it agrees with.
+//! The grammar: each sentence has one adjective or participle, separated from the noun it agrees with.
 //!
-//! Form, adjective and class are drawn before the noun, the form independently of the other two, and the words directly
-//! before the adjective are invariant: only the noun phrase tells the ending.
+//! Form, adjective and class are drawn before the noun, the form independently of the other two, and the words directly before
+//! the adjective are invariant: only the noun phrase determines the ending.
 
 use std::collections::BTreeSet;
 
@@ -16,16 +16,16 @@ use super::lexicon::{
 const SEED: u64 = 10;
 const TRAIN: usize = 21_000;
 const VALIDATION: usize = 2_200;
-/// The sentence every explanation of this corpus starts from; it opens the training part.
+/// The sentence with which explanations of this corpus start; it is the first one of the training part.
 pub const FIRST: &str = "O gato preto correu rapidamente.";
 
-/// The two files, a sentence a line.
+/// The two files, with one sentence per line.
 pub struct Corpus {
     pub train: String,
     pub validation: String,
 }
 
-/// The corpus: a pure function of the tables and the seed. No sentence comes twice.
+/// The corpus: a pure function of the tables and the seed. No sentence is repeated.
 pub fn corpus() -> Corpus {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut seen = BTreeSet::from([FIRST.to_string()]);
@@ -42,14 +42,14 @@ enum Split {
 }
 
 impl Split {
-    /// One pair in eight is held out, on diagonals of the table rows x adjectives: each adjective misses one or two rows of a
-    /// class in training, in both genders, and keeps the others.
+    /// One pair in eight is held out, on diagonals of the table of rows and adjectives: in training each adjective lacks one or two
+    /// rows of a class, in both genders, and has the others.
     fn admits(self, row: usize, adjective: usize) -> bool {
         (row + adjective).is_multiple_of(8) == (self == Split::Validation)
     }
 }
 
-/// New sentences; one already seen is drawn again in the same form, so that the four forms stay equally likely.
+/// New sentences; a repeated one is drawn again in the same form, so that the four forms stay equally likely.
 fn part(rng: &mut ChaCha8Rng, split: Split, sentences: usize, seen: &mut BTreeSet<String>) -> String {
     let mut text = String::new();
     for _ in 0..sentences {
@@ -66,7 +66,7 @@ fn part(rng: &mut ChaCha8Rng, split: Split, sentences: usize, seen: &mut BTreeSe
     text
 }
 
-/// Noun and adjective that agree, and what the frames need to know of them.
+/// A noun and an adjective that agree, and what the frames need to know about them.
 struct Pair {
     form: Form,
     class: Class,
@@ -83,13 +83,13 @@ impl Pair {
         format!("{}{}", self.adjective.stem, self.form.of(ENDINGS))
     }
 
-    /// The adjective under an invariant adverb, "muito cansada".
+    /// The adjective with an invariant adverb, "muito cansada".
     fn degree(&self, rng: &mut ChaCha8Rng) -> String {
         format!("{} {}", choose(rng, self.adjective.kind.adverbs()), self.adjective())
     }
 }
 
-/// A kind of sentence: how often it comes, for which pairs, and whether the adjective touches its noun (training only).
+/// A kind of sentence: how frequent it is, for which pairs, and whether the adjective is next to its noun (training only).
 struct Frame {
     weight: u32,
     adjacent: bool,
@@ -131,7 +131,7 @@ fn frame(rng: &mut ChaCha8Rng, split: Split) -> &'static Frame {
     choose(rng, &tickets)
 }
 
-/// Adjective and class first, then one of the rows that the split allows them: the same rows for both genders.
+/// Draws adjective and class first, then one of the rows that the split allows for them, which are the same for both genders.
 fn pair(rng: &mut ChaCha8Rng, split: Split, frame: &Frame, form: Form) -> Pair {
     let adjectives = ADJECTIVES.iter().enumerate().filter(|(_, adjective)| frame.kinds.contains(&adjective.kind));
     let usable: Vec<_> = adjectives
@@ -196,7 +196,7 @@ fn object(rng: &mut ChaCha8Rng, pair: &Pair) -> String {
     format!("{clause} {} {} {}{}", determiner(rng, pair.form), pair.noun(), pair.adjective(), time(rng))
 }
 
-/// Determiner and noun, and two times in three a phrase with a noun of any other form behind them.
+/// Determiner and noun, followed two times in three by a phrase with a noun of any form.
 fn subject(rng: &mut ChaCha8Rng, pair: &Pair) -> String {
     let head = format!("{} {}", determiner(rng, pair.form), pair.noun());
     if below(rng, 3) == 0 {
@@ -210,7 +210,7 @@ fn subject(rng: &mut ChaCha8Rng, pair: &Pair) -> String {
     format!("{head} {phrase}")
 }
 
-/// Gender shows in three determiners of five.
+/// Three determiners in five show the gender.
 fn determiner(rng: &mut ChaCha8Rng, form: Form) -> &'static str {
     if below(rng, 5) < 3 { form.of(choose(rng, MARKED)) } else { choose(rng, UNMARKED[usize::from(form.plural)]) }
 }
@@ -245,7 +245,7 @@ fn time(rng: &mut ChaCha8Rng) -> &'static str {
     choose(rng, &["", "", " ontem", " hoje"])
 }
 
-/// A noun that is not the pair's own.
+/// A noun other than the pair's.
 fn other(rng: &mut ChaCha8Rng, class: Class, form: Form, pair: &Pair) -> &'static str {
     let rows: Vec<_> = (0..ROWS).filter(|&row| (class, row) != (pair.class, pair.row)).collect();
     form.of(class.nouns()[choose(rng, &rows)])
@@ -255,7 +255,7 @@ fn choose<T: Copy>(rng: &mut ChaCha8Rng, items: &[T]) -> T {
     items[below(rng, items.len() as u32) as usize]
 }
 
-/// A number below `n`, from one 32-bit word: the same on every platform and under every version of rand's samplers.
+/// A number below `n` from one 32-bit word: the same on every platform and with every version of rand's samplers.
 fn below(rng: &mut ChaCha8Rng, n: u32) -> u32 {
     ((u64::from(rng.next_u32()) * u64::from(n)) >> 32) as u32
 }

@@ -1,10 +1,10 @@
-//! Reads agreement back out of the text, from the tables alone: nothing here knows how a sentence was made.
+//! Finds agreement in the text using only the tables: nothing here knows how a sentence was generated.
 
 use std::collections::BTreeMap;
 
 use super::lexicon::{ADJECTIVES, AO, Class, DE, ENDINGS, Form, Kind, MARKED, POR, RETURNS, ROWS, UNMARKED};
 
-/// A noun of the text. Class and row name its lemma; the two genders of a row count as one, which is the stricter reading.
+/// A noun in the text. Class and row identify its lemma; the two genders of a row count as one, which is the stricter reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noun {
     pub class: Class,
@@ -12,31 +12,31 @@ pub struct Noun {
     pub form: Form,
 }
 
-/// An adjective of the text and the noun it belongs to.
+/// An adjective in the text and the noun it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct Agreement<'t> {
     pub noun: Noun,
     /// Index into [`ADJECTIVES`].
     pub adjective: usize,
-    /// The form that is written.
+    /// The form in the text.
     pub form: Form,
-    /// The adjective directly follows its noun.
+    /// Whether the adjective directly follows its noun.
     pub adjacent: bool,
-    /// The last noun before the adjective, its own or another.
+    /// The last noun before the adjective, whether its own or another.
     pub nearest: Noun,
-    /// The word in front of its noun.
+    /// The word before its noun.
     pub determiner: &'t str,
     /// The word before the adjective, and the one before that.
     pub previous: [&'t str; 2],
-    /// The character behind the adjective.
+    /// The character after the adjective.
     pub next: char,
 }
 
-/// Every form of the tables, by its spelling.
+/// All forms in the tables, by spelling.
 pub struct Reader {
     nouns: BTreeMap<&'static str, Noun>,
     adjectives: BTreeMap<String, (usize, Form)>,
-    /// The forms that a determiner admits.
+    /// The forms that a determiner allows.
     determiners: BTreeMap<&'static str, Vec<Form>>,
     /// Whether a finite verb is plural.
     verbs: BTreeMap<&'static str, bool>,
@@ -47,7 +47,7 @@ impl Reader {
         Self { nouns: nouns(), adjectives: adjectives(), determiners: determiners(), verbs: verbs() }
     }
 
-    /// Every adjective of a line. It belongs to the noun it directly follows, otherwise to the first noun of the sentence.
+    /// The adjectives of a line. Each belongs to the noun it directly follows, otherwise to the first noun of the sentence.
     pub fn agreements<'t>(&self, line: &'t str) -> Vec<Agreement<'t>> {
         let tokens: Vec<&str> = line.split(' ').collect();
         let words: Vec<&str> = tokens.iter().map(|token| word(token)).collect();
@@ -68,7 +68,7 @@ impl Reader {
         found
     }
 
-    /// What is wrong with a line: an adjective, a determiner or a verb in a form that its noun does not have.
+    /// What is wrong with a line: an adjective, determiner or verb in another form than its noun's.
     pub fn fault(&self, line: &str) -> Option<String> {
         let agreements = self.agreements(line);
         if agreements.len() != 1 || agreements.iter().any(|found| found.form != found.noun.form) {
@@ -80,14 +80,14 @@ impl Reader {
         Some(format!("{}: {line}", words[wrong]))
     }
 
-    /// Every noun stands behind a determiner of its form.
+    /// Whether a noun follows a determiner of its form.
     fn determiner_fits(&self, words: &[&str], at: usize) -> bool {
         let Some(noun) = self.nouns.get(words[at]) else { return true };
         let determiner = at.checked_sub(1).and_then(|before| self.determiners.get(words[before]));
         determiner.is_some_and(|forms| forms.contains(&noun.form))
     }
 
-    /// A verb has the number of the noun in front of it in "que a menina comprou", otherwise of the first noun, if one came.
+    /// Whether a verb agrees in number: in "que a menina comprou" with the noun before it, otherwise with the first noun, if any.
     fn verb_fits(&self, words: &[&str], at: usize) -> bool {
         let Some(&plural) = self.verbs.get(words[at]) else { return true };
         let relative = at >= 3 && words[at - 3] == "que";

@@ -1,11 +1,11 @@
-//! How well models that do not look at the noun guess its agreement: the floor that a model of this corpus has to leave.
+//! How well models that do not look at the noun guess its agreement: the baseline that a model of this corpus has to beat.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexicon::{ADJECTIVES, Class, ENDINGS, Form};
 use super::reading::{Agreement, Reader};
 
-/// Share of validation targets whose form is guessed right, over all and for each written form.
+/// The share of validation targets whose form is guessed correctly, overall and for each form in the text.
 pub struct Accuracy {
     pub overall: f64,
     pub by_form: [f64; 4],
@@ -21,12 +21,12 @@ pub fn pairs(agreements: &[Agreement]) -> BTreeSet<(Class, usize, usize)> {
     agreements.iter().map(|found| (found.noun.class, found.noun.row, found.adjective)).collect()
 }
 
-/// What a guess may look at.
+/// What a guess may depend on.
 pub type Key = fn(&Agreement) -> String;
 
 /// The word bigram: P(form | previous word) of the four forms of this adjective.
 pub const WORD_BIGRAM: Key = |found| format!("{} {}", found.previous[0], found.adjective);
-/// Name and key of the models by counting; the last looks at the noun and is the grammar itself.
+/// Names and keys of the counting models; the last one looks at the noun, which is the grammar's rule.
 pub const MODELS: [(&str, Key); 6] = [
     ("word bigram", WORD_BIGRAM),
     ("word bigram, adjectives pooled", |found| found.previous[0].to_string()),
@@ -36,7 +36,7 @@ pub const MODELS: [(&str, Key); 6] = [
     ("its noun (the grammar)", |found| format!("{:?}", found.noun)),
 ];
 
-/// Counts forms under a key in training, add-one smoothed, and guesses the likeliest in validation.
+/// Counts forms by key in training, with add-one smoothing, and guesses the most likely one in validation.
 pub fn counted(train: &[Agreement], validation: &[Agreement], key: Key) -> Accuracy {
     let mut counts = BTreeMap::<String, [u32; 4]>::new();
     for found in train {
@@ -45,7 +45,7 @@ pub fn counted(train: &[Agreement], validation: &[Agreement], key: Key) -> Accur
     accuracy(validation, |found| counts.get(&key(found)).copied().unwrap_or_default().map(|count| f64::from(count + 1)))
 }
 
-/// The character bigram: the ending's letters and the character behind it, each given the one before.
+/// The character bigram: the letters of the ending and the character after it, each given the one before.
 pub fn character_bigram(train: &str, validation: &[Agreement]) -> Accuracy {
     let mut counts = BTreeMap::<(char, char), u32>::new();
     let mut firsts = BTreeMap::<char, u32>::new();
@@ -64,7 +64,7 @@ pub fn character_bigram(train: &str, validation: &[Agreement]) -> Accuracy {
     })
 }
 
-/// The best of four scores is the guess; forms that tie share it.
+/// The guess is the form with the best of four scores; ties share it.
 fn accuracy(targets: &[Agreement], score: impl Fn(&Agreement) -> [f64; 4]) -> Accuracy {
     let (mut right, mut seen) = ([0.0; 4], [0.0; 4]);
     for found in targets {

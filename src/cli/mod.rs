@@ -73,6 +73,7 @@ impl std::error::Error for Failure {}
 /// bad input and for files that cannot be read or written; 130 if a signal stopped it before anything was saved.
 pub fn main() -> ExitCode {
     let begun = Instant::now();
+    candle_attention::text::hide_caught_panics();
     let cli = Cli::parse();
     // SAFETY: no other thread runs yet that could read the environment. candle and rayon read these variables later, when they
     // start their pools.

@@ -15,10 +15,10 @@ use super::progress::Progress;
 use super::terminal::note;
 use super::{Failure, counted, plan};
 
-/// Steps unless told otherwise: several times what a sound model needs.
+/// The default number of steps: several times what a sound model needs.
 const STEPS: u64 = 500;
 
-/// Learns one batch by heart and says how that went; of a large text only the ids are on disk meanwhile, as a temporary file.
+/// Overfits one batch and prints the result. Nothing is saved; the ids of a large text are in a temporary file meanwhile.
 pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
     let mut prepared = Prepared::new(&options, spill_for_now())?;

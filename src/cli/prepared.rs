@@ -70,6 +70,7 @@ impl Prepared {
         config.validate()?;
         corpus.check_context(config.context_len)?;
         options.train_options().validate_for(&config, &corpus)?;
+        document::note_missing_separator(&corpus);
         Ok(Self { options, tokenizer, corpus, config, choice: Some(choice), init: None })
     }
 
@@ -82,6 +83,7 @@ impl Prepared {
         check_vocabulary(init, &config, &tokenizer)?;
         let corpus = encode(&tokenizer, given, config.context_len, spill)?;
         given.train_options().validate_for(&config, &corpus)?;
+        document::note_missing_separator(&corpus);
         let (options, init) = (given.clone(), Some(init.to_path_buf()));
         Ok(Self { options, tokenizer, corpus, config, choice: None, init })
     }
@@ -138,7 +140,7 @@ pub fn encode(tokenizer: &Tokenizer, options: &Options, context_len: usize, spil
 fn documents(options: &Options) -> Result<Vec<Document>> {
     match options.texts.is_empty() {
         true => Ok(vec![document::built_in().0]),
-        false => Ok(document::open_all(&options.texts)?),
+        false => document::open_to_train_on(&options.texts, &options.validation),
     }
 }
 

@@ -1,30 +1,36 @@
-//! How the work on a text is followed: a bar on a terminal, plain lines elsewhere, once it takes a while.
+//! Shows the progress of longer work on texts: a bar on a terminal, plain lines elsewhere.
 
 use std::time::{Duration, Instant};
 
-use candle_attention::text::Progress;
+use candle_attention::text::TextProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::terminal::{note, takes_bars};
 
-/// The time between two plain lines, and before the first.
-const QUIET: Duration = Duration::from_secs(10);
+/// The time before the first plain line, and between two of them.
+const TIME_BETWEEN_LINES: Duration = Duration::from_secs(10);
 
 /// The time before a bar is shown.
-const SHORT: Duration = Duration::from_millis(500);
+const TIME_WITHOUT_BAR: Duration = Duration::from_millis(500);
 
-/// Shows how far texts are.
-pub fn text_progress() -> impl FnMut(Progress) {
+/// Shows the progress of reading and encoding texts.
+pub fn text_progress() -> impl FnMut(TextProgress) {
     let mut stage = Stage::new("");
     move |progress| match progress {
-        Progress::Reading { done, total } => stage.show("reading", done, total, "MB"),
-        Progress::Counting { done, total } => stage.show("learning a BPE: counting words", done, total, "MB"),
-        Progress::Merging { merges } => {
+        TextProgress::Reading { done, total } => stage.show("reading", done, total, "MB"),
+        TextProgress::Counting { done, total } => stage.show("learning a BPE: counting words", done, total, "MB"),
+        TextProgress::Merging { merges, seconds } => {
             stage = Stage::new("");
-            note(&format!("learning a BPE: {merges} merges"));
+            match seconds {
+                0 => note(&format!("learning a BPE: {merges} merges")),
+                _ if seconds % TIME_BETWEEN_LINES.as_secs() == 0 => {
+                    note(&format!("learning a BPE: {merges} merges, {seconds} s so far"));
+                }
+                _ => {}
+            }
         }
-        Progress::Encoding { done, total } => stage.show("encoding", done, total, "MB"),
-        Progress::Checking { done, total } => stage.show("checking ids", done, total, "M"),
+        TextProgress::Encoding { done, total } => stage.show("encoding", done, total, "MB"),
+        TextProgress::Checking { done, total } => stage.show("checking ids", done, total, "M"),
     }
 }
 
@@ -37,12 +43,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A pass that begins now.
+    /// A pass that starts now.
     pub fn new(name: &'static str) -> Self {
         Self { name, begun: Instant::now(), last_line: Instant::now(), bar: None }
     }
 
-    /// Shows that `done` of `total` is done, in millions of `unit`.
+    /// Shows that `done` of `total` is done, in millions; `unit` is the name of a million.
     pub fn show(&mut self, name: &'static str, done: u64, total: u64, unit: &str) {
         if self.name != name {
             self.finish();
@@ -50,13 +56,13 @@ impl Stage {
         }
         let elapsed = self.begun.elapsed();
         let rate = done as f64 / elapsed.as_secs_f64() / 1e6;
-        if self.bar.is_none() && elapsed > SHORT && takes_bars() {
+        if self.bar.is_none() && elapsed > TIME_WITHOUT_BAR && takes_bars() {
             self.bar = Some(bar(name, total));
         }
         if let Some(bar) = &self.bar {
             bar.set_position(done);
             bar.set_message(format!("{} of {} {unit}, {rate:.1} {unit}/s", done / 1_000_000, total / 1_000_000));
-        } else if self.last_line.elapsed() >= QUIET {
+        } else if self.last_line.elapsed() >= TIME_BETWEEN_LINES {
             let left = (total - done) as f64 / 1e6 / rate;
             note(&format!(
                 "{name}: {} of {} {unit}, {rate:.1} {unit}/s, {left:.0} s left",

@@ -1,6 +1,6 @@
-//! Windows over a sequence of ids: random ones to train on, all of them in order to evaluate.
+//! Windows over a sequence of ids: random ones for training, all of them in order for evaluation.
 //!
-//! A window that starts at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`.
+//! A window starting at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`.
 
 use candle_core::{Device, Result, Tensor, bail};
 use rand::{Rng, SeedableRng};
@@ -8,20 +8,20 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Ids;
 
-/// Some windows of the same length, one after the other.
+/// Windows of the same length, in rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The ids the model sees, (B, T) in rows.
+    /// The input ids, (B, T) in row-major order.
     pub inputs: Vec<u32>,
-    /// The id that follows each, (B, T) in rows.
+    /// The id that follows each input, (B, T) in row-major order.
     pub targets: Vec<u32>,
     /// The number of windows, B.
     pub batch_size: usize,
     /// The length of each, T.
     pub seq_len: usize,
-    /// Where each window starts in the ids, B places.
+    /// The position in the ids at which each window starts, B of them.
     pub starts: Vec<usize>,
-    /// The number of the document that each input belongs to, (B, T) in rows, where documents are kept apart.
+    /// The number of the document that each input belongs to, (B, T) in row-major order, if documents are isolated.
     pub documents: Option<Vec<u32>>,
 }
 
@@ -37,10 +37,10 @@ impl Batch {
         Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
     }
 
-    /// Refuses windows that are not as many or as long as the batch says.
+    /// Checks that the lengths match the batch's sizes.
     ///
     /// # Errors
-    /// With the size expected and the one there is.
+    /// Names the expected and the actual length.
     pub fn check(&self) -> Result<()> {
         let (b, t) = (self.batch_size, self.seq_len);
         if b == 0 || t == 0 {
@@ -49,7 +49,7 @@ impl Batch {
         let documents = self.documents.as_ref().map(Vec::len);
         for (name, got) in [("inputs", self.inputs.len()), ("targets", self.targets.len())]
             .into_iter()
-            .chain(documents.map(|got| ("numbers of documents", got)))
+            .chain(documents.map(|got| ("document numbers", got)))
         {
             if b.checked_mul(t) != Some(got) {
                 bail!("batch: expected {b} times {t} {name}, got {got}");
@@ -61,8 +61,8 @@ impl Batch {
         Ok(())
     }
 
-    /// The windows divided, in order, into at most `count` parts whose sizes differ by one at most, of a batch that
-    /// [`check`](Self::check) lets pass.
+    /// Divides the windows, in order, into at most `count` batches whose sizes differ by at most one. The batch must pass
+    /// [`check`](Self::check).
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let count = count.clamp(1, self.batch_size.max(1));
         let bound = |i: usize| i * self.batch_size / count;
@@ -89,16 +89,16 @@ impl Batch {
         Tensor::from_slice(&self.inputs, (self.batch_size, self.seq_len), device)
     }
 
-    /// The batch with its documents kept apart where there is an end of text to tell them by: they are numbered from 0 in each
-    /// window, one more behind each end of text.
-    pub fn kept_apart(mut self, end_of_text_id: Option<u32>) -> Self {
-        self.documents = end_of_text_id.map(|end| {
+    /// The batch with its documents isolated, if a separator is given: in each window they are numbered from 0, and the number
+    /// increases after each separator.
+    pub fn with_isolated_documents(mut self, separator: Option<u32>) -> Self {
+        self.documents = separator.map(|separator| {
             let mut numbers = Vec::with_capacity(self.inputs.len());
             for row in self.inputs.chunks(self.seq_len.max(1)) {
                 let mut number = 0;
                 for &id in row {
                     numbers.push(number);
-                    number += u32::from(id == end);
+                    number += u32::from(id == separator);
                 }
             }
             numbers
@@ -106,7 +106,7 @@ impl Batch {
         self
     }
 
-    /// The documents as a tensor of `u32`, (B, T), where they are kept apart.
+    /// The document numbers as a tensor of `u32`, (B, T), if documents are isolated.
     ///
     /// # Errors
     /// Those of the device.
@@ -124,11 +124,11 @@ impl Batch {
     }
 }
 
-/// Draws training batches. It has no state: a batch is a function of the seed and the step, so the step is all there
-/// is to save about the position in the data.
+/// Draws training batches. It has no state: a batch is a function of the seed and the step, so only the step needs to be saved
+/// to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSampler {
-    /// Another seed, other batches.
+    /// The seed of the random positions.
     pub seed: u64,
     /// Windows in a batch, B.
     pub batch_size: usize,
@@ -137,8 +137,8 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// The batch of a step: windows that start anywhere in `0..ids.len() - context_len`, with replacement, so that
-    /// each id but the first can be a target. They come from ChaCha8 with the seed as key and the step as stream.
+    /// The batch of a step: windows with random starts in `0..ids.len() - context_len`, with replacement, so that each id but the
+    /// first can be a target. The starts come from ChaCha8 with the seed as key and the step as stream.
     ///
     /// # Errors
     /// Fewer ids than `context_len + 1`, a size of 0, and a file of ids that can't be read.
@@ -146,28 +146,28 @@ impl BatchSampler {
         check(ids, self.context_len, self.batch_size)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(step);
-        // In 64 bits on every machine: the draws of `usize` may differ with its size.
-        let places = (ids.len() - self.context_len) as u64;
-        let starts = (0..self.batch_size).map(|_| rng.random_range(0..places) as usize).collect();
+        // 64 bits on every machine: draws of `usize` may depend on its size.
+        let positions = (ids.len() - self.context_len) as u64;
+        let starts = (0..self.batch_size).map(|_| rng.random_range(0..positions) as usize).collect();
         Batch::of(ids, starts, self.context_len)
     }
 }
 
-/// What to do with the ids behind the last whole window.
+/// What to do with the ids after the last complete window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Leave them out: all windows have the same length.
     Drop,
-    /// Give them as a last batch of one shorter window: each id but the first is a target exactly once.
+    /// Return them as a last batch of one shorter window: each id but the first is a target exactly once.
     Keep,
 }
 
-/// All windows of `context_len` that don't overlap, in order, in batches of at most `batch_size`: of `n` ids the
-/// `(n - 1) / context_len` whole ones, then perhaps the rest.
+/// All non-overlapping windows of `context_len`, in order, in batches of at most `batch_size`: the `(n - 1) / context_len`
+/// complete ones of `n` ids, followed by the rest with [`Rest::Keep`].
 ///
 /// # Errors
-/// A size of 0; and no ids to predict, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is one where a file of
-/// ids can't be read.
+/// A size of 0; too few ids: fewer than 2, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is an error if a file
+/// of ids can't be read.
 pub fn windows(
     ids: &Ids,
     context_len: usize,
@@ -193,7 +193,11 @@ fn check(ids: &Ids, context_len: usize, batch_size: usize) -> Result<()> {
         );
     }
     if ids.len() <= context_len {
-        bail!("expected at least {} ids for windows of {context_len}, got {}", context_len + 1, ids.len());
+        bail!(
+            "expected at least {} ids for windows of {context_len}, got {}",
+            context_len.saturating_add(1),
+            ids.len()
+        );
     }
     Ok(())
 }
@@ -239,20 +243,20 @@ mod tests {
         assert_eq!(starts(sampler, 3), starts(sampler, 3));
         assert_ne!(starts(sampler, 3), starts(sampler, 4));
         assert_ne!(starts(sampler, 3), starts(BatchSampler { seed: 12, ..sampler }, 3));
-        // Pinned: a run that is resumed under a later version must see the same data.
+        // Pinned: a run resumed by a later version must see the same data.
         assert_eq!(starts(sampler, 3), PINNED);
     }
 
     const PINNED: [usize; 5] = [523, 280, 552, 27, 682];
 
     #[test]
-    fn every_place_is_drawn_about_as_often() {
+    fn every_position_is_drawn_about_as_often() {
         let (ids, sampler) = (ids(17), BatchSampler { seed: 2, batch_size: 13, context_len: 6 });
         let mut counts = [0usize; 11];
         for step in 0..1000 {
             sampler.batch(&ids, step).unwrap().starts.iter().for_each(|&start| counts[start] += 1);
         }
-        // 13000 draws over 11 places: 1182 each, standard deviation 33; five of them either way.
+        // 13000 draws over 11 positions: 1182 each, with a standard deviation of 33; five of these are allowed either way.
         assert!(counts.iter().all(|count| (1018..=1346).contains(count)), "{counts:?}");
     }
 
@@ -280,20 +284,20 @@ mod tests {
     }
 
     #[test]
-    fn a_document_begins_behind_an_end_of_text() {
+    fn a_document_begins_after_a_separator() {
         let ids = Ids::from(vec![5, 9, 9, 5, 5, 9, 5, 9, 5]);
         let batch = Batch::of(&ids, vec![0, 3], 5).unwrap();
         assert!(batch.documents_tensor(&Device::Cpu).unwrap().is_none());
-        assert_eq!(batch.clone().kept_apart(Some(8)).documents.unwrap(), [0; 10]);
-        let batch = batch.kept_apart(Some(9));
+        assert_eq!(batch.clone().with_isolated_documents(Some(8)).documents.unwrap(), [0; 10]);
+        let batch = batch.with_isolated_documents(Some(9));
         assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
         assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
         assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
     }
 
     #[test]
-    fn a_batch_that_is_not_what_it_says_is_named() {
-        let batch = Batch::of(&ids(20), vec![0, 3, 5], 4).unwrap().kept_apart(Some(9));
+    fn a_batch_of_wrong_lengths_is_refused() {
+        let batch = Batch::of(&ids(20), vec![0, 3, 5], 4).unwrap().with_isolated_documents(Some(9));
         batch.check().unwrap();
         let none = Some(vec![]);
         for (wrong, expected) in [
@@ -301,7 +305,7 @@ mod tests {
             (Batch { seq_len: 5, ..batch.clone() }, "expected 3 times 5 inputs, got 12"),
             (Batch { seq_len: usize::MAX, ..batch.clone() }, "inputs, got 12"),
             (Batch { targets: vec![], ..batch.clone() }, "expected 3 times 4 targets, got 0"),
-            (Batch { documents: none, ..batch.clone() }, "expected 3 times 4 numbers of documents, got 0"),
+            (Batch { documents: none, ..batch.clone() }, "expected 3 times 4 document numbers, got 0"),
             (Batch { starts: vec![0], ..batch.clone() }, "expected the starts of 3 windows, got 1"),
         ] {
             let error = wrong.check().unwrap_err().to_string();
@@ -310,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_errors() {
+    fn impossible_sizes_are_errors() {
         let sampler = BatchSampler { seed: 0, batch_size: 2, context_len: 7 };
         let error = sampler.batch(&ids(7), 0).unwrap_err().to_string();
         assert!(error.contains("at least 8 ids for windows of 7, got 7"), "{error}");

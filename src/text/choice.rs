@@ -1,4 +1,4 @@
-//! Which tokenizer to use, and the corpus that follows from it.
+//! The choice of a tokenizer, and making it and the corpus.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 use candle_core::{Error, Result, bail};
 
 use super::parts::{Part, byte_count, divide};
-use super::pieces::Pieces;
+use super::pieces::TextPieces;
 use super::tokenizer::{CharacterSet, WordCounts, check_vocab_size};
-use super::{Corpus, CorpusOptions, Document, Progress, Tokenizer, Validation};
+use super::{Corpus, CorpusOptions, Document, TextProgress, Tokenizer, Validation};
 use crate::errors::bare;
 
-/// Which tokenizer to use. Written `char`, `byte`, `bpe:N` or as a path.
+/// Which tokenizer to use, written `char`, `byte`, `bpe:N` or as a path.
 ///
 /// ```
 /// use candle_attention::text::TokenizerChoice;
@@ -30,9 +30,9 @@ pub enum TokenizerChoice {
     Characters,
     /// The 256 bytes.
     Bytes,
-    /// A byte-level BPE with this many ids, learned from the training part.
+    /// A byte-level BPE with this many ids, trained on the training part.
     Bpe(usize),
-    /// A tokenizer.json, or a folder that holds one.
+    /// A `tokenizer.json`, or a folder that contains one.
     File(PathBuf),
 }
 
@@ -67,13 +67,16 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer that was chosen, and the corpus in its ids.
+/// The chosen tokenizer, and the corpus encoded with it.
 ///
-/// Characters are those of all the documents, as in nanoGPT; merges are learned from the training part alone. Both get
-/// an end-of-text token, as do bytes, where the documents to train on or those to validate on are several.
+/// A character vocabulary comes from all the documents, as in nanoGPT; merges are learned from the training part only. These
+/// tokenizers, and that of bytes, get an end-of-text token if there are several documents to train on or to validate on.
 ///
-/// No document is ever in memory whole: each is read once or twice for its length, its characters or its words, and once more
-/// for its ids; see [`Corpus::new`] for the one exception.
+/// No document is ever in memory as a whole; see [`Corpus::new`] for a `tokenizer.json` from elsewhere. How often the text
+/// is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words of the
+/// training part. With [`Validation::Fraction`], any tokenizer but that of bytes also needs to find the cut: its
+/// document is read again up to there and, unless the vocabulary's pass has counted them, so is every document once for its
+/// length in characters.
 ///
 /// # Errors
 /// Those of the tokenizer's constructor and of [`Corpus::new`].
@@ -82,49 +85,53 @@ pub fn prepare(
     validation: &Validation,
     choice: &TokenizerChoice,
     options: &CorpusOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Tokenizer, Corpus)> {
     let held_out: &[Document] = match validation {
         Validation::Documents(held_out) => held_out,
         Validation::Fraction(_) => &[],
     };
     let several = documents.len() > 1 || held_out.len() > 1;
-    let mut lens = None;
-    let tokenizer = match choice {
+    let (tokenizer, parts) = match choice {
         TokenizerChoice::Characters => {
             let mut characters = CharacterSet::default();
-            lens = Some(survey([documents, held_out], &mut characters, progress)?);
-            Tokenizer::of_characters(&characters, several)
+            let lens = survey([documents, held_out], &mut characters, progress)?;
+            let tokenizer = Tokenizer::of_characters(&characters, several)?;
+            (tokenizer, divide(documents, validation, false, Some(lens), progress)?)
         }
-        TokenizerChoice::Bytes => Tokenizer::bytes(several),
+        TokenizerChoice::Bytes => (Tokenizer::bytes(several)?, divide(documents, validation, true, None, progress)?),
         TokenizerChoice::Bpe(vocab_size) => {
             check_vocab_size(*vocab_size, several)?;
-            let parts = divide(documents, validation, false, None)?;
-            Tokenizer::learn_bpe(count_words(&parts.train, progress)?, *vocab_size, several, progress)
+            let parts = divide(documents, validation, false, None, progress)?;
+            let counts = count_words(&parts.train, progress)?;
+            (Tokenizer::learn_bpe(counts, *vocab_size, several, progress)?, parts)
         }
-        TokenizerChoice::File(path) => Tokenizer::from_file(path).map_err(|error| {
-            Error::Msg(format!("tokenizer {}; expected char, byte, bpe:N or a tokenizer.json", bare(&error)))
-        }),
-    }?;
-    let parts = divide(documents, validation, tokenizer.takes_any_bytes(), lens)?;
+        TokenizerChoice::File(path) => {
+            let tokenizer = Tokenizer::from_file(path).map_err(|error| {
+                Error::Msg(format!("tokenizer {}; expected char, byte, bpe:N or a tokenizer.json", bare(&error)))
+            })?;
+            let parts = divide(documents, validation, tokenizer.takes_any_bytes(), None, progress)?;
+            (tokenizer, parts)
+        }
+    };
     let corpus = Corpus::from_parts(&tokenizer, &parts, options, progress)?;
     Ok((tokenizer, corpus))
 }
 
-/// Collects the characters of all documents, and gives the lengths in characters of the first ones.
+/// Collects the characters of all documents; returns the lengths in characters of the first group of documents.
 fn survey(
     documents: [&[Document]; 2],
     characters: &mut CharacterSet,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Vec<u64>> {
     let (mut lens, mut done) = (vec![], 0);
     let total = documents.iter().copied().flatten().map(Document::len).sum();
     for document in documents.into_iter().flatten() {
-        let (mut pieces, mut len) = (Pieces::characters(document, 0..document.len())?, 0);
+        let (mut pieces, mut len) = (TextPieces::characters(document, 0..document.len())?, 0);
         while let Some(piece) = pieces.next()? {
             len += characters.add(&piece.text);
             done += piece.text.len() as u64;
-            progress(Progress::Reading { done, total });
+            progress(TextProgress::Reading { done, total });
         }
         lens.push(len);
     }
@@ -132,10 +139,10 @@ fn survey(
     Ok(lens)
 }
 
-fn count_words(parts: &[Part], progress: &mut dyn FnMut(Progress)) -> Result<WordCounts> {
+fn count_words(parts: &[Part], progress: &mut dyn FnMut(TextProgress)) -> Result<WordCounts> {
     let (mut counts, mut done, total) = (WordCounts::default(), 0, byte_count(parts));
     for part in parts {
-        let mut pieces = Pieces::words(part.document, part.range.clone())?;
+        let mut pieces = TextPieces::words(part.document, part.range.clone())?;
         loop {
             let group = pieces.next_group()?;
             if group.is_empty() {
@@ -144,7 +151,7 @@ fn count_words(parts: &[Part], progress: &mut dyn FnMut(Progress)) -> Result<Wor
             let texts: Vec<&str> = group.iter().map(|piece| &*piece.text).collect();
             counts.add(&texts).map_err(|(number, fault)| part.document.fault(group[number].offset, &fault))?;
             done += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-            progress(Progress::Counting { done, total });
+            progress(TextProgress::Counting { done, total });
         }
     }
     Ok(counts)
@@ -198,10 +205,11 @@ mod tests {
             matches!(
                 reports[..],
                 [
-                    Progress::Counting { .. },
-                    Progress::Merging { merges: 10 },
-                    Progress::Encoding { total: encoded, .. },
-                    Progress::Checking { .. }
+                    TextProgress::Reading { .. },
+                    TextProgress::Counting { .. },
+                    TextProgress::Merging { merges: 10, seconds: 0 },
+                    TextProgress::Encoding { total: encoded, .. },
+                    TextProgress::Checking { .. }
                 ] if encoded == total
             ),
             "{reports:?}"

@@ -3,32 +3,32 @@
 use std::path::PathBuf;
 
 use candle_core::{Result, bail};
-use sha2::{Digest, Sha256};
 
 use super::encode::encode;
+use super::fingerprint::fingerprint;
 use super::ids::Width;
-use super::ids_file::{self, HEADER};
-use super::ids_writer::{self, IdsWriter};
+use super::ids_file::{self, HEADER_BYTES};
+use super::ids_writer::IdsWriter;
 use super::parts::{Parts, byte_count, divide};
-use super::{Document, Ids, Progress, Tokenizer};
+use super::{Document, Ids, TextProgress, Tokenizer};
 use crate::files;
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation {
-    /// The last part of the documents, as one text: this fraction of its characters (of its bytes for the byte
-    /// tokenizer), at least 0 and less than 1. With 0 the validation part is empty.
+    /// The end of the documents, taken as one text: this fraction of their characters (of their bytes for the byte tokenizer),
+    /// at least 0 and less than 1. With 0 there is no validation part.
     Fraction(f64),
-    /// Documents of their own; all the others are for training.
+    /// Separate documents; all others are for training.
     Documents(Vec<Document>),
 }
 
 /// How a corpus is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorpusOptions {
-    /// Tokens of a window that each part must have place for.
+    /// Tokens in a window: both parts must hold at least one window and its last target. With 0 the length is not checked.
     pub context_len: usize,
-    /// Where the ids go when they are too many for memory; without it they stay in memory.
+    /// Where the ids go when there are too many to keep in memory; `None` keeps them in memory.
     pub spill: Option<Spill>,
 }
 
@@ -42,86 +42,105 @@ impl CorpusOptions {
 /// Where the ids of a large text go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spill {
-    /// The folder of the temporary file: on the file system of the run that it will be part of.
+    /// The folder of the temporary file, on the file system of the run that will keep it.
     pub folder: PathBuf,
-    /// Bytes of text above which the ids lie in a file.
+    /// Bytes of text above which the ids are written to a file.
     pub above: u64,
+}
+
+/// What separates the documents of a [`Corpus`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Separator {
+    /// Nothing: no part has more than one document.
+    #[default]
+    Unneeded,
+    /// This id, written after each document.
+    Token(u32),
+    /// Nothing, although a part has several documents: the tokenizer has no end-of-text token.
+    Missing,
+}
+
+impl Separator {
+    /// The id written between documents, if any.
+    pub fn token(self) -> Option<u32> {
+        match self {
+            Self::Token(id) => Some(id),
+            Self::Unneeded | Self::Missing => None,
+        }
+    }
 }
 
 /// Two sequences of token ids.
 ///
-/// The cut of a single text by [`Validation::Fraction`] is nanoGPT's: `n` characters (or bytes) give
-/// `text[..int((1 - fraction) * n)]` for training and the rest for validation, each part encoded on its own.
+/// [`Validation::Fraction`] cuts a single text as nanoGPT does: of `n` characters (or bytes), `text[..int((1 - fraction) * n)]`
+/// is for training and the rest for validation, each part encoded on its own.
 ///
-/// Where a part has several documents, and the tokenizer an end-of-text token, each document is followed by it; the
-/// one that is cut in two is followed by it only at its end.
+/// If a part has several documents and the tokenizer has an end-of-text token, each document is followed by that token; a
+/// document that is cut in two is followed by it only at its end. If the tokenizer has none, the documents follow one another
+/// with nothing in between, and [`separator`](Self::separator) says so.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     /// The ids to train on.
     pub train: Ids,
     /// The ids to validate on.
     pub validation: Ids,
-    /// Bytes of text in [`train`](Self::train), end-of-text tokens not counted: what a loss in bits per byte divides by.
+    /// Bytes of text in [`train`](Self::train), excluding end-of-text tokens: the denominator of bits per byte.
     pub train_bytes: usize,
     /// Bytes of text in [`validation`](Self::validation).
     pub validation_bytes: usize,
-    /// SHA-256 of the ids and of where they are cut, in hexadecimal: the same corpus has the same fingerprint.
+    /// What stands between documents.
+    pub separator: Separator,
+    /// SHA-256 of the ids and the position of the cut, in hexadecimal: equal corpora have equal fingerprints.
     pub fingerprint: String,
 }
 
 impl Corpus {
-    /// Encodes and divides some documents. They are read piece by piece; only a tokenizer.json from elsewhere takes each
-    /// document in one piece, which needs many times its size in memory.
+    /// Encodes and divides documents, reading them piece by piece. A `tokenizer.json` from elsewhere takes pieces of about
+    /// 1 MiB, and up to 64 MiB where it is not certain that cutting leaves the ids unchanged; the library needs some fifty times
+    /// a piece's size in memory.
     ///
     /// # Errors
-    /// What the tokenizer can't encode, with the document and the place; a part that doesn't fill one window and
-    /// its last target, `context_len + 1` tokens; and a file that can't be read or written.
+    /// Text the tokenizer can't encode, with the document and the place; a part shorter than one window and its last target
+    /// (`context_len + 1` tokens); and a file that can't be read or written.
     pub fn new(
         tokenizer: &Tokenizer,
         documents: &[Document],
         validation: &Validation,
         options: &CorpusOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(TextProgress),
     ) -> Result<Self> {
-        let parts = divide(documents, validation, tokenizer.takes_any_bytes(), None)?;
+        let parts = divide(documents, validation, tokenizer.takes_any_bytes(), None, progress)?;
         Self::from_parts(tokenizer, &parts, options, progress)
     }
 
-    /// Refuses windows of `context_len` tokens that the text has no place for.
+    /// Checks that both parts hold a window of `context_len` tokens.
     ///
     /// # Errors
-    /// A part that doesn't fill one window and its last target, `context_len + 1` tokens; the validation part may be empty.
+    /// A part shorter than one window and its last target (`context_len + 1` tokens); the validation part may be empty.
     pub fn check_context(&self, context_len: usize) -> Result<()> {
         check_lens(&self.train, &self.validation, self.validation.is_empty(), context_len)
     }
 
-    /// The same of parts that are divided already.
+    /// Encodes documents that are already divided.
     pub(super) fn from_parts(
         tokenizer: &Tokenizer,
         parts: &Parts,
         options: &CorpusOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(TextProgress),
     ) -> Result<Self> {
         let is_undivided = parts.is_undivided;
         let parts = [&parts.train[..], &parts.validation[..]];
-        let several = parts.iter().any(|part| part.len() > 1);
-        let end = tokenizer.end_of_text_id().filter(|_| several);
+        let separator = match tokenizer.end_of_text_id() {
+            _ if parts.iter().all(|part| part.len() <= 1) => Separator::Unneeded,
+            Some(id) => Separator::Token(id),
+            None => Separator::Missing,
+        };
         let [train_bytes, validation_bytes] = parts.map(byte_count);
         let total = train_bytes + validation_bytes;
         let width = Width::of(tokenizer.vocab_size());
-        if let Some(spill) = &options.spill {
-            ids_writer::remove_abandoned(&spill.folder);
-        }
-        let mut sink = match options.spill.as_ref().filter(|spill| total > spill.above) {
-            Some(spill) => {
-                // No tokenizer of this crate makes more ids than there are bytes; that of bytes makes as many.
-                let ids = total + parts.iter().map(|part| part.len() as u64).sum::<u64>();
-                let most = HEADER as u64 + ids * width.bytes() as u64;
-                if tokenizer.takes_any_bytes() {
-                    files::check_space(&spill.folder, "the ids of the text", most)?;
-                }
-                Sink::File(Box::new(IdsWriter::temporary(&spill.folder, width, most)?))
-            }
+        let spill = options.spill.as_ref().filter(|spill| total > spill.above);
+        let mut sink = match spill {
+            Some(spill) => Sink::in_file(spill, tokenizer, width, total, parts.iter().map(|part| part.len()).sum())?,
             None => Sink::Memory([vec![], vec![]]),
         };
         let mut done = 0;
@@ -129,32 +148,43 @@ impl Corpus {
             for part in parts {
                 encode(tokenizer, part, &mut |bytes, ids| {
                     done += bytes;
-                    progress(Progress::Encoding { done, total });
+                    progress(TextProgress::Encoding { done, total });
                     sink.extend(number, ids)
                 })?;
-                sink.extend(number, end.filter(|_| part.ends).as_slice())?;
+                sink.extend(number, separator.token().filter(|_| part.ends).as_slice())?;
             }
         }
-        let is_on_file = matches!(sink, Sink::File(_));
         let [train, validation] = sink.finish()?;
-        check_lens(&train, &validation, is_undivided, options.context_len)?;
+        if options.context_len > 0 {
+            check_lens(&train, &validation, is_undivided, options.context_len)?;
+        }
         let fingerprint = fingerprint(&train, &validation, progress)?;
         let [train_bytes, validation_bytes] = [train_bytes, validation_bytes].map(|bytes| bytes as usize);
-        let corpus = Self { train, validation, train_bytes, validation_bytes, fingerprint };
-        if let Some(file) = corpus.train.file().filter(|_| is_on_file) {
+        let corpus = Self { train, validation, train_bytes, validation_bytes, separator, fingerprint };
+        if let Some(file) = corpus.train.file() {
             ids_file::write_header(&corpus, file, width)?;
         }
         Ok(corpus)
     }
 }
 
-/// Where ids go as they come: those to train on, then those to validate on.
+/// Where encoded ids are collected: the training ids first, then the validation ids.
 enum Sink {
     Memory([Vec<u32>; 2]),
     File(Box<IdsWriter>),
 }
 
 impl Sink {
+    /// A temporary file for the ids of `bytes` of text in `parts` parts.
+    fn in_file(spill: &Spill, tokenizer: &Tokenizer, width: Width, bytes: u64, parts: usize) -> Result<Self> {
+        // No tokenizer of this crate makes more ids than there are bytes, and the byte tokenizer makes exactly as many.
+        let most = HEADER_BYTES as u64 + (bytes + parts as u64) * width.bytes() as u64;
+        if tokenizer.takes_any_bytes() {
+            files::check_space(&spill.folder, "the ids of the text", most)?;
+        }
+        Ok(Self::File(Box::new(IdsWriter::temporary(&spill.folder, width, most)?)))
+    }
+
     fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
         match self {
             Self::Memory(parts) => parts[part].extend_from_slice(ids),
@@ -176,7 +206,7 @@ fn check_lens(train: &Ids, validation: &Ids, is_undivided: bool, context_len: us
         if ids.len() <= context_len {
             bail!(
                 "expected a {name}text of at least {} tokens (context length {context_len} and one more), got {}",
-                context_len + 1,
+                context_len.saturating_add(1),
                 ids.len()
             );
         }
@@ -187,21 +217,6 @@ fn check_lens(train: &Ids, validation: &Ids, is_undivided: bool, context_len: us
     }
     check("training ", train)?;
     check("validation ", validation)
-}
-
-pub(super) fn fingerprint(train: &Ids, validation: &Ids, progress: &mut dyn FnMut(Progress)) -> Result<String> {
-    let mut hash = Sha256::new();
-    hash.update((train.len() as u64).to_le_bytes());
-    let (mut bytes, mut done, total) = (Vec::new(), 0, (train.len() + validation.len()) as u64);
-    for block in train.blocks().chain(validation.blocks()) {
-        let block = block?;
-        bytes.clear();
-        Width::Four.extend(&mut bytes, &block);
-        hash.update(&bytes);
-        done += block.len() as u64;
-        progress(Progress::Checking { done, total });
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -247,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_stands_after_each_of_several_documents() {
+    fn each_of_several_documents_is_followed_by_an_end_of_text() {
         let tokenizer = Tokenizer::bytes(true).unwrap();
         let documents = [document("a", "aa"), document("b", "bbbb"), document("c", "ccccc")];
         let letters = |ids: &Ids| -> String {
@@ -264,6 +279,13 @@ mod tests {
         assert_eq!(of(held_out.clone()), ("aa.bbbb.ccccc.".into(), "ddd.".into(), 11, 3));
         let one = corpus(&tokenizer, &documents[..1], &held_out, 1).unwrap();
         assert_eq!((letters(&one.train), letters(&one.validation)), ("aa".into(), "ddd".into()));
+        assert_eq!(one.separator, Separator::Unneeded);
+        assert_eq!(corpus(&tokenizer, &documents, &held_out, 1).unwrap().separator, Separator::Token(256));
+        let without_end = corpus(&Tokenizer::bytes(false).unwrap(), &documents, &held_out, 1).unwrap();
+        assert_eq!((letters(&without_end.train), without_end.separator), ("aabbbbccccc".into(), Separator::Missing));
+        // Two documents, but each part has one.
+        let cut_between = corpus(&Tokenizer::bytes(false).unwrap(), &documents[..2], &Validation::Fraction(0.6), 1);
+        assert_eq!(cut_between.unwrap().separator, Separator::Unneeded);
     }
 
     #[test]
@@ -280,11 +302,12 @@ mod tests {
         assert!(error(1.0, 7).contains("got 1"));
         assert!(error(f64::NAN, 7).contains("got NaN"));
         assert!(corpus(&tokenizer, &documents, &Validation::Fraction(0.5), 9).is_ok());
+        assert!(error(0.5, usize::MAX).contains("at least 18446744073709551615 tokens"));
         assert!(corpus(&tokenizer, &[], &Validation::Fraction(0.1), 3).is_err());
     }
 
     #[test]
-    fn an_unknown_character_is_placed_in_its_document_even_behind_the_cut() {
+    fn an_unknown_character_is_located_in_its_document_even_after_the_cut() {
         let tokenizer = Tokenizer::characters(&["abc\n"], false).unwrap();
         let documents = [document("good", "abc"), document("bad", "abc\nabc\nabcz")];
         let error = corpus(&tokenizer, &documents, &Validation::Fraction(0.2), 1).unwrap_err().to_string();

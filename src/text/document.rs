@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use candle_core::{Error, Result, bail};
 
-use super::pieces::Pieces;
+use super::pieces::{BytePieces, TextPieces};
 use super::tokenizer::{Fault, Place};
 use crate::errors::bare;
 
-/// A text with a name: in memory, or a file that is read piece by piece. In any encoding, for only the byte tokenizer
-/// takes any bytes.
+/// A text with a name: in memory, or a file that is read piece by piece. Its bytes may be anything; all tokenizers but that of
+/// bytes expect UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     name: String,
@@ -32,8 +32,8 @@ impl Document {
         Self { name: name.into(), source: Source::Memory(bytes.into().into()) }
     }
 
-    /// A file, which is not read yet, and never held whole: it must stay as it is while it is in use. What is no regular
-    /// file, such as a pipe, can be read only once and is held in memory.
+    /// A file. It is read later, never into memory as a whole, and must not change while it is in use. Anything but a regular
+    /// file, such as a pipe, can be read only once and is kept in memory.
     ///
     /// # Errors
     /// A file that doesn't exist, is a folder, can't be read or is empty.
@@ -48,7 +48,7 @@ impl Document {
         refuse_device(&name, &metadata)?;
         let source = match metadata.is_file() {
             true => {
-                // To hear now, not after hours, of a file that may not be read.
+                // A file that may not be read should fail now, not hours later.
                 File::open(path).map_err(cannot)?;
                 Source::File { path: path.to_path_buf(), len: metadata.len() }
             }
@@ -61,9 +61,17 @@ impl Document {
         Ok(document)
     }
 
-    /// What messages call it: for a file, its path.
+    /// Its name in messages: for a file, the path.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The path, if it is read from a file.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Memory(_) => None,
+            Source::File { path, .. } => Some(path),
+        }
     }
 
     /// The length in bytes.
@@ -74,12 +82,12 @@ impl Document {
         }
     }
 
-    /// Whether there is not a byte in it.
+    /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A part of the bytes, to be read from its start.
+    /// A reader of a range of the bytes.
     pub(super) fn reader(&self, range: Range<u64>) -> Result<Box<dyn Read + Send + '_>> {
         match &self.source {
             Source::Memory(bytes) => Ok(Box::new(&bytes[range.start as usize..range.end as usize])),
@@ -95,26 +103,27 @@ impl Document {
         }
     }
 
-    /// A part of the bytes in memory.
+    /// Reads a range of the bytes into memory.
     pub(super) fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.reader(range)?.read_to_end(&mut bytes).map_err(|error| self.unreadable(&error))?;
         Ok(bytes)
     }
 
-    /// Characters in the document.
-    pub(super) fn count_characters(&self) -> Result<u64> {
-        let mut pieces = Pieces::characters(self, 0..self.len())?;
+    /// Counts the characters of the document; `on_read` hears of every few bytes read.
+    pub(super) fn count_characters(&self, on_read: &mut dyn FnMut(u64)) -> Result<u64> {
+        let mut pieces = TextPieces::characters(self, 0..self.len())?;
         let mut count = 0;
         while let Some(piece) = pieces.next()? {
             count += piece.text.chars().count() as u64;
+            on_read(piece.text.len() as u64);
         }
         Ok(count)
     }
 
-    /// The byte at which the character of a number begins, counted from 0, or the end.
+    /// The byte offset of character `number`, counted from 0, or of the end.
     pub(super) fn character_offset(&self, number: u64) -> Result<u64> {
-        let (mut pieces, mut left) = (Pieces::characters(self, 0..self.len())?, number);
+        let (mut pieces, mut left) = (TextPieces::characters(self, 0..self.len())?, number);
         while let Some(piece) = pieces.next()? {
             let count = piece.text.chars().count() as u64;
             if left < count {
@@ -126,7 +135,8 @@ impl Document {
         Ok(self.len())
     }
 
-    /// The error of a fault in what begins `start` bytes into the document: with the document's name and the place.
+    /// The error for a fault in a text that starts `start` bytes into the document, with the document's name and the place. To
+    /// find the line, the document is read again up to the fault.
     pub(super) fn fault(&self, start: u64, fault: &Fault) -> Error {
         match self.place(start + fault.offset as u64) {
             Ok(place) => self.named(&fault.at(place)),
@@ -135,8 +145,8 @@ impl Document {
     }
 
     fn place(&self, offset: u64) -> Result<Place> {
-        let (mut pieces, mut place) = (Pieces::bytes(self, 0..offset)?, Place::START);
-        while let Some((_, bytes)) = pieces.next_bytes()? {
+        let (mut pieces, mut place) = (BytePieces::new(self, 0..offset)?, Place::START);
+        while let Some(bytes) = pieces.next()? {
             place = place.after(&bytes);
         }
         Ok(place)
@@ -151,7 +161,7 @@ impl Document {
     }
 }
 
-/// Refuses a device, such as `/dev/zero`, which may have no end.
+/// Refuses devices such as `/dev/zero`, which may never end.
 fn refuse_device(name: &str, metadata: &std::fs::Metadata) -> Result<()> {
     #[cfg(unix)]
     {
@@ -182,18 +192,18 @@ mod tests {
         std::fs::write(&path, [b'a', b'\n', 0xff, 0x00]).unwrap();
         let document = Document::open(&path).unwrap();
         assert_eq!(document.read(1..4).unwrap(), [b'\n', 0xff, 0x00]);
-        let error = document.count_characters().unwrap_err().to_string();
+        let error = document.count_characters(&mut |_| {}).unwrap_err().to_string();
         assert!(error.contains("text.txt: expected utf-8") && error.contains("0xff at line 2, column 1"), "{error}");
         std::fs::write(&path, "a longer text").unwrap();
-        let error = document.count_characters().unwrap_err().to_string();
+        let error = document.count_characters(&mut |_| {}).unwrap_err().to_string();
         assert!(error.contains("has changed while it was in use: it had 4 bytes and has 13"), "{error}");
     }
 
     #[test]
     fn counts_characters_over_the_ends_of_pieces() {
-        let text = "aé🦀\n".repeat(crate::text::pieces::PIECE_LEN / 4);
+        let text = "aé🦀\n".repeat(crate::text::pieces::PIECE_BYTES / 4);
         let document = Document::new("text", text.as_bytes());
-        assert_eq!(document.count_characters().unwrap(), text.chars().count() as u64);
+        assert_eq!(document.count_characters(&mut |_| {}).unwrap(), text.chars().count() as u64);
         for (number, (offset, _)) in text.char_indices().enumerate().step_by(9973) {
             assert_eq!(document.character_offset(number as u64).unwrap(), offset as u64);
         }

@@ -1,5 +1,6 @@
-//! The documents in files and folders.
+//! Documents from files and folders.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,24 +9,24 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::Document;
 
-/// The documents in some files and folders.
+/// The documents of files and folders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
-    /// One for each file: in the order they were given, those of a folder in the order of their names.
+    /// One document per file: in the order given and, within a folder, in the order of the names.
     pub documents: Vec<Document>,
-    /// What the folders hold beside.
+    /// What else the folders contain.
     pub skipped: SkippedFiles,
 }
 
-/// What is in folders and is no document: hidden files and folders, whose names begin with a dot, files without a byte,
-/// and what is no file, such as a socket.
+/// What was skipped in folders: hidden files and folders, whose names begin with a dot, empty files, and what is neither file
+/// nor folder, such as a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SkippedFiles {
-    /// Hidden files, and hidden folders with all they hold.
+    /// Hidden files, and hidden folders with all their content.
     pub hidden: usize,
     /// Empty files.
     pub empty: usize,
-    /// What is neither file nor folder.
+    /// Anything that is neither file nor folder.
     pub special: usize,
 }
 
@@ -46,12 +47,12 @@ impl SkippedFiles {
 }
 
 impl Files {
-    /// Opens files, and all files of folders and of the folders in them. Every file counts, whatever its name: what is no
-    /// text is an error once it is read, so that nothing is left out in silence. Links are followed, but for those that lead
-    /// back to a folder they are in.
+    /// Opens files, and all files of folders and their subfolders. Every file counts, whatever its name: one that is not text is
+    /// an error when it is read, so that nothing is skipped silently. Links are followed, except those that lead back to a
+    /// folder they are in.
     ///
     /// # Errors
-    /// Those of [`Document::open`], a folder that can't be read, and one without any file to take.
+    /// Those of [`Document::open`], a folder that can't be read, and one without any suitable file.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut files = Self::default();
         for path in paths {
@@ -61,6 +62,26 @@ impl Files {
             }
         }
         Ok(files)
+    }
+
+    /// Removes the documents whose files are also those of `others`, by whatever path, and returns them.
+    ///
+    /// # Errors
+    /// A file whose path can't be resolved.
+    pub fn remove_files_of(&mut self, others: &[Document]) -> Result<Vec<Document>> {
+        let file = |document: &Document| {
+            let path = document.path().map(std::fs::canonicalize).transpose();
+            path.map_err(|error| document.unreadable(&error))
+        };
+        let others =
+            others.iter().filter_map(|document| file(document).transpose()).collect::<Result<BTreeSet<_>>>()?;
+        let (mut kept, mut removed) = (Vec::new(), Vec::new());
+        for document in std::mem::take(&mut self.documents) {
+            let is_removed = file(&document)?.is_some_and(|path| others.contains(&path));
+            if is_removed { removed.push(document) } else { kept.push(document) }
+        }
+        self.documents = kept;
+        Ok(removed)
     }
 
     fn add_folder(&mut self, folder: &Path) -> Result<()> {
@@ -108,7 +129,7 @@ fn is_hidden(entry: &DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with('.')
 }
 
-/// The error as the system tells it, with the path it happened at.
+/// The system's error message, with the path.
 fn reason(error: walkdir::Error) -> String {
     let path = error.path().map(|path| format!("{}: ", path.display())).unwrap_or_default();
     match error.into_io_error() {
@@ -147,6 +168,22 @@ mod tests {
         std::fs::create_dir(root.join("nothing")).unwrap();
         let error = Files::open(&[root.join("nothing")]).unwrap_err().to_string();
         assert!(error.contains("expected text files in") && error.contains("nothing, got none"), "{error}");
+    }
+
+    #[test]
+    fn files_of_other_documents_are_removed_by_whatever_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::create_dir(root.join("b")).unwrap();
+        for path in ["a.txt", "b/c.txt", "b/d.txt"] {
+            std::fs::write(root.join(path), path).unwrap();
+        }
+        let mut files = Files::open(&[root.to_path_buf()]).unwrap();
+        let others = Files::open(&[root.join("b/../b/d.txt"), root.join("a.txt")]).unwrap().documents;
+        let in_memory = Document::new(others[0].name(), "b/c.txt");
+        let removed = files.remove_files_of(&[&others[..], &[in_memory]].concat()).unwrap();
+        assert_eq!((names(&files, root), removed.len()), (vec!["b/c.txt".to_string()], 2));
+        assert!(files.remove_files_of(&[]).unwrap().is_empty());
     }
 
     #[cfg(unix)]

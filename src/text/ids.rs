@@ -15,9 +15,9 @@ use crate::files;
 
 /// A sequence of token ids, in memory or in a file: the same ids either way.
 ///
-/// A file is read where it is asked for, through the system's cache of pages, and not mapped into memory: a mapped file
-/// that somebody shortens kills the process, its pages count as the process's own memory, and mapping needs `unsafe`. What
-/// is read in a step is some thousand ids, so the calls cost nothing that can be measured.
+/// A file is read as needed, through the system's page cache, and not mapped into memory: if someone truncates a mapped file,
+/// the process is killed; its pages count as the process's own memory; and mapping needs `unsafe`. Each window of a batch
+/// takes one call to read it.
 #[derive(Clone, Debug)]
 pub struct Ids(Store);
 
@@ -27,7 +27,7 @@ enum Store {
     File { file: Arc<IdsFile>, width: Width, start: u64, len: usize },
 }
 
-/// An open file of ids. A temporary one is removed when nothing uses it any more.
+/// An open file of ids. A temporary one is removed once nothing uses it.
 #[derive(Debug)]
 pub(super) struct IdsFile {
     pub(super) file: File,
@@ -45,16 +45,16 @@ impl IdsFile {
         Self { file, path: path.to_path_buf(), is_temporary: true.into() }
     }
 
-    /// Keeps a file that was temporary.
+    /// Makes a temporary file permanent.
     pub(super) fn keep(&self) {
         self.is_temporary.store(false, Ordering::Relaxed);
         temporary_files().remove(&self.path);
     }
 
-    /// Removes the name of a temporary file; whoever has it open goes on reading.
+    /// Removes the name of a temporary file; it can still be read through open handles.
     pub(super) fn forget(&self) {
         if self.is_temporary.swap(false, Ordering::Relaxed) && temporary_files().remove(&self.path) {
-            // Best effort: there is nobody to tell.
+            // Best effort: this also runs in `drop`.
             let _ = files::remove_file(&self.path);
         }
     }
@@ -66,11 +66,11 @@ fn temporary_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the temporary files of ids that this process has made: for who is about to end it at once, which drops nothing.
-/// What has them open goes on reading.
+/// Removes the temporary files of ids made by this process: to be called before it exits without dropping values. They can
+/// still be read through open handles.
 pub fn remove_temporary_files() {
     for path in std::mem::take(&mut *temporary_files()) {
-        // Best effort: there is nobody to tell.
+        // Best effort: the process is about to exit.
         let _ = std::fs::remove_file(path);
     }
 }
@@ -89,7 +89,7 @@ pub(super) enum Width {
 }
 
 impl Width {
-    /// The least that holds any id of a vocabulary.
+    /// The smallest width that holds every id of a vocabulary.
     pub(super) fn of(vocab_size: usize) -> Self {
         if vocab_size <= 1 << 16 { Self::Two } else { Self::Four }
     }
@@ -101,7 +101,7 @@ impl Width {
         }
     }
 
-    /// Appends ids, least byte first.
+    /// Appends ids in little-endian order.
     pub(super) fn extend(self, bytes: &mut Vec<u8>, ids: &[u32]) {
         match self {
             Self::Two => ids.iter().for_each(|&id| bytes.extend_from_slice(&(id as u16).to_le_bytes())),
@@ -124,7 +124,7 @@ impl From<Vec<u32>> for Ids {
 }
 
 impl Ids {
-    /// `len` ids of a file, from byte `start` on.
+    /// `len` ids of a file, starting at byte `start`.
     pub(super) fn in_file(file: Arc<IdsFile>, width: Width, start: u64, len: usize) -> Self {
         Self(Store::File { file, width, start, len })
     }
@@ -137,12 +137,12 @@ impl Ids {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes that the ids take in memory: none for those in a file.
+    /// Bytes of memory that the ids take: 0 for those in a file.
     pub fn bytes_in_memory(&self) -> usize {
         match &self.0 {
             Store::Memory(ids) => size_of_val(&ids[..]),
@@ -150,7 +150,7 @@ impl Ids {
         }
     }
 
-    /// The file that holds the ids, if one does.
+    /// The file that holds the ids, if they are in a file.
     pub(super) fn file(&self) -> Option<&Arc<IdsFile>> {
         match &self.0 {
             Store::Memory(_) => None,
@@ -158,13 +158,13 @@ impl Ids {
         }
     }
 
-    /// The ids at these places.
+    /// The ids in a range of positions.
     ///
     /// # Errors
-    /// Places behind the end, and a file that can't be read or has been shortened.
+    /// Positions past the end, and a file that can't be read or has been truncated.
     pub fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u32]>> {
         if range.start > range.end || range.end > self.len() {
-            bail!("ids: expected places up to {}, got {range:?}", self.len());
+            bail!("ids: expected positions up to {}, got {range:?}", self.len());
         }
         match &self.0 {
             Store::Memory(ids) => Ok(Cow::Borrowed(&ids[range])),
@@ -178,14 +178,14 @@ impl Ids {
         }
     }
 
-    /// All ids, in blocks that are small in memory.
+    /// All ids, in blocks of at most 2^18.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Result<Cow<'_, [u32]>>> {
         const BLOCK: usize = 1 << 18;
         let len = self.len();
         (0..len).step_by(BLOCK).map(move |start| self.read(start..len.min(start + BLOCK)))
     }
 
-    /// Whether an id is among them.
+    /// Whether `id` is one of them.
     ///
     /// # Errors
     /// A file that can't be read.
@@ -198,7 +198,7 @@ impl Ids {
         Ok(false)
     }
 
-    /// All ids, in memory.
+    /// All ids, read into memory.
     ///
     /// # Errors
     /// A file that can't be read.

@@ -1,61 +1,70 @@
-//! Ids on their way into a file.
+//! Writes ids to a file.
 
-use std::fs::File;
+use std::collections::hash_map::RandomState;
+use std::fs::{File, Metadata};
+use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
 use super::Ids;
 use super::ids::{IdsFile, Width};
-use super::ids_file::HEADER;
+use super::ids_file::HEADER_BYTES;
 use crate::files;
 
-/// Bytes that are written at once.
-const TOGETHER: usize = 1 << 18;
+/// Bytes that are collected before they are written.
+const BUFFER_BYTES: usize = 1 << 18;
 
-/// Bytes that are written before the disk is asked again whether it has space for as many.
-const STEP: u64 = 64 << 20;
+/// Bytes that are written between two checks of the free space.
+const SPACE_CHECK_BYTES: u64 = 64 << 20;
 
-/// Writes ids as they come, first those to train on, then those to validate on.
+/// Writes ids as they come, first the training ids, then the validation ids.
 pub(super) struct IdsWriter {
     held: IdsFile,
     width: Width,
-    /// Bytes that wait to be written together.
+    /// Bytes not written yet.
     bytes: Vec<u8>,
-    /// Bytes that are written.
+    /// Bytes written.
     written: u64,
-    /// Ids written so far of each part.
+    /// Ids of each part so far.
     lens: [usize; 2],
-    /// Bytes of the file at most, as far as that is known.
+    /// The most bytes that the file can have, as far as known.
     most: u64,
-    /// Bytes of the file that there was space for.
+    /// Bytes for which the free space has been checked.
     allowed: u64,
 }
 
 impl IdsWriter {
-    /// Creates a temporary file in a folder, in which nobody else is interested until the ids are saved as part of a run.
-    /// `most` is as of [`IdsWriter::create`].
+    /// Creates a temporary file in a folder, after which files that killed processes have left there are removed. `most` is as in
+    /// [`IdsWriter::create`].
     pub(super) fn temporary(folder: &Path, width: Width, most: u64) -> Result<Self> {
-        Self::create(&temporary_path(folder), width, most)
+        // Another process may take a file that is not locked yet for an abandoned one, and remove it: then a new one is made.
+        for _ in 0..8 {
+            let writer = Self::create(&temporary_path(folder), width, most)?;
+            if !is_removed(&writer.held.file) {
+                remove_abandoned(folder, &writer.held.file);
+                return Ok(writer);
+            }
+        }
+        bail!("cannot keep a temporary file in {}: others remove it", folder.display())
     }
 
-    /// Creates the file, which must not exist; unless it is kept it is removed with the last use of its ids. It has `most` bytes
-    /// at most, as far as that is known: whether there is space for them is asked as it grows.
+    /// Creates the file, which must not exist. It is removed with the last use of its ids, unless it is kept. `most` is the most
+    /// bytes it can have, as far as known; whether the disk has space for them is checked as the file grows.
     pub(super) fn create(path: &Path, width: Width, most: u64) -> Result<Self> {
         let held = IdsFile::temporary(files::create_file(path)?, path);
-        // Says that somebody is alive who uses it; see `remove_abandoned`. Where there are no locks, nothing is removed.
+        // Tells others that the file is in use; see `remove_abandoned`. Without support for locks, nothing is removed.
         let _ = held.file.lock();
-        Ok(Self { held, width, bytes: vec![0; HEADER], written: 0, lens: [0, 0], most, allowed: 0 })
+        Ok(Self { held, width, bytes: vec![0; HEADER_BYTES], written: 0, lens: [0, 0], most, allowed: 0 })
     }
 
-    /// Appends ids of part 0, to train on, or 1, to validate on.
+    /// Appends ids of part 0 (training) or 1 (validation).
     pub(super) fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
         self.width.extend(&mut self.bytes, ids);
         self.lens[part] += ids.len();
         self.check_space()?;
-        if self.bytes.len() >= TOGETHER { self.flush() } else { Ok(()) }
+        if self.bytes.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -65,51 +74,80 @@ impl IdsWriter {
         Ok(())
     }
 
-    /// Fails before the disk is full: who fills it takes the space of others too.
+    /// Fails before the disk is full, since other programs need space too.
     fn check_space(&mut self) -> Result<()> {
-        let len = (HEADER + (self.lens[0] + self.lens[1]) * self.width.bytes()) as u64;
+        let len = (HEADER_BYTES + (self.lens[0] + self.lens[1]) * self.width.bytes()) as u64;
         if len <= self.allowed {
             return Ok(());
         }
-        let next = self.most.clamp(len, len + STEP);
+        let next = self.most.clamp(len, len + SPACE_CHECK_BYTES);
         let what = format!("the ids of the text, {:.0} MB of which are written", self.written as f64 / 1e6);
         files::check_space(files::parent(&self.held.path), &what, next - self.written)?;
         self.allowed = next;
         Ok(())
     }
 
-    /// The ids written, to train on and to validate on; the file has no header yet.
+    /// The training and validation ids written; the file has no header yet.
     pub(super) fn finish(mut self) -> Result<[Ids; 2]> {
         self.flush()?;
         let [train, validation] = self.lens;
         let file = Arc::new(self.held);
-        let start = (HEADER + train * self.width.bytes()) as u64;
+        let start = (HEADER_BYTES + train * self.width.bytes()) as u64;
         Ok([
-            Ids::in_file(file.clone(), self.width, HEADER as u64, train),
+            Ids::in_file(file.clone(), self.width, HEADER_BYTES as u64, train),
             Ids::in_file(file, self.width, start, validation),
         ])
     }
 }
 
-/// How temporary files are called, in front and behind.
+/// How the names of temporary files start and end.
 const TEMPORARY: [&str; 2] = [".attn-ids-", ".tmp"];
 
-/// A name in a folder that is for nobody else.
+/// A name that cannot be predicted, so that nobody can create it first.
 fn temporary_path(folder: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let ([before, behind], number) = (TEMPORARY, NEXT.fetch_add(1, Ordering::Relaxed));
-    folder.join(format!("{before}{}-{number}{behind}", std::process::id()))
+    // Each `RandomState` has keys of its own, from a random start.
+    let random = RandomState::new().build_hasher().finish();
+    folder.join(format!("{}{random:016x}{}", TEMPORARY[0], TEMPORARY[1]))
 }
 
-/// Removes what processes have left that were killed; who is alive holds a lock. Best effort: what stays does no harm.
-pub(super) fn remove_abandoned(folder: &Path) {
+/// Removes temporary files left by killed processes of the owner of `ours`; a process that is alive holds a lock on its file.
+/// Best effort: a file that stays does no harm.
+fn remove_abandoned(folder: &Path, ours: &File) {
+    let Ok(ours) = ours.metadata() else { return };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_ours = name.starts_with(TEMPORARY[0]) && name.ends_with(TEMPORARY[1]);
+        // Looked at before it is opened: opening a pipe would wait for a writer.
+        let is_ours = name.starts_with(TEMPORARY[0])
+            && name.ends_with(TEMPORARY[1])
+            && entry.metadata().is_ok_and(|metadata| metadata.is_file() && has_same_owner(&metadata, &ours));
         if is_ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = files::remove_file(&entry.path());
         }
     }
+}
+
+/// Whether the name of an open file has been removed.
+fn is_removed(file: &File) -> bool {
+    #[cfg(unix)]
+    return file.metadata().is_ok_and(|metadata| std::os::unix::fs::MetadataExt::nlink(&metadata) == 0);
+    #[cfg(not(unix))]
+    return {
+        let _ = file;
+        false
+    };
+}
+
+fn has_same_owner(one: &Metadata, other: &Metadata) -> bool {
+    #[cfg(unix)]
+    return {
+        use std::os::unix::fs::MetadataExt;
+        one.uid() == other.uid()
+    };
+    #[cfg(not(unix))]
+    return {
+        let _ = (one, other);
+        true
+    };
 }
 
 #[cfg(test)]
@@ -130,7 +168,6 @@ mod tests {
         std::fs::write(&abandoned, "ids").unwrap();
         std::fs::write(dir.path().join("text.tmp"), "text").unwrap();
         let first = IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap();
-        remove_abandoned(dir.path());
         assert!(!abandoned.exists());
         let second = IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap();
         assert_eq!(files_in(dir.path()), 3);
@@ -138,12 +175,43 @@ mod tests {
         assert_eq!(files_in(dir.path()), 1);
     }
 
+    /// A pipe must not make anyone wait, and a link must not lead elsewhere.
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_opened_to_see_whether_they_are_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(".attn-ids-pipe.tmp");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let target = dir.path().join("text");
+        std::fs::write(&target, "text").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join(".attn-ids-link.tmp")).unwrap();
+        std::fs::create_dir(dir.path().join(".attn-ids-folder.tmp")).unwrap();
+        drop(IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap());
+        assert_eq!(files_in(dir.path()), 4);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_was_removed_before_it_was_locked_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = IdsWriter::temporary(dir.path(), Width::Two, 0).unwrap();
+        assert!(!is_removed(&writer.held.file));
+        std::fs::remove_file(&writer.held.path).unwrap();
+        assert!(is_removed(&writer.held.file));
+    }
+
+    #[test]
+    fn names_of_temporary_files_differ() {
+        let names: std::collections::BTreeSet<PathBuf> = (0..100).map(|_| temporary_path(Path::new("."))).collect();
+        assert_eq!(names.len(), 100);
+    }
+
     #[test]
     fn a_file_that_grows_past_the_space_is_given_up_with_the_figures() {
         let dir = tempfile::tempdir().unwrap();
         let ids = vec![7; 1 << 20];
         let mut writer = IdsWriter::temporary(dir.path(), Width::Two, u64::MAX).unwrap();
-        // A disk of 80 MB, by its own word: it is asked at 0 MB, and once 67 MB are written.
+        // A disk that claims to have 80 MB: it is asked at the start, and once 67 MB are written.
         let write = |writer: &mut IdsWriter, left: u64| {
             faults::with_available_space(left, || (0..33).try_for_each(|_| writer.extend(0, &ids)))
         };

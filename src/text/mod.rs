@@ -1,4 +1,5 @@
-//! From text to batches of token ids: a tokenizer, a corpus in two parts, windows over it. This floor knows no model.
+//! From text to batches of token ids: a tokenizer, a corpus split into training and validation ids, and windows over them.
+//! This layer knows nothing about models.
 //!
 //! ```
 //! use candle_attention::text::{BatchSampler, CorpusOptions, Document, TokenizerChoice, Validation, prepare};
@@ -24,6 +25,7 @@ mod corpus;
 mod document;
 mod encode;
 mod files;
+mod fingerprint;
 mod ids;
 mod ids_file;
 mod ids_writer;
@@ -31,12 +33,13 @@ mod parts;
 mod pieces;
 mod progress;
 mod tokenizer;
+mod verified_cuts;
 
 pub use batches::{Batch, BatchSampler, Rest, windows};
 pub use choice::{TokenizerChoice, prepare};
-pub use corpus::{Corpus, CorpusOptions, Spill, Validation};
+pub use corpus::{Corpus, CorpusOptions, Separator, Spill, Validation};
 pub use document::Document;
 pub use files::{Files, SkippedFiles};
 pub use ids::{Ids, remove_temporary_files};
-pub use progress::Progress;
-pub use tokenizer::{TextStream, Tokenizer};
+pub use progress::TextProgress;
+pub use tokenizer::{TextStream, Tokenizer, hide_caught_panics};

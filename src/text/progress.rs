@@ -1,39 +1,42 @@
-//! How far the work on a text has come.
+//! Progress reports while text is read and encoded.
 
-/// How far [`prepare`](crate::text::prepare), or what it is made of, has come.
+/// How far [`prepare`](crate::text::prepare), or one of its stages, has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// The text is read for its characters.
+pub enum TextProgress {
+    /// The text is being read for its characters or its length.
     Reading {
         /// Bytes of text read so far.
         done: u64,
-        /// Bytes of text in all.
+        /// Bytes of text in total.
         total: u64,
     },
-    /// Words are being counted, to learn a BPE.
+    /// Words are being counted to train a BPE.
     Counting {
-        /// Bytes of text taken so far.
+        /// Bytes of text processed so far.
         done: u64,
-        /// Bytes of text in all.
+        /// Bytes of text in total.
         total: u64,
     },
-    /// The words are counted, and merges are being learned; said once.
+    /// The words have been counted and merges are being learned. Reported at the start and about once a second after that;
+    /// the library does not say how many merges it has made.
     Merging {
-        /// Merges asked for.
+        /// Merges requested.
         merges: usize,
+        /// Whole seconds since the start.
+        seconds: u64,
     },
-    /// Text becomes ids.
+    /// Text is being encoded.
     Encoding {
-        /// Bytes of text taken so far.
+        /// Bytes of text processed so far.
         done: u64,
-        /// Bytes of text in all.
+        /// Bytes of text in total.
         total: u64,
     },
-    /// Ids are read for their fingerprint.
+    /// Ids are being read to compute their fingerprint.
     Checking {
         /// Ids read so far.
         done: u64,
-        /// Ids in all.
+        /// Ids in total.
         total: u64,
     },
 }

@@ -223,7 +223,7 @@ mod tests {
             };
             for (t, end, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.0)] {
                 let backward = Backward { label_smoothing, z_loss: label_smoothing / 10.0, ..backward };
-                let batch = batch(3, t).kept_apart(end);
+                let batch = batch(3, t).with_isolated_documents(end);
                 backward.check_recording(&batch).unwrap();
                 let batch = Shard { batch, first_sequence: 2 };
                 let (recorded, by_graph) =

@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 
 use super::{Schedule, TrainOptions};
 use crate::model::ModelConfig;
-use crate::text::Corpus;
+use crate::text::{Corpus, Separator};
 
 /// The values that a number may have.
 #[derive(Clone, Copy)]
@@ -56,8 +56,14 @@ impl TrainOptions {
     /// The first option out of bounds, with what it expects and what it got.
     pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
         self.validate()?;
-        if self.isolate_documents && config.end_of_text_id.is_none() {
-            bail!("train options: isolate_documents expects several documents, with an end-of-text token between them");
+        match corpus.separator {
+            Separator::Unneeded if self.isolate_documents => {
+                bail!("train options: isolate_documents expects several documents, got one");
+            }
+            Separator::Missing if self.isolate_documents => bail!(
+                "train options: isolate_documents expects an end-of-text token between documents, got a tokenizer without one"
+            ),
+            _ => {}
         }
         if self.head_learning_rate.is_some() && config.tie_embeddings {
             bail!("train options: head_learning_rate expects an untied head, got one tied to the token embedding");

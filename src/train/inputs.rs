@@ -7,7 +7,7 @@ use candle_core::{Result, bail};
 use super::RunFolder;
 use super::folder::TRAINING;
 use crate::files;
-use crate::text::{Corpus, Progress};
+use crate::text::{Corpus, TextProgress};
 
 pub(super) const SETTINGS: &str = "settings.toml";
 pub(super) const IDS: &str = "ids.safetensors";
@@ -17,7 +17,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// If they are damaged.
-    pub fn ids(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Corpus>> {
+    pub fn ids(&self, progress: &mut dyn FnMut(TextProgress)) -> Result<Option<Corpus>> {
         let path = self.root().join(TRAINING).join(IDS);
         path.exists().then(|| Corpus::open(&path, progress)).transpose()
     }

@@ -166,7 +166,7 @@ impl Trainer {
 
     pub(super) fn next_batch(&self) -> Result<Batch> {
         let sampler = self.options.sampler_at(self.step, self.config().context_len);
-        Ok(sampler.batch(&self.corpus.train, self.step)?.kept_apart(self.isolating_id()))
+        Ok(sampler.batch(&self.corpus.train, self.step)?.with_isolated_documents(self.separator()))
     }
 
     /// Makes the step, unless it is bad.

@@ -154,9 +154,9 @@ impl Trainer {
         Ok(())
     }
 
-    /// The token that documents are kept apart by, where they are.
-    pub(super) fn isolating_id(&self) -> Option<u32> {
-        self.config().end_of_text_id.filter(|_| self.options.isolate_documents)
+    /// The id by which documents are isolated, if the options ask for that.
+    pub(super) fn separator(&self) -> Option<u32> {
+        self.corpus.separator.token().filter(|_| self.options.isolate_documents)
     }
 
     /// Steps done.

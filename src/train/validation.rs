@@ -45,8 +45,8 @@ impl Trainer {
         self.broken_off_at = Some(self.step);
         let context_len = self.config().context_len;
         let batches = windows(&self.corpus.validation, context_len, self.validation_batch_size(), Rest::Drop)?;
-        let end = self.isolating_id();
-        let batches = batches.map(|batch| Ok(batch?.kept_apart(end)));
+        let separator = self.separator();
+        let batches = batches.map(|batch| Ok(batch?.with_isolated_documents(separator)));
         let mut is_broken_off = false;
         let batches = batches.take_while(|_| {
             is_broken_off |= go_on().is_break();
@@ -95,7 +95,7 @@ impl Trainer {
     fn first_bad_window(&self) -> Result<Option<usize>> {
         let context_len = self.config().context_len;
         for window in windows(&self.corpus.validation, context_len, 1, Rest::Drop)? {
-            let window = window?.kept_apart(self.isolating_id());
+            let window = window?.with_isolated_documents(self.separator());
             let start = window.starts.first().copied();
             if !evaluate(&self.model, std::iter::once(Ok(window)), &self.device)?.loss.is_finite() {
                 return Ok(start);

@@ -593,7 +593,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train short.txt", "of at least 2 tokens"),
         ("train latin1.txt", "line 2"),
         ("train text.txt --tokenizer bpe:3", "3"),
-        ("train text.txt --tokenizer bpe:99999999999999999", "at most 16777216"),
+        ("train text.txt --tokenizer bpe:99999999999999999", "at most 1048576"),
         ("train text.txt --batch 18446744073709551615", "batch_size"),
         ("train text.txt --batch 16000000 --context 100", "of memory"),
         ("train text.txt --dim 1000000 --heads 1", "of memory"),

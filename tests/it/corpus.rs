@@ -1,4 +1,4 @@
-//! The built-in corpus is what its grammar makes, and has the properties that `data/README.md` claims; they are read back from
+//! The built-in corpus is what its grammar generates, and has the properties that `data/README.md` claims; these are found in
 //! the text of the two files.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,6 @@
-//! Documents that share a window and are kept apart.
+//! Isolation of documents that share a window.
+
+use std::ops::ControlFlow;
 
 use candle_attention::evaluate::evaluate;
 use candle_attention::model::{CausalLm, ForwardContext, ModelConfig};
@@ -6,7 +8,7 @@ use candle_attention::nn::Parameters;
 use candle_attention::text::{
     Batch, Corpus, CorpusOptions, Document, Rest, Tokenizer, TokenizerChoice, Validation, prepare, windows,
 };
-use candle_attention::train::{TrainOptions, Trainer};
+use candle_attention::train::{TrainOptions, Trainer, overfit_one_batch};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::values;
@@ -29,10 +31,11 @@ fn config(vocab_size: usize) -> ModelConfig {
 fn batch(first: [u32; 5], end_of_text_id: Option<u32>) -> Batch {
     let inputs = [&first[..], &[END, 3, 1, 4, 1, END, 5, 9]].concat();
     let targets = [&inputs[1..], &[2]].concat();
-    Batch { inputs, targets, batch_size: 1, seq_len: 13, starts: vec![0], documents: None }.kept_apart(end_of_text_id)
+    Batch { inputs, targets, batch_size: 1, seq_len: 13, starts: vec![0], documents: None }
+        .with_isolated_documents(end_of_text_id)
 }
 
-/// The logits of the positions behind the first document.
+/// The logits of the positions after the first document.
 fn later_logits(model: &CausalLm, batch: &Batch) -> Vec<f64> {
     let context = ForwardContext { documents: batch.documents_tensor(&Device::Cpu).unwrap(), ..Default::default() };
     let logits = model.forward_with(&batch.inputs_tensor(&Device::Cpu).unwrap(), &context).unwrap();
@@ -84,7 +87,7 @@ fn training_and_validation_keep_them_apart() {
         let validated = trainer.validate().unwrap().validation_loss;
         let expected = |end: Option<u32>| {
             let windows = windows(&corpus.validation, 13, 4, Rest::Drop).unwrap();
-            let apart = windows.map(|batch| Ok(batch?.kept_apart(end)));
+            let apart = windows.map(|batch| Ok(batch?.with_isolated_documents(end)));
             evaluate(trainer.model(), apart, &Device::Cpu).unwrap().loss
         };
         assert!((validated - expected(end.filter(|_| isolate_documents))).abs() < 1e-6);
@@ -92,9 +95,99 @@ fn training_and_validation_keep_them_apart() {
         losses
     };
     assert_ne!(run(true), run(false));
+}
 
-    let options = TrainOptions { isolate_documents: true, ..Default::default() };
-    let undivided = ModelConfig { end_of_text_id: None, ..config.clone() };
-    let error = Trainer::new(&undivided, &options, corpus.clone(), &Device::Cpu).err().unwrap().to_string();
-    assert!(error.contains("isolate_documents expects several documents"), "{error}");
+/// As with a model to start from: its own end of text is not the token that the tokenizer writes.
+#[test]
+fn documents_are_isolated_by_the_token_written_between_them() {
+    let (tokenizer, corpus) = data();
+    let end = tokenizer.end_of_text_id();
+    let losses = |end_of_text_id: Option<u32>, isolate_documents| {
+        let options =
+            TrainOptions { steps: 3, batch_size: 3, warmup_steps: 1, isolate_documents, ..Default::default() };
+        let config = ModelConfig { end_of_text_id, ..config(tokenizer.vocab_size()) };
+        let mut trainer = Trainer::new(&config, &options, corpus.clone(), &Device::Cpu).unwrap();
+        let losses: Vec<f64> = (0..3).map(|_| trainer.train_step().unwrap().loss).collect();
+        (losses, trainer.validate().unwrap().validation_loss)
+    };
+    let isolated = losses(end, true);
+    assert_ne!(isolated, losses(end, false));
+    for other in [None, Some(0), Some(3)] {
+        assert_eq!(losses(other, true), isolated, "{other:?}");
+    }
+}
+
+#[test]
+fn documents_that_cannot_be_isolated_are_refused() {
+    let isolate = TrainOptions { isolate_documents: true, ..Default::default() };
+    let documents = ["one", "two"].map(|name| Document::new(name, "one two three. ".repeat(9)));
+    let refused = |documents: &[Document]| {
+        let tokenizer = Tokenizer::characters(&["one two three. "], false).unwrap();
+        let options = CorpusOptions::in_memory(13);
+        let corpus = Corpus::new(&tokenizer, documents, &Validation::Fraction(0.3), &options, &mut |_| {}).unwrap();
+        let trainer = Trainer::new(&config(tokenizer.vocab_size()), &isolate, corpus, &Device::Cpu);
+        trainer.err().unwrap().to_string()
+    };
+    assert!(refused(&documents[..1]).contains("isolate_documents expects several documents, got one"));
+    let error = refused(&[&documents[..], &documents[..1]].concat());
+    assert!(error.contains("expects an end-of-text token between documents, got a tokenizer without one"), "{error}");
+}
+
+/// With rotary positions, documents that begin alike are the same to the model wherever they are in the window: the floor of the
+/// loss must know.
+#[test]
+fn a_batch_of_isolated_documents_is_overfitted_with_rotary_positions() {
+    let (tokenizer, corpus) = {
+        let documents: Vec<Document> =
+            (0..40u8).map(|i| Document::new(format!("{i}"), format!("a{}", char::from(b'b' + i % 6)))).collect();
+        let options = CorpusOptions::in_memory(13);
+        prepare(&documents, &Validation::Fraction(0.3), &TokenizerChoice::Characters, &options, &mut |_| {}).unwrap()
+    };
+    let options = TrainOptions {
+        steps: 400,
+        batch_size: 3,
+        warmup_steps: 5,
+        learning_rate: 1e-2,
+        isolate_documents: true,
+        ..Default::default()
+    };
+    let sizes = config(tokenizer.vocab_size());
+    let ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, .. } = sizes;
+    let llama = ModelConfig::llama(tokenizer.vocab_size());
+    let config = ModelConfig { context_len, embed_dim, num_heads, num_layers, hidden_dim, ..llama };
+    let mut trainer = Trainer::new(&config, &options.for_overfitting(), corpus, &Device::Cpu).unwrap();
+    let report = overfit_one_batch(&mut trainer, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(report.lowest_possible > 0.3 && report.succeeded(), "{report:?}");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn texts_without_a_token_between_them_are_reported() {
+    let space = crate::command::Space::new();
+    space.write("other.txt", "O gato correu. ".repeat(60).as_bytes());
+    let text = std::fs::read_to_string(space.path("text.txt")).unwrap();
+    std::fs::create_dir(space.path("plain")).unwrap();
+    Tokenizer::characters(&[&text], false).unwrap().save(&space.path("plain"), 16).unwrap();
+    let line = "train text.txt other.txt --layers 1 --heads 2 --dim 16 --context 16 --steps 2 --dry-run --tokenizer";
+    let told = |tokenizer: &str| String::from_utf8(space.attn(&format!("{line} {tokenizer}")).stderr).unwrap();
+    assert!(told("plain").contains("no end-of-text token: the texts follow one another"), "{}", told("plain"));
+    assert!(!told("char").contains("end-of-text"));
+    space.refuses(&format!("{line} plain --isolate-documents"), "got a tokenizer without one");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn texts_to_validate_on_are_left_out_of_training() {
+    let space = crate::command::Space::new();
+    std::fs::create_dir(space.path("texts")).unwrap();
+    space.write("texts/a.txt", "aaa bbb ".repeat(50).as_bytes());
+    space.write("texts/val.txt", "abc abc ".repeat(20).as_bytes());
+    let line =
+        "--layers 1 --heads 2 --dim 16 --context 16 --batch 2 --steps 2 --dry-run --validation texts/../texts/val.txt";
+    let output = space.attn(&format!("train texts {line}"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("not trained on, as --validation has them: texts/val.txt"), "{told}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("400 tokens to train on, 160 to validate on"), "{printed}");
+    space.refuses(&format!("train texts/val.txt {line}"), "texts to train on besides those of --validation, got none");
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_attention::model::{CausalLm, ModelConfig, load_weights};
 use candle_attention::nn::Parameters;
 use candle_attention::ops::{Cautious, MuonStep, muon};
-use candle_attention::text::{Batch, Corpus};
+use candle_attention::text::{Batch, Corpus, Separator};
 use candle_attention::train::{Gradients, Optimizer, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
@@ -149,6 +149,7 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
             validation: vec![].into(),
             train_bytes: 99,
             validation_bytes: 0,
+            separator: Separator::Unneeded,
             fingerprint: String::new(),
         };
         let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();

@@ -2,7 +2,7 @@
 
 use super::nouns::Class::{self, Animal as A, Food as F, Person as P, Place as L, Thing as T};
 
-/// How an adjective is predicated: with which verb and under which adverbs.
+/// How an adjective is predicated: with which verbs and adverbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Quality,
@@ -27,7 +27,7 @@ impl Kind {
         }
     }
 
-    /// None of these changes with gender or number: the word before the adjective says nothing about its ending.
+    /// None of these inflects for gender or number: the word before the adjective says nothing about its ending.
     pub fn adverbs(self) -> &'static [&'static str] {
         match self {
             Kind::Quality => {

@@ -1,4 +1,4 @@
-//! The words of the corpus, as tables: whatever agrees is a row of its forms.
+//! The words of the corpus as tables, in which each word that inflects is a row of forms.
 
 pub use adjectives::{ADJECTIVES, Adjective, ENDINGS, Kind};
 pub use nouns::{Class, OUTDOORS, ROWS};
@@ -6,7 +6,7 @@ pub use nouns::{Class, OUTDOORS, ROWS};
 mod adjectives;
 mod nouns;
 
-/// Gender and number; the order of [`Form::ALL`] is the order of every four-column table.
+/// Gender and number; [`Form::ALL`] has the order of the columns in every four-column table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Form {
     pub feminine: bool,
@@ -36,7 +36,7 @@ impl Form {
     }
 }
 
-/// Determiners that show gender and number; the definite article three times, for it is the commonest.
+/// Determiners that show gender and number; the definite article is there three times, as it is the most common.
 pub const DEFINITE: [&str; 4] = ["o", "a", "os", "as"];
 pub const MARKED: &[[&str; 4]] = &[
     DEFINITE,
@@ -46,7 +46,7 @@ pub const MARKED: &[[&str; 4]] = &[
     ["aquele", "aquela", "aqueles", "aquelas"],
     ["um", "uma", "alguns", "algumas"],
 ];
-/// Determiners that do not show gender: here only the noun tells.
+/// Determiners that do not show gender, so that only the noun does.
 pub const UNMARKED: [&[&str]; 2] = [&["cada"], &["três", "quatro", "cinco", "seis", "sete", "oito", "nove", "dez"]];
 
 /// Prepositions contracted with the definite article.
@@ -54,10 +54,10 @@ pub const DE: [&str; 4] = ["do", "da", "dos", "das"];
 pub const AO: [&str; 4] = ["ao", "à", "aos", "às"];
 pub const POR: [&str; 4] = ["pelo", "pela", "pelos", "pelas"];
 
-/// "perto do parque": a phrase that leads to a place.
+/// "perto do parque": a phrase for a location.
 pub const NEAR: &[(&str, [&str; 4])] = &[("perto", DE), ("ao lado", DE), ("atrás", DE), ("em frente", AO)];
 /// "voltou da escola muito cansada".
 pub const RETURNS: &[[&str; 2]] = &[["voltou", "voltaram"], ["chegou", "chegaram"], ["saiu", "saíram"]];
-/// Who judges, and in which person of the verb: the number of the verb says nothing about what is judged.
+/// Who judges, and the index of the verb's person: its number says nothing about what is judged.
 pub const OBSERVERS: &[(&str, usize)] =
     &[("Ana", 0), ("Pedro", 0), ("Maria", 0), ("João", 0), ("Ela", 0), ("Ele", 0), ("Eu", 1), ("Nós", 2)];

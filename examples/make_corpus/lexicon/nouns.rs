@@ -1,6 +1,6 @@
-//! Nouns by meaning, and the verbs that go with the meaning.
+//! Nouns by meaning, and the verbs that go with each meaning.
 
-/// What a noun means, as far as it decides which adjectives and verbs it takes.
+/// The meaning of a noun, as far as it determines which adjectives and verbs go with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     Animal,
@@ -25,7 +25,7 @@ impl Class {
         }
     }
 
-    /// What somebody did to it: "o livro que a menina comprou".
+    /// What someone did to it: "o livro que a menina comprou".
     pub fn relative_verbs(self) -> &'static [[&'static str; 2]] {
         match self {
             A => &[["viu", "viram"], ["encontrou", "encontraram"], ["alimentou", "alimentaram"], ["levou", "levaram"]],
@@ -75,7 +75,7 @@ impl Class {
     }
 }
 
-/// Nouns of one class. A row is one index of the split: where the two genders are one lemma (gato, gata) they share it.
+/// Nouns of one class. A row is one index of the split: if the two genders are one lemma (gato, gata), they share it.
 pub const ROWS: usize = 12;
 
 const ANIMALS: [[&str; 4]; ROWS] = [
@@ -123,7 +123,7 @@ const THINGS: [[&str; 4]; ROWS] = [
     ["pente", "mala", "pentes", "malas"],
 ];
 
-/// The first rows of the places are out of doors: where an animal comes back from.
+/// The first rows of the places are outdoors: where animals come back from.
 pub const OUTDOORS: usize = 3;
 
 const PLACES: [[&str; 4]; ROWS] = [

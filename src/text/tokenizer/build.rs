@@ -1,4 +1,4 @@
-//! The tokenizers that need no training, and how a tokenizer.json is put together.
+//! The tokenizers that need no training, and assembling a `tokenizer.json`.
 
 use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value, json};
@@ -7,8 +7,8 @@ use tokenizers::Tokenizer as HfTokenizer;
 use super::{END_OF_TEXT, Tokenizer, byte_alphabet};
 
 impl Tokenizer {
-    /// One token for each distinct character of some texts, ids in the order of the characters; with `end_of_text`,
-    /// one more for the end of a document.
+    /// One token for each distinct character of some texts, with ids in character order, and with `end_of_text` one more for
+    /// the end of a document.
     ///
     /// # Errors
     /// Texts without a single character.
@@ -26,7 +26,7 @@ impl Tokenizer {
         if vocab.is_empty() {
             bail!("expected a text to take the characters from, got an empty one");
         }
-        Parts {
+        JsonParts {
             vocab,
             model: json!({ "type": "WordLevel", "unk_token": "<unk>" }),
             pre_tokenizer: json!({
@@ -37,19 +37,21 @@ impl Tokenizer {
         .assemble(end_of_text)
     }
 
-    /// The 256 bytes, each byte its own id; with `end_of_text`, id 256 is the end of a document.
+    /// The 256 bytes, each with its value as id; with `end_of_text`, id 256 is the end of a document.
     ///
-    /// The tokenizer.json says the same for texts; only here can any bytes be encoded and decoded.
+    /// Other programs can read its `tokenizer.json` and get the same ids for any text; bytes that are not text can be encoded
+    /// and decoded only here.
     ///
     /// # Errors
     /// None that depend on the arguments.
     pub fn bytes(end_of_text: bool) -> Result<Self> {
         let vocab = byte_alphabet::characters().iter().map(char::to_string).zip(0..).collect();
-        Parts { vocab, model: json!({ "type": "BPE", "merges": [] }), ..Parts::byte_level(false) }.assemble(end_of_text)
+        JsonParts { vocab, model: json!({ "type": "BPE", "merges": [] }), ..JsonParts::byte_level(false) }
+            .assemble(end_of_text)
     }
 }
 
-/// The characters that stand in some texts.
+/// The set of characters of some texts.
 #[derive(Clone, Debug)]
 pub(in crate::text) struct CharacterSet(Box<[bool]>);
 
@@ -60,7 +62,7 @@ impl Default for CharacterSet {
 }
 
 impl CharacterSet {
-    /// Adds those of a text, and counts them.
+    /// Adds the characters of a text, and returns how many it has.
     pub(in crate::text) fn add(&mut self, text: &str) -> u64 {
         let mut count = 0;
         for c in text.chars() {
@@ -70,24 +72,24 @@ impl CharacterSet {
         count
     }
 
-    /// In the order of the characters.
+    /// The characters in order.
     fn iter(&self) -> impl Iterator<Item = char> {
-        self.0.iter().zip('\0' as u32..).filter_map(|(&stands, code)| char::from_u32(code).filter(|_| stands))
+        self.0.iter().zip('\0' as u32..).filter_map(|(&is_in, code)| char::from_u32(code).filter(|_| is_in))
     }
 }
 
-/// What differs between the tokenizers of this crate.
+/// What the `tokenizer.json` files of this crate differ in.
 #[derive(Default)]
-pub(super) struct Parts {
-    /// Ids without holes.
+pub(super) struct JsonParts {
+    /// Tokens and their ids, which have no gaps.
     pub(super) vocab: Vec<(String, u32)>,
     pub(super) model: Value,
     pub(super) pre_tokenizer: Value,
     pub(super) decoder: Value,
 }
 
-impl Parts {
-    /// Text as bytes in GPT-2's alphabet, cut into words by its regular expression or not at all.
+impl JsonParts {
+    /// Text as bytes in GPT-2's alphabet, split into words by its regular expression or not at all.
     pub(super) fn byte_level(use_regex: bool) -> Self {
         let byte_level = json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex
@@ -95,7 +97,7 @@ impl Parts {
         Self { pre_tokenizer: byte_level.clone(), decoder: byte_level, ..Self::default() }
     }
 
-    /// The tokenizer, its end of text (if asked for) as the last id.
+    /// The tokenizer; the end-of-text token, if asked for, gets the last id.
     pub(super) fn assemble(mut self, end_of_text: bool) -> Result<Tokenizer> {
         let mut added_tokens = vec![];
         if end_of_text {
@@ -113,7 +115,7 @@ impl Parts {
             "normalizer": null, "pre_tokenizer": self.pre_tokenizer, "post_processor": null,
             "decoder": self.decoder, "model": self.model
         });
-        // Through the library once, which writes the vocabulary in the order of its ids.
+        // The library writes the vocabulary in the order of the ids.
         let inner = HfTokenizer::from_bytes(json.to_string()).map_err(Error::wrap)?;
         Tokenizer::from_json(inner.to_string(true).map_err(Error::wrap)?.as_bytes())
     }

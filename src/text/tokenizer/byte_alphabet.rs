@@ -1,6 +1,6 @@
-//! GPT-2's alphabet: one printable character for each byte, so that a vocabulary of bytes can be written as text.
+//! GPT-2's alphabet: a printable character for each byte, so that a vocabulary of bytes can be written as text.
 //!
-//! A printable byte is the character with its own number; the 68 others are numbered in order from U+0100 on.
+//! A printable byte is the character with the same code; the other 68 are numbered in order from U+0100.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Reading and writing tokenizer.json.
+//! Reading and writing `tokenizer.json`.
 
 use std::path::Path;
 
@@ -10,17 +10,21 @@ use super::guard::{check_added_tokens, check_character_maps, check_growth, check
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
 use crate::errors::bare;
-use crate::input;
+use crate::{input, memory};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
+/// Memory that parsing takes for each byte of a `tokenizer.json`, at most: `[],` is a value of 32 bytes in a list that grows by
+/// doubling.
+const MEMORY_PER_BYTE: usize = 32;
+
 impl Tokenizer {
-    /// The tokenizer of a tokenizer.json, or of a folder that holds one. A tokenizer_config.json beside it is kept
-    /// for [`save`](Self::save).
+    /// The tokenizer of a `tokenizer.json`, or of a folder that contains one. A `tokenizer_config.json` beside it is kept for
+    /// [`save`](Self::save).
     ///
     /// # Errors
-    /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
+    /// A file that can't be read, isn't a tokenizer or would need more memory than there is, and links that lead out of a folder.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
@@ -30,14 +34,13 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokenizer in the bytes of a tokenizer.json.
-    ///
-    /// Its truncation and padding are not applied: here a text is as long as it is.
+    /// The tokenizer in the bytes of a `tokenizer.json`. Its truncation and padding are not applied.
     ///
     /// # Errors
-    /// Anything that isn't the JSON of a tokenizer.
+    /// Anything that isn't the JSON of a tokenizer, or would need more memory than there is.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let expected = |error: &dyn std::fmt::Display| Error::Msg(format!("expected a tokenizer.json, got {error}"));
+        check_memory(bytes.len())?;
         let text = std::str::from_utf8(bytes).map_err(|error| expected(&error))?;
         let json: Value = serde_json::from_str(text).map_err(|error| expected(&error))?;
         check_merges(&json["model"])?;
@@ -47,11 +50,11 @@ impl Tokenizer {
         let mut inner = guarded("the tokenizer.json", || {
             let inner = HfTokenizer::from_bytes(text).map_err(|error| expected(&error))?;
             check_added_tokens(&inner)?;
-            Ok(inner)
+            Ok::<_, Error>(inner)
         })?;
         inner.with_truncation(None).map_err(Error::wrap)?;
         inner.with_padding(None);
-        // It would only add special tokens, which are not asked for, and cut the offsets.
+        // It would only add special tokens, which are not wanted, and trim the offsets.
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let kind = Kind::of(&json);
         inner.set_encode_special_tokens(!matches!(kind, Kind::Other { .. }));
@@ -68,10 +71,10 @@ impl Tokenizer {
         })
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder that exists, so that `transformers` opens
-    /// them; `context_len` is the longest text in tokens that the model takes. Each file appears whole or not at all.
+    /// Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers` can open, into an existing folder;
+    /// `context_len` is the longest text, in tokens, that the model takes. Each file appears complete or not at all.
     ///
-    /// A tokenizer that was read from a file is written as it was, and of its configuration only the length changes.
+    /// A tokenizer that was read from a file is written as it was, and only the length changes in its configuration.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -87,7 +90,7 @@ impl Tokenizer {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
-        // Without it transformers 4 gives token types too, which its GPT-2 adds to the embeddings.
+        // By default transformers 4 gives token types too, which its GPT-2 adds to the embeddings.
         config.insert("model_input_names".into(), vec!["input_ids", "attention_mask"].into());
         if let Some(token) = self.end_of_text_id.and_then(|id| self.inner.id_to_token(id)) {
             config.insert("bos_token".into(), token.as_str().into());
@@ -101,7 +104,12 @@ fn in_file(file: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::Msg(format!("{}: {error}", file.display()))
 }
 
-/// The tokenizer_config.json beside a tokenizer.json, where there is one.
+/// Refuses to parse more bytes than there is memory for.
+fn check_memory(bytes: usize) -> Result<()> {
+    memory::check(&format!("a {TOKENIZER} of {bytes} bytes"), bytes.checked_mul(MEMORY_PER_BYTE))
+}
+
+/// The `tokenizer_config.json` beside a `tokenizer.json`, if there is one.
 fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
     let config = file.with_file_name(CONFIG);
     if !config.exists() {
@@ -112,7 +120,7 @@ fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
     serde_json::from_slice(&bytes).map(Some).map_err(|error| in_file(&config, &error))
 }
 
-/// The end of text among the added tokens: in the vocabulary alone it would be an ordinary word.
+/// The end of text, if it is an added token: one in the vocabulary only is an ordinary word.
 fn end_of_text_id(inner: &HfTokenizer, kind: &Kind) -> Option<u32> {
     let names: &[&str] = match kind {
         Kind::Other { .. } => &[END_OF_TEXT, "</s>", "<|end_of_text|>"],
@@ -122,7 +130,7 @@ fn end_of_text_id(inner: &HfTokenizer, kind: &Kind) -> Option<u32> {
     names.iter().find_map(|&name| added.get(name).copied())
 }
 
-/// The library panics on a merge whose result is longer than any token, so merges are checked before it sees them.
+/// Checks merges, since the library panics on one whose result is longer than any token.
 fn check_merges(model: &Value) -> Result<()> {
     let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
     for (rank, merge) in model["merges"].as_array().into_iter().flatten().enumerate() {
@@ -136,4 +144,18 @@ fn check_merges(model: &Value) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_take_too_much_memory_is_not_parsed() {
+        check_memory(10 << 20).unwrap();
+        let error = check_memory(1 << 46).unwrap_err().to_string();
+        assert!(error.contains("a tokenizer.json of 70368744177664 bytes: expected at most"), "{error}");
+        assert!(error.contains("got 2251799814 MB"), "{error}");
+        assert!(check_memory(usize::MAX).is_err());
+    }
 }

@@ -1,7 +1,7 @@
-//! Encoding with a tokenizer.json from elsewhere, so that nothing is lost without a word.
+//! Encoding with a `tokenizer.json` from elsewhere such that no text is lost silently.
 //!
-//! The library drops what a BPE without an unknown token doesn't know. It shows: no token's offsets cover it, or, where
-//! single bytes are dropped, decoding gives U+FFFD where the text has none.
+//! The library drops what a BPE without an unknown token doesn't know. This can be detected: no token's offsets cover it or,
+//! if single bytes are dropped, decoding gives U+FFFD where the text has none.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,20 +9,30 @@ use std::ops::Range;
 use candle_core::{Error, Result};
 use tokenizers::{Encoding, Tokenizer as HfTokenizer};
 
+use super::encode::EncodeError;
 use super::guard::guarded;
-use super::{outside_vocabulary, place::Place, unknown_character};
+use super::place::Fault;
+use super::{outside_vocabulary, unknown_character};
 
-pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
+pub(super) fn encode(
+    inner: &HfTokenizer,
+    unknown_id: Option<u32>,
+    text: &str,
+) -> std::result::Result<Vec<u32>, EncodeError> {
     guarded("this text", || encode_or_panic(inner, unknown_id, text))
 }
 
-fn encode_or_panic(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>> {
+fn encode_or_panic(
+    inner: &HfTokenizer,
+    unknown_id: Option<u32>,
+    text: &str,
+) -> std::result::Result<Vec<u32>, EncodeError> {
     let encoding = inner.encode(text, false).map_err(|error| refused(inner, text, &error))?;
     let lost = unknown_token(&encoding, unknown_id)
         .or_else(|| dropped(inner, &encoding, text))
         .or_else(|| missing_bytes(inner, &encoding, text));
     match lost {
-        Some(offset) => Err(unknown_character(text, offset).within(text)),
+        Some(offset) => Err(unknown_character(text, offset).into()),
         None => Ok(encoding.get_ids().to_vec()),
     }
 }
@@ -34,7 +44,7 @@ pub(super) fn decode(inner: &HfTokenizer, ids: &[u32], vocab_size: usize) -> Res
     }
 }
 
-/// Where the first unknown token begins.
+/// The start of the first unknown token.
 fn unknown_token(encoding: &Encoding, unknown_id: Option<u32>) -> Option<usize> {
     let token = encoding.get_ids().iter().position(|&id| Some(id) == unknown_id)?;
     Some(encoding.get_offsets()[token].0)
@@ -48,7 +58,7 @@ fn dropped(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize
         encoding.get_offsets().iter().copied().zip(words).chain([((text.len(), text.len()), None)])
     {
         if let Some(gap) = first_solid(text, covered..start) {
-            // Inside a word the library counts on past what it dropped: the gap shows at the end of the word.
+            // Inside a word the library's offsets ignore what it dropped, so the gap appears at the end of the word.
             return lost_alone(inner, text, word_start..gap + 1).or(Some(gap));
         }
         if this != word {
@@ -59,7 +69,7 @@ fn dropped(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize
     None
 }
 
-/// The first character of which bytes are missing, if decoding shows any to be.
+/// The first character with missing bytes, if decoding shows that there are any.
 fn missing_bytes(inner: &HfTokenizer, encoding: &Encoding, text: &str) -> Option<usize> {
     let replaced = |text: &str| text.matches(char::REPLACEMENT_CHARACTER).count();
     let decoded = inner.decode(encoding.get_ids(), false).ok()?;
@@ -71,7 +81,7 @@ fn first_solid(text: &str, range: Range<usize>) -> Option<usize> {
     Some(range.start + solid)
 }
 
-/// The first character that begins in a range and is lost even when it is encoded alone.
+/// The first character starting in a range that is lost even when encoded alone.
 fn lost_alone(inner: &HfTokenizer, text: &str, range: Range<usize>) -> Option<usize> {
     let mut kept = HashSet::new();
     let from = range.start;
@@ -90,15 +100,15 @@ fn is_lost(inner: &HfTokenizer, c: char) -> bool {
     encoding.is_empty() || (c != char::REPLACEMENT_CHARACTER && decoded.contains(char::REPLACEMENT_CHARACTER))
 }
 
-/// The library says what it can't encode but not where: the first word that fails alone is the place.
-fn refused(inner: &HfTokenizer, text: &str, error: &tokenizers::Error) -> Error {
+/// The library says what it can't encode but not where: at the first word that fails alone.
+fn refused(inner: &HfTokenizer, text: &str, error: &tokenizers::Error) -> EncodeError {
     let mut offset = 0;
     for word in text.split_inclusive(char::is_whitespace) {
         if inner.encode(word, false).is_err() {
-            let place = Place::of(text.as_bytes(), offset);
-            return Error::Msg(format!("the tokenizer has no token for {:?} at {place}: {error}", word.trim_end()));
+            let before = format!("the tokenizer has no token for {:?}", word.trim_end());
+            return Fault::new(offset, before, format!(": {error}")).into();
         }
         offset += word.len();
     }
-    Error::Msg(format!("the tokenizer refuses the text: {error}"))
+    Error::Msg(format!("the tokenizer refuses the text: {error}")).into()
 }

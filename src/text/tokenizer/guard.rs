@@ -1,6 +1,8 @@
-//! Against what a tokenizer.json from elsewhere can make the library do.
+//! Protection against what a `tokenizer.json` from elsewhere can make the library do.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use candle_core::{Error, Result, bail};
 use serde::Deserialize;
@@ -8,24 +10,50 @@ use serde_json::Value;
 use tokenizers::normalizers::Precompiled;
 use tokenizers::{NormalizedString, Normalizer, Tokenizer as HfTokenizer};
 
-/// What `work` of the library gives, or an error where it panics.
-///
-/// A last resort. The library unwraps what it finds in a tokenizer.json in many places (unknown tokens, bytes of a
-/// character map, lengths of pieces), when it is opened and at any later text; those that are known are checked before, and
-/// nobody can list all. What panicked is given up: an error to open it leaves no tokenizer, and in one that is open no
-/// call changes anything but caches of results.
-pub(super) fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result,
-        Err(panic) => {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-            bail!("expected a tokenizer that the library can use, but {what} makes it fail: {message}")
-        }
-    }
+thread_local! {
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Refuses character maps that the library unwraps without a look.
+/// The result of `work`, which calls the library, or an error if it panics.
+///
+/// This is a last resort. In many places the library unwraps what it finds in a `tokenizer.json` (unknown tokens, bytes of a
+/// character map, lengths of pieces), on opening it or later with some text. The known ones are checked beforehand, but no
+/// list can be complete. Nothing is reused after a panic: if opening fails there is no tokenizer, and calls on an
+/// open one change nothing but caches of results.
+///
+/// The panic is still printed to standard error by the process's panic hook; see [`hide_caught_panics`].
+pub(super) fn guarded<T, E: From<Error>>(
+    what: &str,
+    work: impl FnOnce() -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let was_guarded = IS_GUARDED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(was_guarded);
+    result.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        let message = format!("expected a tokenizer that the library can use, but {what} makes it fail: {message}");
+        Err(Error::Msg(message).into())
+    })
+}
+
+/// Keeps panics of the tokenizers library that become errors from being printed. Other panics go to the panic hook that
+/// was installed before, on every thread.
+///
+/// A panic hook belongs to the whole process, so this is for programs to call at their start, as `attn` does.
+pub fn hide_caught_panics() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                before(panic);
+            }
+        }));
+    });
+}
+
+/// Refuses character maps that would make the library panic.
 pub(super) fn check_character_maps(normalizer: &Value) -> Result<()> {
     if normalizer.get("type").is_some_and(|kind| kind == "Precompiled")
         && let Err(error) = Precompiled::deserialize(normalizer)
@@ -35,7 +63,7 @@ pub(super) fn check_character_maps(normalizer: &Value) -> Result<()> {
     normalizer["normalizers"].as_array().into_iter().flatten().try_for_each(check_character_maps)
 }
 
-/// Refuses decoders that strip the ends of tokens: the library fails on a token of nothing but what is stripped.
+/// Refuses decoders that strip the ends of tokens: the library panics on a token that is stripped completely.
 pub(super) fn check_strips(decoder: &Value) -> Result<()> {
     if decoder.get("type").is_some_and(|kind| kind == "Strip")
         && let Some(stop) = decoder["stop"].as_u64().filter(|&stop| stop > 0)
@@ -45,7 +73,7 @@ pub(super) fn check_strips(decoder: &Value) -> Result<()> {
     decoder["decoders"].as_array().into_iter().flatten().try_for_each(check_strips)
 }
 
-/// Refuses added tokens of which the normalizer leaves nothing: the library finds them inside of characters.
+/// Refuses added tokens that the normalizer reduces to nothing: the library finds these inside characters.
 pub(super) fn check_added_tokens(inner: &HfTokenizer) -> Result<()> {
     let Some(normalizer) = inner.get_normalizer() else { return Ok(()) };
     for token in inner.get_added_tokens_decoder().into_values().filter(|token| token.normalized) {
@@ -59,11 +87,10 @@ pub(super) fn check_added_tokens(inner: &HfTokenizer) -> Result<()> {
     Ok(())
 }
 
-/// The most times as long that the replacements of a tokenizer.json together may make a text.
+/// The largest factor by which all replacements of a `tokenizer.json` together may lengthen a text.
 const MOST_GROWTH: f64 = 1024.0;
 
-/// Refuses replacements that, one after the other, make a text longer without bounds: each may double what the one
-/// before has doubled.
+/// Refuses replacements that together lengthen a text without bound: each may double what the previous one has doubled.
 pub(super) fn check_growth(json: &Value) -> Result<()> {
     for part in ["normalizer", "decoder"] {
         let growth = growth(&json[part]);
@@ -76,12 +103,12 @@ pub(super) fn check_growth(json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// How many times longer a normalizer or decoder may make a text.
+/// The largest factor by which a normalizer or decoder may lengthen a text.
 fn growth(part: &Value) -> f64 {
     let len = |value: &Value| value.as_str().unwrap_or_default().len() as f64;
     let inner = ["normalizers", "decoders"].iter().filter_map(|list| part[list].as_array()).flatten();
     let own = match part.get("content").filter(|content| content.is_string()) {
-        // A regular expression may find nothing, before each character.
+        // A regular expression may match the empty string before every character.
         Some(content) if part["pattern"]["Regex"].is_string() => 1.0 + len(content),
         Some(content) => (len(content) / len(&part["pattern"]["String"]).max(1.0)).max(1.0),
         None => 1.0 + len(&part["prepend"]),
@@ -98,11 +125,12 @@ mod tests {
     fn a_panic_of_the_library_is_an_error() {
         let error = guarded("it", || -> Result<()> { panic!("index {}", 7) }).unwrap_err().to_string();
         assert!(error.contains("it makes it fail: index 7"), "{error}");
-        assert_eq!(guarded("it", || Ok(3)).unwrap(), 3);
+        assert_eq!(guarded("it", || Ok::<_, Error>(3)).unwrap(), 3);
+        assert!(!IS_GUARDED.get());
     }
 
     #[test]
-    fn a_character_map_that_is_none_is_refused() {
+    fn an_invalid_character_map_is_refused() {
         let part = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
         let nested = json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }, part.clone()] });
         for normalizer in [part, nested] {

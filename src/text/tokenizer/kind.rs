@@ -1,21 +1,23 @@
-//! What sort of tokenizer a tokenizer.json holds, from its content alone.
+//! Recognises the kind of a tokenizer from the content of its `tokenizer.json`.
+
+use std::collections::HashSet;
 
 use serde_json::Value;
 
 use super::{END_OF_TEXT, byte_alphabet};
 
-/// The bytes a token stands for, by id; none for the end of text.
-type Pieces = Vec<Box<[u8]>>;
+/// The bytes of each token, by id; none for the end of text.
+type TokenBytes = Vec<Box<[u8]>>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Kind {
-    /// The characters in order; the place of one is its id.
-    Characters { sorted: Vec<char>, pieces: Pieces },
+    /// The characters in order; the index of a character is its id.
+    Characters { sorted: Vec<char>, token_bytes: TokenBytes },
     /// The id is the byte.
-    Bytes { pieces: Pieces },
-    /// GPT-2's: its alphabet, its regular expression, any merges.
-    ByteLevelBpe { pieces: Pieces },
-    /// Anything else; the id of its unknown token, if it has one.
+    Bytes { token_bytes: TokenBytes },
+    /// GPT-2's alphabet and regular expression, with any merges.
+    ByteLevelBpe { token_bytes: TokenBytes },
+    /// Anything else, with the id of its unknown token, if it has one.
     Other { unknown_id: Option<u32> },
 }
 
@@ -27,15 +29,17 @@ impl Kind {
             .unwrap_or_else(|| Self::Other { unknown_id: unknown_id(&json["model"]) })
     }
 
-    pub(super) fn pieces(&self) -> Option<&Pieces> {
+    pub(super) fn token_bytes(&self) -> Option<&TokenBytes> {
         match self {
-            Self::Characters { pieces, .. } | Self::Bytes { pieces } | Self::ByteLevelBpe { pieces } => Some(pieces),
+            Self::Characters { token_bytes, .. } | Self::Bytes { token_bytes } | Self::ByteLevelBpe { token_bytes } => {
+                Some(token_bytes)
+            }
             Self::Other { .. } => None,
         }
     }
 }
 
-/// The tokens by id, if the ids have no holes and the only added token is the end of text.
+/// The tokens by id, if the ids have no gaps and the only added token is the end of text.
 fn tokens(json: &Value) -> Option<Vec<&str>> {
     let mut pairs = Vec::new();
     for (token, id) in json["model"]["vocab"].as_object()? {
@@ -49,11 +53,11 @@ fn tokens(json: &Value) -> Option<Vec<&str>> {
     }
     pairs.sort_unstable();
     pairs.dedup();
-    let no_holes = pairs.iter().enumerate().all(|(place, &(id, _))| place as u64 == id);
-    no_holes.then(|| pairs.into_iter().map(|(_, token)| token).collect())
+    let has_no_gaps = pairs.iter().enumerate().all(|(index, &(id, _))| index as u64 == id);
+    has_no_gaps.then(|| pairs.into_iter().map(|(_, token)| token).collect())
 }
 
-/// Single characters in order, then perhaps the end of text.
+/// Single characters in order, optionally followed by the end of text.
 fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
     let split = &json["pre_tokenizer"];
     let one_by_one =
@@ -63,12 +67,12 @@ fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
     }
     let plain = tokens.strip_suffix(&[END_OF_TEXT]).unwrap_or(tokens);
     let sorted = plain.iter().map(|token| only_character(token)).collect::<Option<Vec<char>>>()?;
-    let pieces =
-        tokens.iter().map(|token| piece(token, |c| Some(c.to_string().into_bytes()))).collect::<Option<_>>()?;
-    sorted.is_sorted().then_some(Kind::Characters { sorted, pieces })
+    let token_bytes =
+        tokens.iter().map(|token| bytes_of(token, |c| Some(c.to_string().into_bytes()))).collect::<Option<_>>()?;
+    sorted.is_sorted().then_some(Kind::Characters { sorted, token_bytes })
 }
 
-/// GPT-2's scheme; without merges, and with the ids in the order of the bytes, it is bytes.
+/// GPT-2's scheme; without merges and with the ids in byte order, it is the tokenizer of bytes.
 fn byte_level(json: &Value, tokens: &[&str]) -> Option<Kind> {
     let (model, split) = (&json["model"], &json["pre_tokenizer"]);
     let merges = model["merges"].as_array()?;
@@ -84,29 +88,29 @@ fn byte_level(json: &Value, tokens: &[&str]) -> Option<Kind> {
         return None;
     }
     let bytes = byte_alphabet::bytes();
-    let pieces: Pieces =
-        tokens.iter().map(|token| piece(token, |c| Some(vec![*bytes.get(&c)?]))).collect::<Option<_>>()?;
-    if merges.is_empty() && in_byte_order(&pieces) {
-        return Some(Kind::Bytes { pieces });
+    let token_bytes: TokenBytes =
+        tokens.iter().map(|token| bytes_of(token, |c| Some(vec![*bytes.get(&c)?]))).collect::<Option<_>>()?;
+    if merges.is_empty() && is_in_byte_order(&token_bytes) {
+        return Some(Kind::Bytes { token_bytes });
     }
-    let single: std::collections::HashSet<u8> = pieces.iter().filter(|p| p.len() == 1).map(|p| p[0]).collect();
-    (single.len() == 256).then_some(Kind::ByteLevelBpe { pieces })
+    let single: HashSet<u8> = token_bytes.iter().filter(|bytes| bytes.len() == 1).map(|bytes| bytes[0]).collect();
+    (single.len() == 256).then_some(Kind::ByteLevelBpe { token_bytes })
 }
 
 /// The bytes of a token, character by character; none for the end of text.
-fn piece(token: &str, bytes_of: impl Fn(char) -> Option<Vec<u8>>) -> Option<Box<[u8]>> {
+fn bytes_of(token: &str, of_character: impl Fn(char) -> Option<Vec<u8>>) -> Option<Box<[u8]>> {
     if token == END_OF_TEXT {
         return Some(Box::default());
     }
-    let bytes = token.chars().map(bytes_of).collect::<Option<Vec<_>>>()?;
+    let bytes = token.chars().map(of_character).collect::<Option<Vec<_>>>()?;
     Some(bytes.concat().into())
 }
 
-fn in_byte_order(pieces: &Pieces) -> bool {
-    let (bytes, rest) = pieces.split_at(pieces.len().min(256));
+fn is_in_byte_order(token_bytes: &TokenBytes) -> bool {
+    let (bytes, rest) = token_bytes.split_at(token_bytes.len().min(256));
     bytes.len() == 256
-        && bytes.iter().zip(0..=u8::MAX).all(|(piece, byte)| **piece == [byte])
-        && rest.iter().all(|piece| piece.is_empty())
+        && bytes.iter().zip(0..=u8::MAX).all(|(token, byte)| **token == [byte])
+        && rest.iter().all(|token| token.is_empty())
 }
 
 fn only_character(token: &str) -> Option<char> {
@@ -114,7 +118,7 @@ fn only_character(token: &str) -> Option<char> {
     chars.next().filter(|_| chars.next().is_none())
 }
 
-/// Unigram names it by id, the others by its text.
+/// Unigram names its unknown token by id, the others by its text.
 fn unknown_id(model: &Value) -> Option<u32> {
     let by_token = || model["vocab"][model["unk_token"].as_str()?].as_u64();
     model["unk_id"].as_u64().or_else(by_token).and_then(|id| u32::try_from(id).ok())

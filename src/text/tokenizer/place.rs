@@ -1,10 +1,10 @@
-//! Where in a text something stands, as people and editors count.
+//! Positions in a text, as people and editors count them.
 
 use std::fmt;
 
 use candle_core::Error;
 
-/// Line and column (in characters) from 1, and the offset in bytes from 0.
+/// Line and column (in characters), counted from 1, and the offset in bytes, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::text) struct Place {
     line: usize,
@@ -13,7 +13,7 @@ pub(in crate::text) struct Place {
 }
 
 impl Place {
-    /// Where a text begins.
+    /// The start of a text.
     pub(in crate::text) const START: Self = Self { line: 1, column: 1, offset: 0 };
 
     /// The place `offset` bytes into a text whose bytes before that are UTF-8.
@@ -21,7 +21,7 @@ impl Place {
         Self::START.after(&bytes[..offset])
     }
 
-    /// The place behind some more bytes. A character that is cut by their start counts where it begins.
+    /// The place after some more bytes. A character counts where its first byte is.
     pub(in crate::text) fn after(self, bytes: &[u8]) -> Self {
         let begins = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
         let offset = self.offset + bytes.len();
@@ -41,7 +41,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with a text, so many bytes into it; the place is told once it is known from where to count.
+/// What is wrong with a text, and at which byte. Line and column are added once the start of the text is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::text) struct Fault {
     pub(in crate::text) offset: usize,
@@ -50,14 +50,14 @@ pub(in crate::text) struct Fault {
 }
 
 impl Fault {
-    /// An error that says `before`, then the place, then `after`.
+    /// An error whose message is `before`, the place and `after`.
     pub(super) fn new(offset: usize, before: impl Into<String>, after: impl Into<String>) -> Self {
         Self { offset, before: before.into(), after: after.into() }
     }
 
-    /// The same where so many bytes stand before the text.
-    pub(super) fn behind(self, len: usize) -> Self {
-        Self { offset: self.offset + len, ..self }
+    /// The same fault in a longer text, of which this one starts at byte `offset`.
+    pub(super) fn shifted(self, offset: usize) -> Self {
+        Self { offset: self.offset + offset, ..self }
     }
 
     pub(in crate::text) fn at(&self, place: Place) -> Error {

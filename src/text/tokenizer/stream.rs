@@ -1,4 +1,4 @@
-//! Text from ids as they come.
+//! Decoding ids one at a time.
 
 use candle_core::{Error, Result};
 use tokenizers::{
@@ -8,39 +8,39 @@ use tokenizers::{
 use super::guard::guarded;
 use super::{Tokenizer, foreign, outside_vocabulary};
 
-/// Decodes ids one by one: the texts it gives, put together, are [`Tokenizer::decode`] of all ids, and each id costs the same
-/// however many came before.
+/// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs the same
+/// no matter how many came before.
 ///
 /// ```
 /// use candle_attention::text::Tokenizer;
 ///
 /// let tokenizer = Tokenizer::bytes(false)?;
 /// let mut stream = tokenizer.stream();
-/// // The two bytes of "ß" are no text before they are both there.
+/// // The two bytes of "ß" become text once both are there.
 /// let texts = [b'a', 0xc3, 0x9f].map(|byte| stream.push(byte.into()).unwrap_or_default());
 /// assert_eq!(texts, ["a", "", "ß"]);
 /// assert_eq!(stream.finish()?, "");
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    state: State<'a>,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) state: State<'a>,
 }
 
 type ForeignStream<'a> =
     DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-enum State<'a> {
-    /// A tokenizer of this crate: the bytes that are no whole character yet.
+pub(super) enum State<'a> {
+    /// A tokenizer of this crate: the bytes of a character that is incomplete so far.
     Bytes(Vec<u8>),
-    /// Any other: all ids, the bytes of text given so far, and the library's own stream until it loses its way.
+    /// Any other: all ids, the number of bytes of text returned so far, and the library's own stream until that fails.
     Foreign { ids: Vec<u32>, given: usize, stream: Option<ForeignStream<'a>> },
 }
 
 impl Tokenizer {
-    /// A decoder for ids as they come.
+    /// A decoder for ids that come one at a time.
     pub fn stream(&self) -> TextStream<'_> {
-        let state = match self.kind.pieces() {
+        let state = match self.kind.token_bytes() {
             Some(_) => State::Bytes(Vec::new()),
             None => State::Foreign { ids: Vec::new(), given: 0, stream: Some(self.inner.decode_stream(true)) },
         };
@@ -49,7 +49,7 @@ impl Tokenizer {
 }
 
 impl TextStream<'_> {
-    /// The text that is finished with `id`: nothing where a character is still unfinished.
+    /// The text completed by `id`; empty while a character is incomplete.
     ///
     /// # Errors
     /// If the id is outside the vocabulary.
@@ -64,7 +64,7 @@ impl TextStream<'_> {
                     return Err(outside_vocabulary(id, self.tokenizer.vocab_size));
                 }
                 ids.push(id);
-                // A decoder that changes what it has written ends the stream: the rest comes at the end.
+                // The library's stream fails if the decoder changes text it has written: then the rest comes at the end.
                 let text =
                     match stream.as_mut().map(|stream| guarded("to decode", || stream.step(id).map_err(Error::wrap))) {
                         Some(Ok(text)) => text.unwrap_or_default(),
@@ -79,7 +79,10 @@ impl TextStream<'_> {
         }
     }
 
-    /// What is left: bytes that are no character become U+FFFD.
+    /// The rest of the text; bytes that are not a character become U+FFFD.
+    ///
+    /// If a decoder from elsewhere has changed text that was already returned, the rest is what follows as many bytes, from
+    /// the start of the character that these end in.
     ///
     /// # Errors
     /// If the ids cannot be decoded.
@@ -88,13 +91,13 @@ impl TextStream<'_> {
             State::Bytes(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
             State::Foreign { ids, given, .. } => {
                 let all = foreign::decode(&self.tokenizer.inner, &ids, self.tokenizer.vocab_size)?;
-                Ok(all.get(given..).unwrap_or_default().to_string())
+                Ok(all[all.floor_char_boundary(given)..].to_string())
             }
         }
     }
 }
 
-/// Takes the characters off the front, with U+FFFD for what cannot become one, up to bytes that still may.
+/// Removes and returns all complete characters, with U+FFFD for bytes that cannot become one.
 fn take_finished(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut done = 0;

@@ -2,8 +2,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+use super::stream::State;
 use super::*;
-use crate::text::Progress;
+use crate::text::TextProgress;
 
 const TEXTS: [&str; 9] = [
     "",
@@ -17,7 +18,7 @@ const TEXTS: [&str; 9] = [
     "\n\n\n \n",
 ];
 
-/// The three kinds, for any of the texts and of `random`; each without and with an end of text.
+/// The three kinds, each without and with an end of text.
 fn all_kinds(texts: &[&str]) -> Vec<Tokenizer> {
     let mut all = vec![];
     for end_of_text in [false, true] {
@@ -28,7 +29,7 @@ fn all_kinds(texts: &[&str]) -> Vec<Tokenizer> {
     all
 }
 
-/// Texts of letters, spaces, marks and any character at all.
+/// Texts of letters, spaces, marks and arbitrary characters.
 fn random_texts(n: usize) -> Vec<String> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let common: Vec<char> = "aãbé '\n\r\t 12.<|>🦀\u{301}".chars().collect();
@@ -126,7 +127,7 @@ fn merges_are_learned_and_learned_again_the_same() {
     assert_eq!(tokenizer.json, train().json);
     assert_eq!((tokenizer.vocab_size(), tokenizer.kind_name()), (370, "bpe"));
     assert!(tokenizer.encode(&text).unwrap().len() < text.len() / 2);
-    // A text with little in it has little to learn.
+    // There is little to learn from a short text.
     assert_eq!(Tokenizer::train_bpe(&["abab"], 400, false, &mut |_| {}).unwrap().vocab_size(), 257);
     assert_eq!(Tokenizer::train_bpe(&[], 400, true, &mut |_| {}).unwrap().vocab_size(), 257);
     let error = Tokenizer::train_bpe(&["abab"], 256, true, &mut |_| {}).unwrap_err().to_string();
@@ -140,8 +141,8 @@ fn progress_counts_all_the_text() {
     Tokenizer::train_bpe(&[&text, "more"], 260, false, &mut |report| reports.push(report)).unwrap();
     let total = text.len() as u64 + 4;
     assert!(reports.len() > 3);
-    assert_eq!(reports[reports.len() - 2], Progress::Counting { done: total, total });
-    assert_eq!(reports[reports.len() - 1], Progress::Merging { merges: 4 });
+    assert_eq!(reports[reports.len() - 2], TextProgress::Counting { done: total, total });
+    assert_eq!(reports[reports.len() - 1], TextProgress::Merging { merges: 4, seconds: 0 });
 }
 
 #[test]
@@ -149,10 +150,10 @@ fn a_large_text_in_chunks_encodes_as_in_one_piece() {
     let random = random_texts(97).concat();
     let tokenizer = Tokenizer::train_bpe(&[&random, TEXTS[1]], 350, false, &mut |_| {}).unwrap();
     let text = [TEXTS.concat(), random].concat().repeat(300);
-    assert!(text.len() > 3 * PIECE_LEN);
+    assert!(text.len() > 3 * PIECE_BYTES);
     let whole = tokenizer.inner.encode_fast(text.as_str(), false).unwrap();
     assert!(tokenizer.encode(&text).unwrap() == whole.get_ids());
-    // And at every place where a cut can be.
+    // And at every possible cut.
     let short = &text[..text.floor_char_boundary(700)];
     let whole = tokenizer.inner.encode_fast(short, false).unwrap();
     for len in 1..90 {
@@ -161,7 +162,7 @@ fn a_large_text_in_chunks_encodes_as_in_one_piece() {
     }
 }
 
-/// A tokenizer.json with a model and a way to cut words.
+/// A tokenizer.json with a model and a pre-tokenizer.
 fn foreign(model: Value, pre_tokenizer: Value, rest: Value) -> Result<Tokenizer> {
     let mut json = json!({
         "version": "1.0", "truncation": { "max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right" },
@@ -259,9 +260,9 @@ fn what_is_no_tokenizer_is_an_error() {
     assert!(foreign(empty, Value::Null, json!({})).unwrap_err().to_string().contains("empty"));
 }
 
-/// As GPT-2's own file: no type, merges as lines, no word about the regular expression.
+/// Like GPT-2's own file: no type, merges as lines, and nothing about the regular expression.
 #[test]
-fn a_byte_level_bpe_from_elsewhere_is_known_as_one() {
+fn a_byte_level_bpe_from_elsewhere_is_recognised() {
     let text = TEXTS.concat().repeat(3);
     let ours = Tokenizer::train_bpe(&[&text], 300, true, &mut |_| {}).unwrap();
     let mut json: Value = serde_json::from_str(&ours.json).unwrap();
@@ -276,13 +277,13 @@ fn a_byte_level_bpe_from_elsewhere_is_known_as_one() {
     let theirs = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     assert_eq!(theirs.kind, ours.kind);
     assert_eq!(theirs.encode(&text).unwrap(), ours.encode(&text).unwrap());
-    // With another way to cut words it is another tokenizer.
+    // If it splits words differently, it is another tokenizer.
     json["pre_tokenizer"]["add_prefix_space"] = true.into();
     let other = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     assert_eq!(other.kind, Kind::Other { unknown_id: None });
 }
 
-/// The texts of a stream, put together: those of the ids and what is left at the end.
+/// The texts of a stream: one per id, and the rest.
 fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
     let mut stream = tokenizer.stream();
     let mut texts: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
@@ -301,7 +302,7 @@ fn a_stream_gives_the_same_text_piece_by_piece() {
         }
         assert!(tokenizer.stream().push(tokenizer.vocab_size() as u32).is_err());
     }
-    // Bytes that are no text: a cut character, what can never be one, and a cut one at the end.
+    // Bytes that are not text: part of a character, what can never be one, and part of one at the end.
     let bytes = Tokenizer::bytes(false).unwrap();
     let ids = [b'a', 0xc3, b'b', 0xff, 0xe2, 0x82].map(u32::from);
     assert_eq!(streamed(&bytes, &ids), ["a", "", "\u{fffd}b", "\u{fffd}", "", "", "\u{fffd}"]);
@@ -317,4 +318,16 @@ fn a_stream_of_a_foreign_tokenizer_gives_the_same_text() {
     assert_eq!(tokenizer.decode(&ids).unwrap(), "ab ac abb");
     assert_eq!(streamed(&tokenizer, &ids), ["ab", " ", "a", "c", " ab", "b", ""]);
     assert!(tokenizer.stream().push(9).is_err());
+}
+
+/// Where the text so far ends inside a character of the final text, nothing of the rest is lost.
+#[test]
+fn what_a_stream_has_left_starts_at_a_character() {
+    let model = json!({ "type": "BPE", "vocab": { "a": 0, "é": 1 }, "merges": [] });
+    let tokenizer = foreign(model, Value::Null, json!({})).unwrap();
+    let state = State::Foreign { ids: vec![1, 0], given: 1, stream: None };
+    let rest = TextStream { tokenizer: &tokenizer, state }.finish().unwrap();
+    assert_eq!(rest, tokenizer.decode(&[1, 0]).unwrap());
+    let state = State::Foreign { ids: vec![1, 0], given: 99, stream: None };
+    assert_eq!(TextStream { tokenizer: &tokenizer, state }.finish().unwrap(), "");
 }

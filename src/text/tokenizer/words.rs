@@ -1,10 +1,10 @@
-//! The words that GPT-2's byte-level BPE merges within:
+//! The words within which GPT-2's byte-level BPE merges:
 //!
 //! ```text
 //! 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //! ```
 //!
-//! Read by hand, some ten times as fast as by a regular expression that looks ahead; the tests hold it against the
+//! Split by hand-written code, about ten times as fast as a regular expression with look-ahead; tests compare it with the
 //! library's.
 
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use regex_syntax::hir::{Class as RegexClass, HirKind};
 
 use super::place::Fault;
 
-/// What the regular expression tells characters apart by.
+/// The character classes of the regular expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     Letter,
@@ -22,7 +22,7 @@ enum Class {
     Other,
 }
 
-/// The class of each character, from the tables of the library's own regular expressions.
+/// The class of each character, from the tables that the library's regular expressions use.
 static CLASSES: LazyLock<Box<[Class]>> = LazyLock::new(|| {
     let mut classes = vec![Class::Other; char::MAX as usize + 1];
     for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
@@ -56,7 +56,7 @@ fn class(c: char) -> Class {
     }
 }
 
-/// The words of a text, in order: put together they are the text.
+/// The words of a text, in order; concatenated, they are the text.
 pub(super) fn words(mut text: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let (word, rest) = text.split_at(first_word(text));
@@ -65,7 +65,7 @@ pub(super) fn words(mut text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The bytes of the word that a text begins with.
+/// The length in bytes of the first word of a text.
 fn first_word(text: &str) -> usize {
     let mut chars = text.chars();
     let (Some(first), next) = (chars.next(), chars.next()) else {
@@ -87,14 +87,14 @@ fn contraction(text: &str) -> Option<usize> {
     ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"].into_iter().find(|end| text.starts_with(end)).map(str::len)
 }
 
-/// White space as far as it goes, but for a last character before something else, unless that is all there is.
+/// The length of the leading white space, without its last character if something else follows, unless it has only one.
 fn white_space(text: &str) -> usize {
     let len = run(text, Class::Space);
     let last = text[..len].chars().next_back().map_or(0, char::len_utf8);
     if len == text.len() || len == last { len } else { len - last }
 }
 
-/// The bytes of the characters of a class that a text begins with.
+/// The length in bytes of the leading characters of a class.
 fn run(text: &str, wanted: Class) -> usize {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -111,11 +111,11 @@ fn run(text: &str, wanted: Class) -> usize {
     at
 }
 
-/// The first place from `len` bytes on where words always end, whatever stands before and behind: encoding from there on is
-/// the same as encoding in one go.
+/// The first place from `len` bytes on where a word ends whatever precedes and follows, so that both sides can be encoded
+/// separately.
 ///
-/// Such is a place behind anything but white space where the class changes: no alternative of the regular expression
-/// matches across it but an apostrophe's before a letter, and only white space looks ahead.
+/// This is a place where the class changes from anything but white space: only the contractions match across one, at an
+/// apostrophe before a letter, and only white space looks ahead.
 pub(in crate::text) fn cut_between_words(text: &str, len: usize) -> Option<usize> {
     let from = text.floor_char_boundary(len);
     let mut before = text[..from].chars().next_back().unwrap_or(' ');
@@ -129,7 +129,7 @@ pub(in crate::text) fn cut_between_words(text: &str, len: usize) -> Option<usize
     None
 }
 
-/// A text in pieces of about `len` bytes that encode as the whole does.
+/// A text in pieces of about `len` bytes that can be encoded separately.
 pub(super) fn chunks(mut text: &str, len: usize) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let (chunk, rest) = text.split_at(cut_between_words(text, len).unwrap_or(text.len()));
@@ -138,10 +138,10 @@ pub(super) fn chunks(mut text: &str, len: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Characters that a word may have: merging takes time quadratic in them, here about a second.
+/// The most characters in a word: merging takes time quadratic in them, about a second for this many.
 const MOST_CHARACTERS: usize = 1 << 16;
 
-/// Refuses a text in which letters, numbers, white space or other characters stand together without end: that is one word.
+/// Refuses a text with a longer run of letters, numbers, white space or other characters, which is one word.
 pub(in crate::text) fn check_words(text: &str) -> Result<(), Fault> {
     let mut offset = 0;
     while offset < text.len() {
@@ -150,8 +150,7 @@ pub(in crate::text) fn check_words(text: &str) -> Result<(), Fault> {
         if len > MOST_CHARACTERS
             && let Some((past, _)) = rest[..len].char_indices().nth(MOST_CHARACTERS)
         {
-            let before =
-                format!("expected words of at most {MOST_CHARACTERS} characters for a bpe, got one that goes on");
+            let before = format!("expected words of at most {MOST_CHARACTERS} characters for a bpe, got a longer one");
             return Err(Fault::new(offset + past, before, ""));
         }
         offset += len;
@@ -180,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_character_is_of_the_librarys_class() {
-        // Between two letters, two digits, two marks, and behind a space: each class splits otherwise.
+        // Between two letters, two digits and two marks, and after a space: each class splits differently.
         for c in ('\0'..=char::MAX).step_by(7).chain('\0'..'\u{3000}') {
             let text = format!("a{c}a 1{c}1 !{c}! {c}{c}");
             assert!(words(&text).eq(library_words(&text)), "{c:?}");
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_without_end_is_refused_with_its_place() {
+    fn an_endless_word_is_refused_with_its_place() {
         for c in ['x', ' ', '7', '=', 'é'] {
             let word: String = std::iter::repeat_n(c, MOST_CHARACTERS).collect();
             check_words(&word).unwrap();
@@ -219,7 +218,7 @@ mod tests {
         let text = "one  two\n\nthrée,four's 5five";
         assert_eq!(chunks(text, 3).collect::<Vec<_>>(), ["one", "  two", "\n\nthrée", ",four", "'s 5", "five"]);
         assert_eq!(chunks("", 3).count(), 0);
-        // However many letters and digits stand without white space.
+        // However many letters and digits come without white space.
         assert!(chunks(&"a1".repeat(500), 10).all(|chunk| chunk.len() <= 11));
     }
 }

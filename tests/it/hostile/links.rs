@@ -1,11 +1,11 @@
-//! Links, pipes and devices in a model folder: nothing outside of it is read or written, and nothing waits.
+//! Links, pipes and devices in a model folder: nothing outside it is read or written, and nothing hangs.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::*;
 
-/// What opening says, where a file of the run is replaced by a link to `target`.
+/// The result of opening the run after one of its files is replaced by a link to `target`.
 fn with_link(victim: &Victim, name: &str, target: &Path, open: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     let path = victim.path(name);
     let kept = path.with_extension("kept");
@@ -28,7 +28,7 @@ fn a_link_out_of_the_folder_is_not_followed() {
     for name in model {
         let error = with_link(&victim, name, &outside.path(name), &open_model).unwrap_err().to_string();
         assert!(error.contains("outside of the folder") && error.contains("cp -rL"), "{name}: {error}");
-        // Inside of the folder a link is as good as a file.
+        // A link within the folder is as good as a file.
         let kept = victim.path(name).with_extension("kept");
         with_link(&victim, name, &kept, &open_model).unwrap();
     }
@@ -59,7 +59,7 @@ fn hugging_faces_cache_is_opened_as_it_is() {
         symlink(format!("../../blobs/sha-of-{name}"), snapshot.join(name)).unwrap();
     }
     open_model(&snapshot).unwrap();
-    // A blob that is itself a link elsewhere is not one of the cache.
+    // A blob that is itself a link is not part of the cache.
     std::fs::remove_file(blobs.join("sha-of-config.json")).unwrap();
     symlink(victim.path("config.json"), blobs.join("sha-of-config.json")).unwrap();
     assert!(open_model(&snapshot).unwrap_err().to_string().contains("outside of the folder"));
@@ -92,14 +92,28 @@ fn pipes_and_devices_are_no_files_of_a_model() {
 #[test]
 fn files_that_are_too_long_are_not_read() {
     let victim = Victim::new(&TokenizerChoice::Characters);
-    // Holes: they take no space on disk.
-    for (name, bytes) in [("config.json", 1 << 30), ("tokenizer.json", 1 << 33), ("tokenizer_config.json", 1 << 33)] {
+    let refused = |name: &str, bytes: u64, open: &dyn Fn(&Path) -> Result<()>| {
         let path = victim.path(name);
         let good = std::fs::read(&path).unwrap();
+        // A hole, which takes no space on disk.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
-        let error = open_model(&victim.root).unwrap_err().to_string();
-        assert!(error.contains(&format!("bytes, got {bytes}")), "{name}: {error}");
+        let error = open(&victim.root).unwrap_err().to_string();
+        assert!(
+            error.contains("expected at most") && error.contains(&format!("bytes, got {bytes}")),
+            "{name}: {error}"
+        );
         std::fs::write(&path, good).unwrap();
+    };
+    for (name, bytes) in [("config.json", 1 << 30), ("tokenizer.json", 1 << 33), ("tokenizer_config.json", 1 << 33)] {
+        refused(name, bytes, &open_model);
     }
+    // Far less than there is memory for.
+    let resume = |root: &Path| RunFolder::resume(root, &Device::Cpu).map(drop);
+    for name in ["training/current", "config.json", &format!("{CHECKPOINT}/state.json")] {
+        refused(name, (16 << 20) + 1, &resume);
+    }
+    refused("tokenizer.json", (256 << 20) + 1, &resume);
+    refused("training/settings.toml", (16 << 20) + 1, &|root| RunFolder::settings(root).map(drop));
     open_model(&victim.root).unwrap();
+    resume(&victim.root).unwrap();
 }

@@ -1,10 +1,10 @@
-//! Broken copies of a good file, the same ones every time.
+//! Broken copies of a good file, the same every time.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// What a value of JSON or TOML is replaced by, as text.
+/// Replacements for a value in JSON or TOML, as text.
 pub fn values() -> Vec<String> {
     let numbers = [
         "null",
@@ -42,7 +42,7 @@ pub fn values() -> Vec<String> {
     all
 }
 
-/// Places of a value inside `value`: itself, and all below.
+/// Paths to `value` itself and all values in it.
 fn places(value: &Value, at: String, all: &mut Vec<String>) {
     all.push(at.clone());
     match value {
@@ -67,7 +67,7 @@ pub fn replaced(good: &Value, place: &str, text: &str) -> String {
     mutant.to_string().replacen(&json!(HOLE).to_string(), text, 1)
 }
 
-/// `good` without the value at `place`, and with its key twice.
+/// `good` without the value at `place`, and with it twice.
 fn without_and_twice(good: &Value, place: &str) -> Vec<String> {
     let Some((parent, key)) = place.rsplit_once('/') else { return vec![] };
     let key = key.replace("~1", "/").replace("~0", "~");
@@ -86,7 +86,7 @@ fn without_and_twice(good: &Value, place: &str) -> Vec<String> {
     }
 }
 
-/// Each value of a file of JSON replaced by each odd one, left out, and given twice.
+/// A JSON file with each value replaced by each odd one, removed, and doubled.
 pub fn structured(good: &[u8]) -> Vec<Vec<u8>> {
     let good: Value = serde_json::from_slice(good).unwrap();
     let mut all_places = vec![];
@@ -99,14 +99,14 @@ pub fn structured(good: &[u8]) -> Vec<Vec<u8>> {
     all.into_iter().map(String::into_bytes).collect()
 }
 
-/// `good` cut off: everywhere if it is short, else at the start, at the end and at some places between.
+/// `good` truncated: everywhere if it is short, otherwise near the start, near the end and at places in between.
 pub fn truncated(good: &[u8]) -> Vec<Vec<u8>> {
     let step = good.len().div_ceil(200).max(1);
     let interesting = (0..good.len()).filter(|n| *n < 40 || *n + 40 > good.len() || n.is_multiple_of(step));
     interesting.map(|n| good[..n].to_vec()).collect()
 }
 
-/// Bytes at random, and some that look like a beginning.
+/// Random bytes, some after a plausible start.
 pub fn noise(rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes: Vec<u8> = match rng.random_range(0..4) {
         0 => b"{\"model_type\": \"gpt2\", ".to_vec(),
@@ -117,10 +117,10 @@ pub fn noise(rng: &mut ChaCha8Rng) -> Vec<u8> {
     bytes
 }
 
-/// One to eight bytes, or runs of them, flipped, put in, left out or moved.
+/// `good` with one to eight bytes, or runs of bytes, flipped, replaced, inserted, removed or copied.
 pub fn edited(good: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = good.to_vec();
-    // Headers are at the front: half of all edits are there.
+    // Half of the edits are at the start, where headers are.
     let near = if rng.random::<bool>() { bytes.len().min(400) } else { bytes.len() };
     for _ in 0..rng.random_range(1..=8) {
         let at = rng.random_range(0..near.min(bytes.len()).max(1)).min(bytes.len().saturating_sub(1));
@@ -142,7 +142,7 @@ pub fn edited(good: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
     bytes
 }
 
-/// All of these, `random` of them random.
+/// Truncations, and `random` random mutants.
 pub fn broken(good: &[u8], seed: u64, random: usize) -> Vec<Vec<u8>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut all = truncated(good);
@@ -152,7 +152,7 @@ pub fn broken(good: &[u8], seed: u64, random: usize) -> Vec<Vec<u8>> {
     all
 }
 
-/// Safetensors whose headers lie.
+/// Safetensors files with false headers.
 pub fn lying_headers(good: &[u8]) -> Vec<Vec<u8>> {
     let length = u64::from_le_bytes(good[..8].try_into().unwrap());
     let (header, data) = good[8..].split_at(length as usize);
@@ -178,7 +178,7 @@ pub fn lying_headers(good: &[u8]) -> Vec<Vec<u8>> {
                 _ => 1,
             };
             if bytes == 1 {
-                // As many bytes as before, so that only the shape is another.
+                // As many bytes as before, so that only the shape changes.
                 if let Some(last) = mutant[name]["shape"].as_array_mut().and_then(|shape| shape.last_mut()) {
                     let parts = if dtype.contains("16") { 2 } else { 4 };
                     *last = (last.as_u64().unwrap() * parts).into();
@@ -193,7 +193,7 @@ pub fn lying_headers(good: &[u8]) -> Vec<Vec<u8>> {
             all.push(whole(mutant.to_string().as_bytes()));
         }
     }
-    // Lengths whose sum is that of the file only where it wraps around 2^64.
+    // Lengths whose sum is that of the file only if it wraps around 2^64.
     let (end, huge) = (data.len() as u64, (1u64 << 61) - 1);
     for part in 0..9u64 {
         let from = if part == 0 { end } else { end + part * huge };

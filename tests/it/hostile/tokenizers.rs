@@ -1,4 +1,4 @@
-//! Tokenizers from elsewhere, of all parts that the library knows.
+//! Tokenizers from elsewhere, made of every kind of part that the library knows.
 
 use candle_attention::text::Tokenizer;
 use rand::{Rng, SeedableRng};
@@ -89,7 +89,7 @@ fn processors() -> Vec<Value> {
     ]
 }
 
-/// A tokenizer of parts drawn at random.
+/// A tokenizer of randomly drawn parts.
 fn drawn(rng: &mut ChaCha8Rng) -> Value {
     let mut one = |all: Vec<Value>| {
         let n = rng.random_range(0..=all.len());
@@ -108,7 +108,7 @@ fn drawn(rng: &mut ChaCha8Rng) -> Value {
     })
 }
 
-/// Opens a tokenizer and uses it; true if it opens. What it does not take is refused: nothing panics, be it caught or not.
+/// Opens a tokenizer and uses it; returns whether it opens. Errors are allowed, but no panics, even if caught.
 fn open(json: &[u8]) -> bool {
     let endured = |error: candle_core::Error| {
         assert!(!error.to_string().contains("makes it fail"), "{error}: {}", String::from_utf8_lossy(json));
@@ -142,7 +142,7 @@ fn of_any_parts() {
         let good = drawn(&mut rng);
         let structured = mutate::structured(good.to_string().as_bytes());
         let mut all = vec![good.to_string().into_bytes()];
-        // Long ones, of which each file here has as many as the others, are tried above.
+        // The long ones, which are the same for every file, are tried in the other tests.
         let short: Vec<_> = structured.into_iter().filter(|json| json.len() < 20_000).collect();
         all.extend((0..15).map(|_| short[rng.random_range(0..short.len())].clone()));
         all.push(mutate::edited(&all[0], &mut rng));

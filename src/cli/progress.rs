@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use candle_attention::train::{Event, TrainOptions};
+use candle_attention::train::{Best, Event, TrainOptions};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::pace::Pace;
@@ -62,7 +62,8 @@ impl Progress {
                 ));
             }
             Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
-            Event::Statistics(_) | Event::Saved(_) => {}
+            Event::Statistics(_) | Event::Saved(_) | Event::Failed(_) => {}
+            Event::BestLost(best) => self.line(&lost_best(best)),
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();
@@ -97,6 +98,14 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// The weights of the best model are lost.
+pub fn lost_best(best: &Best) -> String {
+    format!(
+        "the weights of the best model (step {}, validation loss {:.4}) are lost: the current ones take their place",
+        best.step, best.validation_loss
+    )
 }
 
 /// A line on standard error; who does not read it misses nothing that counts.

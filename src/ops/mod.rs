@@ -20,6 +20,8 @@ mod elementwise;
 mod embedding;
 mod linear;
 mod matmul;
+#[cfg(feature = "lm")]
+mod moving_average;
 mod muon;
 mod norm;
 mod parallel;
@@ -51,7 +53,7 @@ pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 #[cfg(feature = "lm")]
 pub(crate) use {
-    adamw::moving_average,
+    moving_average::moving_average,
     parallel::{for_each, for_each_in_order, map},
     sums::{add, norm},
 };

@@ -117,7 +117,7 @@ fn run_saving(
         let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
         let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
         for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
-            save_every.into_iter().for_each(|time| folder.save_every(time));
+            save_every.into_iter().for_each(|time| folder.set_save_interval(time));
             let on_event = &mut |event: Event| match event {
                 Event::Step(report) if Some(report.step) == stop => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),

@@ -278,7 +278,7 @@ fn no_state_is_saved_whose_next_step_is_bad() {
         let (tokenizer, mut trainer) = trainer(&options);
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
         if saves_often {
-            folder.save_every(Duration::ZERO);
+            folder.set_save_interval(Duration::ZERO);
         }
         let norm = variable(&trainer, "norm.weight");
         let error = train(&mut trainer, Some(&mut folder), &mut |event| match event {
@@ -350,7 +350,7 @@ fn before_a_validation_that_is_not_finite_ends_the_run_what_is_good_is_saved() {
         let (mut folder, mut trainer) = resume(&root, &options).unwrap();
         assert_eq!((trainer.step(), trainer.validation_is_pending()), (saved, false));
         // The failure stays on record with what was saved before it, and goes with the steps that are made again.
-        folder.begin(&trainer).unwrap();
+        folder.begin(&mut trainer).unwrap();
         let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
         assert_eq!(metrics.contains("\"failed\""), saved == 8, "{metrics}");
         if saved == 8 {
@@ -453,7 +453,7 @@ fn a_rate_so_high_that_it_diverges_is_named_and_a_lower_one_goes_on_to_the_end()
         let wild = TrainOptions { learning_rate, clip_norm: 0.0, warmup_steps: 0, ..options(40) };
         let (tokenizer, mut trainer) = trainer(&wild);
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
-        folder.save_every(Duration::from_secs(save_every));
+        folder.set_save_interval(Duration::from_secs(save_every));
         let error = train(&mut trainer, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
         assert!(error.contains("step ") && error.contains("a lower learning rate may help"), "{error}");
         drop(folder);

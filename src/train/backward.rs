@@ -73,7 +73,11 @@ impl Backward<'_> {
 
     /// The indices of the sequences of a batch that are bad alone: `is_bad` is given the loss of each and the norms of its
     /// gradients.
-    pub(super) fn bad_sequences(&self, batch: &Batch, is_bad: impl Fn(f64, &[f64]) -> bool + Sync) -> Result<Vec<usize>> {
+    pub(super) fn bad_sequences(
+        &self,
+        batch: &Batch,
+        is_bad: impl Fn(f64, &[f64]) -> bool + Sync,
+    ) -> Result<Vec<usize>> {
         let sequences = Shard::all(batch, batch.batch_size);
         let divisor = batch.targets.len() as f64;
         let is_bad = ops::map(sequences.len(), |i| {
@@ -136,7 +140,9 @@ impl Backward<'_> {
         {
             let (difference, norm) = (ops::norm(&(recorded - expected)?)?, ops::norm(expected)?);
             if difference > TOLERANCE * norm {
-                bail!("recording: the gradient of {name} differs by {difference:.1e} from candle's, whose norm is {norm:.1e}");
+                bail!(
+                    "recording: the gradient of {name} differs by {difference:.1e} from candle's, whose norm is {norm:.1e}"
+                );
             }
         }
         Ok(())

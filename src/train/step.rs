@@ -249,9 +249,7 @@ impl Trainer {
         // Gradients are squared in `f32`, after clipping.
         let most = f64::from(f32::MAX).sqrt();
         let is_clipped = self.options.clip_norm > 0.0 && self.options.clip_norm <= most;
-        if !is_clipped
-            && let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| **norm > most)
-        {
+        if !is_clipped && let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| **norm > most) {
             return Some(format!("the norm of the gradient of {name} is {norm:.1e}, and its square beyond f32"));
         }
         (!loss.is_finite()).then(|| format!("the loss is {loss}"))

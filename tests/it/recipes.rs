@@ -676,12 +676,30 @@ fn one_batch_is_learned_by_heart_or_not() {
     assert!(!report.succeeded() && report.steps == 20, "{report:?}");
 }
 
-/// Of two projections of zeros one after the other neither has a gradient.
+/// Of two projections of zeros, one after the other, neither has a gradient.
 fn silence(trainer: &Trainer) {
-    for name in ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"] {
-        let var = variable(trainer, name);
-        var.set(&var.zeros_like().unwrap()).unwrap();
-    }
+    set_to_zero(&silent(trainer));
+}
+
+fn silent(trainer: &Trainer) -> [Var; 2] {
+    ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"].map(|name| variable(trainer, name))
+}
+
+fn set_to_zero(vars: &[Var]) {
+    vars.iter().for_each(|var| var.set(&var.zeros_like().unwrap()).unwrap());
+}
+
+/// Trains with these projections set to zero before each step, as earlier moments would move them.
+fn run_silenced(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> candle_core::Result<Outcome> {
+    let vars = silent(trainer);
+    set_to_zero(&vars);
+    train(trainer, Some(folder), &mut |event| match event {
+        Event::Step(report) => {
+            set_to_zero(&vars);
+            if Some(report.step) == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    })
 }
 
 #[test]
@@ -733,19 +751,16 @@ fn every_session_is_audited() {
     // A session that is too short for a verdict, and one that is not.
     drop(folder);
     let (mut folder, mut second) = resume(&root, &options).unwrap();
-    silence(&second);
-    run_in(&mut folder, &mut second, Some(15));
+    assert_eq!(run_silenced(&mut folder, &mut second, Some(15)).unwrap(), Outcome::Interrupted);
     drop(folder);
     let (mut folder, mut third) = resume(&root, &options).unwrap();
-    silence(&third);
-    let error = train(&mut third, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    let error = run_silenced(&mut folder, &mut third, None).unwrap_err().to_string();
     assert!(error.contains("gradient audit: after 10 steps the gradient is still zero at"), "{error}");
     assert_eq!(third.step(), 24);
     // The last session is shorter than the audit.
     drop(folder);
     let (mut folder, mut last) = resume(&root, &TrainOptions { steps: 27, ..options }).unwrap();
-    silence(&last);
-    let error = train(&mut last, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    let error = run_silenced(&mut folder, &mut last, None).unwrap_err().to_string();
     assert!(error.contains("gradient audit: after 3 steps the gradient is still zero at"), "{error}");
     let last = metrics(&root).pop().unwrap();
     assert!(last["failed"].as_str().unwrap().starts_with("gradient audit: after 3 steps"), "{last}");

@@ -43,7 +43,8 @@ pub enum Remedy {
     SkipOrLowerRate,
     /// Training has diverged since the last checkpoint: resume from it with a lower learning rate.
     LowerRate,
-    /// Training has diverged at the step of the last checkpoint: start a new run from the best weights with a lower learning rate.
+    /// Training has diverged at the step of the last checkpoint: start a new run with a lower learning rate,
+    /// from the best weights or from scratch.
     StartAnew,
 }
 
@@ -53,8 +54,8 @@ impl fmt::Display for Remedy {
             Self::SkipOrLowerRate => "skip_bad_steps leaves such batches out, and a lower learning rate may avoid them",
             Self::LowerRate => "training has diverged, and a lower learning rate may help",
             Self::StartAnew => {
-                "training has diverged at the step of the last checkpoint, and a new run from the best weights with a lower \
-                 learning rate may help"
+                "training has diverged at the step of the last checkpoint, and only a new run, from the best weights or from \
+                 scratch, with a lower learning rate may help"
             }
         })
     }

@@ -10,7 +10,7 @@ use candle_attention::text::{Corpus, CorpusOptions, Document, Rest, Validation, 
 use candle_core::Device;
 use clap::Args;
 
-use super::progress::note;
+use super::terminal::note;
 use super::terminal::one_line;
 use super::text_progress::{Stage, text_progress};
 use super::{counted, document, grouped, signals};

@@ -44,7 +44,7 @@ impl Pace {
             Event::Validating { done: 0, .. } => self.validating = Duration::ZERO,
             Event::Validating { .. } => self.validating += passed,
             Event::Validation(_) => self.validation = Some(self.validating + passed),
-            Event::Statistics(_) | Event::Saved(_) | Event::ChartsLost(_) => {}
+            Event::Statistics(_) | Event::Saved(_) | Event::BestLost(_) | Event::ChartsLost(_) | Event::Failed(_) => {}
         }
     }
 

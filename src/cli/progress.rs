@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_attention::train::{Event, TrainOptions};
+use candle_attention::train::{Best, Event, TrainOptions};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::pace::Pace;
@@ -69,7 +69,8 @@ impl Progress {
                 ));
             }
             Event::Skipped(bad) => self.line(&format!("skipped {bad}")),
-            Event::Statistics(_) | Event::Saved(_) => {}
+            Event::Statistics(_) | Event::Saved(_) | Event::Failed(_) => {}
+            Event::BestLost(best) => self.line(&lost_best(best)),
             Event::ChartsLost(error) => {
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();
@@ -104,4 +105,12 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Says that the weights of the best model are lost.
+pub fn lost_best(best: &Best) -> String {
+    format!(
+        "the weights of the best model (step {}, validation loss {:.4}) are lost: the current ones take their place",
+        best.step, best.validation_loss
+    )
 }

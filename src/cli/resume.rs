@@ -64,7 +64,7 @@ pub fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     let train_options = options.train_options();
     train_options.validate()?;
     let (mut folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu)?;
-    options.save_time()?.into_iter().for_each(|time| folder.save_every(time));
+    options.save_time()?.into_iter().for_each(|time| folder.set_save_interval(time));
     if folder.lost_metrics() > 0 {
         note(&format!(
             "training/metrics.jsonl has lost {} bytes since the checkpoint; the run continues without them",

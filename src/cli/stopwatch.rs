@@ -35,7 +35,8 @@ impl Stopwatch {
         let part = match event {
             Event::Step(_) | Event::Skipped(_) | Event::Statistics(_) => &mut self.steps,
             Event::Validating { .. } | Event::Validation(_) => &mut self.validation,
-            Event::Saved(_) | Event::ChartsLost(_) => &mut self.checkpoints,
+            Event::Saved(_) | Event::BestLost(_) | Event::ChartsLost(_) => &mut self.checkpoints,
+            Event::Failed(_) => &mut self.steps,
         };
         let passed = now.saturating_duration_since(self.last);
         *part += passed;

@@ -1,6 +1,6 @@
 //! `attn train`.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,15 +10,16 @@ use candle_attention::evaluate::bits_per_byte;
 use candle_attention::generate::{Continuation, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::run::Run;
-use candle_attention::train::{Event, Forecast, Outcome, Ramp, RunFolder, TrainOptions, Trainer, train};
-use candle_core::Device;
+use candle_attention::train::{Event, Forecast, Outcome, Ramp, Remedy, RunFolder, TrainOptions, Trainer, train};
+use candle_core::{Device, Error};
 use clap::Args;
 
 use super::document::{spill_beside, spill_for_now};
 use super::options::Options;
 use super::prepared::Prepared;
-use super::progress::Progress;
+use super::progress::{Progress, lost_best};
 use super::resume::{self, resume};
+use super::signals::Stage;
 use super::stopwatch::Stopwatch;
 use super::terminal::{note, one_line, quoted};
 use super::{Failure, chart, counted, overfit, plan, sample, signals};
@@ -54,6 +55,9 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     check_values(&args.options, std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()))?;
     if args.resume {
         let root = args.out.as_deref().context("--resume needs --out")?;
+        if RunFolder::exists(root) {
+            Stage::Saved.enter();
+        }
         let (trainer, folder) = resume(root, &args.options)?;
         return follow(trainer, folder, None, begun, out);
     }
@@ -87,8 +91,10 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
     note(&plan::time(&forecast, &prepared, &train_options, begun));
     let (trainer, tokenizer) = (prepared.trainer(&train_options)?, &prepared.tokenizer);
     let create = &|root: &Path| RunFolder::create(root, tokenizer, &trainer, &settings);
+    Stage::Creating.enter();
     let mut folder = create_folder(args.out, &options, create)?;
-    options.save_time()?.into_iter().for_each(|time| folder.save_every(time));
+    Stage::Saved.enter();
+    options.save_time()?.into_iter().for_each(|time| folder.set_save_interval(time));
     follow(trainer, folder, forecast.as_ref().ok(), begun, out)
 }
 
@@ -123,8 +129,7 @@ fn create_folder(
     loop {
         let root = PathBuf::from(format!("runs/{stem}-{n}"));
         match create(&root) {
-            // Taken, perhaps just now by another process.
-            Err(_) if root.exists() => n += 1,
+            Err(Error::Io(error)) if error.kind() == ErrorKind::AlreadyExists => n += 1,
             folder => return Ok(folder?),
         }
     }
@@ -155,7 +160,8 @@ fn follow(
     let root = folder.root().to_path_buf();
     if is_done(&trainer) {
         // A crash after the last checkpoint may have left older weights in the root.
-        folder.begin(&trainer)?;
+        folder.begin(&mut trainer)?;
+        folder.take_lost_best().iter().for_each(|best| note(&lost_best(best)));
         let (root, step) = (root.display(), trainer.step());
         writeln!(out, "{root} is already finished at step {step} of {steps}; a larger --steps trains on")?;
         return Ok(());
@@ -166,21 +172,33 @@ fn follow(
     let (context_len, validates) = (trainer.config().context_len, !trainer.corpus().validation.is_empty());
     let mut progress = Progress::new(trainer.options(), context_len, trainer.step(), validates, begun);
     forecast.into_iter().for_each(|forecast| progress.expect_validation(forecast.validation));
-    let mut saved = trainer.step();
+    let (mut saved, mut remedy) = (trainer.step(), None);
     let on_event = &mut |event: Event| {
         progress.show(&event);
-        if let Event::Saved(step) = event {
-            saved = step;
+        match event {
+            Event::Saved(step) => saved = step,
+            Event::Failed(its) => remedy = Some(its),
+            _ => {}
         }
         if signals::is_asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let outcome = signals::while_training(|| train(&mut trainer, Some(&mut folder), on_event));
+    Stage::Training.enter();
+    let outcome = train(&mut trainer, Some(&mut folder), on_event);
+    Stage::Saved.enter();
     progress.finish();
     let resume = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
-            let message = one_line(&error.to_string());
-            Err(Failure(format!("{message}; the checkpoint of step {saved} is kept: {resume}")).into())
+            let (message, kept) = (one_line(&error.to_string()), format!("the checkpoint of step {saved} is kept"));
+            let advice = match remedy {
+                None => format!("{kept}: {resume}"),
+                Some(Remedy::LowerRate) => format!("{kept}: {resume} --lr RATE"),
+                Some(Remedy::SkipOrLowerRate) => format!("{kept}: {resume} --skip-bad-steps N or --lr RATE"),
+                Some(Remedy::StartAnew) => {
+                    format!("the best model is kept: attn train TEXT --init {} --lr RATE", quoted(&root))
+                }
+            };
+            Err(Failure(format!("{message}; {advice}")).into())
         }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to continue: {resume}", trainer.step())?;
@@ -231,7 +249,7 @@ fn note_excused(config: &ModelConfig) {
 
 /// Prints the loss curve, a sample, and where the run is.
 fn report(trainer: &Trainer, folder: &RunFolder, stopwatch: &Stopwatch, out: &mut dyn Write) -> Result<()> {
-    signals::run_is_whole();
+    Stage::Complete.enter();
     let root = folder.root();
     if let Some(curve) = chart::loss_curve(root)? {
         writeln!(out, "{curve}")?;

@@ -1,4 +1,4 @@
-//! Faults for tests: the disk as a process leaves it that is killed, and as it is when it is full.
+//! Simulated faults for tests: a killed process, a full disk, a read-only disk, a transient error.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -8,15 +8,19 @@ use std::ops::ControlFlow;
 use super::Change;
 use super::power::Made;
 
-/// What happens at one change of the disk, counted from 0, and ever after.
+/// What goes wrong, at which change on disk, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
-    /// The process is killed before it.
+    /// The process is killed before this change.
     Killed(u64),
-    /// The process is killed in its middle.
+    /// The process is killed in the middle of this change.
     Torn(u64),
-    /// From here on nothing has room.
+    /// From this change on the disk is full.
     Full(u64),
+    /// Only this change fails, before it has any effect.
+    Once(u64),
+    /// Every change fails.
+    ReadOnly,
 }
 
 #[derive(Default)]
@@ -31,14 +35,14 @@ thread_local! {
     static STATE: RefCell<State> = RefCell::default();
 }
 
-/// Runs `work` with a fault to come on this thread, and gives the number of changes that it wanted to make too.
+/// Runs `work` with a fault on this thread; also gives the number of changes that it attempted.
 pub(crate) fn with<T>(fault: Option<Fault>, work: impl FnOnce() -> T) -> (T, u64) {
     STATE.replace(State { fault, ..State::default() });
     let result = work();
     (result, STATE.take().changes)
 }
 
-/// Runs `work` on a disk that has `bytes` left, by its own word.
+/// Runs `work` on a disk that reports `bytes` of free space.
 pub(crate) fn with_available_space<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
     STATE.replace(State { available: Some(bytes), ..State::default() });
     let result = work();
@@ -46,7 +50,7 @@ pub(crate) fn with_available_space<T>(bytes: u64, work: impl FnOnce() -> T) -> T
     result
 }
 
-/// How many changes there have been so far.
+/// The number of changes so far.
 pub(crate) fn changes() -> u64 {
     STATE.with_borrow(|state| state.changes)
 }
@@ -62,7 +66,7 @@ pub(super) fn available_space() -> Option<u64> {
     STATE.with_borrow(|state| state.available)
 }
 
-/// Lets the fault that was asked for happen; breaks off where the change need not be made.
+/// Lets the fault strike if `change` is its target; breaks if the change can be skipped.
 pub(super) fn strike(change: Change) -> io::Result<ControlFlow<()>> {
     let (fault, n) = STATE.with_borrow_mut(|state| {
         state.changes += 1;
@@ -81,7 +85,9 @@ pub(super) fn strike(change: Change) -> io::Result<ControlFlow<()>> {
             half(change)?;
             Err(io::ErrorKind::StorageFull.into())
         }
-        // What a process syncs its killing does not show, and it takes long.
+        Some(Fault::Once(at)) if n == at => Err(io::Error::other("input/output error")),
+        Some(Fault::ReadOnly) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        // Syncing is slow, and makes no difference to a process that is killed.
         Some(_) if matches!(change, Change::SyncFile(_) | Change::SyncFolder(_)) => Ok(ControlFlow::Break(())),
         _ => Ok(ControlFlow::Continue(())),
     }

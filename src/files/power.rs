@@ -1,6 +1,6 @@
-//! A disk in memory that keeps, through a power failure, what was synced, and of the rest nothing or any part: names without
-//! their bytes, half of the bytes, a later change without an earlier one. A rename shows the old file or the new one under its
-//! new name, as file systems promise.
+//! A simulated disk. After a power failure it keeps what was synced and, of the rest, nothing or any part: names without their
+//! bytes, half of the bytes, a later change without an earlier one. The target of a rename is the old file or the new one, as
+//! file systems promise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Change;
 
-/// A change that was made, with paths relative to the disk's root.
+/// A change that was made.
 #[derive(Clone, Debug)]
 pub(crate) enum Made {
     CreateFolder(PathBuf),
@@ -43,14 +43,14 @@ impl Made {
     }
 }
 
-/// A file or a folder, as it is and as it was when it was last synced.
+/// A file or a folder: its current content, and its content when it was last synced.
 #[derive(Clone, Debug)]
 enum Node {
     File { now: Vec<u8>, synced: Vec<u8> },
     Folder { now: BTreeMap<OsString, usize>, synced: BTreeMap<OsString, usize> },
 }
 
-/// All nodes that there ever were; the first is the folder that was there before everything.
+/// All nodes that ever existed; the first is the root folder.
 pub(crate) struct Disk {
     root: PathBuf,
     nodes: Vec<Node>,
@@ -130,8 +130,8 @@ impl Disk {
         }
     }
 
-    /// Writes what a power failure leaves into the folder `target`: what was synced and, of the rest, what `rng` draws;
-    /// without it nothing.
+    /// Writes into the folder `target` what a power failure leaves: what was synced and a random part of the rest, or without
+    /// `rng` none of it.
     pub(crate) fn survivors(&self, target: &Path, mut rng: Option<&mut ChaCha8Rng>) {
         let mut is_kept = || rng.as_mut().is_some_and(|rng| rng.random());
         let mut folders = vec![(0, target.to_path_buf())];

@@ -1,13 +1,13 @@
-//! The space on a disk.
+//! Free disk space.
 
 use std::path::Path;
 
 use candle_core::{Result, bail};
 
-/// Refuses to begin what would need more space than there is where the folder `path` lies.
+/// Checks that the disk of the folder `path` has room before anything is written.
 ///
 /// # Errors
-/// Naming `what` is to be written, and both figures.
+/// If it has less than `needed` bytes: names `what` was to be written, and both figures.
 pub(crate) fn check_space(path: &Path, what: &str, needed: u64) -> Result<()> {
     let Some(available) = available_space(path) else { return Ok(()) };
     if needed > available {
@@ -22,7 +22,7 @@ pub(crate) fn check_space(path: &Path, what: &str, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that can be written where the folder `path` lies, or will; `None` where the system does not say.
+/// Bytes free on the disk of the folder `path`, which need not exist yet; `None` if the system does not say.
 fn available_space(path: &Path) -> Option<u64> {
     #[cfg(test)]
     if let Some(available) = super::faults::available_space() {

@@ -1,4 +1,4 @@
-//! What is derived from the metrics while they are written.
+//! The event file and the loss plot, updated while the metrics are written.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,8 +16,8 @@ const EVENTS: &str = "tensorboard";
 /// The name of the loss plot.
 pub const PLOT: &str = "loss.svg";
 
-/// The event file and the loss plot of a run in training. None is worth stopping for: an error ends the charts, not the
-/// run, and is kept for whoever asks.
+/// The event file and the loss plot of a run in training. Neither is worth stopping for: an error ends the charts and not the
+/// run, and can be asked for.
 #[derive(Default)]
 pub struct Charts {
     open: Option<Open>,
@@ -28,12 +28,12 @@ struct Open {
     events: EventFile,
     history: History,
     plot: PathBuf,
-    /// The seconds since 1970 at which the run would have begun, had it never been stopped.
+    /// When the run would have begun if it had never been stopped, in seconds since 1970.
     begun: f64,
 }
 
 impl Charts {
-    /// Starts a session: draws anew, in the folder `training`, what the file `metrics` says of the run's first `seconds`.
+    /// Starts a session after `seconds` of training: rewrites the charts in the folder `training` from the file `metrics`.
     pub fn begin(training: &Path, metrics: &Path, seconds: f64) -> Self {
         match Open::new(training, metrics, seconds) {
             Ok(open) => Self { open: Some(open), error: None },
@@ -41,17 +41,17 @@ impl Charts {
         }
     }
 
-    /// Adds a line that the metrics have been given.
+    /// Adds a line that has been written to the metrics.
     pub fn add(&mut self, line: &[u8]) {
         self.attempt(|open| Line::parse(line).map_or(Ok(()), |line| open.add(&line)));
     }
 
-    /// Brings everything on disk up to date.
+    /// Brings the files up to date.
     pub fn save(&mut self) {
         self.attempt(Open::save);
     }
 
-    /// The error that has ended the charts, once.
+    /// The error that has ended the charts, reported once.
     pub fn take_error(&mut self) -> Option<Error> {
         self.error.take()
     }
@@ -82,11 +82,11 @@ impl Open {
 
     fn add(&mut self, line: &Line) -> Result<()> {
         self.history.push(line);
-        self.events.add(line, self.begun + line.seconds).map_err(|error| named(Path::new(EVENTS), &error))
+        self.events.add(line, self.begun + line.seconds).map_err(|error| named(self.events.path(), &error))
     }
 
     fn save(&mut self) -> Result<()> {
-        self.events.flush().map_err(|error| named(Path::new(EVENTS), &error))?;
+        self.events.flush().map_err(|error| named(self.events.path(), &error))?;
         match plot::svg(&self.history)? {
             Some(svg) => files::replace_with(&self.plot, svg.as_bytes()),
             None => Ok(()),

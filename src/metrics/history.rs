@@ -7,15 +7,15 @@ use candle_core::Result;
 
 use super::line::{Line, lines};
 
-/// Points of a series at most: as many as a plot can show.
+/// The most points of a series: as many as a plot can show.
 const MOST_POINTS: usize = 2000;
 
-/// Numbers over steps, in memory of a fixed size: the means of groups of steps, whose size doubles whenever there are
-/// too many. The points depend on what was added alone.
+/// Numbers over steps in bounded memory: the means of groups of steps, whose size doubles whenever there are too many. The
+/// points depend only on the numbers that were added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     groups: Vec<Group>,
-    /// Numbers of a full group.
+    /// The count of a full group.
     size: u64,
 }
 
@@ -58,19 +58,19 @@ impl Group {
     }
 }
 
-/// What a loss plot shows of a run.
+/// The numbers that a loss plot shows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// The training loss, in nats a token.
+    /// The training loss, in nats per token.
     pub loss: Series,
     /// The learning rate.
     pub learning_rate: Series,
-    /// Every other loss that validations gave, in nats a token, by its path in the metrics.
+    /// The validation losses, in nats per token, by their path in the metrics.
     pub validation: BTreeMap<String, Series>,
 }
 
 impl History {
-    /// Reads the metrics in `path`; a line that a crash has torn is no reason not to show the others.
+    /// Reads the metrics file `path`, without invalid lines.
     ///
     /// # Errors
     /// If the file cannot be read.

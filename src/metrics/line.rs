@@ -1,4 +1,4 @@
-//! The lines of the metrics.
+//! Lines of the metrics.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{Error, Result};
 use serde_json::Value;
 
-/// No line is longer, however many tensors it speaks of; what is, is broken.
+/// No valid line is longer, however many tensors it covers.
 const MOST_BYTES: u64 = 1 << 24;
 
 /// A line of the metrics.
@@ -17,12 +17,12 @@ pub struct Line {
     pub step: u64,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// Every other number, by its path in the object: `loss`, `statistics/token_embedding.weight/gradient_norm`.
+    /// All other numbers, by their path in the object: `loss`, `statistics/token_embedding.weight/gradient_norm`.
     pub scalars: Vec<(String, f64)>,
 }
 
 impl Line {
-    /// Reads a line; `None` if it is none, as one that a crash has torn.
+    /// Reads a line; `None` if it is not valid, such as one that a crash has cut short.
     pub fn parse(json: &[u8]) -> Option<Self> {
         let object: Value = serde_json::from_slice(json).ok()?;
         let (step, seconds) = (object.get("step")?.as_u64()?, object.get("seconds")?.as_f64()?);
@@ -31,14 +31,9 @@ impl Line {
         scalars.retain(|(path, _)| path != "step" && path != "seconds");
         Some(Self { step, seconds, scalars })
     }
-
-    /// The number at a path.
-    pub fn scalar(&self, path: &str) -> Option<f64> {
-        self.scalars.iter().find(|(name, _)| name == path).map(|(_, value)| *value)
-    }
 }
 
-/// Adds the numbers inside `value`, which lies at `path`.
+/// Adds the numbers inside `value`, whose own path is `path`.
 fn collect(value: &Value, path: &str, scalars: &mut Vec<(String, f64)>) {
     let below = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}/{name}") };
     match value {
@@ -51,17 +46,18 @@ fn collect(value: &Value, path: &str, scalars: &mut Vec<(String, f64)>) {
     }
 }
 
-/// The lines of the metrics in `path`, one at a time; those that are none are left out.
+/// The lines of the metrics file `path`, one at a time, without invalid ones.
 ///
 /// # Errors
-/// If the file cannot be opened, or a line not be read.
+/// If the file cannot be opened or read.
 pub fn lines(path: &Path) -> Result<impl Iterator<Item = Result<Line>>> {
-    let failed = |error| Error::Msg(format!("cannot read {}: {error}", path.display()));
-    let mut reader = BufReader::new(File::open(path).map_err(failed)?);
+    let name = path.display().to_string();
+    let failed = move |error| Error::Msg(format!("cannot read {name}: {error}"));
+    let mut reader = BufReader::new(File::open(path).map_err(&failed)?);
     let mut json = vec![];
     let mut next = move || -> Result<Option<Vec<u8>>> {
         json.clear();
-        let is_end = reader.by_ref().take(MOST_BYTES).read_until(b'\n', &mut json)? == 0;
+        let is_end = reader.by_ref().take(MOST_BYTES).read_until(b'\n', &mut json).map_err(&failed)? == 0;
         Ok((!is_end).then(|| std::mem::take(&mut json)))
     };
     Ok(std::iter::from_fn(move || next().transpose())
@@ -88,11 +84,10 @@ mod tests {
             ("statistics/blocks.0.weight/seconds", 4.0),
         ];
         assert_eq!(scalars, expected.map(|(name, value)| (name.to_string(), value)));
-        assert_eq!(line.scalar("losses/1"), Some(0.5));
     }
 
     #[test]
-    fn a_torn_line_is_left_out_wherever_it_stands() {
+    fn a_torn_line_is_left_out_wherever_it_is() {
         let space = tempfile::tempdir().unwrap();
         let path = space.path().join("metrics.jsonl");
         let good = |step| format!("{{\"step\":{step},\"loss\":1.0,\"seconds\":0.5}}\n");

@@ -26,18 +26,18 @@ const TRAINING: RGBColor = RGBColor(31, 119, 180);
 const VALIDATION: [RGBColor; 4] =
     [RGBColor(214, 96, 30), RGBColor(44, 140, 60), RGBColor(140, 86, 175), RGBColor(120, 80, 60)];
 
-/// Where the highest loss is more than so many times the lowest, the axis is logarithmic.
+/// If the highest loss is more than this many times the lowest, the axis is logarithmic.
 const MOST_LINEAR: f64 = 20.0;
-/// The smoothed loss at a point is the mean of this part of all points around it.
+/// The smoothed loss at a point is the mean of the points around it: this fraction of all points.
 const WINDOW: f64 = 1.0 / 40.0;
-/// So many magnitudes a logarithmic axis has at most.
+/// The most orders of magnitude on a logarithmic axis.
 const MOST_DECADES: i32 = 6;
-/// Where plotters' axes end.
+/// The limit of plotters' axes.
 const MOST: f64 = 1e9;
-/// Validations of which each has a dot.
+/// Up to this many validations, each has a dot.
 const MOST_DOTS: usize = 60;
 
-/// The loss and the learning rate over the steps, as SVG; `None` as long as there are fewer than two points to join.
+/// The loss and the learning rate over the steps, as SVG; `None` if there are fewer than two points.
 ///
 /// # Errors
 /// If a number cannot be drawn.
@@ -82,7 +82,7 @@ impl Losses {
         curves.chain([&self.training]).flatten().map(|point| point.0).fold(1.0, f64::max)
     }
 
-    /// The lowest and the highest loss to show: single steps that stick out are cut at the edge.
+    /// The lowest and the highest loss to show: single outliers are cut off.
     fn range(&self) -> (f64, f64) {
         let mut sorted: Vec<f64> = self.training.iter().map(|point| point.1).collect();
         sorted.sort_by(f64::total_cmp);
@@ -93,7 +93,7 @@ impl Losses {
     }
 }
 
-/// The mean around each point: of fewer points at the beginning, where losses fall fast, and of those before at the end.
+/// The mean around each point: over fewer points at the beginning, where losses fall fast, and over earlier points at the end.
 fn smoothed(points: &[(f64, f64)]) -> Points {
     let most = (points.len() as f64 * WINDOW / 2.0).ceil() as usize;
     let mean = |i: usize| {
@@ -126,7 +126,7 @@ fn draw_curves<'a, Y>(
 where
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    draw_mesh(chart, "loss (nats a token)", "", 10, &short)?;
+    draw_mesh(chart, "loss (nats per token)", "", 10, &short)?;
     chart.draw_series(LineSeries::new(losses.training.iter().copied(), TRAINING.mix(0.3)))?;
     let last = losses.smoothed.last().map_or(0.0, |point| point.1);
     draw_line(chart, &losses.smoothed, TRAINING, format!("training, smoothed: {last:.3} at the end"))?;
@@ -176,7 +176,7 @@ fn draw_learning_rate(points: &Points, steps: f64, area: &Area) -> Drawn {
     Ok(())
 }
 
-/// Grid, axes and what they are called.
+/// Grid, axes and their titles.
 fn draw_mesh<'a, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, Y>>,
     y_title: &str,
@@ -203,13 +203,13 @@ where
         .draw()
 }
 
-/// A number without the digits that rounding has left: 2.5, 0.01.
+/// A number without trailing zeros: 2.5, 0.01.
 fn short(value: &f64) -> String {
     let text = format!("{value:.4}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// A small number: 7.5e-4.
+/// A number in scientific notation: 7.5e-4.
 fn scientific(value: &f64) -> String {
     if *value == 0.0 { "0".into() } else { format!("{value:.1e}").replace(".0e", "e") }
 }
@@ -238,7 +238,7 @@ mod tests {
     fn the_plot_names_axes_and_curves_and_stays_small() {
         assert!(svg(&history(1, |_| 1.0)).unwrap().is_none());
         let few = svg(&history(1500, |step| 1.0 + 3.0 / step as f64)).unwrap().unwrap();
-        for text in ["loss (nats a token)", "learning rate", "step", "training, smoothed", "ema validation: lowest"] {
+        for text in ["loss (nats per token)", "learning rate", "step", "training, smoothed", "ema validation: lowest"] {
             assert!(few.contains(text), "{text} is missing");
         }
         let many = svg(&history(50_000, |step| 1.0 + 3.0 / step as f64)).unwrap().unwrap();

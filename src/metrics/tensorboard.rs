@@ -14,9 +14,9 @@ use prost::Message;
 
 use super::line::Line;
 
-/// Somebody who watches sees a step this late at most.
+/// The longest that a step waits before it is written.
 const DELAY: Duration = Duration::from_secs(1);
-/// Bytes that wait at most.
+/// The most bytes that wait.
 const MOST_WAITING: usize = 1 << 16;
 
 const PREFIX: &str = "events.out.tfevents.";
@@ -73,11 +73,11 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates a file in `folder`, of a name that comes after those of the sessions before. A TensorBoard that watches
-    /// forgets what those said.
+    /// Creates a file in `folder`, under a name that sorts after those of earlier sessions: a running TensorBoard then forgets
+    /// these.
     ///
     /// # Errors
-    /// If `folder` is no folder of its own, or the file cannot be created.
+    /// If `folder` is a link or a file, or the file cannot be created.
     pub fn create(folder: &Path, wall_time: f64) -> Result<Self> {
         match fs::symlink_metadata(folder) {
             Ok(found) if !found.is_dir() => bail!("expected a folder, got {}", folder.display()),
@@ -111,7 +111,7 @@ impl EventFile {
         Ok(())
     }
 
-    /// Hands what waits to the system.
+    /// Writes what is waiting.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -122,7 +122,7 @@ impl EventFile {
         Ok(())
     }
 
-    /// Removes the files of other sessions beside this one.
+    /// Removes the files of other sessions.
     ///
     /// # Errors
     /// If one cannot be removed.
@@ -135,13 +135,17 @@ impl EventFile {
         Ok(())
     }
 
+    /// The path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn push(&mut self, event: &Event) {
         write_record(&event.encode_to_vec(), &mut self.waiting);
     }
 }
 
-/// What each file begins with: its version, and that a session starts, at which TensorBoard drops what it knows of the
-/// steps that follow.
+/// Each file begins with its version and the start of a session, at which TensorBoard drops later steps that it knows.
 fn head() -> [What; 2] {
     const START: i32 = 1;
     [What::FileVersion("brain.Event:2".into()), What::SessionLog(SessionLog { status: START })]

@@ -33,6 +33,8 @@ mod elementwise;
 mod embedding;
 mod linear;
 mod matmul;
+#[cfg(feature = "lm")]
+mod moving_average;
 mod muon;
 mod norm;
 mod parallel;
@@ -65,7 +67,7 @@ pub use rotary::{RotaryPairs, rotary, rotary_tables};
 pub(crate) use rotary::{frequencies as rotary_frequencies, tables as tables_of_frequencies};
 #[cfg(feature = "lm")]
 pub(crate) use {
-    adamw::moving_average,
+    moving_average::moving_average,
     parallel::{for_each, for_each_in_order, map},
     sums::{add, euclidean_norm},
 };

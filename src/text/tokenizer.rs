@@ -107,8 +107,8 @@ impl Tokenizer {
 
     /// Whether the id has a token: the ids of a tokenizer.json from elsewhere may have gaps.
     pub fn has_token(&self, id: u32) -> bool {
-        match self.kind.pieces() {
-            Some(pieces) => (id as usize) < pieces.len(),
+        match self.kind.token_bytes() {
+            Some(tokens) => (id as usize) < tokens.len(),
             None => self.inner.id_to_token(id).is_some(),
         }
     }

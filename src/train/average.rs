@@ -1,11 +1,11 @@
 //! The exponential moving average of the weights.
 //!
 //! ```text
-//! average = weight                                  after the first update
-//! average = decay average + (1 - decay) weight      after each later one
+//! average = weight                                       after the first update
+//! average = average + (1 - decay) (weight - average)     after each later one
 //! ```
 //!
-//! That is torch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`, updated after every step.
+//! This is torch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`, updated after every step.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::fit;
 use crate::nn::Parameters;
 use crate::ops;
 
-/// The names, in a checkpoint, of the weights in training beside the average, which is the model.
+/// Prefix of the names of the weights in training in a checkpoint, whose own weights are the average.
 const RAW: &str = "weight.";
 
 /// The average of a model's weights.
@@ -26,19 +26,24 @@ pub(super) struct WeightAverage {
 }
 
 impl WeightAverage {
-    /// Starts from these values.
+    /// An average that starts at the current values.
     pub(super) fn new(vars: &[(String, Var)], decay: f64) -> Result<Self> {
         let copies = vars.iter().map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?)));
         let parameters = Parameters::restored(copies.collect::<Result<Vec<_>>>()?)?;
         Ok(Self { vars: parameters.vars(), parameters, decay })
     }
 
-    /// The averaged weights, to build a model of.
+    /// The averaged weights by name.
+    pub(super) fn vars(&self) -> &[(String, Var)] {
+        &self.vars
+    }
+
+    /// The averaged weights, to build a model from.
     pub(super) fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Takes note of the weights after the update number `update`, counted from 1.
+    /// Adds the weights after update number `update`, counted from 1.
     pub(super) fn update(&mut self, vars: &[(String, Var)], update: u64) -> Result<()> {
         let decay = if update == 1 { 0.0 } else { self.decay };
         let mut results: Vec<_> = self.vars.iter().zip(vars).map(|pair| (pair, Ok(()))).collect();
@@ -48,10 +53,10 @@ impl WeightAverage {
         results.into_iter().try_for_each(|(_, result)| result)
     }
 
-    /// Puts saved values back.
+    /// Restores saved values.
     ///
     /// # Errors
-    /// If some are missing, left over or misshapen: all of them are listed, and nothing is changed.
+    /// If any are missing, unexpected or misshapen: all of these are listed, and nothing is changed.
     pub(super) fn restore(&self, weights: &BTreeMap<String, Tensor>) -> Result<()> {
         let expected: Vec<_> = self.vars.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect();
         fit::check("average of the weights", weights, &expected)?;
@@ -59,15 +64,15 @@ impl WeightAverage {
     }
 }
 
-/// The weights in training, under the names that they have in a checkpoint beside the average.
+/// The weights in training, under the names they have in a checkpoint beside the average.
 pub(super) fn raw_weights(vars: &[(String, Var)]) -> impl Iterator<Item = (String, Tensor)> {
     vars.iter().map(|(name, var)| (format!("{RAW}{name}"), var.as_detached_tensor()))
 }
 
-/// Takes the weights in training out of what a checkpoint holds beside the average.
+/// Takes the weights in training out of the optimizer tensors of a checkpoint.
 ///
 /// # Errors
-/// If they are not those `expected`, by name and shape: all that are missing, left over or misshapen are listed.
+/// If names or shapes are not the `expected` ones: all that are missing, unexpected or misshapen are listed.
 pub(super) fn take_raw_weights(
     moments: &mut BTreeMap<String, Tensor>,
     expected: &[(String, Vec<usize>)],

@@ -1,4 +1,4 @@
-//! From a batch to its loss and gradients.
+//! The loss and gradients of a batch.
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 
@@ -7,14 +7,14 @@ use crate::model::{CausalLm, DropoutSource, ForwardContext};
 use crate::ops::{self, CrossEntropyOptions};
 use crate::text::Batch;
 
-/// A model in training, as its gradients are computed.
+/// Everything that the gradients of a step depend on, except its batch.
 #[derive(Clone, Copy)]
 pub(super) struct Backward<'a> {
     pub(super) model: &'a CausalLm,
     /// The variables of the model.
     pub(super) vars: &'a [(String, Var)],
     pub(super) device: &'a Device,
-    /// The random numbers of the step, for the first sequence of its batch.
+    /// The step's random numbers, from the first sequence of its batch on.
     pub(super) dropout: DropoutSource,
     pub(super) label_smoothing: f64,
     pub(super) z_loss: f64,
@@ -44,16 +44,16 @@ impl Shard {
     }
 }
 
-/// A batch in at most `accumulate` rounds, each in at most `shards` shards: no round has more sequences than the batch's over
-/// `accumulate`, rounded up.
+/// A batch in at most `accumulate` rounds, each of at most `shards` shards. No round has more than `1 / accumulate` of the
+/// batch's sequences, rounded up.
 fn rounds(batch: &Batch, shards: usize, accumulate: usize) -> impl Iterator<Item = Vec<Shard>> {
     Shard::all(batch, accumulate).into_iter().map(move |round| round.divided(shards))
 }
 
 impl Backward<'_> {
-    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. The shards of a round run
-    /// forward and backward each on a thread of its own, the rounds one after the other. Losses and gradients are added in
-    /// the order of the shards, so neither threads nor rounds leave a trace in their bits: only where the batch is cut.
+    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
+    /// forward and backward on a thread of its own; rounds run one after the other. Losses and gradients are added in the order
+    /// of the shards, so the bits of the result depend on where the batch is cut, but not on threads or rounds.
     pub(super) fn gradients(&self, batch: &Batch, shards: usize, accumulate: usize) -> Result<(f64, Gradients)> {
         let divisor = batch.targets.len() as f64;
         let (mut loss, mut sum) = (0.0, None);
@@ -71,13 +71,18 @@ impl Backward<'_> {
         }
     }
 
-    /// The numbers of the sequences of a batch whose own loss or gradient is not finite.
-    pub(super) fn bad_sequences(&self, batch: &Batch) -> Result<Vec<usize>> {
+    /// The indices of the sequences of a batch that are bad alone: `is_bad` is given the loss of each and the norms of its
+    /// gradients.
+    pub(super) fn bad_sequences(
+        &self,
+        batch: &Batch,
+        is_bad: impl Fn(f64, &[f64]) -> bool + Sync,
+    ) -> Result<Vec<usize>> {
         let sequences = Shard::all(batch, batch.batch_size);
         let divisor = batch.targets.len() as f64;
         let is_bad = ops::map(sequences.len(), |i| {
             let (loss, gradients) = self.gradients_of(&sequences[i], divisor)?;
-            Ok(!loss.is_finite() || gradients.norms()?.iter().any(|norm| !norm.is_finite()))
+            Ok(is_bad(loss, &gradients.norms()?))
         });
         let is_bad: Vec<bool> = is_bad.into_iter().collect::<Result<_>>()?;
         Ok((0..is_bad.len()).filter(|&i| is_bad[i]).collect())
@@ -87,7 +92,7 @@ impl Backward<'_> {
         if self.records() { self.recorded(shard, divisor) } else { self.by_graph(shard, divisor) }
     }
 
-    /// Only what has kernels is recorded.
+    /// Only operations with kernels, on the CPU, can be recorded.
     fn records(&self) -> bool {
         self.device.is_cpu()
     }
@@ -99,7 +104,7 @@ impl Backward<'_> {
         Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 
-    /// The same by candle's graph.
+    /// The same by candle's own graph.
     fn by_graph(&self, shard: &Shard, divisor: f64) -> Result<(f64, Gradients)> {
         let loss = self.loss(shard, divisor)?;
         let gradients = Gradients::collect(loss.backward()?, self.vars)?;
@@ -116,13 +121,13 @@ impl Backward<'_> {
         self.model.loss_with(&ids, &targets, &options, &context)
     }
 
-    /// Holds the recorded gradients of the batch's first sequence against those of candle's graph: an operation that was
-    /// not recorded would have cut its part away.
+    /// Compares the recorded gradients of the batch's first sequence with those of candle's graph: an operation that is not
+    /// recorded loses its part of the gradient.
     ///
     /// # Errors
-    /// If they differ by more than roundings: the first such tensor is named.
+    /// If they differ by more than rounding errors: names the first such tensor.
     pub(super) fn check_recording(&self, batch: &Batch) -> Result<()> {
-        /// Two orders of the same additions in `f32` stay well below it, and a part cut away well above.
+        /// Far above the rounding errors of reordered `f32` sums, far below the effect of a missing part.
         const TOLERANCE: f64 = 1e-3;
         if !self.records() {
             return Ok(());
@@ -135,7 +140,9 @@ impl Backward<'_> {
         {
             let (difference, norm) = (ops::euclidean_norm(&(recorded - expected)?)?, ops::euclidean_norm(expected)?);
             if difference > TOLERANCE * norm {
-                bail!("recording: the gradient of {name} is {difference:.1e} from candle's, whose norm is {norm:.1e}");
+                bail!(
+                    "recording: the gradient of {name} differs by {difference:.1e} from candle's, whose norm is {norm:.1e}"
+                );
             }
         }
         Ok(())
@@ -180,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Every form of the model, with contexts that are full and not.
+    /// Every form of the model, with full and shorter contexts.
     #[test]
     fn recorded_gradients_are_those_of_candles_graph() {
         let base = ModelConfig {
@@ -240,7 +247,7 @@ mod tests {
         }
     }
 
-    /// Shapes and rows that change on the way to the loss.
+    /// Shapes that change, and rows that are left out, on the way to the loss.
     #[test]
     fn targets_that_do_not_count_and_heads_that_are_not_packed_are_recorded() {
         let f32s = |seed, shape: &[usize]| Var::from_tensor(&randn(seed, shape).to_dtype(DType::F32).unwrap()).unwrap();
@@ -265,7 +272,7 @@ mod tests {
         }
     }
 
-    /// What the check at the start is for: a part of the gradient that is missing.
+    /// The reason for the check at the start: a missing part of the gradient.
     #[test]
     fn an_operation_that_is_not_recorded_is_refused_or_leaves_its_variable_without_gradient() {
         let var = Var::from_tensor(&randn(1, &[3, 4]).to_dtype(DType::F32).unwrap()).unwrap();

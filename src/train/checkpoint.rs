@@ -1,7 +1,9 @@
-//! One checkpoint on disk: a folder with weights, moments and state, complete or absent.
+//! One checkpoint on disk: a folder of weights, optimizer state and training state, complete or absent.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
@@ -11,7 +13,6 @@ use sha2::{Digest, Sha256};
 use super::{Counters, TrainOptions, Trainer, generations};
 use crate::files;
 use crate::model::{ModelConfig, safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};
-use crate::ops;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
@@ -19,18 +20,18 @@ const STATE: &str = "state.json";
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
-/// What of the run's root a checkpoint is of no use without.
+/// The files at the run's root that a checkpoint is useless without.
 const ROOT_FILES: [&str; 2] = [CONFIG, TOKENIZER];
 
-/// The version of this layout; a later one may not be readable by this code.
+/// The version of this layout; later ones may be unreadable for this code.
 const FORMAT: u32 = 2;
 
-/// The model of the lowest validation loss so far.
+/// The model with the lowest validation loss so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Steps it had been trained for.
+    /// The steps it had been trained for.
     pub step: u64,
-    /// Its validation loss, in nats a token.
+    /// Its validation loss, in nats per token.
     pub validation_loss: f64,
 }
 
@@ -43,36 +44,38 @@ pub(super) struct SavedWeights {
     pub(super) checksum: String,
 }
 
-/// What a checkpoint says of the run beside what the trainer says.
+/// What a checkpoint records of the run folder, beside the trainer's state.
 pub(super) struct RunState {
     /// The checksums of [`root_checksums`].
     pub(super) root_checksums: BTreeMap<String, String>,
+    /// The best model that the run folder has, or will have with this checkpoint.
+    pub(super) best: Option<Best>,
     /// The weights that belong at the root, of an earlier checkpoint; `None` if they are those of this one.
     pub(super) published: Option<SavedWeights>,
     pub(super) metrics_bytes: u64,
     pub(super) seconds: f64,
 }
 
-/// What a checkpoint says beside weights and moments. The data's position and the random state are no part of it:
-/// both are functions of the step and the options' seed.
+/// A checkpoint's state beside weights and moments. The position in the data and the random state are not part of it: both are
+/// functions of the step and the options' seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
     format: u32,
     /// Steps done.
     pub step: u64,
-    /// Whether the validation that was due at this step is yet to be made: it was broken off.
+    /// Whether the validation due at this step has not been made yet.
     #[serde(default)]
     pub validation_is_pending: bool,
-    /// The best model so far, once there was a validation.
+    /// The best model so far, after the first validation.
     pub best: Option<Best>,
-    /// What it has counted.
+    /// The run's counters.
     #[serde(default)]
     pub counters: Counters,
     /// The options of the run.
     pub options: TrainOptions,
-    /// The fingerprint of the token ids.
+    /// The fingerprint of the corpus.
     pub corpus: String,
-    /// Bytes of the metrics file that belong to the steps done.
+    /// The length of the metrics file at this checkpoint.
     pub metrics_bytes: u64,
     /// Seconds of training so far.
     pub seconds: f64,
@@ -80,13 +83,13 @@ pub struct TrainState {
     pub(super) published: SavedWeights,
     /// SHA-256 of the files beside this one, and of configuration and tokenizer at the root.
     pub(super) checksums: BTreeMap<String, String>,
-    /// SHA-256 of the file that holds this state, with nothing in this place.
+    /// SHA-256 of the file that holds this state, with this field empty.
     seal: String,
 }
 
-/// A checkpoint read back.
+/// A checkpoint that has been read.
 pub struct Checkpoint {
-    /// What stands beside weights and moments.
+    /// The state beside weights and moments.
     pub state: TrainState,
     /// The weights, by their names in the model.
     pub weights: BTreeMap<String, Tensor>,
@@ -94,13 +97,13 @@ pub struct Checkpoint {
     pub moments: BTreeMap<String, Tensor>,
 }
 
-/// Writes the trainer's state as the folder `path`, which appears complete or not at all; gives what it says.
+/// Writes the trainer's state as the folder `path`, which appears complete or not at all.
+///
+/// # Errors
+/// If a weight is not finite, or something cannot be written.
 pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<TrainState> {
-    let vars = trainer.parameters().vars();
-    for (name, var) in &vars {
-        if !ops::euclidean_norm(var)?.is_finite() {
-            bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
-        }
+    if let Some(name) = trainer.non_finite_weight()? {
+        bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
     }
     let temporary = files::sibling(path);
     files::remove_folder(&temporary)?;
@@ -120,7 +123,7 @@ pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<Tra
         format: FORMAT,
         step: trainer.step(),
         validation_is_pending: trainer.validation_is_pending(),
-        best: trainer.best(),
+        best: run.best,
         counters: trainer.counters(),
         options: trainer.options().clone(),
         corpus: trainer.corpus().fingerprint.clone(),
@@ -135,22 +138,22 @@ pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<Tra
     Ok(state)
 }
 
-/// Writes a file, and gives the checksum of what it should hold; both take as long, so they go on side by side.
+/// Writes a file and gives the checksum of its content; both take equally long, so they run in parallel.
 fn write_and_sum(path: &Path, bytes: &[u8]) -> Result<String> {
     std::thread::scope(|scope| {
         let sum = scope.spawn(|| sha256(bytes));
         files::write_new(path, bytes)?;
-        sum.join().map_err(|_| Error::Msg(format!("cannot sum {}", path.display())))
+        sum.join().map_err(|_| Error::Msg(format!("cannot compute the checksum of {}", path.display())))
     })
 }
 
-/// The checksums of those files at the run's root that a checkpoint is of no use without.
+/// The checksums of the files at the run's root that a checkpoint is useless without.
 pub(super) fn root_checksums(root: &Path) -> Result<BTreeMap<String, String>> {
-    ROOT_FILES.into_iter().map(|name| Ok((name.to_string(), checksum(&root.join(name))?))).collect()
+    ROOT_FILES.into_iter().map(|name| Ok((name.to_string(), sha256(&files::read(&root.join(name))?)))).collect()
 }
 
-/// Reads the state in the folder `path`.
-fn read_state(path: &Path) -> Result<TrainState> {
+/// Reads the state in the checkpoint folder `path`.
+pub(super) fn read_state(path: &Path) -> Result<TrainState> {
     let file = path.join(STATE);
     let json = files::read(&file)?;
     let broken = |what: &dyn Display| Error::Msg(format!("broken checkpoint: {}: {what}", file.display()));
@@ -167,7 +170,10 @@ fn read_state(path: &Path) -> Result<TrainState> {
     }
 }
 
-/// Reads the folder `path` of the run in `root`, and refuses files that are not those that were written.
+/// Reads the checkpoint folder `path` of the run in `root`.
+///
+/// # Errors
+/// If something cannot be read, or a file is not the one that was written.
 pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelConfig, Checkpoint)> {
     let state = read_state(path)?;
     let config = ModelConfig::from_json(&state.read(root, CONFIG)?)?;
@@ -178,7 +184,7 @@ pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelCo
 }
 
 impl TrainState {
-    /// The content of its file: the seal vouches for every other byte.
+    /// The content of its file: the seal is the checksum of every other byte.
     fn sealed(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self).map_err(Error::wrap)?;
         let member = |seal: &str| format!("\"seal\": \"{seal}\"");
@@ -187,12 +193,12 @@ impl TrainState {
 
     fn is_the_content_of(&self, json: &[u8]) -> bool {
         let json = String::from_utf8_lossy(json);
-        json.rsplit_once(&self.seal).is_some_and(|(before, behind)| {
-            !self.seal.is_empty() && sha256(format!("{before}{behind}").as_bytes()) == self.seal
+        json.rsplit_once(&self.seal).is_some_and(|(before, after)| {
+            !self.seal.is_empty() && sha256(format!("{before}{after}").as_bytes()) == self.seal
         })
     }
 
-    /// What cannot be true of the checkpoint `name`, whoever wrote it.
+    /// What cannot be true of the checkpoint `name`, whoever has written it.
     fn contradiction(&self, name: &str) -> Option<&'static str> {
         let Counters { skipped, skipped_in_a_row, .. } = self.counters;
         let is_sound = |best: Best| best.step <= self.step && best.validation_loss.is_finite();
@@ -203,12 +209,12 @@ impl TrainState {
             ),
             (skipped <= self.step, "more steps are skipped than made"),
             (skipped_in_a_row <= skipped, "more steps are skipped in a row than in all"),
-            (self.best.is_none_or(is_sound), "the best model is not one of its steps, or its loss no number"),
+            (self.best.is_none_or(is_sound), "the best model is not one of its steps, or its loss is not finite"),
             (
                 generations::step_of(&self.published.checkpoint).is_some_and(|(step, _)| step <= self.step),
-                "the weights at the root are of no step before",
+                "the weights at the root are not of an earlier step",
             ),
-            (self.seconds.is_finite() && self.seconds >= 0.0, "the seconds are no time"),
+            (self.seconds.is_finite() && self.seconds >= 0.0, "the seconds are not a duration"),
         ]
         .into_iter()
         .find_map(|(holds, contradiction)| (!holds).then_some(contradiction))
@@ -220,7 +226,7 @@ impl TrainState {
         self.checksums.get(WEIGHTS).map(|checksum| SavedWeights { checkpoint, checksum: checksum.clone() })
     }
 
-    /// Reads a file that the checksums vouch for.
+    /// Reads a file and verifies its checksum.
     fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
         let path = folder.join(name);
         let bytes = files::read(&path)?;
@@ -230,7 +236,7 @@ impl TrainState {
         Ok(bytes)
     }
 
-    /// The checksums of the files at the run's root.
+    /// The checksums of files at the run's root.
     pub(super) fn root_checksums(&self) -> BTreeMap<String, String> {
         let of_root = self.checksums.iter().filter(|(name, _)| ROOT_FILES.contains(&name.as_str()));
         of_root.map(|(name, sum)| (name.clone(), sum.clone())).collect()
@@ -238,18 +244,78 @@ impl TrainState {
 }
 
 impl SavedWeights {
+    /// The step of their checkpoint.
+    pub(super) fn step(&self) -> Option<u64> {
+        generations::step_of(&self.checkpoint).map(|(step, _)| step)
+    }
+
     /// Whether the file `path` holds them.
-    pub(super) fn are_in(&self, path: &Path) -> bool {
-        checksum(path).is_ok_and(|sum| sum == self.checksum)
+    ///
+    /// # Errors
+    /// If it exists and cannot be read.
+    pub(super) fn are_in(&self, path: &Path) -> Result<bool> {
+        match is_ordinary_file(path).and_then(|is_file| Ok(is_file && checksum(path)? == self.checksum)) {
+            Ok(are) => Ok(are),
+            Err(error) => bail!("cannot read {}: {error}", path.display()),
+        }
+    }
+
+    /// Whether their checkpoint in the folder `training` still has them.
+    ///
+    /// # Errors
+    /// If its file exists and cannot be read.
+    pub(super) fn are_kept(&self, training: &Path) -> Result<bool> {
+        let folder = training.join(&self.checkpoint);
+        let is_folder = fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir());
+        Ok(is_folder && self.are_in(&folder.join(WEIGHTS))?)
     }
 }
 
-/// The SHA-256 of a file.
-fn checksum(path: &Path) -> Result<String> {
-    Ok(sha256(&files::read(path)?))
+/// Whether `path` is a file and not a link, which could lead anywhere.
+fn is_ordinary_file(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(found.is_file()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// The SHA-256 of some bytes, in hexadecimal digits.
+/// The SHA-256 of a file, however large.
+fn checksum(path: &Path) -> io::Result<String> {
+    let (mut file, mut sum, mut buffer) = (File::open(path)?, Sha256::new(), Vec::new());
+    while file.by_ref().take(1 << 20).read_to_end(&mut buffer)? > 0 {
+        sum.update(&buffer);
+        buffer.clear();
+    }
+    Ok(hexadecimal(&sum.finalize()))
+}
+
+/// The SHA-256 of some bytes.
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_cannot_be_read_are_an_error_and_not_other_weights() {
+        let space = tempfile::tempdir().unwrap();
+        let path = space.path().join(WEIGHTS);
+        let bytes = vec![7; (1 << 20) + 3];
+        let weights = SavedWeights { checkpoint: String::new(), checksum: sha256(&bytes) };
+        assert!(!weights.are_in(&path).unwrap());
+        fs::write(&path, &bytes).unwrap();
+        assert!(weights.are_in(&path).unwrap());
+        fs::write(&path, &bytes[1..]).unwrap();
+        assert!(!weights.are_in(&path).unwrap());
+        // An ordinary file of which no byte can be read.
+        let error = weights.are_in(Path::new("/proc/self/mem")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read /proc/self/mem: "), "{error}");
+    }
 }

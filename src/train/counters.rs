@@ -1,8 +1,8 @@
-//! What a run has counted so far.
+//! Counters of a run.
 
 use serde::{Deserialize, Serialize};
 
-/// What a run has counted so far: part of its state, so that a resumed run skips and stops where the whole would.
+/// Counters that are part of a run's state, so that a resumed run skips and stops where an uninterrupted one would.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Counters {
@@ -10,6 +10,6 @@ pub struct Counters {
     pub skipped: u64,
     /// Bad steps skipped since the last good one.
     pub skipped_in_a_row: u64,
-    /// Validations since that of the lowest loss.
+    /// Validations since the one with the lowest loss.
     pub without_improvement: u64,
 }

@@ -1,4 +1,4 @@
-//! A training that is killed at every change it makes to the disk, and the same on a full disk.
+//! Training runs that are killed at every change on disk, and runs on a disk that is full, read-only or fails once.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ use crate::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, TokenizerCh
 
 const CONTEXT_LEN: usize = 5;
 
-/// No fault, on a disk that need not sync.
+/// No fault, and no syncing.
 const NEVER: Option<Fault> = Some(Fault::Killed(u64::MAX));
 
 fn data() -> (Tokenizer, Corpus) {
     prepared(None).unwrap()
 }
 
-/// With the ids in a file in a folder from the start, or in memory.
+/// The data, with the ids in a file in the folder `spill`, or in memory.
 fn prepared(spill: Option<PathBuf>) -> Result<(Tokenizer, Corpus)> {
     let documents = [Document::new("numbers", "one two three four five ".repeat(9))];
     let spill = spill.map(|folder| Spill { folder, above: 0 });
@@ -43,7 +43,7 @@ fn config(tokenizer: &Tokenizer) -> ModelConfig {
     }
 }
 
-/// Of a run whose best model is neither its first nor its last.
+/// The options of a run whose best model is neither its first nor its last.
 fn options() -> TrainOptions {
     TrainOptions {
         steps: 8,
@@ -57,17 +57,16 @@ fn options() -> TrainOptions {
     }
 }
 
-/// Starts the run in `root`, with its ids in a file from the start, or goes on with it. With `breaks_off` it leaves at the
-/// second validation.
+/// Starts the run in `root`, with its ids in a file, or resumes it. With `breaks_off` it stops at the second validation.
 fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
     let beside = root.ancestors().skip(1).find(|folder| folder.is_dir()).map(Path::to_path_buf);
     session_with(root, beside, breaks_off, &mut |_| {})
 }
 
-/// The same with the ids of a new run in a file in `spill`, or in memory; `saved` hears of each step that is safe on disk.
+/// The same with the ids of a new run in a file in `spill`, or in memory; `saved` is told each step that is safe on disk.
 fn session_with(root: &Path, spill: Option<PathBuf>, breaks_off: bool, saved: &mut dyn FnMut(u64)) -> Result<Outcome> {
     let mut made = 0;
-    session_heard(root, spill, None, &mut |event| {
+    session_with_events(root, spill, None, &mut |event| {
         match event {
             Event::Step(report) => made = report.step,
             Event::Saved(step) => saved(*step),
@@ -78,12 +77,12 @@ fn session_with(root: &Path, spill: Option<PathBuf>, breaks_off: bool, saved: &m
     })
 }
 
-/// The same with a time between checkpoints and a listener; it hears of the first checkpoint too.
-fn session_heard(
+/// The same with a save interval and a listener, which is told of the first checkpoint too.
+fn session_with_events(
     root: &Path,
     spill: Option<PathBuf>,
     save_every: Option<Duration>,
-    heard: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
 ) -> Result<Outcome> {
     let options = options();
     let (mut folder, mut trainer) = if RunFolder::exists(root) {
@@ -95,12 +94,12 @@ fn session_heard(
         let trainer = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu)?;
         (RunFolder::create(root, &tokenizer, &trainer, "")?, trainer)
     };
-    save_every.into_iter().for_each(|time| folder.save_every(time));
-    let _ = heard(&Event::Saved(trainer.step()));
-    train(&mut trainer, Some(&mut folder), &mut |event| heard(&event))
+    save_every.into_iter().for_each(|time| folder.set_save_interval(time));
+    let _ = on_event(&Event::Saved(trainer.step()));
+    train(&mut trainer, Some(&mut folder), &mut |event| on_event(&event))
 }
 
-/// All files of a finished run by their paths, without what depends on the time.
+/// All files of a finished run by path, without what depends on the time.
 fn content(root: &Path) -> Vec<(String, Vec<u8>)> {
     let mut content = Vec::new();
     let mut folders = vec![root.to_path_buf()];
@@ -108,7 +107,7 @@ fn content(root: &Path) -> Vec<(String, Vec<u8>)> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                // The names and times in the event files are those of the day.
+                // Names and content of event files depend on the date.
                 folders.extend((!path.ends_with("tensorboard")).then_some(path));
                 continue;
             }
@@ -123,7 +122,7 @@ fn content(root: &Path) -> Vec<(String, Vec<u8>)> {
     content
 }
 
-/// The objects in `json` without their seconds, and what depends on their digits.
+/// The objects in `json` without their seconds, and fields that depend on these.
 fn without_times(json: &str) -> Vec<u8> {
     let objects = serde_json::Deserializer::from_str(json).into_iter::<serde_json::Value>();
     let mut text = String::new();
@@ -145,7 +144,7 @@ fn assert_same(got: &[(String, Vec<u8>)], expected: &[(String, Vec<u8>)], label:
     }
 }
 
-/// What a run that nobody disturbs leaves.
+/// The files of an undisturbed run.
 fn undisturbed() -> Vec<(String, Vec<u8>)> {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
@@ -156,7 +155,7 @@ fn undisturbed() -> Vec<(String, Vec<u8>)> {
     content
 }
 
-/// The changes that a run makes, broken off once and resumed.
+/// The number of changes that a run makes, broken off once and resumed.
 fn changes() -> u64 {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
@@ -167,8 +166,8 @@ fn changes() -> u64 {
     .1
 }
 
-/// Holds a run with a fault in it, and another in the session that comes after, against one without: they end alike.
-/// Gives whether the first fault struck.
+/// Checks that a run with these faults, one per session, and a last session without, ends like an undisturbed run. Gives whether
+/// the first fault struck.
 fn survives(faults: &[Fault], expected: &[(String, Vec<u8>)]) -> bool {
     let mut struck = Vec::new();
     let label = format!("{faults:?}");
@@ -184,7 +183,7 @@ fn survives(faults: &[Fault], expected: &[(String, Vec<u8>)]) -> bool {
     assert_same(&content(&root), expected, &label);
     for left in std::fs::read_dir(space.path()).unwrap() {
         let left = left.unwrap().path();
-        // Killed between the two names of the ids, it leaves the first; the next that writes such a file removes it.
+        // Killed between linking and unlinking the ids, it leaves the first name; the next such run removes it.
         let is_ids = left.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".attn-ids-"));
         assert!(left == root || is_ids || content(&left).is_empty(), "{label}: {} is left", left.display());
     }
@@ -197,7 +196,7 @@ fn a_run_that_is_killed_at_any_change_of_the_disk_ends_as_if_it_was_not() {
     assert!(changes > 130, "{changes} changes");
     for n in 0..changes {
         assert!(survives(&[Fault::Killed(n)], &expected), "nothing failed at {n}");
-        // The second fault: somewhere in the way back.
+        // The second fault strikes during recovery.
         survives(&[Fault::Torn(n), Fault::Killed(n * 31 % 97)], &expected);
     }
 }
@@ -210,7 +209,7 @@ fn a_run_that_saves_after_every_step_is_killed_and_loses_nothing_beyond_the_last
         let root = space.path().join("run");
         let (mut made, mut saved) = (0, 0);
         let session_until_killed = || {
-            session_heard(&root, None, Some(Duration::ZERO), &mut |event| {
+            session_with_events(&root, None, Some(Duration::ZERO), &mut |event| {
                 match event {
                     Event::Step(report) => made = report.step,
                     Event::Saved(step) => saved = *step,
@@ -258,12 +257,12 @@ fn a_run_of_ids_in_memory_that_is_killed_while_it_is_created_leaves_none() {
     }
 }
 
-/// On a disk that forgets what was not synced, all of it or any part.
+/// On a disk that loses what was not synced, all of it or any part.
 #[test]
 fn a_power_failure_at_any_change_of_the_disk_leaves_a_run_that_ends_as_if_there_was_none() {
     let expected = undisturbed();
     let space = tempfile::tempdir().unwrap();
-    // The folders around the run are not there yet, and can be lost as well.
+    // The parents of the run are new, and can be lost as well.
     let place = Path::new("runs/today/run");
     let mut saved = Vec::new();
     let made = faults::recorded(|| {
@@ -322,6 +321,149 @@ fn a_save_that_failed_can_be_tried_again() {
         assert_eq!(checkpoint.state.step, 1);
         let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
         assert_eq!(metrics.lines().count(), 1, "{metrics}");
+    }
+}
+
+/// A trainer at step 1, and the folder of its run at step 0.
+fn run_before_a_save(root: &Path) -> (RunFolder, Trainer) {
+    let (tokenizer, corpus) = data();
+    let mut trainer = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
+    let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
+    let report = trainer.train_step().unwrap();
+    folder.log(&report).unwrap();
+    (folder, trainer)
+}
+
+fn step_on_disk(root: &Path) -> u64 {
+    RunFolder::resume(root, &Device::Cpu).unwrap().2.state.step
+}
+
+/// Even where a rename has succeeded and only its sync fails.
+#[test]
+fn a_save_with_one_error_at_any_change_can_be_tried_again() {
+    let mut failures = 0;
+    for n in 0.. {
+        let space = tempfile::tempdir().unwrap();
+        let root = space.path().join("run");
+        let (mut folder, trainer) = run_before_a_save(&root);
+        let (failed, changes) = faults::with(Some(Fault::Once(n)), || folder.save(&trainer));
+        failures += u64::from(failed.is_err());
+        if let Err(error) = failed {
+            assert!(error.to_string().contains("input/output error"), "{error}");
+        }
+        folder.save(&trainer).unwrap();
+        drop(folder);
+        assert_eq!(step_on_disk(&root), 1, "after an error at {n}");
+        if n >= changes {
+            break;
+        }
+    }
+    // All but the removal of a temporary file.
+    assert!(failures > 14, "{failures} failures");
+}
+
+#[test]
+fn a_run_with_one_error_at_any_change_of_its_creation_is_not_there_and_can_be_created() {
+    let (tokenizer, corpus) = data();
+    let trainer = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
+    for n in 0.. {
+        let space = tempfile::tempdir().unwrap();
+        let root = space.path().join("run");
+        let create = || RunFolder::create(&root, &tokenizer, &trainer, "").map(drop);
+        let (created, changes) = faults::with(Some(Fault::Once(n)), create);
+        if let Err(error) = created {
+            assert!(error.to_string().contains("input/output error"), "at {n}: {error}");
+            assert_eq!(std::fs::read_dir(space.path()).unwrap().count(), 0, "at {n}");
+            create().unwrap();
+        }
+        assert_eq!(step_on_disk(&root), 0, "after an error at {n}");
+        if n >= changes {
+            assert!(n > 20, "{n} changes");
+            break;
+        }
+    }
+}
+
+#[test]
+fn on_a_read_only_disk_everything_fails_and_nothing_changes() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let read_only = |work: &mut dyn FnMut() -> Result<()>| {
+        let error = bare(&faults::with(Some(Fault::ReadOnly), work).0.unwrap_err()).to_string();
+        assert!(error.contains("read-only"), "{error}");
+    };
+    let (tokenizer, corpus) = data();
+    let new = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
+    read_only(&mut || RunFolder::create(&root, &tokenizer, &new, "").map(drop));
+    assert_eq!(std::fs::read_dir(space.path()).unwrap().count(), 0);
+
+    let (mut folder, trainer) = run_before_a_save(&root);
+    let before = content(&root);
+    read_only(&mut || folder.save(&trainer));
+    assert_same(&content(&root), &before, "after a save");
+    drop(folder);
+    read_only(&mut || session(&root, false).map(drop));
+    assert_same(&content(&root), &before, "after resuming");
+    assert_eq!(step_on_disk(&root), 0);
+}
+
+/// Another process looks for abandoned folders while a run is being created, also before the lock is taken.
+#[test]
+fn a_run_that_is_being_created_is_not_taken_for_abandoned() {
+    let space = tempfile::tempdir().unwrap();
+    let (tokenizer, corpus) = data();
+    let trainer = Trainer::new(&config(&tokenizer), &options(), corpus, &Device::Cpu).unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                super::lock::remove_dead_staging_folders(&space.path().join("other"));
+            }
+        });
+        for n in 0..200 {
+            let root = space.path().join(format!("run-{n}"));
+            let created = faults::with(NEVER, || RunFolder::create(&root, &tokenizer, &trainer, "")).0;
+            let label = || is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            let folder = created.inspect_err(|_| label()).unwrap();
+            assert!(root.join("training/lock").exists(), "{n}");
+            drop(folder);
+        }
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// A validated state that cannot be saved makes no other weights the best ones.
+#[test]
+fn the_weights_at_the_root_are_those_of_the_best_model_that_was_saved() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let (tokenizer, corpus) = data();
+    let tame = TrainOptions { learning_rate: 1e-2, warmup_steps: 0, ..options() };
+    let mut trainer = Trainer::new(&config(&tokenizer), &tame, corpus, &Device::Cpu).unwrap();
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    // Steps with a validation that is the best so far, and steps that are saved; then the best step on disk.
+    for (step, is_validated, is_saved, best) in [
+        (1, true, false, None),
+        (2, false, true, None),
+        (3, true, true, Some(3)),
+        (4, true, false, Some(3)),
+        (5, false, true, Some(3)),
+        (6, true, true, Some(6)),
+        (7, false, true, Some(6)),
+    ] {
+        trainer.train_step().unwrap();
+        if is_validated {
+            assert!(trainer.validate().unwrap().is_best, "step {step}");
+        }
+        let fault = if is_saved { NEVER } else { Some(Fault::Full(0)) };
+        assert_eq!(faults::with(fault, || folder.save(&trainer)).0.is_ok(), is_saved, "step {step}");
+        drop(folder);
+        let (reopened, _, checkpoint) = RunFolder::resume(&root, &Device::Cpu).unwrap();
+        folder = reopened;
+        assert_eq!(checkpoint.state.best.map(|best| best.step), best, "step {step}");
+        let published = best.unwrap_or(checkpoint.state.step);
+        let weights = |of: &str| std::fs::read(root.join(of).join("model.safetensors")).unwrap();
+        assert!(weights("") == weights(&format!("training/step-{published:08}")), "step {step}");
     }
 }
 

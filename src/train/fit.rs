@@ -1,4 +1,4 @@
-//! Whether tensors read back are those of a model.
+//! Checks tensors read from a file against those of a model.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,37 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use crate::errors::listed;
 
-/// Refuses `tensors` that are not those `expected`, by name and shape, all of `f32`.
+/// Checks that `tensors` are those `expected`, by name and shape, all of `f32`.
 ///
 /// # Errors
-/// Naming `what` they are, and listing all that are missing, misshapen and left over.
+/// Those of [`check_typed`].
 pub(super) fn check(what: &str, tensors: &BTreeMap<String, Tensor>, expected: &[(String, Vec<usize>)]) -> Result<()> {
-    let fault = |(name, shape): &(String, Vec<usize>)| match tensors.get(name) {
+    let expected: Vec<_> = expected.iter().map(|(name, shape)| (name.clone(), shape.clone(), DType::F32)).collect();
+    check_typed(what, tensors, &expected)
+}
+
+/// Checks that `tensors` are those `expected`, by name, shape and dtype.
+///
+/// # Errors
+/// If not: names `what` they are, and lists all that are missing, misshapen or unexpected.
+pub(super) fn check_typed(
+    what: &str,
+    tensors: &BTreeMap<String, Tensor>,
+    expected: &[(String, Vec<usize>, DType)],
+) -> Result<()> {
+    let fault = |(name, shape, dtype): &(String, Vec<usize>, DType)| match tensors.get(name) {
         None => Some(format!("{name} is missing")),
         Some(tensor) if tensor.dims() != shape => {
             Some(format!("{name}: expected shape {shape:?}, got {:?}", tensor.dims()))
         }
-        Some(tensor) if tensor.dtype() != DType::F32 => {
-            Some(format!("{name}: expected dtype F32, got {:?}", tensor.dtype()))
+        Some(tensor) if tensor.dtype() != *dtype => {
+            Some(format!("{name}: expected dtype {dtype:?}, got {:?}", tensor.dtype()))
         }
         Some(_) => None,
     };
     let mut faults: Vec<String> = expected.iter().filter_map(fault).collect();
-    let left_over = tensors.keys().filter(|name| !expected.iter().any(|(its, _)| its == *name));
-    faults.extend(left_over.map(|name| format!("{name} has no place in the model")));
+    let unexpected = tensors.keys().filter(|name| !expected.iter().any(|(its, ..)| its == *name));
+    faults.extend(unexpected.map(|name| format!("{name} has no place in it")));
     if faults.is_empty() { Ok(()) } else { bail!("{what}: {}", listed(&faults)) }
 }
 
@@ -47,7 +60,7 @@ mod tests {
         let faulty = named(&[("a", fits, f32), ("b", &[3, 2], f32), ("c", fits, DType::F64), ("e", fits, f32)]);
         assert_eq!(
             bare(&check("it", &faulty, &expected).unwrap_err()).to_string(),
-            "it: b: expected shape [2, 3], got [3, 2]; c: expected dtype F32, got F64; d is missing; e has no place in the model"
+            "it: b: expected shape [2, 3], got [3, 2]; c: expected dtype F32, got F64; d is missing; e has no place in it"
         );
     }
 }

@@ -1,32 +1,33 @@
-//! The folder of a run: a Hugging Face model folder, with what only training needs in `training/`.
+//! The folder of a run: a Hugging Face model folder, with everything that only training needs in `training/`.
 //!
 //! ```text
 //! config.json, generation_config.json       the model
 //! tokenizer.json, tokenizer_config.json     the tokenizer
 //! model.safetensors                         the best weights so far
-//! training/current                          names the last checkpoint; replacing this file commits one
+//! training/current                          names the current checkpoint; replacing this file commits one
 //! training/step-00000250/                   a checkpoint: weights, moments, state, checksums
-//! training/metrics.jsonl                    one JSON object a step, validation or failure
-//! training/ids.safetensors                  the ids of the text
+//! training/metrics.jsonl                    one JSON object per step, validation or failure
+//! training/ids.safetensors                  the token ids of the text
 //! training/loss.svg                         a plot of the losses
 //! training/tensorboard/                     the metrics as TensorBoard reads them
 //! training/lock                             held while a process trains here
-//! training/settings.toml                    the settings the run was started with
+//! training/settings.toml                    the settings of the last session
 //! ```
 //!
-//! The last checkpoint and that of the best model are kept, older ones removed. A checkpoint comes with each validation, and
-//! between them after some minutes: such a one has not been validated, so the best weights, once there are any, stay. Each file of a checkpoint has its checksum in
-//! `state.json`, which has its own.
+//! The current checkpoint and that of the best model are kept, older ones are removed. Each validation is followed by a
+//! checkpoint; where validations are far apart, more are written between them, some minutes apart. Such a checkpoint has not
+//! been validated, so the best weights, once there are any, stay. The checksums of a checkpoint's files are in `state.json`,
+//! which has its own.
 //!
-//! A run is what `training/current` names, so a crash is harmless at each of the moments of a save, in their order:
-//! 1. Metrics synced, checkpoint growing in `step-N.tmp`: the current checkpoint is untouched, its count of the bytes of
-//!    the metrics cuts off what came after it, and the next start removes the rest.
-//! 2. Checkpoint complete, synced and renamed, then the folder synced: the pointer names the one before, which is there.
-//! 3. Pointer replaced: the new checkpoint counts, and all it names lies on disk. The best weights at the root may be
-//!    older: the next start compares them with their checksum, which the checkpoint has too, and copies them again.
-//! 4. Best weights at the root replaced, older checkpoints removed one by one: nothing names these.
+//! `training/current` defines the run, so a crash is harmless at every stage of a save:
+//! 1. Metrics are synced and the checkpoint is being written to `step-N.tmp`: the current checkpoint is untouched. The next
+//!    session truncates the metrics to the length that it records, and removes the rest.
+//! 2. The checkpoint is complete, synced and renamed, and the folder synced: the pointer still names the one before.
+//! 3. The pointer is replaced: the new checkpoint is the current one, and everything it needs is on disk. The weights at the
+//!    root may be older: the next session compares them with the checksum in the checkpoint, and copies them again.
+//! 4. The weights at the root are replaced, and older checkpoints removed one by one: nothing refers to these.
 //!
-//! A new run grows in a folder beside its place and is renamed there with its first checkpoint.
+//! A new run is built in a folder beside its place and renamed after its first checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -36,19 +37,20 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Error, Result, bail};
 use serde::Serialize;
 
-use super::Trainer;
-use super::checkpoint::{self, Checkpoint, RunState, SavedWeights, WEIGHTS};
+use super::checkpoint::{self, Checkpoint, RunState, SavedWeights, TrainState, WEIGHTS};
 use super::inputs::{IDS, SETTINGS};
+use super::{Best, Trainer};
 use super::{generations, lock, space};
+use crate::files::{self, Staging};
+use crate::input;
 use crate::metrics::{Charts, PLOT};
 use crate::model::ModelConfig;
-use crate::{files, input};
 
 pub(super) const TRAINING: &str = "training";
 const METRICS: &str = "metrics.jsonl";
 
-/// The time between two checkpoints unless told otherwise.
-const SAVE_EVERY: Duration = Duration::from_secs(600);
+/// The default time between two checkpoints.
+const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The folder of a run in training.
 pub struct RunFolder {
@@ -58,35 +60,38 @@ pub struct RunFolder {
     charts: Charts,
     seconds_before: f64,
     begun: Instant,
-    save_every: Duration,
-    /// When the last checkpoint was written or opened.
+    save_interval: Duration,
+    /// When the current checkpoint was written or opened.
     saved: Instant,
-    /// Of what lies at the root beside the weights.
+    /// Of the files at the root beside the weights.
     pub(super) root_checksums: BTreeMap<String, String>,
-    /// The weights of the last checkpoint.
+    /// The weights of the current checkpoint.
     current: Option<SavedWeights>,
-    /// The weights that belong at the root.
-    best: Option<SavedWeights>,
-    /// Whether they are known to be there.
-    is_published: bool,
-    /// Bytes of the metrics that the last checkpoint speaks of and that are not there.
+    /// The weights that belong at the root: those of `best` or, while there is none, the last.
+    published: Option<SavedWeights>,
+    best: Option<Best>,
+    /// Whether the published weights are known to be at the root.
+    is_at_root: bool,
+    /// Bytes missing from the metrics, by the record of the checkpoint.
     lost_metrics: u64,
+    lost_best: Option<Best>,
     /// Held as long as the folder is open: one process at a time.
     _lock: File,
 }
 
 impl RunFolder {
-    /// The same folder where a new run belongs.
-    pub(super) fn move_to(self, root: &Path) -> Result<Self> {
+    /// Moves a complete new folder to its place `root`.
+    pub(super) fn move_to(self, staging: &Staging, root: &Path) -> Result<Self> {
         if cfg!(not(windows)) {
-            // Fails if somebody else has put a run there meanwhile.
-            files::rename_folder(&self.root, root)?;
+            staging.move_to(root)?;
             return Ok(Self { root: root.to_path_buf(), ..self });
         }
-        // Windows moves no folder with an open file in it.
-        let Self { root: staging, metrics_bytes, root_checksums, current, best, is_published, .. } = self;
-        files::rename_folder(&staging, root)?;
-        Ok(Self { metrics_bytes, root_checksums, current, best, is_published, ..Self::open(root)? })
+        // Windows does not rename a folder that contains an open file.
+        let Self { metrics, charts, _lock: lock, .. } = self;
+        drop((metrics, charts, lock));
+        let Self { metrics_bytes, root_checksums, current, published, best, is_at_root, .. } = self;
+        staging.move_to(root)?;
+        Ok(Self { metrics_bytes, root_checksums, current, published, best, is_at_root, ..Self::open(root)? })
     }
 
     /// Whether `root` holds a run that can be resumed.
@@ -94,7 +99,8 @@ impl RunFolder {
         generations::has_current(&root.join(TRAINING))
     }
 
-    /// Opens the folder of an earlier run at its last checkpoint. Nothing is changed before [`RunFolder::begin`].
+    /// Opens the folder of an earlier run at its current checkpoint. Until [`RunFolder::begin`] nothing changes, except that
+    /// the lock is taken and missing files for lock and metrics are created.
     ///
     /// # Errors
     /// If there is no run, its checkpoint is broken, or another process is training in it.
@@ -105,11 +111,10 @@ impl RunFolder {
         let (config, checkpoint) = checkpoint::load(root, &current, device)?;
         folder.seconds_before = checkpoint.state.seconds;
         folder.root_checksums = checkpoint.state.root_checksums();
-        folder.current = checkpoint.state.weights();
-        folder.best = Some(checkpoint.state.published.clone());
+        folder.adopt(&checkpoint.state);
         folder.metrics_bytes = checkpoint.state.metrics_bytes;
-        if folder.metrics.metadata()?.len() < folder.metrics_bytes {
-            // Somebody has cut it: whole lines stay.
+        if folder.metrics_len()? < folder.metrics_bytes {
+            // The file has been truncated: keep whole lines.
             let metrics = files::read(&training.join(METRICS))?;
             let whole = metrics.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
             folder.lost_metrics = folder.metrics_bytes.saturating_sub(whole);
@@ -118,40 +123,56 @@ impl RunFolder {
         Ok((folder, config, checkpoint))
     }
 
-    /// Bytes of the metrics that the checkpoint resumed from speaks of and that are not there: somebody has cut the file.
+    /// Bytes that the metrics have lost since the checkpoint: the file has been truncated.
     pub fn lost_metrics(&self) -> u64 {
         self.lost_metrics
     }
 
-    /// Makes the folder ready to go on at the checkpoint that `trainer` stands at: cuts off metrics that came later, puts
-    /// the best weights back at the root if they are not there, and removes what a crash has left behind.
+    /// Prepares the folder to go on at the checkpoint that `trainer` has resumed or created: truncates the metrics to it,
+    /// restores the best weights at the root if necessary, and removes what a crash has left.
+    ///
+    /// If the best weights are lost, at the root and in their checkpoint, the current ones take their place and `trainer`
+    /// forgets the best; see [`RunFolder::take_lost_best`].
     ///
     /// # Errors
-    /// If the best weights are lost, or something cannot be written.
-    pub fn begin(&mut self, trainer: &Trainer) -> Result<()> {
+    /// If something cannot be read or written.
+    pub fn begin(&mut self, trainer: &mut Trainer) -> Result<()> {
         let training = self.root.join(TRAINING);
-        if self.metrics.metadata()?.len() > self.metrics_bytes {
+        if self.metrics_len()? > self.metrics_bytes {
             files::truncate(&self.metrics, &training.join(METRICS), self.metrics_bytes)?;
         }
         let target = self.root.join(WEIGHTS);
-        if let Some(best) = &self.best {
-            self.is_published = best.are_in(&target);
-            let source = Path::new(&best.checkpoint).join(WEIGHTS);
-            let is_kept = || input::inside(&training, &source).is_ok_and(|source| best.are_in(&source));
-            if !self.is_published && !is_kept() {
-                let (target, source) = (target.display(), training.join(source));
-                bail!("broken checkpoint: neither {target} nor {} is the file that was written", source.display());
+        if let Some(published) = &self.published {
+            self.is_at_root = published.are_in(&target)?;
+            if !self.is_at_root && !published.are_kept(&training)? {
+                self.fall_back_to_current(&training, trainer)?;
             }
         }
         self.charts = Charts::begin(&training, &training.join(METRICS), self.seconds());
-        self.publish(trainer)?;
+        self.publish()?;
         files::remove_file(&files::sibling(&target))?;
         files::remove_file(&files::sibling(&training.join(SETTINGS)))?;
         files::remove_file(&files::sibling(&training.join(IDS)))?;
         self.remove_old()
     }
 
-    /// Opens the folder that training writes in, and holds its lock.
+    /// Publishes the current weights in place of the best ones, which are lost.
+    fn fall_back_to_current(&mut self, training: &Path, trainer: &mut Trainer) -> Result<()> {
+        match &self.current {
+            Some(current) if current.are_kept(training)? => self.published = Some(current.clone()),
+            _ => bail!("broken checkpoint: the weights of {} are not the ones that were written", self.root.display()),
+        }
+        self.lost_best = self.best.take();
+        trainer.best = None;
+        Ok(())
+    }
+
+    /// The best model whose weights [`RunFolder::begin`] has found to be lost; reported once.
+    pub fn take_lost_best(&mut self) -> Option<Best> {
+        self.lost_best.take()
+    }
+
+    /// Opens the folder for training, and takes its lock.
     pub(super) fn open(root: &Path) -> Result<Self> {
         let training = root.join(TRAINING);
         match fs::symlink_metadata(&training) {
@@ -167,20 +188,29 @@ impl RunFolder {
             charts: Charts::default(),
             seconds_before: 0.0,
             begun: now,
-            save_every: SAVE_EVERY,
+            save_interval: SAVE_INTERVAL,
             saved: now,
             root_checksums: BTreeMap::new(),
             current: None,
+            published: None,
             best: None,
-            is_published: false,
+            is_at_root: false,
             lost_metrics: 0,
+            lost_best: None,
             _lock: lock,
         })
     }
 
-    /// Where the run lies.
+    /// The path of the run.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    fn metrics_len(&self) -> Result<u64> {
+        match self.metrics.metadata() {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(error) => bail!("cannot read {}: {error}", self.root.join(TRAINING).join(METRICS).display()),
+        }
     }
 
     /// Appends a report, with the seconds of training so far, to the metrics.
@@ -194,8 +224,7 @@ impl RunFolder {
             report: &'a R,
             seconds: f64,
         }
-        let mut line =
-            serde_json::to_vec(&Line { report, seconds: self.seconds() }).map_err(candle_core::Error::wrap)?;
+        let mut line = serde_json::to_vec(&Line { report, seconds: self.seconds() }).map_err(Error::wrap)?;
         line.push(b'\n');
         files::append(&self.metrics, &self.root.join(TRAINING).join(METRICS), self.metrics_bytes, &line)?;
         self.metrics_bytes += line.len() as u64;
@@ -203,95 +232,143 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Where the loss plot lies, once there are losses to draw.
+    /// The path of the loss plot, which exists once there are losses to draw.
     pub fn plot(&self) -> PathBuf {
         self.root.join(TRAINING).join(PLOT)
     }
 
-    /// The error that has ended what is drawn from the metrics, told once: training can go on without.
+    /// The error that has ended loss plot and event file, reported once: training can go on without them.
     pub fn take_charts_error(&mut self) -> Option<Error> {
         self.charts.take_error()
     }
 
-    /// Seconds of training so far, those of the sessions before this one included.
+    /// Seconds of training so far, earlier sessions included.
     pub fn seconds(&self) -> f64 {
         self.seconds_before + self.begun.elapsed().as_secs_f64()
     }
 
-    /// Sets the time after which [`train`](super::train) writes a checkpoint where none has come with a validation: zero for one
-    /// after every step. It is ten minutes unless told otherwise, and changes nothing of how a run ends.
-    pub fn save_every(&mut self, time: Duration) {
-        self.save_every = time;
+    /// Sets the time after which [`train`](super::train) writes a checkpoint even where no validation is due; zero means after
+    /// every step. The default is ten minutes. It has no influence on the result of the run.
+    pub fn set_save_interval(&mut self, time: Duration) {
+        self.save_interval = time;
     }
 
-    /// Whether that time has passed since the last checkpoint.
-    pub(super) fn is_save_due(&self) -> bool {
-        self.saved.elapsed() >= self.save_every
+    /// Whether the current checkpoint will be older than that interval after another `time`.
+    pub(super) fn is_save_due_within(&self, time: Duration) -> bool {
+        self.saved.elapsed() + time >= self.save_interval
     }
 
-    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. A step's checkpoint is
-    /// written once: if it is the current one already, it stays as it is.
+    /// The step of the current checkpoint.
+    pub(super) fn saved_step(&self) -> Option<u64> {
+        self.current.as_ref().and_then(SavedWeights::step)
+    }
+
+    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. Does nothing for a state that
+    /// is the current checkpoint already.
     ///
     /// # Errors
-    /// If something cannot be written, or the disk has no space for it, which is looked at before anything is written; the
-    /// checkpoint before stays the current one, and the save can be tried again.
+    /// If a weight is not finite, the disk has too little free space, which is checked first, or something cannot be written.
+    /// The checkpoint before stays intact, and the save can be tried again.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
         let training = self.root.join(TRAINING);
         let name = generations::of(trainer);
-        if self.current.as_ref().is_none_or(|current| current.checkpoint != name) {
-            files::check_space(&training, "a checkpoint", space::of_save(trainer))?;
-            files::sync(&training.join(METRICS))?;
-            self.charts.save();
-            let run = RunState {
-                root_checksums: self.root_checksums.clone(),
-                published: self.best_of(trainer),
-                metrics_bytes: self.metrics_bytes,
-                seconds: self.seconds(),
-            };
-            let state = checkpoint::write(&training.join(&name), trainer, run)?;
-            generations::set_current(&training, &name)?;
-            self.current = state.weights();
-            self.set_best(state.published);
+        self.catch_up(&training)?;
+        if !self.is_current(&name) {
+            self.write(trainer, &training, &name)?;
         }
         self.saved = Instant::now();
-        self.publish(trainer)?;
+        self.note_best(trainer);
+        self.publish()?;
         self.remove_old()
     }
 
-    /// The weights that belong at the root; `None` if they are those of a checkpoint of `trainer` that is yet to be written.
-    fn best_of(&self, trainer: &Trainer) -> Option<SavedWeights> {
-        let name = generations::of_best(trainer);
-        if name == generations::of(trainer) {
-            return None;
+    /// Follows the pointer on disk: an earlier save may have replaced it, and then failed to sync it.
+    fn catch_up(&mut self, training: &Path) -> Result<()> {
+        // A new folder has none before its first checkpoint.
+        if generations::has_current(training) {
+            let name = generations::current(training)?;
+            if !self.is_current(&name) {
+                files::sync_names(training)?;
+                self.adopt(&checkpoint::read_state(&training.join(name))?);
+            }
         }
-        // Validated, but never saved: what lies at the root is as good as can be had.
-        self.current.as_ref().filter(|current| current.checkpoint == name).or(self.best.as_ref()).cloned()
+        Ok(())
     }
 
-    fn set_best(&mut self, best: SavedWeights) {
-        self.is_published &= self.best.as_ref().is_some_and(|before| before.checksum == best.checksum);
-        self.best = Some(best);
+    fn is_current(&self, name: &str) -> bool {
+        self.current.as_ref().is_some_and(|current| current.checkpoint == name)
     }
 
-    /// Makes the best weights, or the last ones while there is no best, those at the root.
-    fn publish(&mut self, trainer: &Trainer) -> Result<()> {
-        // Saved first, and validated then.
-        if let Some(current) =
-            self.current.clone().filter(|current| current.checkpoint == generations::of_best(trainer))
+    /// Writes the checkpoint `name`, and makes it the current one.
+    fn write(&mut self, trainer: &Trainer, training: &Path, name: &str) -> Result<()> {
+        files::check_space(training, "a checkpoint", space::of_save(trainer))?;
+        files::sync(&training.join(METRICS))?;
+        self.charts.save();
+        let (best, published) = self.best_with(trainer);
+        let run = RunState {
+            root_checksums: self.root_checksums.clone(),
+            best,
+            published,
+            metrics_bytes: self.metrics_bytes,
+            seconds: self.seconds(),
+        };
+        let state = checkpoint::write(&training.join(name), trainer, run)?;
+        generations::set_current(training, name)?;
+        self.adopt(&state);
+        Ok(())
+    }
+
+    /// Makes the checkpoint of this state the current one.
+    fn adopt(&mut self, state: &TrainState) {
+        self.current = state.weights();
+        // A best model of another step than the published weights was never saved.
+        let best = state.best.filter(|best| state.published.step() == Some(best.step));
+        self.set_published(best, state.published.clone());
+    }
+
+    fn set_published(&mut self, best: Option<Best>, weights: SavedWeights) {
+        self.is_at_root &= self.published.as_ref().is_some_and(|before| before.checksum == weights.checksum);
+        (self.best, self.published) = (best, Some(weights));
+    }
+
+    /// The best model that this folder will have with a checkpoint of `trainer`, and its weights; `None` for the weights of that
+    /// checkpoint.
+    fn best_with(&self, trainer: &Trainer) -> (Option<Best>, Option<SavedWeights>) {
+        match trainer.best() {
+            Some(best) if best.step == trainer.step() => (Some(best), None),
+            Some(best) if self.current_is_of(best) => (Some(best), self.current.clone()),
+            // Also where the trainer's best model was validated and never saved: its weights are gone.
+            _ if self.best.is_some() => (self.best, self.published.clone()),
+            _ => (None, None),
+        }
+    }
+
+    fn current_is_of(&self, best: Best) -> bool {
+        self.saved_step() == Some(best.step)
+    }
+
+    /// Publishes the current checkpoint if `trainer` has found it to be the best after it was written.
+    fn note_best(&mut self, trainer: &Trainer) {
+        if let (Some(best), Some(current)) = (trainer.best(), self.current.clone())
+            && self.current_is_of(best)
         {
-            self.set_best(current);
+            self.set_published(Some(best), current);
         }
-        if let Some(best) = self.best.as_ref().filter(|_| !self.is_published) {
-            // A copy, not a link: who changes the file at the root must not change the checkpoint.
-            let source = self.root.join(TRAINING).join(&best.checkpoint).join(WEIGHTS);
+    }
+
+    /// Copies the published weights to the root, unless they are there.
+    fn publish(&mut self) -> Result<()> {
+        if let Some(published) = self.published.as_ref().filter(|_| !self.is_at_root) {
+            // A copy, not a link: changing the file at the root must not change the checkpoint.
+            let source = self.root.join(TRAINING).join(&published.checkpoint).join(WEIGHTS);
             files::replace_by_copy(&self.root.join(WEIGHTS), &source)?;
-            self.is_published = true;
+            self.is_at_root = true;
         }
         Ok(())
     }
 
     fn remove_old(&self) -> Result<()> {
-        let kept: Vec<&str> = self.current.iter().chain(&self.best).map(|weights| &*weights.checkpoint).collect();
+        let kept: Vec<&str> = self.current.iter().chain(&self.published).map(|weights| &*weights.checkpoint).collect();
         generations::remove_all_but(&self.root.join(TRAINING), &kept)
     }
 }

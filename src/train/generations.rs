@@ -1,36 +1,30 @@
-//! The names of a run's checkpoints, and the pointer to the last one.
+//! The names of a run's checkpoints, and the pointer to the current one.
 
 use std::fs;
 use std::path::Path;
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 
 use super::Trainer;
 use crate::files;
 
 /// The pointer file.
 const CURRENT: &str = "current";
-/// What the name of a checkpoint ends with whose validation is pending. The same step is saved again after it, under
-/// the other name: a checkpoint that is the current one is never written over.
+/// The ending of the name of a checkpoint whose validation is pending. After the validation the same step is saved again,
+/// without the ending: the current checkpoint is never overwritten.
 const PENDING: &str = "-unvalidated";
 
-/// The name of the checkpoint folder of a step.
-pub(super) fn of_step(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
-/// The name of the checkpoint folder of a step whose validation may be pending.
+/// The name of the checkpoint folder of a step, whose validation may be pending.
 pub(super) fn of_state(step: u64, validation_is_pending: bool) -> String {
-    let name = of_step(step);
-    if validation_is_pending { name + PENDING } else { name }
+    format!("step-{step:08}{}", if validation_is_pending { PENDING } else { "" })
 }
 
-/// The name of the checkpoint folder of what `trainer` holds now.
+/// The name of the checkpoint folder for the current state of `trainer`.
 pub(super) fn of(trainer: &Trainer) -> String {
     of_state(trainer.step(), trainer.validation_is_pending())
 }
 
-/// The step of a checkpoint folder of this name, and whether its validation is pending; `None` of any other name.
+/// The step that the name of a checkpoint folder stands for, and whether its validation is pending; `None` for other names.
 pub(super) fn step_of(name: &str) -> Option<(u64, bool)> {
     let (digits, is_pending) = match name.strip_suffix(PENDING) {
         Some(rest) => (rest, true),
@@ -40,17 +34,12 @@ pub(super) fn step_of(name: &str) -> Option<(u64, bool)> {
     (of_state(step, is_pending) == name).then_some((step, is_pending))
 }
 
-/// The name of the checkpoint folder that holds the best weights, or the last ones while there is no best.
-pub(super) fn of_best(trainer: &Trainer) -> String {
-    trainer.best().map_or_else(|| of(trainer), |best| of_step(best.step))
-}
-
-/// Whether there is a pointer in the folder `training`.
+/// Whether the folder `training` has a pointer.
 pub(super) fn has_current(training: &Path) -> bool {
     training.join(CURRENT).exists()
 }
 
-/// The name in the pointer file: that of a checkpoint folder, never a path that leads elsewhere.
+/// The name in the pointer file: that of a checkpoint folder, never a path to elsewhere.
 pub(super) fn current(training: &Path) -> Result<String> {
     let path = training.join(CURRENT);
     let name = String::from_utf8_lossy(&files::read(&path)?).trim().to_string();
@@ -60,19 +49,19 @@ pub(super) fn current(training: &Path) -> Result<String> {
     Ok(name)
 }
 
-/// Makes the checkpoint `name`, which lies complete in `training`, the current one.
+/// Makes the checkpoint `name`, which is complete in `training`, the current one.
 pub(super) fn set_current(training: &Path, name: &str) -> Result<()> {
     files::replace_with(&training.join(CURRENT), format!("{name}\n").as_bytes())
 }
 
-/// Removes the checkpoints, and what has become of those that were never complete, other than `kept`. What has another name,
-/// such as somebody's copy of a checkpoint, stays.
+/// Removes all checkpoints, complete or not, except `kept`. Other names, such as a user's copy of a checkpoint, stay.
 pub(super) fn remove_all_but(training: &Path, kept: &[&str]) -> Result<()> {
     let is_ours = |name: &str| step_of(name.strip_suffix(files::GROWING).unwrap_or(name)).is_some();
-    for entry in fs::read_dir(training)? {
-        let entry = entry?;
+    let cannot = |error| Error::Msg(format!("cannot list {}: {error}", training.display()));
+    for entry in fs::read_dir(training).map_err(cannot)? {
+        let entry = entry.map_err(cannot)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_ours(&name) && !kept.contains(&&*name) && !entry.file_type()?.is_file() {
+        if is_ours(&name) && !kept.contains(&&*name) && !entry.file_type().map_err(cannot)?.is_file() {
             files::remove_folder(&entry.path())?;
         }
     }

@@ -1,4 +1,4 @@
-//! The gradients of one step, and the audit that says whether they reach everything.
+//! The gradients of one step, and the audit of whether they reach every tensor.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,22 +7,22 @@ use candle_core::{Result, Tensor, TensorId, Var, bail};
 
 use crate::ops;
 
-/// The gradients of all trainable tensors, in the order of their names.
+/// The gradients of all trainable tensors, sorted by name.
 pub struct Gradients {
     tensors: Vec<Tensor>,
     scale: f64,
 }
 
 impl Gradients {
-    /// Takes the gradients of `vars` out of what a backward pass left.
+    /// Takes the gradients of `vars` out of the store that a backward pass returned.
     ///
     /// # Errors
-    /// If no gradient reached one of them: every such tensor is named.
+    /// If some of them have no gradient: every such tensor is named.
     pub fn collect(mut store: GradStore, vars: &[(String, Var)]) -> Result<Self> {
         Self::take(|var| store.remove(var), vars)
     }
 
-    /// As [`Gradients::collect`], from what a recorded forward pass left.
+    /// As [`Gradients::collect`], from the backward pass of a recording.
     pub(super) fn collect_recorded(mut store: HashMap<TensorId, Tensor>, vars: &[(String, Var)]) -> Result<Self> {
         Self::take(|var| store.remove(&var.id()), vars)
     }
@@ -41,10 +41,10 @@ impl Gradients {
         Ok(Self { tensors, scale: 1.0 })
     }
 
-    /// The sum of the gradients of the shards of a batch, added in their order.
+    /// The sum of the gradients of the shards of a batch, added in order.
     ///
     /// # Errors
-    /// If the shards do not agree.
+    /// If the shards differ in number or shapes of tensors.
     pub fn sum(shards: &[Self]) -> Result<Self> {
         let count = shards.first().map_or(0, |shard| shard.tensors.len());
         if let Some(other) = shards.iter().find(|shard| shard.tensors.len() != count) {
@@ -55,17 +55,17 @@ impl Gradients {
         Ok(Self { tensors, scale: 1.0 })
     }
 
-    /// What the gradients are to be multiplied by: less than 1 after clipping.
+    /// The factor to apply to the gradients: below 1 after clipping.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// One gradient a trainable tensor, in the order of the names, before [`Gradients::scale`].
+    /// One gradient per trainable tensor, sorted by name, before [`Gradients::scale`] is applied.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// The Euclidean norm of each tensor, before [`Gradients::scale`].
+    /// The Euclidean norm of each gradient, before [`Gradients::scale`] is applied.
     ///
     /// # Errors
     /// If a tensor cannot be read.
@@ -73,32 +73,31 @@ impl Gradients {
         ops::map(self.tensors.len(), |i| ops::euclidean_norm(&self.tensors[i])).into_iter().collect()
     }
 
-    /// Sets the scale so that the global norm, whose value is `norm`, becomes at most `most`.
+    /// Sets the scale so that the global norm, now `norm`, becomes at most `most`.
     pub fn clip(&mut self, norm: f64, most: f64) {
-        // torch's clip_grad_norm_ divides by the norm plus 1e-6; so do we.
+        // As torch's clip_grad_norm_, which adds 1e-6.
         self.scale = if norm > most { most / (norm + 1e-6) } else { 1.0 };
     }
 }
 
-/// Steps before which nothing is said.
+/// The fewest steps that allow a verdict: behind a projection that starts at zero the first gradients are zero too.
 const LEAST: u64 = 2;
 
-/// Watches that every trainable tensor learns.
+/// Checks that every trainable tensor learns.
 ///
-/// That each *has* a gradient is checked when gradients are collected, at every step. Whether it is ever *non-zero*
-/// shows only after some steps: behind a projection that starts at zero the first gradients are zero too.
+/// That each *has* a gradient is checked whenever gradients are collected, at every step. Whether it is ever *non-zero* shows
+/// only after some steps.
 #[derive(Debug)]
 pub struct GradientAudit {
-    /// Tensors of which only zero gradients have been seen, and those excused, with the reason.
+    /// Tensors that have had only zero gradients, and excused ones with the reason.
     silent: BTreeMap<String, Option<&'static str>>,
     observed: u64,
     deadline: u64,
 }
 
 impl GradientAudit {
-    /// For these tensors, of which `excused` have a gradient that is zero whatever the data. Each of the others must
-    /// have had a non-zero gradient once `deadline` steps are done, at the earliest two: the first says nothing about what
-    /// lies behind a projection that starts at zero.
+    /// Audits the tensors `names`, except the `excused` ones, whose gradient is always zero. Each of the others must have had a
+    /// non-zero gradient after `deadline` steps, or two if that is less.
     pub fn new<'a>(names: impl Iterator<Item = &'a String>, excused: &[(String, &'static str)], deadline: u64) -> Self {
         let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
         Self {
@@ -108,31 +107,21 @@ impl GradientAudit {
         }
     }
 
-    /// Takes note of `observed` steps that were made before, and of norms that are zero where all gradients were, by name.
-    pub(super) fn resume<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>, observed: u64) {
-        self.wake(norms);
-        self.observed = observed;
-    }
-
-    fn wake<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) {
+    /// Adds the gradient norms of one more step, by name.
+    ///
+    /// # Errors
+    /// From the deadline on, if tensors that are not excused have had only zero gradients: every such tensor is named.
+    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
         for (name, norm) in norms {
             if norm != 0.0 && self.silent.get(name) == Some(&None) {
                 self.silent.remove(name);
             }
         }
-    }
-
-    /// Takes note of the norms of the gradients of one more step, by name.
-    ///
-    /// # Errors
-    /// At the deadline, if a tensor that is not excused has had zero gradients only: every such tensor is named.
-    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
-        self.wake(norms);
         self.observed += 1;
         if self.observed >= self.deadline { self.conclude() } else { Ok(()) }
     }
 
-    /// The verdict after the steps observed so far, where there are no more to come; none after a single one.
+    /// The verdict when training ends before the deadline; a single step allows none.
     ///
     /// # Errors
     /// Those of [`GradientAudit::observe`] at the deadline.

@@ -1,4 +1,4 @@
-//! What a run was started from: the ids of its text and its settings.
+//! The inputs of a run: the token ids of its text, and its settings.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub(super) const SETTINGS: &str = "settings.toml";
 pub(super) const IDS: &str = "ids.safetensors";
 
 impl RunFolder {
-    /// The ids that the run was trained on, if they are still there; see [`Corpus::open`].
+    /// The ids that the run is trained on, if they still exist; see [`Corpus::open`].
     ///
     /// # Errors
     /// If they are damaged.
@@ -22,7 +22,7 @@ impl RunFolder {
         path.exists().then(|| Corpus::open(&path, progress)).transpose()
     }
 
-    /// Replaces the ids, which may have been lost or damaged, by those of `corpus`.
+    /// Replaces ids that have been lost or damaged by those of `corpus`.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -36,10 +36,10 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The settings that the run in `root` was started with.
+    /// The settings of the last session of the run in `root`.
     ///
     /// # Errors
-    /// If there are none.
+    /// If they cannot be read.
     pub fn settings(root: &Path) -> Result<String> {
         let path = root.join(TRAINING).join(SETTINGS);
         match String::from_utf8(files::read(&path)?) {
@@ -48,7 +48,7 @@ impl RunFolder {
         }
     }
 
-    /// Replaces the settings, for whoever resumes next.
+    /// Replaces the settings, for later sessions.
     ///
     /// # Errors
     /// If they cannot be written.

@@ -1,4 +1,4 @@
-//! What a step did to each tensor.
+//! Norms of each tensor's weights, gradient and update at one step.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::ops;
 /// Norms of every trainable tensor at one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StatisticsReport {
-    /// Steps done, this one included.
+    /// Steps done, including this one.
     pub step: u64,
     /// By the name of the tensor.
     pub statistics: BTreeMap<String, TensorStatistics>,
@@ -23,9 +23,9 @@ pub struct TensorStatistics {
     pub weight_norm: f64,
     /// Of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Of what the update added, weight decay included.
+    /// Of the change of the weights, including weight decay.
     pub update_norm: f64,
-    /// The update's norm over the weights', where these are not zero.
+    /// The update's norm divided by the weights', unless that is zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_ratio: Option<f64>,
 }
@@ -38,7 +38,7 @@ impl Before {
         Ok(Self(vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<Result<_>>()?))
     }
 
-    /// The statistics of the update that `step` has made of them, along gradients of these norms.
+    /// The statistics of step `step`, whose gradients had these norms.
     pub(super) fn report(self, step: u64, vars: &[(String, Var)], norms: &[f64]) -> Result<StatisticsReport> {
         let of = |before: &Tensor, var: &Var, gradient_norm: f64| -> Result<TensorStatistics> {
             let weight_norm = ops::euclidean_norm(before)?;

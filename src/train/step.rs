@@ -1,10 +1,11 @@
-//! One step of training, and what becomes of a bad one.
+//! One step of training, and the handling of bad ones.
 
 use std::fmt;
 
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::average::WeightAverage;
 use super::backward::Backward;
 use super::statistics::Before;
 use super::{Gradients, StatisticsReport, Trainer};
@@ -12,42 +13,42 @@ use crate::model::DropoutSource;
 use crate::ops;
 use crate::text::Batch;
 
-/// What one step of training gave.
+/// The result of one step of training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
-    /// Steps done, this one included.
+    /// Steps done, including this one.
     pub step: u64,
-    /// The mean loss of the batch before the step, in nats a token: cross-entropy, with label smoothing
-    /// and z-loss where these are on.
+    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing and z-loss if these are
+    /// on.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
     /// The global norm of the gradients before clipping.
     pub gradient_norm: f64,
-    /// Tokens of the batch.
+    /// The number of tokens in the batch.
     pub tokens: usize,
 }
 
-/// A step whose loss or gradient is not finite. It has updated nothing.
+/// A step whose loss or gradient is not finite, or too large to be used. It has updated nothing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BadStep {
     /// The number of the step, counted from 1.
     pub step: u64,
-    /// What is not finite, by name.
+    /// What is wrong, and at which tensor.
     #[serde(rename = "skipped")]
     pub reason: String,
-    /// Where the sequences of the batch start in the ids.
-    #[serde(serialize_with = "listed")]
+    /// The positions in the ids at which the sequences of the batch start.
+    #[serde(serialize_with = "as_text")]
     pub sequences: Vec<usize>,
-    /// Where those start whose own loss or gradient is not finite; all may be fine alone, where only the sum is too large.
-    #[serde(serialize_with = "listed")]
+    /// The starts of the sequences that are bad alone; there are none if only their sum is too large.
+    #[serde(serialize_with = "as_text")]
     pub bad_sequences: Vec<usize>,
-    /// Steps skipped so far, this one included.
+    /// Steps skipped so far, including this one.
     pub skipped_steps: u64,
 }
 
-/// As text: places are no quantities, which a plot of the metrics would take numbers for.
-fn listed<S: Serializer>(starts: &[usize], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+/// As text: a plot of the metrics would take numbers for quantities.
+fn as_text<S: Serializer>(starts: &[usize], serializer: S) -> std::result::Result<S::Ok, S::Error> {
     let starts: Vec<String> = starts.iter().map(usize::to_string).collect();
     serializer.serialize_str(&starts.join(" "))
 }
@@ -55,7 +56,7 @@ fn listed<S: Serializer>(starts: &[usize], serializer: S) -> std::result::Result
 impl fmt::Display for BadStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { step, reason, sequences, bad_sequences, .. } = self;
-        let listed = |starts: &[usize]| {
+        let shortened = |starts: &[usize]| {
             const MOST: usize = 16;
             let shown: Vec<String> = starts.iter().take(MOST).map(usize::to_string).collect();
             let rest = starts.len().saturating_sub(MOST);
@@ -63,29 +64,29 @@ impl fmt::Display for BadStep {
         };
         write!(f, "step {step}: {reason}; of the batch's {} sequences ", sequences.len())?;
         match bad_sequences.len() {
-            0 => write!(f, "none is bad alone (they start at tokens {})", listed(sequences)),
-            n if n == sequences.len() => write!(f, "all are bad (they start at tokens {})", listed(sequences)),
-            _ => write!(f, "those that start at tokens {} are bad", listed(bad_sequences)),
+            0 => write!(f, "none is bad alone (they start at tokens {})", shortened(sequences)),
+            n if n == sequences.len() => write!(f, "all are bad (they start at tokens {})", shortened(sequences)),
+            _ => write!(f, "those that start at tokens {} are bad", shortened(bad_sequences)),
         }
     }
 }
 
-/// What a step is made from.
+/// Loss and gradients of a step.
 struct Computed {
     loss: f64,
     gradients: Gradients,
-    /// Of the gradients, by tensor.
+    /// The norm of each gradient.
     norms: Vec<f64>,
 }
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
     /// It was made.
     Done(StepReport),
-    /// It was bad, and is left out: the next one has another batch.
+    /// It was bad and is skipped: the next step has another batch.
     Skipped(BadStep),
-    /// It was bad, and training must not go on.
+    /// It was bad and may not be skipped.
     Failed(BadStep),
 }
 
@@ -93,13 +94,13 @@ impl Trainer {
     /// Makes one optimizer step: batch, loss, gradients, audit, clipping, update.
     ///
     /// # Errors
-    /// If the loss or a gradient is not finite, or the gradient audit fails; nothing has been updated then.
+    /// If the step is bad, or the gradient audit fails; then nothing has been updated.
     pub fn train_step(&mut self) -> Result<StepReport> {
         let batch = self.next_batch()?;
         self.train_step_on(&batch)
     }
 
-    /// Makes one optimizer step on a batch of one's own.
+    /// Makes one optimizer step on the given batch.
     ///
     /// # Errors
     /// Those of [`Trainer::train_step`] and of [`Batch::check`].
@@ -114,13 +115,13 @@ impl Trainer {
     /// the weights are sound.
     ///
     /// # Errors
-    /// If the gradient audit fails; nothing has been updated then.
+    /// If the gradient audit fails; then nothing has been updated.
     pub fn next_step(&mut self) -> Result<StepOutcome> {
         let batch = self.next_batch()?;
         self.next_step_on(&batch)
     }
 
-    /// As [`Trainer::next_step`], on a batch of one's own.
+    /// As [`Trainer::next_step`], on the given batch.
     ///
     /// # Errors
     /// Those of [`Trainer::next_step`] and of [`Batch::check`].
@@ -139,24 +140,29 @@ impl Trainer {
         Ok(StepOutcome::Skipped(bad))
     }
 
-    /// What is bad about the next step, if it is: nothing is changed.
-    pub(super) fn foresee(&self) -> Result<Option<BadStep>> {
-        Ok(self.compute(&self.next_batch()?)?.err())
+    /// Whether a weight is not finite, or no sequence of the next step is good. Nothing is changed.
+    pub(super) fn has_diverged(&self) -> Result<bool> {
+        if self.non_finite_weight()?.is_some() {
+            return Ok(true);
+        }
+        // Any other error is for that step to report.
+        let next = self.next_batch().and_then(|batch| self.compute(&batch));
+        Ok(next.is_ok_and(|computed| computed.is_err_and(|bad| bad.is_everywhere())))
     }
 
-    /// Whether a step may be skipped that is bad.
-    pub(super) fn may_skip(&self) -> Result<bool> {
-        Ok(self.counters.skipped_in_a_row < self.options.skip_bad_steps && self.unsound_weight()?.is_none())
+    fn may_skip(&self) -> Result<bool> {
+        Ok(self.counters.skipped_in_a_row < self.options.skip_bad_steps && self.non_finite_weight()?.is_none())
     }
 
-    /// The norms of every tensor at the last step, if the options asked for them there.
+    /// The norms of every tensor at the last step, if the options ask for them at that step.
     pub fn statistics(&self) -> Option<&StatisticsReport> {
         self.statistics.as_ref()
     }
 
-    /// The first weight that is not finite.
-    pub(super) fn unsound_weight(&self) -> Result<Option<&str>> {
-        for (name, var) in &self.vars {
+    /// The first tensor whose weights, or their average, are not finite.
+    pub(super) fn non_finite_weight(&self) -> Result<Option<&str>> {
+        let averaged = self.average.iter().flat_map(WeightAverage::vars);
+        for (name, var) in self.vars.iter().chain(averaged) {
             if !ops::euclidean_norm(var)?.is_finite() {
                 return Ok(Some(name));
             }
@@ -197,17 +203,18 @@ impl Trainer {
         let (loss, gradients) = backward.gradients(batch, self.options.shards, self.options.accumulate)?;
         let norms = gradients.norms()?;
         let Some(mut reason) = self.fault(loss, &norms) else { return Ok(Ok(Computed { loss, gradients, norms })) };
-        if let Some(name) = self.unsound_weight()? {
+        if let Some(name) = self.non_finite_weight()? {
             reason = format!("{reason}, as {name} is no longer finite since the update before");
         }
-        let bad = backward.bad_sequences(batch)?.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();
+        let bad = backward.bad_sequences(batch, |loss, norms| self.fault(loss, norms).is_some())?;
+        let bad = bad.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();
         let (step, sequences, skipped_steps) = (self.step + 1, batch.starts.clone(), self.counters.skipped);
         Ok(Err(BadStep { step, reason, sequences, bad_sequences: bad, skipped_steps }))
     }
 
-    /// Moves the weights, and all that follows them.
+    /// Updates the weights, their average and the statistics.
     fn update(&mut self, gradients: &Gradients, norms: &[f64], learning_rate: f64) -> Result<()> {
-        // A step that was skipped has not touched the moments, so their bias is that of the updates.
+        // A skipped step has not touched the moments, so their bias depends on the number of updates.
         let updates = self.step.saturating_sub(self.counters.skipped);
         let every = self.options.statistics_every;
         let is_watched = every > 0 && (self.step + 1).is_multiple_of(every);
@@ -234,16 +241,15 @@ impl Trainer {
         }
     }
 
-    /// What is wrong with a step of this loss and these norms of gradients.
+    /// What is wrong with this loss and the gradients of these norms, if anything.
     fn fault(&self, loss: f64, norms: &[f64]) -> Option<String> {
         if let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| !norm.is_finite()) {
             return Some(format!("the norm of the gradient of {name} is {norm}, the loss is {loss}"));
         }
-        // Clipping would make it small enough.
+        // Gradients are squared in `f32`, after clipping.
         let most = f64::from(f32::MAX).sqrt();
-        if self.options.clip_norm == 0.0
-            && let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| **norm > most)
-        {
+        let is_clipped = self.options.clip_norm > 0.0 && self.options.clip_norm <= most;
+        if !is_clipped && let Some(((name, _), norm)) = self.vars.iter().zip(norms).find(|(_, norm)| **norm > most) {
             return Some(format!("the norm of the gradient of {name} is {norm:.1e}, and its square beyond f32"));
         }
         (!loss.is_finite()).then(|| format!("the loss is {loss}"))
@@ -251,11 +257,11 @@ impl Trainer {
 }
 
 impl BadStep {
-    /// Whether no sequence is good, so that the weights are at fault and not the data.
+    /// Whether no sequence is good: then the weights are at fault, not the data.
     pub(super) fn is_everywhere(&self) -> bool {
         self.bad_sequences.len() == self.sequences.len()
     }
 
-    /// What often helps.
+    /// What often helps against bad steps.
     pub(super) const ADVICE: &str = "a lower learning rate may help";
 }

@@ -9,19 +9,18 @@ use super::fit;
 use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
 use crate::model::{CausalLm, ModelConfig};
 use crate::nn::Parameters;
-use crate::ops;
 use crate::text::Corpus;
 
-/// Steps within which every trainable tensor must have had a gradient other than zero.
+/// The first steps of a session, in which every trainable tensor must have a gradient other than zero at least once.
 const AUDIT_STEPS: u64 = 10;
 
 /// A model in training: makes one step at a time and validates.
 ///
-/// Everything random comes from the options' seed: initial weights are drawn from it, and the batch of a step is a
-/// function of the seed and the step's number.
+/// All randomness comes from the options' seed: initial weights are drawn from it, and the batch of a step is a function of the
+/// seed and the step's number.
 pub struct Trainer {
     parameters: Parameters,
-    /// The variables of `parameters`, in their order, at hand for every step.
+    /// The variables of `parameters`, in their order.
     pub(super) vars: Vec<(String, Var)>,
     pub(super) trainable: CausalLm,
     /// The same weights, or their average, without a graph.
@@ -36,8 +35,8 @@ pub struct Trainer {
     pub(super) counters: Counters,
     pub(super) statistics: Option<StatisticsReport>,
     pub(super) best: Option<Best>,
-    /// The step at which a validation was broken off.
-    pub(super) broken_off_at: Option<u64>,
+    /// The step whose validation is due and not yet made.
+    pub(super) pending_validation: Option<u64>,
     pub(super) device: Device,
 }
 
@@ -45,7 +44,7 @@ impl Trainer {
     /// A new model with initial weights drawn from the options' seed.
     ///
     /// # Errors
-    /// If configuration, options and corpus do not go together.
+    /// If configuration, options and corpus do not fit together.
     pub fn new(config: &ModelConfig, options: &TrainOptions, corpus: Corpus, device: &Device) -> Result<Self> {
         Self::from_parameters(Parameters::new(options.seed), config, options, corpus, device)
     }
@@ -53,7 +52,7 @@ impl Trainer {
     /// A model that starts from the given weights, by their names in the model.
     ///
     /// # Errors
-    /// As [`Trainer::new`], and if weights are missing, left over or misshapen: they are listed, the first twelve by name.
+    /// Those of [`Trainer::new`], and if weights are missing, unexpected or misshapen: they are listed, the first twelve by name.
     pub fn from_weights(
         weights: BTreeMap<String, Tensor>,
         config: &ModelConfig,
@@ -75,11 +74,8 @@ impl Trainer {
         options.validate_for(config, &corpus)?;
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
-        let audit = GradientAudit::new(
-            vars.iter().map(|(name, _)| name),
-            &config.zero_gradient_parameters(),
-            options.steps.min(AUDIT_STEPS),
-        );
+        let (names, excused) = (vars.iter().map(|(name, _)| name), config.zero_gradient_parameters());
+        let audit = GradientAudit::new(names, &excused, AUDIT_STEPS);
         let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
         let shown = average.as_ref().map_or(&parameters, WeightAverage::parameters);
         Ok(Self {
@@ -97,13 +93,14 @@ impl Trainer {
             counters: Counters::default(),
             statistics: None,
             best: None,
-            broken_off_at: None,
+            pending_validation: None,
             device: device.clone(),
         })
     }
 
-    /// Goes on where `checkpoint` stood. The number of steps, rates and schedule may have changed since, how often it validates
-    /// and reports, when it stops and what it skips; the end is that of the whole run only if nothing has that it depends on.
+    /// Goes on from `checkpoint`. Number of steps, learning rates and schedule may have changed since, as may how often it
+    /// validates and reports, when it stops early and what it skips. If nothing has changed that matters, the result is that of an
+    /// uninterrupted run.
     ///
     /// # Errors
     /// If the corpus or another option is not that of the checkpoint, or a tensor does not fit.
@@ -136,22 +133,8 @@ impl Trainer {
         }
         trainer.optimizer.restore(moments)?;
         (trainer.step, trainer.best, trainer.counters) = (state.step, state.best, state.counters);
-        trainer.broken_off_at = state.validation_is_pending.then_some(state.step);
-        trainer.resume_audit()?;
+        trainer.pending_validation = state.validation_is_pending.then_some(state.step);
         Ok(trainer)
-    }
-
-    /// Goes on with the gradient audit: the running mean of a tensor's gradients is other than zero once one of them was.
-    fn resume_audit(&mut self) -> Result<()> {
-        let observed = self.step.saturating_sub(self.counters.skipped);
-        if observed >= AUDIT_STEPS {
-            // Passed long ago: a gradient that has become zero since is no sign of a cut.
-            self.audit = GradientAudit::new(std::iter::empty(), &[], 0);
-            return Ok(());
-        }
-        let norms = self.optimizer.means().map(ops::euclidean_norm).collect::<Result<Vec<_>>>()?;
-        self.audit.resume(self.vars.iter().map(|(name, _)| name).zip(norms), observed);
-        Ok(())
     }
 
     /// The id by which documents are isolated, if the options ask for that.
@@ -169,12 +152,12 @@ impl Trainer {
         self.best
     }
 
-    /// Steps skipped, and validations without improvement.
+    /// The run's counters: steps skipped, validations without improvement.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Whether there were as many validations without improvement as the options have patience for.
+    /// Whether there have been as many validations without improvement as the options' patience allows.
     pub fn is_out_of_patience(&self) -> bool {
         self.options.patience > 0 && self.counters.without_improvement >= self.options.patience
     }
@@ -184,7 +167,7 @@ impl Trainer {
         &self.options
     }
 
-    /// Sizes and options of the model.
+    /// The configuration of the model.
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
     }
@@ -194,7 +177,7 @@ impl Trainer {
         &self.corpus
     }
 
-    /// The model without a graph, sharing the weights in training, or their average where the options ask for one.
+    /// The model, without a graph. It shares the weights in training, or their average if the options ask for one.
     pub fn model(&self) -> &CausalLm {
         &self.model
     }
@@ -204,14 +187,14 @@ impl Trainer {
         &self.parameters
     }
 
-    /// The weights of [`Trainer::model`], by name: those to publish.
+    /// The weights of [`Trainer::model`], by name.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         let shown = self.average.as_ref().map_or(&self.parameters, WeightAverage::parameters);
         shown.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
     }
 
-    /// What a resumed run needs beside these: the optimizer's state and, where the weights are an average, those in
-    /// training, by name.
+    /// The other tensors that a resumed run needs, by name: the optimizer's state and, if the model is an average, the weights in
+    /// training.
     pub fn moments(&self) -> Vec<(String, Tensor)> {
         let mut state = self.optimizer.state();
         if self.average.is_some() {

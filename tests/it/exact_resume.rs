@@ -1,4 +1,4 @@
-//! A run of 2N steps, and one of N steps that is resumed: the same to the last bit, whatever the options and threads.
+//! A run that is stopped and resumed ends like an uninterrupted one, to the last bit, whatever the options and threads.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -7,16 +7,99 @@ use std::time::Duration;
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::run::Run;
-use candle_attention::train::{Event, OptimizerKind, Ramp, RunFolder, Schedule, TrainOptions, Trainer, train};
+use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::train::{
+    BadStep, Event, OptimizerKind, Ramp, RunFolder, Schedule, StepReport, TrainOptions, Trainer, train,
+};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::values;
-use crate::training::{config, data, options, resume};
+use crate::training::{config, data, options};
 
 const STEPS: u64 = 12;
 
-/// The options whose runs must be exact, each with an architecture and a rate of dropout.
-fn all_options() -> Vec<(&'static str, Architecture, f64, TrainOptions)> {
+/// What a run is trained on.
+#[derive(Clone, Copy, PartialEq)]
+enum Text {
+    One,
+    /// Several documents, kept apart.
+    Documents,
+    /// One that makes some batches bad, by a letter with a huge embedding.
+    WithBadLetter,
+}
+
+impl Text {
+    fn data(self) -> (Tokenizer, Corpus) {
+        const NUMBERS: &str = "one two three four five six seven eight nine ten. ";
+        let prepared = |documents: Vec<String>, validation: &Validation| {
+            let documents: Vec<Document> = documents.into_iter().map(|text| Document::new("numbers", text)).collect();
+            let options = CorpusOptions::in_memory(13);
+            prepare(&documents, validation, &TokenizerChoice::Characters, &options, &mut |_| {}).unwrap()
+        };
+        match self {
+            Self::One => data(),
+            Self::Documents => {
+                let documents = (0..40).map(|i| "one two three. ".repeat(1 + i % 3)).collect();
+                prepared(documents, &Validation::Fraction(0.3))
+            }
+            Self::WithBadLetter => {
+                let text = format!("{}Z{}", NUMBERS.repeat(3), NUMBERS.repeat(4)).repeat(6);
+                let validation = Document::new("validation", NUMBERS.repeat(4));
+                prepared(vec![text], &Validation::Documents(vec![validation]))
+            }
+        }
+    }
+}
+
+/// A model, and what it is trained on.
+#[derive(Clone, Copy)]
+struct Model {
+    architecture: Architecture,
+    dropout: f64,
+    text: Text,
+}
+
+impl Model {
+    fn config(self, tokenizer: &Tokenizer) -> ModelConfig {
+        let sizes = config(tokenizer);
+        let ModelConfig { context_len, embed_dim, num_layers, num_heads, hidden_dim, .. } = sizes;
+        let is_qwen = self.architecture == Architecture::Qwen3;
+        let base = ModelConfig::of(self.architecture, tokenizer.vocab_size());
+        ModelConfig {
+            context_len,
+            embed_dim,
+            num_layers,
+            num_heads,
+            num_kv_heads: self.architecture.is_rotary().then_some(1),
+            hidden_dim,
+            dropout: DropoutRates::all(self.dropout),
+            residual_init: if is_qwen { ResidualInit::Zero } else { sizes.residual_init },
+            tie_embeddings: base.tie_embeddings && self.text != Text::WithBadLetter,
+            end_of_text_id: tokenizer.end_of_text_id(),
+            ..base
+        }
+    }
+
+    fn trainer(self, options: &TrainOptions) -> (Tokenizer, Trainer) {
+        let (tokenizer, corpus) = self.text.data();
+        let trainer = Trainer::new(&self.config(&tokenizer), options, corpus, &Device::Cpu).unwrap();
+        if self.text == Text::WithBadLetter {
+            let vars = trainer.parameters().vars();
+            let embedding = &vars.iter().find(|(name, _)| name == "token_embedding.weight").unwrap().1;
+            let huge = Tensor::full(3e38f32, (1, embedding.dim(1).unwrap()), &Device::Cpu).unwrap();
+            embedding.slice_set(&huge, 0, tokenizer.encode("Z").unwrap()[0] as usize).unwrap();
+        }
+        (tokenizer, trainer)
+    }
+
+    fn resume(self, root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
+        let (folder, config, checkpoint) = RunFolder::resume(root, &Device::Cpu).unwrap();
+        (folder, Trainer::resume(checkpoint, &config, options, self.text.data().1, &Device::Cpu).unwrap())
+    }
+}
+
+/// Options whose runs must be exact, each with an architecture and a rate of dropout.
+fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
     let base = TrainOptions { eval_every: 4, shards: 3, ..options(STEPS) };
     let everything = TrainOptions {
         accumulate: 2,
@@ -42,18 +125,33 @@ fn all_options() -> Vec<(&'static str, Architecture, f64, TrainOptions)> {
         z_loss: 1e-3,
         ..muon.clone()
     };
+    let isolated = TrainOptions { isolate_documents: true, ..base.clone() };
+    let skipping = TrainOptions { skip_bad_steps: 9, ..base.clone() };
+    let model = |architecture, dropout| Model { architecture, dropout, text: Text::One };
+    let of_documents = Model { text: Text::Documents, ..model(Architecture::Gpt2, 0.0) };
+    let with_bad_letter = Model { text: Text::WithBadLetter, ..model(Architecture::Gpt2, 0.0) };
     vec![
-        ("muon", Architecture::Qwen3, 0.0, muon),
-        ("muon, ramps, cautious, z-loss", Architecture::Llama, 0.0, ramps),
-        ("gpt2", Architecture::Gpt2, 0.0, base.clone()),
-        ("one shard, no clipping", Architecture::Gpt2, 0.0, TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() }),
-        ("dropout", Architecture::Qwen3, 0.2, base.clone()),
-        ("dropout, accumulation, average and more", Architecture::Gpt2, 0.1, everything),
-        ("a best not last", Architecture::Gpt2, 0.0, TrainOptions { learning_rate: 0.7, warmup_steps: STEPS, ..base }),
+        ("documents kept apart", of_documents, isolated),
+        ("skipped steps", with_bad_letter, skipping),
+        ("muon", model(Architecture::Qwen3, 0.0), muon),
+        ("muon, ramps, cautious, z-loss", model(Architecture::Llama, 0.0), ramps),
+        ("gpt2", model(Architecture::Gpt2, 0.0), base.clone()),
+        (
+            "one shard, no clipping",
+            model(Architecture::Gpt2, 0.0),
+            TrainOptions { shards: 1, clip_norm: 0.0, ..base.clone() },
+        ),
+        ("dropout", model(Architecture::Qwen3, 0.2), base.clone()),
+        ("dropout, accumulation, average and more", model(Architecture::Gpt2, 0.1), everything),
+        (
+            "a best not last",
+            model(Architecture::Gpt2, 0.0),
+            TrainOptions { learning_rate: 0.7, warmup_steps: STEPS, ..base },
+        ),
     ]
 }
 
-/// What a run has come to.
+/// The results of a run.
 #[derive(PartialEq)]
 struct End {
     weights: Vec<Vec<f64>>,
@@ -63,7 +161,7 @@ struct End {
     sample: String,
 }
 
-fn end(root: &Path, trainer: &Trainer) -> End {
+fn end(root: &Path, model: Model, trainer: &Trainer) -> End {
     let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
     let without_seconds = |line: &str| {
         let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -73,7 +171,9 @@ fn end(root: &Path, trainer: &Trainer) -> End {
     let run = Run::open(root, &Device::Cpu).unwrap();
     let mut sampler = Sampler::new(SamplingOptions::default(), 7, 0).unwrap();
     let prompt = run.tokenizer.encode("one").unwrap();
-    let ids = generate(&run.model, &prompt, 50, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap();
+    // After the bad letter nothing can be sampled.
+    let tokens = if model.text == Text::WithBadLetter { 1 } else { 50 };
+    let ids = generate(&run.model, &prompt, tokens, &mut sampler, &mut |_| ControlFlow::Continue(())).unwrap();
     End {
         weights: trainer.parameters().vars().iter().map(|(_, var)| values(var)).collect(),
         moments: trainer.moments().iter().map(|(_, moment)| values(moment)).collect(),
@@ -83,15 +183,15 @@ fn end(root: &Path, trainer: &Trainer) -> End {
     }
 }
 
-/// Runs in `root` on so many threads, leaving after each of the steps `stops`.
-fn run(root: &Path, model: (Architecture, f64), options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
+/// Runs in `root` on this many threads, stopping after each of the steps `stops`.
+fn run(root: &Path, model: Model, options: &TrainOptions, threads: usize, stops: &[u64]) -> End {
     run_saving(root, model, options, threads, stops, None)
 }
 
-/// The same with checkpoints between those of the validations.
+/// The same with checkpoints between validations.
 fn run_saving(
     root: &Path,
-    model: (Architecture, f64),
+    model: Model,
     options: &TrainOptions,
     threads: usize,
     stops: &[u64],
@@ -99,45 +199,34 @@ fn run_saving(
 ) -> End {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let (tokenizer, corpus) = data();
-        let (architecture, dropout) = model;
-        let sizes = config(&tokenizer);
-        let ModelConfig { context_len, embed_dim, num_layers, num_heads, hidden_dim, .. } = sizes;
-        let config = ModelConfig {
-            context_len,
-            embed_dim,
-            num_layers,
-            num_heads,
-            num_kv_heads: architecture.is_rotary().then_some(1),
-            hidden_dim,
-            dropout: DropoutRates::all(dropout),
-            residual_init: if architecture == Architecture::Qwen3 { ResidualInit::Zero } else { sizes.residual_init },
-            ..ModelConfig::of(architecture, tokenizer.vocab_size())
-        };
-        let mut trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
+        let (tokenizer, mut trainer) = model.trainer(options);
         let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
         for stop in stops.iter().map(|&stop| Some(stop)).chain([None]) {
-            save_every.into_iter().for_each(|time| folder.save_every(time));
+            save_every.into_iter().for_each(|time| folder.set_save_interval(time));
             let on_event = &mut |event: Event| match event {
-                Event::Step(report) if Some(report.step) == stop => ControlFlow::Break(()),
+                Event::Step(StepReport { step, .. }) | Event::Skipped(BadStep { step, .. }) if Some(*step) == stop => {
+                    ControlFlow::Break(())
+                }
                 _ => ControlFlow::Continue(()),
             };
             train(&mut trainer, Some(&mut folder), on_event).unwrap();
             drop(folder);
-            (folder, trainer) = resume(root, options).unwrap();
+            (folder, trainer) = model.resume(root, options);
         }
         assert_eq!(trainer.step(), STEPS);
-        end(root, &trainer)
+        end(root, model, &trainer)
     })
 }
 
 #[test]
 fn two_halves_are_the_whole_to_the_last_bit() {
-    for (label, architecture, dropout, options) in all_options() {
-        let (space, model) = (tempfile::tempdir().unwrap(), (architecture, dropout));
+    for (label, model, options) in all_options() {
+        let space = tempfile::tempdir().unwrap();
         let whole = run(&space.path().join("whole"), model, &options, 1, &[]);
-        let steps = whole.metrics.iter().filter(|line| line.get("loss").is_some()).count() as u64;
-        assert_eq!(steps, STEPS, "{label}");
+        let count = |name| whole.metrics.iter().filter(|line| line.get(name).is_some()).count() as u64;
+        assert_eq!(count("loss") + count("skipped"), STEPS, "{label}");
+        let skips = if model.text == Text::WithBadLetter { 2..STEPS - 2 } else { 0..1 };
+        assert!(skips.contains(&count("skipped")), "{label}: {} steps are skipped", count("skipped"));
         // Between two checkpoints, at one that comes with a validation, and after every step.
         let every: Vec<u64> = (1..STEPS).collect();
         for (threads, stops) in [(1, &[6][..]), (2, &[6]), (5, &[4, 7]), (2, &every)] {
@@ -153,8 +242,8 @@ fn two_halves_are_the_whole_to_the_last_bit() {
 
 #[test]
 fn a_checkpoint_after_every_step_changes_nothing() {
-    for (label, architecture, dropout, options) in all_options() {
-        let (space, model) = (tempfile::tempdir().unwrap(), (architecture, dropout));
+    for (label, model, options) in all_options() {
+        let space = tempfile::tempdir().unwrap();
         let (seldom, often) = (space.path().join("seldom"), space.path().join("often"));
         let whole = run(&seldom, model, &options, 1, &[]);
         for stops in [&[][..], &[3, 8]] {
@@ -166,7 +255,7 @@ fn a_checkpoint_after_every_step_changes_nothing() {
     }
 }
 
-/// The names of all files of a run, but for the event files', whose names are those of the day, and the bytes at the root.
+/// The names of all files of a run except the event files, whose names depend on the date, and the content of those at the root.
 fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![];
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {

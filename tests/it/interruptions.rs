@@ -1,4 +1,4 @@
-//! The command, killed and asked to stop: what it leaves goes on as if nothing had been.
+//! The command, killed or asked to stop: the run it leaves goes on as if nothing had happened.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -24,21 +24,21 @@ impl Space {
         self.0.path().join(name)
     }
 
-    /// The command, started, with its outputs at hand.
+    /// Starts the command, with its outputs piped.
     fn start(&self, line: &str) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
         command.args(line.split_whitespace()).current_dir(self.0.path());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Runs what should work, and gives what it prints.
+    /// Runs a command that should succeed, and gives what it prints.
     fn works(&self, line: &str) -> String {
         let output = self.start(line).wait_with_output().unwrap();
         assert!(output.status.success(), "attn {line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Trains in `run` to the end, from the start if there is nothing yet.
+    /// Trains in `run` to the end, starting it if it does not exist.
     fn train(&self, start: &str) -> String {
         self.works(if self.path("run").exists() { "train --resume --out run" } else { start })
     }
@@ -50,7 +50,7 @@ fn send(signal: &str, child: &Child) {
     assert!(killed.success());
 }
 
-/// Waits for a line on standard error that begins so; the lines after it are read to the end.
+/// Waits for a line on standard error with this beginning; later lines are read and counted.
 fn await_line(child: &mut Child, beginning: &str) -> std::thread::JoinHandle<usize> {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with(beginning)), "no line begins with {beginning}");
@@ -64,8 +64,8 @@ fn end(child: Child, reader: std::thread::JoinHandle<usize>) -> (ExitStatus, Str
     (output.status, String::from_utf8(output.stdout).unwrap())
 }
 
-/// All that a finished run holds and that does not depend on the time: the metrics without their seconds, and all files
-/// with weights or moments.
+/// The content of a finished run that does not depend on time: the metrics without seconds, all files of weights or moments, and
+/// the names of all others.
 fn result(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl")).unwrap();
     let without_seconds = |line: &str| {
@@ -114,9 +114,11 @@ fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
     std::fs::remove_dir_all(space.path("run")).unwrap();
 
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let (mut kills, mut finished) = (0, 0);
+    let pointer = || std::fs::read_to_string(space.path("run/training/current")).unwrap_or_default();
+    let (mut kills, mut finished, mut moved) = (0, 0, 0);
     while kills < 100 {
         let exists = space.path("run").exists();
+        let before = pointer();
         let mut child = space.start(if exists { "train --resume --out run" } else { start });
         std::thread::sleep(whole.mul_f64(rng.random_range(0.0..0.7)).max(Duration::from_millis(1)));
         match child.try_wait().unwrap() {
@@ -124,6 +126,7 @@ fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 kills += 1;
+                moved += u64::from(pointer() != before);
             }
             Some(_) => {
                 let output = child.wait_with_output().unwrap();
@@ -135,6 +138,8 @@ fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
             }
         }
     }
+    // Not only while the command starts.
+    assert!(moved >= 30, "in only {moved} of {kills} rounds was a checkpoint written");
     space.train(start);
     assert_same(&result(&space.path("run")), &expected, &format!("at the end, {finished} runs finished before"));
     let left = std::fs::read_dir(space.path(".")).unwrap().map(|entry| entry.unwrap().path());
@@ -199,7 +204,7 @@ fn a_request_to_stop_before_training_leaves_at_once_and_nothing_behind() {
     assert_eq!(std::fs::read_dir(space.0.path()).unwrap().count(), 1);
 }
 
-/// Text whose ids do not stay in memory.
+/// Writes a text whose ids are kept in a file.
 fn write_large_text(space: &Space) {
     std::fs::write(space.path("text.txt"), "uma linha de texto que se repete\n".repeat(540_000)).unwrap();
 }
@@ -256,8 +261,52 @@ fn a_request_to_stop_the_closing_sample_finds_the_run_whole() {
     let output = child.wait_with_output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(told.ends_with("stopped; the run is whole and saved\n"), "{told}");
+    assert!(told.ends_with("stopped; the run is complete and saved\n"), "{told}");
     assert!(lines.all(|line| !line.unwrap().contains("more text:")), "too late for this test");
+}
+
+/// A large model takes a while to write.
+fn start_of_large_run() -> String {
+    let sizes = SIZES.replace("--layers 1", "--layers 12").replace("--dim 16", "--dim 384");
+    format!("train text.txt --out run {sizes} --preset gpt2 --steps 1000 --eval-every 1000")
+}
+
+#[test]
+fn a_request_to_stop_while_the_run_is_created_leaves_nothing() {
+    let space = Space::new();
+    let mut child = space.start(&start_of_large_run());
+    while !names(space.0.path()).iter().any(|name| name.starts_with(".run.attn-")) {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
+        std::thread::yield_now();
+    }
+    send("TERM", &child);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(told.ends_with("stopped before training began\n"), "{told}");
+    assert_eq!(names(space.0.path()), ["text.txt"]);
+}
+
+#[test]
+fn a_request_to_stop_while_a_run_is_opened_says_that_it_can_be_resumed() {
+    let space = Space::new();
+    let mut child = space.start(&start_of_large_run());
+    let reader = await_line(&mut child, "run from step 0");
+    child.kill().unwrap();
+    end(child, reader);
+    let lock = space.path("run/training/lock");
+    std::fs::remove_file(&lock).unwrap();
+    let mut child = space.start("train --resume --out run");
+    while !lock.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
+        std::thread::yield_now();
+    }
+    send("INT", &child);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(told.ends_with("stopped; the run can be resumed from its last checkpoint\n"), "{told}");
+    assert_eq!(std::fs::read_to_string(space.path("run/training/current")).unwrap(), "step-00000000\n");
 }
 
 #[test]

@@ -1,17 +1,18 @@
-//! What a training run can be told: accumulation, schedules, averages, patience, statistics, bad steps, one batch.
+//! Training options: accumulation, schedules, averages, patience, statistics, bad steps, overfitting one batch.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_attention::model::{DropoutRates, ModelConfig};
+use candle_attention::model::{CausalLm, DropoutRates, ForwardContext, ModelConfig};
+use candle_attention::ops::CrossEntropyOptions;
 use candle_attention::run::Run;
 use candle_attention::text::BatchSampler;
 use candle_attention::train::{
-    Event, Outcome, RunFolder, Schedule, StepOutcome, TrainOptions, Trainer, overfit_one_batch, train,
+    Event, Outcome, Remedy, RunFolder, Schedule, StepOutcome, TrainOptions, Trainer, overfit_one_batch, train,
 };
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
 
 use crate::support::values;
@@ -65,7 +66,7 @@ fn schedules_are_torchs() {
     }
 }
 
-/// Moments and weights after some steps of a batch of 6, in parts.
+/// The losses of some steps of a batch of 6 in parts, and the trainer after them.
 fn in_parts(shards: usize, accumulate: usize, dropout: f64) -> (Vec<f64>, Trainer) {
     let (tokenizer, corpus) = data();
     let options = TrainOptions { batch_size: 6, shards, accumulate, ..options(8) };
@@ -234,7 +235,7 @@ fn statistics_are_the_norms_of_every_tensor() {
     assert_eq!(metrics.lines().filter(|line| line.contains("\"statistics\":{\"blocks.0.")).count(), 2);
 }
 
-/// All weights are finite, and what they give is not.
+/// Finite weights with logits that are not.
 fn overflow(trainer: &Trainer) {
     let var = variable(trainer, "norm.weight");
     let mut all: Vec<f32> = values(&var).iter().map(|x| *x as f32).collect();
@@ -261,49 +262,132 @@ fn a_bad_step_names_step_tensor_and_sequences_and_updates_nothing() {
     assert_eq!(before.1, trainer.moments().iter().map(|(_, m)| values(m)).collect::<Vec<_>>());
 }
 
-/// From such a state who resumes would come to the same bad step again, whatever the rate.
+/// What a failing run has reported.
+#[derive(Debug, Default)]
+struct Failed {
+    message: String,
+    remedy: Option<Remedy>,
+    saved: Vec<u64>,
+}
+
+/// Trains until it fails; `on_step` can change things after each step, or break off.
+fn fail(trainer: &mut Trainer, folder: &mut RunFolder, on_step: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Failed {
+    let mut failed = Failed::default();
+    let outcome = train(trainer, Some(folder), &mut |event| {
+        match event {
+            Event::Step(report) => return on_step(report.step),
+            Event::Saved(step) => failed.saved.push(step),
+            Event::Failed(remedy) => failed.remedy = Some(remedy),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    failed.message = outcome.unwrap_err().to_string();
+    failed
+}
+
+fn metrics(root: &Path) -> Vec<serde_json::Value> {
+    let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
+    metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Resuming from a later state would fail again, whatever the rate.
 #[test]
-fn no_state_is_saved_whose_next_step_is_bad() {
+fn a_run_that_diverges_keeps_the_last_checkpoint() {
     let space = tempfile::tempdir().unwrap();
-    for (value, saves_often, breaks_off) in [
-        (f32::NAN, false, false),
-        (f32::MAX, false, false),
-        (f32::MAX, true, false),
-        (f32::MAX, false, true),
-        (f32::NAN, true, true),
-    ] {
-        let label = format!("{value}, {saves_often}, {breaks_off}");
+    for (value, saves_often) in [(f32::NAN, false), (f32::NAN, true), (f32::MAX, false), (f32::MAX, true)] {
+        let label = format!("{value}, {saves_often}");
         let root = space.path().join(&label);
         let options = TrainOptions { eval_every: 50, ..options(9) };
         let (tokenizer, mut trainer) = trainer(&options);
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
         if saves_often {
-            folder.save_every(Duration::ZERO);
+            folder.set_save_interval(Duration::ZERO);
         }
         let norm = variable(&trainer, "norm.weight");
-        let error = train(&mut trainer, Some(&mut folder), &mut |event| match event {
-            Event::Step(report) if report.step == 5 => {
+        let failed = fail(&mut trainer, &mut folder, &mut |step| {
+            if step == 5 {
                 norm.set(&Tensor::full(value, norm.shape(), &Device::Cpu).unwrap()).unwrap();
-                if breaks_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
-            _ => ControlFlow::Continue(()),
+            ControlFlow::Continue(())
         });
-        let message = error.unwrap_err().to_string();
-        assert!(message.contains("step 6: ") && message.contains("lower learning rate"), "{label}: {message}");
+        let message = failed.message;
+        assert!(message.contains("step 6: ") && message.contains("all are bad"), "{label}: {message}");
+        assert!(message.ends_with("training has diverged, and a lower learning rate may help"), "{label}: {message}");
         assert_eq!(message.contains("as norm.weight is no longer finite"), value.is_nan(), "{label}: {message}");
-        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
-        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert_eq!(failed.remedy, Some(Remedy::LowerRate), "{label}");
+        assert_eq!(failed.saved, if saves_often { vec![1, 2, 3, 4] } else { vec![] }, "{label}");
+        let last = metrics(&root).pop().unwrap();
         assert!(last["step"] == 6 && last["failed"].as_str().unwrap().contains("start at tokens"), "{last}");
         drop(folder);
         let (mut folder, mut trainer) = resume(&root, &options).unwrap();
         assert_eq!(trainer.step(), if saves_often { 4 } else { 0 }, "{label}");
         assert_eq!(run_in(&mut folder, &mut trainer, None).0, Outcome::Finished);
-        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
-        assert!(!metrics.contains("failed"), "{metrics}");
+        assert!(metrics(&root).iter().all(|line| line.get("failed").is_none()));
     }
 }
 
-/// Breaks all texts with this letter in an embedding; gives what was there.
+#[test]
+fn an_interrupt_and_the_last_step_save_whatever_the_next_step_would_be() {
+    let space = tempfile::tempdir().unwrap();
+    for (steps, breaks_off) in [(9, true), (5, false)] {
+        let root = space.path().join(format!("{steps}"));
+        let (tokenizer, mut trainer) = trainer(&TrainOptions { eval_every: 50, ..options(steps) });
+        // Without a text to validate on.
+        let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+        let parameters = trainer.parameters().clone();
+        let norm = move || parameters.vars().into_iter().find(|(name, _)| name == "norm.weight").unwrap().1;
+        let mut is_saved = false;
+        let outcome = train(&mut trainer, Some(&mut folder), &mut |event| match event {
+            Event::Step(report) if report.step == 5 => {
+                norm().set(&Tensor::full(f32::MAX, norm().shape(), &Device::Cpu).unwrap()).unwrap();
+                if breaks_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            }
+            Event::Saved(step) => {
+                is_saved |= step == 5;
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+        drop(folder);
+        if !breaks_off {
+            // The validation of these weights has no finite loss.
+            assert!(outcome.unwrap_err().to_string().contains("step 5: the validation loss is"));
+            assert!(!is_saved);
+            continue;
+        }
+        assert_eq!((outcome.unwrap(), is_saved), (Outcome::Interrupted, true));
+        let (mut folder, mut trainer) = resume(&root, &options(9)).unwrap();
+        assert_eq!(trainer.step(), 5);
+        let failed = fail(&mut trainer, &mut folder, &mut |_| ControlFlow::Continue(()));
+        assert_eq!((failed.remedy, failed.saved), (Some(Remedy::StartAnew), vec![]));
+        assert!(failed.message.contains("only a new run, from the best weights or"), "{}", failed.message);
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_never_saved() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = TrainOptions { eval_every: 50, ..options(9) };
+    let (tokenizer, mut trainer) = trainer(&options);
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    let norm = variable(&trainer, "norm.weight");
+    let failed = fail(&mut trainer, &mut folder, &mut |step| {
+        if step < 5 {
+            return ControlFlow::Continue(());
+        }
+        norm.set(&Tensor::full(f32::NAN, norm.shape(), &Device::Cpu).unwrap()).unwrap();
+        ControlFlow::Break(())
+    });
+    assert!(failed.message.contains("step 5: norm.weight is no longer finite"), "{}", failed.message);
+    assert!(failed.saved.is_empty());
+    assert!(metrics(&root).pop().unwrap()["failed"].as_str().unwrap().contains("norm.weight is no longer finite"));
+    drop(folder);
+    assert_eq!(resume(&root, &options).unwrap().1.step(), 0);
+}
+
+/// Breaks all texts with this letter in an embedding; gives the embedding before.
 fn spoil(embedding: &Var, letter: &str) -> Tensor {
     let good = embedding.as_tensor().copy().unwrap();
     let id = data().0.encode(letter).unwrap()[0];
@@ -312,55 +396,116 @@ fn spoil(embedding: &Var, letter: &str) -> Tensor {
     good
 }
 
-/// Whether the batch of the step behind `step` has the letter in it.
-fn has_letter(trainer: &Trainer, step: u64, letter: &str) -> bool {
+/// How many sequences of the batch after step `step` contain the letter.
+fn sequences_with(trainer: &Trainer, step: u64, letter: &str) -> usize {
     let options = trainer.options();
     let sampler = BatchSampler { seed: options.seed, batch_size: options.batch_size, context_len: 13 };
-    sampler.batch(&trainer.corpus().train, step).unwrap().inputs.contains(&data().0.encode(letter).unwrap()[0])
+    let (batch, id) = (sampler.batch(&trainer.corpus().train, step).unwrap(), data().0.encode(letter).unwrap()[0]);
+    batch.inputs.chunks(13).filter(|sequence| sequence.contains(&id)).count()
 }
 
-/// Where the weights are at fault for some sequences alone, a step without these is good.
+const LETTERS: [&str; 7] = ["x", "v", "g", "w", "u", "h", "."];
+
+/// With some good sequences the data is at fault, and nothing that was learned is lost.
 #[test]
-fn before_a_validation_that_is_not_finite_ends_the_run_what_is_good_is_saved() {
+fn the_state_before_a_batch_with_some_bad_sequences_is_saved() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let options = TrainOptions { eval_every: 50, ..options(9) };
+    let mut trainer = untied(&options);
+    let letter = LETTERS.into_iter().find(|letter| (1..5).contains(&sequences_with(&trainer, 5, letter))).unwrap();
+    let mut folder = RunFolder::create(&root, &data().0, &trainer, "").unwrap();
+    let embedding = variable(&trainer, "token_embedding.weight");
+    let failed = fail(&mut trainer, &mut folder, &mut |step| {
+        if step == 5 {
+            spoil(&embedding, letter);
+        }
+        ControlFlow::Continue(())
+    });
+    let message = failed.message;
+    assert!(message.contains("step 6: ") && message.contains("those that start at tokens"), "{message}");
+    assert!(message.ends_with("skip_bad_steps leaves such batches out, and a lower learning rate may avoid them"));
+    assert_eq!((failed.remedy, failed.saved), (Some(Remedy::SkipOrLowerRate), vec![5]));
+    drop(folder);
+    let (_folder, mut trainer) = resume(&root, &TrainOptions { skip_bad_steps: 1, ..options }).unwrap();
+    assert_eq!(trainer.step(), 5);
+    assert_eq!(metrics(&root).pop().unwrap()["step"], 6);
+    assert!(matches!(trainer.next_step().unwrap(), StepOutcome::Skipped(_)));
+}
+
+/// Whether or not the next batch would be bad.
+#[test]
+fn after_a_validation_that_is_not_finite_nothing_is_saved() {
     let space = tempfile::tempdir().unwrap();
     let options = options(12);
-    let letters = ["x", "v", "g", "w", "u", "h", "."];
     let probe = untied(&options);
-    let letter = |is_in_batch| letters.into_iter().find(|letter| has_letter(&probe, 8, letter) == is_in_batch).unwrap();
-    for (letter, saved) in [(letter(false), 8), (letter(true), 4)] {
-        let root = space.path().join(format!("run-{saved}"));
+    let letter = |is_in_batch| {
+        LETTERS.into_iter().find(|letter| (sequences_with(&probe, 8, letter) > 0) == is_in_batch).unwrap()
+    };
+    for (n, (letter, saves_often)) in
+        [(letter(false), false), (letter(true), false), (letter(false), true)].into_iter().enumerate()
+    {
+        let root = space.path().join(format!("run-{n}"));
         let mut trainer = untied(&options);
         let mut folder = RunFolder::create(&root, &data().0, &trainer, "").unwrap();
+        if saves_often {
+            folder.set_save_interval(Duration::ZERO);
+        }
         let (embedding, mut good) = (variable(&trainer, "token_embedding.weight"), None);
-        let error = train(&mut trainer, Some(&mut folder), &mut |event| {
-            if let Event::Step(report) = event
-                && report.step == 8
-            {
+        let failed = fail(&mut trainer, &mut folder, &mut |step| {
+            if step == 8 {
                 good = Some(spoil(&embedding, letter));
             }
             ControlFlow::Continue(())
         });
-        let message = error.unwrap_err().to_string();
-        let cause = "first in the window that starts at its token";
+        let (message, cause) = (failed.message, "first in the window that starts at its token");
         assert!(message.contains("step 8: the validation loss is NaN") && message.contains(cause), "{message}");
-        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
-        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        let remedy = if saves_often { Remedy::StartAnew } else { Remedy::LowerRate };
+        assert_eq!((failed.remedy, message.contains(&remedy.to_string())), (Some(remedy), true), "{message}");
+        let last = metrics(&root).pop().unwrap();
         assert!(last["step"] == 8 && last["failed"].as_str().unwrap().contains(cause), "{last}");
         drop(folder);
         let (mut folder, mut trainer) = resume(&root, &options).unwrap();
-        assert_eq!((trainer.step(), trainer.validation_is_pending()), (saved, false));
-        // The failure stays on record with what was saved before it, and goes with the steps that are made again.
-        folder.begin(&trainer).unwrap();
-        let metrics = std::fs::read_to_string(root.join("training/metrics.jsonl")).unwrap();
-        assert_eq!(metrics.contains("\"failed\""), saved == 8, "{metrics}");
-        if saved == 8 {
+        // Saved before the validation, or after the one before.
+        assert_eq!((trainer.step(), trainer.validation_is_pending()), if saves_often { (8, true) } else { (4, false) });
+        folder.begin(&mut trainer).unwrap();
+        assert!(metrics(&root).iter().all(|line| line.get("failed").is_none()));
+        if saves_often {
             variable(&trainer, "token_embedding.weight").set(&good.unwrap()).unwrap();
         }
         assert_eq!(run_in(&mut folder, &mut trainer, None).0, Outcome::Finished);
     }
 }
 
-/// A run whose steps 3 and 4 are bad, and then good again: the weights are broken and mended from outside.
+/// Where the last checkpoint is old, a long validation is preceded by another.
+#[test]
+fn a_state_is_saved_before_a_validation_that_may_take_long() {
+    let space = tempfile::tempdir().unwrap();
+    let root = space.path().join("run");
+    let (tokenizer, mut trainer) = trainer(&options(4));
+    let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
+    folder.set_save_interval(Duration::ZERO);
+    let mut seen = vec![];
+    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+        let current = std::fs::read_to_string(root.join("training/current")).unwrap();
+        match event {
+            Event::Step(report) if report.step == 4 => seen.push(("step", current)),
+            Event::Validating { done: 0, .. } => seen.push(("validating", current)),
+            Event::Saved(4) => seen.push(("saved", current)),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    let [before, unvalidated, validated] =
+        ["step-00000003\n", "step-00000004-unvalidated\n", "step-00000004\n"].map(String::from);
+    let expected =
+        [("step", before), ("saved", unvalidated.clone()), ("validating", unvalidated), ("saved", validated)];
+    assert_eq!(seen, expected);
+    assert!(!root.join("training/step-00000004-unvalidated").exists());
+}
+
+/// A run whose steps 3 and 4 are bad: the weights are broken and repaired from outside.
 fn run_with_bad_steps(
     root: &Path,
     options: &TrainOptions,
@@ -418,13 +563,13 @@ fn bad_steps_are_skipped_counted_and_logged() {
     let root = space.path().join("less");
     let error = run_with_bad_steps(&root, &TrainOptions { skip_bad_steps: 1, ..options.clone() }, None).unwrap_err();
     assert!(error.to_string().contains("step 4: "), "{error}");
-    // Nothing was good since the start.
+    // No sequence of that step was good: nothing is saved since the start.
     let less = TrainOptions { skip_bad_steps: 1, ..options };
     let (_folder, trainer) = resume(&root, &less).unwrap();
     assert_eq!((trainer.step(), trainer.counters().skipped, trainer.counters().skipped_in_a_row), (0, 0, 0));
 }
 
-/// A skipped step leaves no trace in the bias of the moments: the first update is the one it would have been.
+/// A skipped step has no influence on the bias correction of the moments.
 #[test]
 fn a_skipped_step_leaves_the_moments_as_if_it_had_not_been() {
     let options = TrainOptions { skip_bad_steps: 1, warmup_steps: 0, schedule: Schedule::Constant, ..options(9) };
@@ -453,7 +598,7 @@ fn a_rate_so_high_that_it_diverges_is_named_and_a_lower_one_goes_on_to_the_end()
         let wild = TrainOptions { learning_rate, clip_norm: 0.0, warmup_steps: 0, ..options(40) };
         let (tokenizer, mut trainer) = trainer(&wild);
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
-        folder.save_every(Duration::from_secs(save_every));
+        folder.set_save_interval(Duration::from_secs(save_every));
         let error = train(&mut trainer, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
         assert!(error.contains("step ") && error.contains("a lower learning rate may help"), "{error}");
         drop(folder);
@@ -473,7 +618,8 @@ fn untied(options: &TrainOptions) -> Trainer {
 
 #[test]
 fn a_gradient_whose_square_is_beyond_f32_is_bad_unless_it_is_clipped() {
-    for (clip_norm, is_bad) in [(0.0, true), (1.0, false)] {
+    // Clipped to 1e20, its square is still too large.
+    for (clip_norm, is_bad) in [(0.0, true), (1e20, true), (1e19, false), (1.0, false)] {
         let mut trainer = untied(&TrainOptions { clip_norm, ..options(9) });
         // Scaled down and up again, the logits stay as they are, and the gradient of the norm does not.
         for (name, factor) in [("norm.weight", 1e-25), ("head.weight", 1e25)] {
@@ -483,10 +629,12 @@ fn a_gradient_whose_square_is_beyond_f32_is_bad_unless_it_is_clipped() {
         match trainer.next_step().unwrap() {
             StepOutcome::Failed(bad) => {
                 assert!(is_bad && bad.reason.contains("norm.weight") && bad.reason.contains("square"), "{bad:?}");
-                assert_eq!(bad.bad_sequences, [0usize; 0]);
+                assert_eq!(bad.bad_sequences, bad.sequences);
             }
             outcome => assert!(!is_bad, "{outcome:?}"),
         }
+        let moments = trainer.moments();
+        assert!(moments.iter().all(|(_, moment)| values(moment).iter().all(|x| x.is_finite())), "{clip_norm}");
     }
 }
 
@@ -528,12 +676,30 @@ fn one_batch_is_learned_by_heart_or_not() {
     assert!(!report.succeeded() && report.steps == 20, "{report:?}");
 }
 
-/// Of two projections of zeros one after the other neither has a gradient.
+/// Of two projections of zeros, one after the other, neither has a gradient.
 fn silence(trainer: &Trainer) {
-    for name in ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"] {
-        let var = variable(trainer, name);
-        var.set(&var.zeros_like().unwrap()).unwrap();
-    }
+    set_to_zero(&silent(trainer));
+}
+
+fn silent(trainer: &Trainer) -> [Var; 2] {
+    ["blocks.1.mlp.down_proj.weight", "blocks.1.mlp.up_proj.weight"].map(|name| variable(trainer, name))
+}
+
+fn set_to_zero(vars: &[Var]) {
+    vars.iter().for_each(|var| var.set(&var.zeros_like().unwrap()).unwrap());
+}
+
+/// Trains with these projections set to zero before each step, as earlier moments would move them.
+fn run_silenced(folder: &mut RunFolder, trainer: &mut Trainer, stop: Option<u64>) -> candle_core::Result<Outcome> {
+    let vars = silent(trainer);
+    set_to_zero(&vars);
+    train(trainer, Some(folder), &mut |event| match event {
+        Event::Step(report) => {
+            set_to_zero(&vars);
+            if Some(report.step) == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    })
 }
 
 #[test]
@@ -573,28 +739,96 @@ fn before_the_gradient_audit_ends_a_run_what_is_good_is_saved() {
     assert_eq!(resume(&root, &options).unwrap().1.step(), 9);
 }
 
-/// The audit's count goes on: a run stopped every three steps is audited after ten as if it had never been.
+/// However many sessions there were before.
 #[test]
-fn the_gradient_audit_survives_being_stopped() {
+fn every_session_is_audited() {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
-    let options = options(20);
+    let options = options(30);
     let (tokenizer, mut first) = trainer(&options);
     let mut folder = RunFolder::create(&root, &tokenizer, &first, "").unwrap();
-    silence(&first);
-    run_in(&mut folder, &mut first, Some(3));
-    for stop in [6, 9] {
-        drop(folder);
-        let (next_folder, mut next) = resume(&root, &options).unwrap();
-        folder = next_folder;
-        silence(&next);
-        run_in(&mut folder, &mut next, Some(stop));
-    }
+    run_in(&mut folder, &mut first, Some(12));
+    // A session that is too short for a verdict, and one that is not.
     drop(folder);
-    let (mut folder, mut last) = resume(&root, &options).unwrap();
-    silence(&last);
-    let error = train(&mut last, Some(&mut folder), &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    let (mut folder, mut second) = resume(&root, &options).unwrap();
+    assert_eq!(run_silenced(&mut folder, &mut second, Some(15)).unwrap(), Outcome::Interrupted);
+    drop(folder);
+    let (mut folder, mut third) = resume(&root, &options).unwrap();
+    let error = run_silenced(&mut folder, &mut third, None).unwrap_err().to_string();
     assert!(error.contains("gradient audit: after 10 steps the gradient is still zero at"), "{error}");
+    assert_eq!(third.step(), 24);
+    // The last session is shorter than the audit.
+    drop(folder);
+    let (mut folder, mut last) = resume(&root, &TrainOptions { steps: 27, ..options }).unwrap();
+    let error = run_silenced(&mut folder, &mut last, None).unwrap_err().to_string();
+    assert!(error.contains("gradient audit: after 3 steps the gradient is still zero at"), "{error}");
+    let last = metrics(&root).pop().unwrap();
+    assert!(last["failed"].as_str().unwrap().starts_with("gradient audit: after 3 steps"), "{last}");
+}
+
+#[test]
+fn a_run_that_stops_early_is_audited() {
+    // At this rate nothing changes, and the second validation is no better than the first.
+    let options =
+        TrainOptions { learning_rate: 1e-30, min_learning_rate: 0.0, eval_every: 1, patience: 1, ..options(30) };
+    for is_silent in [false, true] {
+        let (_, mut trainer) = trainer(&options);
+        if is_silent {
+            silence(&trainer);
+        }
+        let outcome = train(&mut trainer, None, &mut |_| ControlFlow::Continue(()));
+        assert_eq!(trainer.step(), 2);
+        match outcome {
+            Ok(outcome) => assert!(!is_silent && outcome == Outcome::StoppedEarly),
+            Err(error) => assert!(is_silent && error.to_string().contains("gradient audit: after 2 steps"), "{error}"),
+        }
+    }
+}
+
+/// Model and first batch of a trainer, for its loss and gradients by candle.
+fn loss_of_first_batch(trainer: &Trainer, options: &CrossEntropyOptions) -> Tensor {
+    let model = CausalLm::new(trainer.config(), trainer.parameters().var_builder(DType::F32, &Device::Cpu)).unwrap();
+    let batch = trainer.options().sampler_at(0, 13).batch(&trainer.corpus().train, 0).unwrap();
+    let ids = batch.inputs_tensor(&Device::Cpu).unwrap();
+    let targets = batch.targets_tensor(&Device::Cpu).unwrap();
+    model.loss_with(&ids, &targets, options, &ForwardContext::default()).unwrap()
+}
+
+#[test]
+fn statistics_have_the_norm_of_each_gradient_under_its_name() {
+    let (_, mut trainer) = trainer(&TrainOptions { statistics_every: 1, ..options(3) });
+    let gradients = loss_of_first_batch(&trainer, &Default::default()).backward().unwrap();
+    let vars = trainer.parameters().vars();
+    let norm = |var: &Var| values(gradients.get(var).unwrap()).iter().map(|x| x * x).sum::<f64>().sqrt();
+    let expected: BTreeMap<String, f64> = vars.iter().map(|(name, var)| (name.clone(), norm(var))).collect();
+    trainer.train_step().unwrap();
+    let statistics = &trainer.statistics().unwrap().statistics;
+    assert_eq!(statistics.len(), expected.len());
+    for (name, expected) in &expected {
+        let got = statistics[name].gradient_norm;
+        assert!((got / expected - 1.0).abs() < 1e-4, "{name}: {got}, expected {expected}");
+    }
+    // No two are alike, so none can stand for another.
+    let mut sorted: Vec<f64> = expected.into_values().collect();
+    sorted.sort_by(f64::total_cmp);
+    assert!(sorted.windows(2).all(|pair| pair[1] / pair[0] > 1.001), "{sorted:?}");
+}
+
+#[test]
+fn label_smoothing_and_z_loss_are_part_of_training_and_not_of_validation() {
+    let plain = {
+        let (_, mut trainer) = trainer(&options(3));
+        (trainer.validate().unwrap().validation_loss, trainer.train_step().unwrap().loss)
+    };
+    for (label_smoothing, z_loss) in [(0.3, 0.0), (0.0, 0.1)] {
+        let (_, mut trainer) = trainer(&TrainOptions { label_smoothing, z_loss, ..options(3) });
+        assert_eq!(trainer.validate().unwrap().validation_loss, plain.0);
+        let options = CrossEntropyOptions { label_smoothing, z_loss, ..Default::default() };
+        let expected = f64::from(loss_of_first_batch(&trainer, &options).to_scalar::<f32>().unwrap());
+        let loss = trainer.train_step().unwrap().loss;
+        assert!((loss - expected).abs() < 1e-5, "{loss}, expected {expected}");
+        assert!((loss - plain.1).abs() > 1e-3, "{loss}, without {}", plain.1);
+    }
 }
 
 #[test]

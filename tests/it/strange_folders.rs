@@ -105,7 +105,7 @@ fn a_folder_that_cannot_be_written_keeps_its_last_checkpoint() {
     let (_space, root, _) = run_and_stranger();
     let options = options(6);
     let (mut folder, mut trainer) = resume(&root, &options).unwrap();
-    folder.begin(&trainer).unwrap();
+    folder.begin(&mut trainer).unwrap();
     trainer.train_step().unwrap();
     let allow = |mode| std::fs::set_permissions(root.join("training"), PermissionsExt::from_mode(mode)).unwrap();
     allow(0o500);

@@ -68,7 +68,7 @@ pub fn resume(root: &Path, options: &TrainOptions) -> candle_core::Result<(RunFo
     Ok((folder, trainer))
 }
 
-/// Creates a run in `root` and trains it to its end.
+/// Creates a run in `root` and trains it to the end.
 pub fn finished_run(root: &Path, options: &TrainOptions) -> (RunFolder, Trainer) {
     let (tokenizer, mut trainer) = trainer(options);
     let mut folder = RunFolder::create(root, &tokenizer, &trainer, "").unwrap();
@@ -183,18 +183,18 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
     assert_eq!(loss(&root), best.validation_loss);
     std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
     assert!(Run::open(&root, &Device::Cpu).is_err());
-    let (mut folder, trainer) = resume(&root, &options).unwrap();
-    folder.begin(&trainer).unwrap();
+    let (mut folder, mut trainer) = resume(&root, &options).unwrap();
+    folder.begin(&mut trainer).unwrap();
     assert_eq!(loss(&root), best.validation_loss);
 
     // What else the best checkpoint says is not needed.
     let checkpoint = root.join(format!("training/step-{:08}", best.step));
     std::fs::write(root.join("model.safetensors"), b"lost").unwrap();
     std::fs::write(checkpoint.join("state.json"), b"lost").unwrap();
-    folder.begin(&trainer).unwrap();
+    folder.begin(&mut trainer).unwrap();
     assert_eq!(loss(&root), best.validation_loss);
 
-    // Damaged where it comes from, or gone from there, it is not put there; and what is there already needs no source.
+    // While they are at the root, their checkpoint is not needed.
     let good = std::fs::read(root.join("model.safetensors")).unwrap();
     let mut damaged = good.clone();
     *damaged.last_mut().unwrap() ^= 1;
@@ -203,13 +203,40 @@ fn the_root_holds_the_best_weights_even_after_it_was_lost() {
             false => std::fs::write(checkpoint.join("model.safetensors"), &damaged).unwrap(),
             true => std::fs::remove_dir_all(&checkpoint).unwrap(),
         }
-        folder.begin(&trainer).unwrap();
-        std::fs::write(root.join("model.safetensors"), &damaged).unwrap();
-        let error = folder.begin(&trainer).unwrap_err().to_string();
-        assert!(error.contains("neither") && error.contains("is the file that was written"), "{error}");
-        assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), damaged);
-        std::fs::write(root.join("model.safetensors"), &good).unwrap();
+        folder.begin(&mut trainer).unwrap();
+        assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), good);
+        assert_eq!((folder.take_lost_best(), trainer.best()), (None, Some(best)));
     }
+
+    // Lost in both places, the current weights replace them, in this session and the next.
+    std::fs::write(root.join("model.safetensors"), &damaged).unwrap();
+    let current = std::fs::read(root.join("training/step-00000016/model.safetensors")).unwrap();
+    for _ in 0..2 {
+        drop(folder);
+        (folder, trainer) = resume(&root, &TrainOptions { steps: 18, ..options.clone() }).unwrap();
+        folder.begin(&mut trainer).unwrap();
+        assert_eq!((folder.take_lost_best(), folder.take_lost_best(), trainer.best()), (Some(best), None, None));
+        assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), current);
+    }
+    let mut lost = vec![];
+    drop(folder);
+    (folder, trainer) = resume(&root, &TrainOptions { steps: 18, ..options.clone() }).unwrap();
+    let outcome = train(&mut trainer, Some(&mut folder), &mut |event| {
+        if let Event::BestLost(best) = event {
+            lost.push(best);
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!((outcome.unwrap(), lost), (Outcome::Finished, vec![best]));
+    assert_eq!(trainer.best().unwrap().step, 18);
+    assert_eq!(loss(&root), trainer.best().unwrap().validation_loss);
+
+    // And if these are lost too, nothing replaces them.
+    std::fs::write(root.join("model.safetensors"), &damaged).unwrap();
+    std::fs::write(root.join("training/step-00000018/model.safetensors"), &damaged).unwrap();
+    let error = folder.begin(&mut trainer).unwrap_err().to_string();
+    assert!(error.contains("broken checkpoint") && error.contains("are not the ones that were written"), "{error}");
+    assert_eq!(std::fs::read(root.join("model.safetensors")).unwrap(), damaged);
 }
 
 #[test]
@@ -295,9 +322,9 @@ fn a_state_that_contradicts_itself_is_refused_whoever_sealed_it() {
         ("/counters/skipped", 5.into(), "more steps are skipped than made"),
         ("/counters/skipped_in_a_row", 1.into(), "more steps are skipped in a row than in all"),
         ("/best/step", 5.into(), "the best model is not one of its steps"),
-        ("/published/checkpoint", "../step-00000004".into(), "the weights at the root are of no step before"),
-        ("/published/checkpoint", "step-00000005".into(), "the weights at the root are of no step before"),
-        ("/seconds", (-1.0).into(), "the seconds are no time"),
+        ("/published/checkpoint", "../step-00000004".into(), "the weights at the root are not of an earlier step"),
+        ("/published/checkpoint", "step-00000005".into(), "the weights at the root are not of an earlier step"),
+        ("/seconds", (-1.0).into(), "the seconds are not a duration"),
     ] {
         let mut changed = good.clone();
         *changed.pointer_mut(place).unwrap() = value;
@@ -555,7 +582,7 @@ fn what_cannot_be_drawn_is_told_once_and_training_goes_on() {
 
     // The next session has them again.
     std::fs::remove_file(root.join("training/tensorboard")).unwrap();
-    let (mut folder, trainer) = resume(&root, &options).unwrap();
-    folder.begin(&trainer).unwrap();
+    let (mut folder, mut trainer) = resume(&root, &options).unwrap();
+    folder.begin(&mut trainer).unwrap();
     assert_eq!(events(&root), scalars_of_metrics(&root));
 }

@@ -27,7 +27,7 @@ pub struct AdamWStep {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// The term added to the denominator.
+    /// The term in the denominator, above 0 even in `f32`.
     pub eps: f64,
     /// Weight decay; 0 for none.
     pub weight_decay: f64,
@@ -98,11 +98,15 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
     }
     let numbers = [
         ("a learning rate", step.learning_rate),
-        ("an eps", step.eps),
         ("a weight decay", step.weight_decay),
         ("a gradient scale", step.gradient_scale),
     ];
     check_not_negative("adamw", &numbers)?;
+    // 0 where a second moment is 0 would divide 0 by 0.
+    let eps = step.eps as f32;
+    if !(eps > 0.0 && eps.is_finite()) {
+        bail!("adamw: expected an eps above 0 in the range of f32, got {:?}", step.eps);
+    }
     if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
         return reference::adamw(var, gradient, moments, step);
     }
@@ -112,25 +116,6 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
     moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
     let gradient = step.cautious.is_on().then_some(gradient);
     var.inplace_op3(&moments.first, &moments.second, &Update { step: *step, gradient })
-}
-
-/// `average = decay average + (1 - decay) values`, of one shape. In `f32` on the CPU it is changed in place.
-///
-/// # Errors
-/// If the shapes do not agree, or `decay` is not from 0 to below 1.
-#[cfg(feature = "lm")]
-pub(crate) fn moving_average(average: &Var, values: &Tensor, decay: f64) -> Result<()> {
-    if average.shape() != values.shape() {
-        bail!("moving-average: expected values of shape {:?}, got {:?}", average.dims(), values.dims());
-    }
-    if !is_decay(decay) {
-        bail!("moving-average: expected a decay from 0 to below 1, got {decay}");
-    }
-    if !has_kernel(&[average, values]) {
-        let average_now = (average.as_detached_tensor() * decay)?;
-        return average.set(&(average_now + (values.detach() * (1.0 - decay))?)?);
-    }
-    average.inplace_op2(&values.contiguous()?, &Average { decay, scale: 1.0, of_squares: false })
 }
 
 fn is_decay(beta: f64) -> bool {
@@ -250,7 +235,10 @@ mod tests {
         };
         for (step, expected) in [
             (AdamWStep { learning_rate: f64::NAN, ..good }, "a learning rate of at least 0, got NaN"),
-            (AdamWStep { eps: f64::INFINITY, ..good }, "an eps of at least 0, got inf"),
+            (AdamWStep { eps: f64::INFINITY, ..good }, "an eps above 0 in the range of f32, got inf"),
+            (AdamWStep { eps: 0.0, ..good }, "an eps above 0 in the range of f32, got 0.0"),
+            (AdamWStep { eps: 1e-50, ..good }, "an eps above 0 in the range of f32, got 1e-50"),
+            (AdamWStep { eps: f64::NAN, ..good }, "an eps above 0 in the range of f32, got NaN"),
             (AdamWStep { weight_decay: -1.0, ..good }, "a weight decay of at least 0, got -1"),
             (AdamWStep { gradient_scale: f64::NAN, ..good }, "a gradient scale of at least 0, got NaN"),
             (AdamWStep { beta1: 1.0, ..good }, "betas from 0 to below 1"),

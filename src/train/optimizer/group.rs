@@ -5,7 +5,7 @@ use candle_core::Var;
 use super::{OptimizerKind, TrainOptions};
 use crate::ops::{AdamWStep, Cautious, MuonStep};
 
-/// Tensors that are updated alike.
+/// Tensors that share an update rule, a learning rate and a weight decay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
     /// Matrices of the blocks, under Muon.
@@ -32,10 +32,10 @@ pub const FIRST_MOMENTUM: f64 = 0.85;
 /// The numbers of one step.
 pub(super) struct Rates<'a> {
     pub(super) options: &'a TrainOptions,
-    /// That of the schedule.
+    /// The schedule's current rate.
     pub(super) learning_rate: f64,
     pub(super) gradient_scale: f64,
-    /// The steps made before.
+    /// The number of earlier steps.
     pub(super) step: u64,
 }
 

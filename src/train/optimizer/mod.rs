@@ -5,14 +5,13 @@ mod slot;
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{DType, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 
 pub use self::group::FIRST_MOMENTUM;
 use self::group::Rates;
 use self::slot::Slot;
-use super::{Gradients, TrainOptions};
-use crate::errors::listed;
+use super::{Gradients, TrainOptions, fit};
 use crate::ops;
 
 /// What updates the weights.
@@ -28,23 +27,23 @@ pub enum OptimizerKind {
     Muon,
 }
 
-/// The options' optimizer over a set of variables, with a state that can be saved.
+/// The optimizer that the options name, over a set of variables, with a state that can be saved.
 ///
 /// | group | tensors | update | learning rate | weight decay |
 /// |---|---|---|---|---|
-/// | matrices | of two dimensions, named `blocks.` | [`ops::muon`] where the options ask for it | `matrix_learning_rate` | `matrix_weight_decay` |
+/// | matrices | `blocks.*` of two dimensions, if the options choose Muon | [`ops::muon`] | `matrix_learning_rate` | `matrix_weight_decay` |
 /// | embeddings | `token_embedding`, `position_embedding` | [`ops::adamw`] | `embedding_learning_rate` | `weight_decay` |
-/// | head | `head.weight`, where it is no embedding | [`ops::adamw`] | `head_learning_rate` | `weight_decay` |
+/// | head | `head.weight`, unless tied to the embedding | [`ops::adamw`] | `head_learning_rate` | `weight_decay` |
 /// | the rest | | [`ops::adamw`] | `learning_rate` | `weight_decay` if of two dimensions or more |
 ///
-/// All learning rates rise and fall together: each is to its highest what the schedule's is to `learning_rate`.
+/// The rates in this table are peaks: the schedule scales all of them by the same factor.
 pub struct Optimizer {
     slots: Vec<Slot>,
     options: TrainOptions,
 }
 
 impl Optimizer {
-    /// With a state of zeros for `vars`, named as in the model.
+    /// A state of zeros for `vars`, named as in the model.
     ///
     /// # Errors
     /// If the state cannot be allocated.
@@ -53,20 +52,20 @@ impl Optimizer {
         Ok(Self { slots: slots.collect::<Result<_>>()?, options: options.clone() })
     }
 
-    /// One step along `gradients`, which stand in the order of the variables, at the schedule's `learning_rate`. `step`
-    /// counts the steps made before.
+    /// Makes one step along `gradients`, given in the order of the variables. `learning_rate` is the schedule's; `step` counts
+    /// the earlier steps.
     ///
     /// # Errors
-    /// If the number or shapes of the gradients are not those of the variables.
+    /// If number or shapes of the gradients are not those of the variables.
     pub fn step(&mut self, gradients: &Gradients, step: u64, learning_rate: f64) -> Result<()> {
         if gradients.tensors().len() != self.slots.len() {
             bail!("optimizer: expected {} gradients, got {}", self.slots.len(), gradients.tensors().len());
         }
         let rates = Rates { options: &self.options, learning_rate, gradient_scale: gradients.scale(), step };
         let mut updates: Vec<_> = self.slots.iter_mut().zip(gradients.tensors()).map(|pair| (pair, Ok(()))).collect();
-        // The dearest first, so that all threads finish at about the same time.
+        // The most expensive first, so that all threads finish at about the same time.
         updates.sort_by_key(|((slot, _), _)| std::cmp::Reverse(slot.cost()));
-        // A large tensor is worth all threads; small ones are updated side by side.
+        // A large tensor is worth all threads; small ones are updated in parallel.
         const LARGE: usize = 1 << 20;
         for ((slot, gradient), result) in updates.iter_mut().filter(|((_, gradient), _)| gradient.elem_count() >= LARGE)
         {
@@ -80,41 +79,25 @@ impl Optimizer {
         updates.into_iter().try_for_each(|(_, result)| result)
     }
 
-    /// The running mean of the gradient of each variable, in the order of the variables.
-    pub(super) fn means(&self) -> impl Iterator<Item = &Tensor> {
-        self.slots.iter().map(Slot::mean)
-    }
-
-    /// The state by name: `first_moment.NAME` and `second_moment.NAME` of what AdamW updates, `momentum.NAME` of what Muon
-    /// does; the next step changes them in place.
+    /// The state by name: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates, `momentum.NAME` for
+    /// Muon's. The next step changes these tensors in place.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.slots.iter().flat_map(Slot::named_state).map(|(name, tensor)| (name, tensor.clone())).collect()
     }
 
-    /// Takes a state back that [`Optimizer::state`] gave.
+    /// Restores a state that [`Optimizer::state`] gave.
     ///
     /// # Errors
-    /// If a tensor is missing, left over or misshapen: all of them are listed, and nothing is changed.
-    pub fn restore(&mut self, mut state: BTreeMap<String, Tensor>) -> Result<()> {
-        let (mut problems, mut taken) = (Vec::new(), Vec::new());
-        for (key, like) in self.slots.iter().flat_map(Slot::named_state) {
-            match state.remove(&key) {
-                Some(tensor) if tensor.shape() == like.shape() && tensor.dtype() == like.dtype() => {
-                    // A copy: the next step changes it in place.
-                    taken.push(tensor.copy()?);
-                }
-                Some(tensor) => {
-                    problems.push(format!("{key}: expected {:?} of {:?}, got {:?}", like.dtype(), like.dims(), tensor));
-                }
-                None => problems.push(format!("{key} is missing")),
-            }
-        }
-        problems.extend(state.keys().map(|key| format!("{key} has no place in the optimizer")));
-        if !problems.is_empty() {
-            bail!("optimizer state: {}", listed(&problems));
-        }
-        let places = self.slots.iter_mut().flat_map(Slot::state_mut);
-        places.zip(taken).for_each(|(place, tensor)| *place = tensor);
+    /// If a tensor is missing, unexpected or misshapen: all of these are listed, and nothing is changed.
+    pub fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+        let named = self.slots.iter().flat_map(Slot::named_state);
+        let expected: Vec<(String, Vec<usize>, DType)> =
+            named.map(|(name, tensor)| (name, tensor.dims().to_vec(), tensor.dtype())).collect();
+        fit::check_typed("optimizer state", &state, &expected)?;
+        // Copies: the next step changes them in place.
+        let saved = expected.iter().filter_map(|(name, ..)| state.get(name));
+        let copies = saved.map(Tensor::copy).collect::<Result<Vec<_>>>()?;
+        self.slots.iter_mut().flat_map(Slot::state_mut).zip(copies).for_each(|(place, copy)| *place = copy);
         Ok(())
     }
 }

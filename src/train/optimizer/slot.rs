@@ -1,4 +1,4 @@
-//! One tensor and what its optimizer keeps of it.
+//! One variable and its optimizer state.
 
 use candle_core::{Result, Tensor, Var};
 
@@ -21,7 +21,7 @@ enum State {
 }
 
 impl Slot {
-    /// With a state of zeros.
+    /// A variable with a state of zeros.
     pub(super) fn new(name: String, var: Var, kind: OptimizerKind) -> Result<Self> {
         let group = Group::of(&name, &var, kind);
         let state = match group {
@@ -38,21 +38,13 @@ impl Slot {
         }
     }
 
-    /// About how much work an update is.
+    /// The approximate work of an update.
     pub(super) fn cost(&self) -> usize {
         let side = match self.state {
             State::AdamW(_) => 1,
             State::Muon(_) => self.var.dims().iter().copied().min().unwrap_or(1),
         };
         self.var.elem_count() * side
-    }
-
-    /// The running mean of the gradient.
-    pub(super) fn mean(&self) -> &Tensor {
-        match &self.state {
-            State::AdamW(moments) => &moments.first,
-            State::Muon(mean) => mean,
-        }
     }
 
     /// The state by its name in a checkpoint.

@@ -1,4 +1,4 @@
-//! The state of the optimizer, saved and taken back.
+//! The optimizer's state, saved and restored.
 
 use super::*;
 use candle_core::{DType, Device};
@@ -34,9 +34,9 @@ fn a_state_that_does_not_fit_is_listed_whole_and_changes_nothing() {
     let error =
         optimizer.restore(state.map(|(name, tensor)| (name.to_string(), tensor)).into()).unwrap_err().to_string();
     for problem in [
-        "momentum.blocks.0.mlp.up_proj.weight: expected F32 of [3, 5], got Tensor[dims 5, 3",
+        "momentum.blocks.0.mlp.up_proj.weight: expected shape [3, 5], got [5, 3]",
         "second_moment.norm.weight is missing",
-        "first_moment.blocks.0.mlp.up_proj.weight has no place in the optimizer",
+        "first_moment.blocks.0.mlp.up_proj.weight has no place in it",
     ] {
         assert!(error.contains(problem), "{error}");
     }

@@ -362,6 +362,30 @@ fn a_save_with_one_error_at_any_change_can_be_tried_again() {
     assert!(failures > 14, "{failures} failures");
 }
 
+/// After an error whose rename has taken effect the pointer names the new checkpoint, which must then stay.
+#[test]
+fn a_save_that_is_tried_again_and_killed_leaves_a_run_that_opens() {
+    for n in 0.. {
+        let mut is_over = false;
+        for m in 0.. {
+            let space = tempfile::tempdir().unwrap();
+            let root = space.path().join("run");
+            let (mut folder, trainer) = run_before_a_save(&root);
+            let (_, changes) = faults::with(Some(Fault::Once(n)), || folder.save(&trainer));
+            is_over = n >= changes;
+            let killed = faults::with(Some(Fault::Killed(m)), || folder.save(&trainer)).0;
+            drop(folder);
+            assert!(step_on_disk(&root) <= 1, "after an error at {n}, killed at {m}");
+            if killed.is_ok() {
+                break;
+            }
+        }
+        if is_over {
+            break;
+        }
+    }
+}
+
 #[test]
 fn a_run_with_one_error_at_any_change_of_its_creation_is_not_there_and_can_be_created() {
     let (tokenizer, corpus) = data();

@@ -298,7 +298,11 @@ fn a_run_that_has_diverged_goes_on_at_a_lower_rate() {
         assert!(advice.contains("a lower learning rate may help; the "), "{message}");
         if advice.ends_with(" is kept: attn train --resume --out run --lr RATE") {
             assert!(advice.contains("; the checkpoint of step "), "{message}");
-            assert!(space.works("train --resume --out run --lr 0.001").contains("60 steps in"), "{often} {more}");
+            let output = space.attn("train --resume --out run --lr 0.001");
+            let (printed, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            // A state saved between validations may be so far gone that nothing in it learns, which the audit reports.
+            let is_dead = more == "--save-every 0" && told.contains("gradient audit: after 10 steps");
+            assert!(is_dead || printed.contains("60 steps in"), "{often} {more}: {told}");
         } else {
             // The checkpoint is of the very step before the one that fails.
             assert!(advice.ends_with("; the best model is kept: attn train TEXT --init run --lr RATE"), "{message}");

@@ -17,6 +17,7 @@ use super::fingerprint::fingerprint;
 use super::ids::{IdsFile, Width};
 use super::ids_writer::IdsWriter;
 use super::{Corpus, Ids, Separator, TextProgress};
+use crate::errors::bare;
 use crate::{files, input};
 
 /// Bytes before the ids: the length of the header, and the header.
@@ -138,9 +139,9 @@ impl Corpus {
         let corpus = Self {
             train: ids("train")?,
             validation: ids("validation")?,
-            train_bytes: number(&texts, "train_bytes").map_err(|error| broken(&error))?,
-            validation_bytes: number(&texts, "validation_bytes").map_err(|error| broken(&error))?,
-            separator: separator(&texts).map_err(|error| broken(&error))?,
+            train_bytes: number(&texts, "train_bytes").map_err(|error| broken(bare(&error)))?,
+            validation_bytes: number(&texts, "validation_bytes").map_err(|error| broken(bare(&error)))?,
+            separator: separator(&texts).map_err(|error| broken(bare(&error)))?,
             fingerprint: texts.get("fingerprint").cloned().unwrap_or_default(),
         };
         let corpus = if len <= MOST_BYTES_IN_MEMORY { corpus.into_memory()? } else { corpus };

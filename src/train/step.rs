@@ -140,14 +140,18 @@ impl Trainer {
         Ok(StepOutcome::Skipped(bad))
     }
 
-    /// Whether a weight is not finite, or no sequence of the next step is good. Nothing is changed.
+    /// Whether a weight is not finite, no sequence of the next step is good, or the next step would move nothing, as where all is
+    /// saturated. Nothing is changed.
     pub(super) fn has_diverged(&self) -> Result<bool> {
         if self.non_finite_weight()?.is_some() {
             return Ok(true);
         }
         // Any other error is for that step to report.
         let next = self.next_batch().and_then(|batch| self.compute(&batch));
-        Ok(next.is_ok_and(|computed| computed.is_err_and(|bad| bad.is_everywhere())))
+        Ok(next.is_ok_and(|computed| match computed {
+            Ok(computed) => computed.norms.iter().all(|norm| *norm == 0.0),
+            Err(bad) => bad.is_everywhere(),
+        }))
     }
 
     fn may_skip(&self) -> Result<bool> {

@@ -300,9 +300,7 @@ fn a_run_that_has_diverged_goes_on_at_a_lower_rate() {
             assert!(advice.contains("; the checkpoint of step "), "{message}");
             let output = space.attn("train --resume --out run --lr 0.001");
             let (printed, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            // A state saved between validations may be so far gone that nothing in it learns, which the audit reports.
-            let is_dead = more == "--save-every 0" && told.contains("gradient audit: after 10 steps");
-            assert!(is_dead || printed.contains("60 steps in"), "{often} {more}: {told}");
+            assert!(printed.contains("60 steps in"), "{often} {more}: {told}");
         } else {
             // The checkpoint is of the very step before the one that fails.
             assert!(advice.ends_with("; the best model is kept: attn train TEXT --init run --lr RATE"), "{message}");
@@ -520,7 +518,8 @@ fn a_dry_run_writes_nothing() {
 #[test]
 fn a_dry_run_prints_a_recipe() {
     let space = Space::new();
-    for more in ["--preset quick --cautious-updates", "--ema 0.5 --validation text.txt --tokenizer byte"] {
+    space.write("other.txt", &std::fs::read(space.path("text.txt")).unwrap());
+    for more in ["--preset quick --cautious-updates", "--ema 0.5 --validation other.txt --tokenizer byte"] {
         let printed = space.works(&format!("train text.txt {SMALL} {more} --dry-run"));
         space.write("recipe.toml", printed.as_bytes());
         space.works("train --config recipe.toml --out a");

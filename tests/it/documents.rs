@@ -188,6 +188,6 @@ fn texts_to_validate_on_are_left_out_of_training() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("not trained on, as --validation has them: texts/val.txt"), "{told}");
     let printed = String::from_utf8(output.stdout).unwrap();
-    assert!(printed.contains("400 tokens to train on, 160 to validate on"), "{printed}");
+    assert!(printed.contains("400 tokens for training, 160 for validation"), "{printed}");
     space.refuses(&format!("train texts/val.txt {line}"), "texts to train on besides those of --validation, got none");
 }

@@ -113,7 +113,7 @@ fn a_rate_for_a_head_that_is_tied_is_refused() {
     let (tokenizer, corpus) = data();
     let options = TrainOptions { head_learning_rate: Some(1e-3), ..options(3) };
     let error = Trainer::new(&config(&tokenizer), &options, corpus, &Device::Cpu).err().unwrap().to_string();
-    assert!(error.contains("head_learning_rate expects a head of its own"), "{error}");
+    assert!(error.contains("head_learning_rate expects an untied head"), "{error}");
 }
 
 #[test]
@@ -148,8 +148,8 @@ fn ramps_give_smaller_batches_at_first() {
     assert_eq!(tokens, [2 * 5, 2 * 5, 4 * 5, 4 * 10, 5 * 10, 5 * 10, 5 * 13, 5 * 13]);
 
     for (batch_ramp, context_ramp, expected) in [
-        (ramp("6:4"), None, "expected batch_ramp to begin from 1 to 5, got 6"),
-        (None, ramp("1:4"), "expected context_ramp to begin from 2 to 13, got 1"),
+        (ramp("6:4"), None, "expected batch_ramp to start from 1 to 5, got 6"),
+        (None, ramp("1:4"), "expected context_ramp to start from 2 to 13, got 1"),
     ] {
         let options = TrainOptions { batch_ramp, context_ramp, ..options.clone() };
         let (tokenizer, corpus) = data();

@@ -1,14 +1,15 @@
-//! Causal attention in `f32`, forward and backward, compared with torch's `scaled_dot_product_attention` in the same run.
+//! Causal attention in `f32`, forward and backward, compared with torch's `scaled_dot_product_attention` in the same
+//! run.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench attention
 //!
-//! Without the variable there is no torch column. If `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with
-//! other flags, it adds a column.
+//! Without the variable there is no torch column. If `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench
+//! built with other flags, it adds a column.
 //!
-//! A turn is the median of 7 runs after 2 uncounted ones, a figure the median of the turns. Each side gets its usual layout:
-//! (B, T, H, D) here, (B, H, T, D) in torch. Forward keeps no graph; backward starts from ones. The limit is the time of the
-//! matrix products over the allowed half of the positions, two forward and five backward, at the rate that `gemm` reaches on
-//! large matrices.
+//! A turn is the median of 7 runs after 2 uncounted ones, a figure the median of the turns. Each side gets its usual
+//! layout: (B, T, H, D) here, (B, H, T, D) in torch. Forward keeps no graph; backward starts from ones. The limit is
+//! the time of the matrix products over the allowed half of the positions, two forward and five backward, at the rate
+//! that `gemm` reaches on large matrices.
 
 use anyhow::{Context, Result};
 use candle_attention::ops::{AttentionOptions, attention};

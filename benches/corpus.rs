@@ -3,8 +3,9 @@
 //!     cargo bench --bench corpus            # 1 GB, written to the system's folder for temporary files: a few minutes
 //!     cargo bench --bench corpus -- 5       # 5 GB
 //!
-//! Each side runs in its own process. Its peak is `VmHWM`, which only Linux has; elsewhere there are only times. The text is
-//! generated from a seed: words by Zipf's law from a vocabulary of 20 million, with punctuation and line breaks.
+//! Each side runs in its own process. Its peak is `VmHWM`, which only Linux has; elsewhere there are only times. The
+//! text is generated from a seed: words by Zipf's law from a vocabulary of 20 million, with punctuation and line
+//! breaks.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench forecast -- FILE [long]
 //!
-//! Texts of several lengths, cut from the start of the file, with the options of the row and the automatic choice for all
-//! others, on all cores of the machine. Each row is run three times. `long` adds rows of 2 to 20 minutes a run.
+//! Texts of several lengths, cut from the start of the file, with the options of the row and the automatic choice for
+//! all others, on all cores of the machine. Each row is run three times. `long` adds rows of 2 to 20 minutes a run.
 
 use std::path::Path;
 use std::process::Command;

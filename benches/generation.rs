@@ -2,11 +2,12 @@
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench generation
 //!
-//! Without that variable, torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the executable of this bench
-//! built with other flags, adds a column for it. The model has the sizes of nanoGPT's CPU recipe and random weights; the
-//! prompt is one token. 63 tokens stay within the context; 500, as in nanoGPT's `sample.py`, exceed it: then nanoGPT rereads the
-//! last 64 tokens for each new one, and the cache the last 32 each time it is full. A second table has qwen3's architecture,
-//! whose cache slides, in the same sizes and in larger ones. Each turn writes the text twice and times the second.
+//! Without that variable, torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the executable of this
+//! bench built with other flags, adds a column for it. The model has the sizes of nanoGPT's CPU recipe and random
+//! weights; the prompt is one token. 63 tokens stay within the context; 500, as in nanoGPT's `sample.py`, exceed it:
+//! then nanoGPT rereads the last 64 tokens for each new one, and the cache the last 32 each time it is full. A second
+//! table has qwen3's architecture, whose cache slides, in the same sizes and in larger ones. Each turn writes the text
+//! twice and times the second.
 
 use std::ops::ControlFlow;
 

@@ -1,10 +1,11 @@
-//! Peak memory and time, forward and backward, of operations that must not hold everything at once: attention over 32768
-//! positions; and a linear layer with cross-entropy over 32768 classes, fused, as two operations, and with candle-nn.
+//! Peak memory and time, forward and backward, of operations that must not hold everything at once: attention over
+//! 32768 positions; and a linear layer with cross-entropy over 32768 classes, fused, as two operations, and with
+//! candle-nn.
 //!
 //!     cargo bench --bench memory
 //!
-//! Each side is a process of its own; its peak is Linux's `VmHWM`, so other systems only get times. In the second table, memory
-//! is counted from what the process holds once its inputs exist.
+//! Each side is a process of its own; its peak is Linux's `VmHWM`, so other systems only get times. In the second
+//! table, memory is counted from what the process holds once its inputs exist.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::ops;
@@ -56,7 +57,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Answers as the side: with milliseconds of forward and backward, the peak so far, and the part of it above the inputs.
+/// Answers as the side: with milliseconds of forward and backward, the peak so far, and the part of it above the
+/// inputs.
 fn serve(side: &str) -> Result<()> {
     let (name, sizes) = side.split_once(' ').context("expected a side and its sizes")?;
     let sizes = sizes.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>()?;

@@ -1,10 +1,12 @@
-//! The fused operations, compared with the same formulas composed of candle's and candle-nn's differentiable operations.
+//! The fused operations, compared with the same formulas composed of candle's and candle-nn's differentiable
+//! operations.
 //!
 //!     cargo bench --bench ops [FILTER]
 //!
-//! Both sides of a pair run in one process with the same allocator and number of threads, one after the other, on inputs made
-//! beforehand. Backward starts from ones. A table of the medians comes at the end. The shapes of attention are those of
-//! `benches/attention.rs`, which compares it with torch; at the largest one the composed side is left out, as it would hold 8 GiB.
+//! Both sides of a pair run in one process with the same allocator and number of threads, one after the other, on
+//! inputs made beforehand. Backward starts from ones. A table of the medians comes at the end. The shapes of attention
+//! are those of `benches/attention.rs`, which compares it with torch; at the largest one the composed side is left out,
+//! as it would hold 8 GiB.
 
 use std::hint::black_box;
 use std::path::Path;

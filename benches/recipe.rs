@@ -2,13 +2,14 @@
 //!
 //!     cargo bench --bench recipe -- tinyshakespeare.txt [--base quick|gpt2|...|auto] [NAME...]
 //!
-//! The base is the preset `quick` by default; `auto` is the automatic choice for the text. With NAMEs, only variants with one of
-//! them in their name are measured, next to the base.
+//! The base is the preset `quick` by default; `auto` is the automatic choice for the text. With NAMEs, only variants
+//! with one of them in their name are measured, next to the base.
 //!
-//! In each round, that is for each seed, all variants take turns. For each variant: the validation loss after as many steps as
-//! the base makes, and the time of a step relative to that of the base in the same round (the median of the rounds). With the
-//! base `quick` also the number of steps to a mean loss of 1.88, and the time of these steps relative to the base: from runs of
-//! several lengths with the schedule stretched accordingly, interpolated linearly in the logarithm of the number of steps.
+//! In each round, that is for each seed, all variants take turns. For each variant: the validation loss after as many
+//! steps as the base makes, and the time of a step relative to that of the base in the same round (the median of the
+//! rounds). With the base `quick` also the number of steps to a mean loss of 1.88, and the time of these steps relative
+//! to the base: from runs of several lengths with the schedule stretched accordingly, interpolated linearly in the
+//! logarithm of the number of steps.
 
 use std::path::Path;
 

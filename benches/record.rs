@@ -1,11 +1,12 @@
-//! The record: seconds from the start of the process to a saved model with a loss of at most 1.88 on the whole validation text,
-//! next to nanoGPT's CPU recipe in torch from its start to its end.
+//! The record: seconds from the start of the process to a saved model with a loss of at most 1.88 on the whole
+//! validation text, next to nanoGPT's CPU recipe in torch from its start to its end.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench record -- tinyshakespeare.txt [SEEDS]
 //!
-//! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by seed, each on
-//! two threads. The torch side validates at its start too, as nanoGPT does. The ratio in the last row is that of the medians; a
-//! seed that does not reach 1.88 counts as infinite in the median. Without the variable there are no torch columns.
+//! `attn train FILE --preset quick` and `benches/peers/nanogpt_cpu.py --text FILE --every 2000` take turns, seed by
+//! seed, each on two threads. The torch side validates at its start too, as nanoGPT does. The ratio in the last row is
+//! that of the medians; a seed that does not reach 1.88 counts as infinite in the median. Without the variable there
+//! are no torch columns.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Attention computes all positions at once, a recurrent network one after the other: tokens per second, forward and backward,
-//! of candle-nn's LSTM and GRU and of this crate's layer at the same width, by length T.
+//! Attention computes all positions at once, a recurrent network one after the other: tokens per second, forward and
+//! backward, of candle-nn's LSTM and GRU and of this crate's layer at the same width, by length T.
 //!
 //!     cargo bench --bench recurrence
 //!

@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench training_options
 //!
-//! Each side is a process of its own with the sizes of nanoGPT's CPU recipe. A turn is the median of some steps after an
-//! uncounted one, a figure the median of the turns. The peak is Linux's `VmHWM`; on other systems it is missing.
+//! Each side is a process of its own with the sizes of nanoGPT's CPU recipe. A turn is the median of some steps after
+//! an uncounted one, a figure the median of the turns. The peak is Linux's `VmHWM`; on other systems it is missing.
 
 use std::ops::ControlFlow;
 

@@ -1,13 +1,14 @@
-//! Milliseconds of a training step, compared with the arithmetic alone, torch and candle-nn's operations in the same run.
+//! Milliseconds of a training step, compared with the arithmetic alone, torch and candle-nn's operations in the same
+//! run.
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench training_step
 //!
-//! Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If `CANDLE_ATTENTION_OTHER_BUILD`
-//! is set to the program of this bench built with other flags, it adds a column.
+//! Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If
+//! `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with other flags, it adds a column.
 //!
-//! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is
-//! 6 * (weights of the matrix products, a tied head counted once) * B * T floating-point operations, and 7 * L * B * T^2 * C for
-//! causal attention, at the rate that `gemm` reaches on large matrices in the same round.
+//! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is 6 *
+//! (weights of the matrix products, a tied head counted once) * B * T floating-point operations, and 7 * L * B * T^2 *
+//! C for causal attention, at the rate that `gemm` reaches on large matrices in the same round.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;

@@ -1,5 +1,5 @@
-//! The layer in a candle model of your own. The model learns to output the token three positions back, which it can only do by
-//! attending to it.
+//! The layer in a candle model of your own. The model learns to output the token three positions back, which it can
+//! only do by attending to it.
 //!
 //!     cargo run --release --example attention_layer
 

@@ -27,18 +27,18 @@ impl Evaluation {
     }
 }
 
-/// Converts a loss in nats per token to bits per byte: the length in bits to which the model could compress the text, for each
-/// of its bytes. Unlike the loss, it is comparable between tokenizers.
+/// Converts a loss in nats per token to bits per byte: the length in bits to which the model could compress the text,
+/// for each of its bytes. Unlike the loss, it is comparable between tokenizers.
 ///
-/// The text has `bytes` bytes and `tokens` tokens, all of which count. The few that are not predicted (the first of a text and
-/// those after the last whole window) count with the mean of the others, as do end-of-text tokens: they have no bytes, but
-/// have to be predicted whatever the tokenizer.
+/// The text has `bytes` bytes and `tokens` tokens, all of which count. The few that are not predicted (the first of a
+/// text and those after the last whole window) count with the mean of the others, as do end-of-text tokens: they have
+/// no bytes, but have to be predicted whatever the tokenizer.
 pub fn bits_per_byte(loss: f64, tokens: usize, bytes: usize) -> f64 {
     loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
 }
 
-/// How many batches [`evaluate`] takes at once: enough for all threads, and few enough that an iterator which may stop is
-/// asked often.
+/// How many batches [`evaluate`] takes at once: enough for all threads, and few enough that an iterator which may stop
+/// is asked often.
 pub(crate) fn side_by_side() -> usize {
     2 * rayon::current_num_threads()
 }

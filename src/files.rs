@@ -1,9 +1,9 @@
-//! Every change that a run makes on disk, one function each, and files that are replaced atomically. Only TensorBoard's event
-//! file bypasses this module: each session rewrites it, and nothing depends on it.
+//! Every change that a run makes on disk, one function each, and files that are replaced atomically. Only TensorBoard's
+//! event file bypasses this module: each session rewrites it, and nothing depends on it.
 //!
-//! New content is written to a sibling path, synced, and renamed into place; then the folder is synced. A crash before the
-//! rename leaves the old content and a `.tmp` file that the next write removes; a crash after it leaves the new content.
-//! A file is synced before it is renamed, so a power failure cannot leave a name without its bytes.
+//! New content is written to a sibling path, synced, and renamed into place; then the folder is synced. A crash before
+//! the rename leaves the old content and a `.tmp` file that the next write removes; a crash after it leaves the new
+//! content. A file is synced before it is renamed, so a power failure cannot leave a name without its bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};

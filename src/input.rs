@@ -1,8 +1,8 @@
 //! Reading files that may come from anyone.
 //!
-//! Only regular files are read, since a pipe or a device might never end, and none that is longer than its kind may be. Links in a
-//! model folder may lead only to files in that folder or, in Hugging Face's cache, from `snapshots/REVISION/` to files in
-//! `blobs/` beside `snapshots/`.
+//! Only regular files are read, since a pipe or a device might never end, and none that is longer than its kind may be.
+//! Links in a model folder may lead only to files in that folder or, in Hugging Face's cache, from
+//! `snapshots/REVISION/` to files in `blobs/` beside `snapshots/`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,8 +19,8 @@ pub const MOST_CONFIG_BYTES: u64 = 16 << 20;
 /// The most bytes of a `tokenizer.json`: several times as many as any has.
 pub const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// The most bytes that the file `name` of a run may have: for a configuration, a state, settings or a tokenizer the limit of its
-/// kind, for anything else (weights, metrics) the memory available.
+/// The most bytes that the file `name` of a run may have: for a configuration, a state, settings or a tokenizer the
+/// limit of its kind, for anything else (weights, metrics) the memory available.
 pub fn most_bytes(name: &OsStr) -> u64 {
     match name.to_str() {
         Some("tokenizer.json") => MOST_TOKENIZER_BYTES,
@@ -78,7 +78,8 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     }
 }
 
-/// The path of the file `name` of a model folder, after checking where links lead. The path returned may still contain links.
+/// The path of the file `name` of a model folder, after checking where links lead. The path returned may still contain
+/// links.
 ///
 /// # Errors
 /// If there is no such file, or links lead out of the folder.
@@ -99,7 +100,8 @@ pub fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
     )
 }
 
-/// The folder with the files of a revision in Hugging Face's cache: `models--NAME/blobs` for `models--NAME/snapshots/REVISION`.
+/// The folder with the files of a revision in Hugging Face's cache: `models--NAME/blobs` for
+/// `models--NAME/snapshots/REVISION`.
 fn blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
     Some(snapshots.parent()?.join("blobs"))

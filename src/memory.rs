@@ -11,24 +11,24 @@ const UNKNOWN_BYTES: usize = 1 << 40;
 /// Bytes that are not worth a check.
 const UNCHECKED_BYTES: usize = 1 << 26;
 
-/// Bytes of memory available now, according to Linux: the lowest of what the machine and the control groups of this process have
-/// left. On other systems a terabyte, whatever there is.
+/// Bytes of memory available now, according to Linux: the lowest of what the machine and the control groups of this
+/// process have left. On other systems a terabyte, whatever there is.
 pub fn available() -> usize {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = status_bytes("/proc/meminfo", "MemAvailable:");
     [left_to(&groups, Path::new("/sys/fs/cgroup")), machine].into_iter().flatten().min().unwrap_or(UNKNOWN_BYTES)
 }
 
-/// The names that a version of Linux's control groups uses for a group's limit, its use, and the reclaimable part of that: pages
-/// of files that have not been used lately.
+/// The names that a version of Linux's control groups uses for a group's limit, its use, and the reclaimable part of
+/// that: pages of files that have not been used lately.
 struct Names {
     most: &'static str,
     current: &'static str,
     idle: &'static str,
 }
 
-/// Bytes that the groups in `membership`, the content of `/proc/self/cgroup`, and the groups around them may still allocate;
-/// `None` if none has a limit. Their folders are in `mounted`.
+/// Bytes that the groups in `membership`, the content of `/proc/self/cgroup`, and the groups around them may still
+/// allocate; `None` if none has a limit. Their folders are in `mounted`.
 fn left_to(membership: &str, mounted: &Path) -> Option<usize> {
     let left = membership.lines().filter_map(|line| {
         let (controllers, group) = line.split_once(':')?.1.split_once(':')?;

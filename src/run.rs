@@ -18,11 +18,12 @@ pub struct Run {
 }
 
 impl Run {
-    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`; `generation_config.json` is optional.
+    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`; `generation_config.json` is
+    /// optional.
     ///
     /// # Errors
-    /// If the folder or a file is missing or malformed, links out of the folder or needs more memory than there is, or the
-    /// files do not fit together.
+    /// If the folder or a file is missing or malformed, links out of the folder or needs more memory than there is, or
+    /// the files do not fit together.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
             bail!("{} is not a folder", folder.display());

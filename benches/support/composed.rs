@@ -1,7 +1,7 @@
 //! The same GPT composed from candle-nn's layers, loss and optimizer.
 //!
-//! Where candle-nn has two forms of an operation, this is the differentiable one. Gradients are not clipped, which candle-nn leaves
-//! to its users, and every weight decays.
+//! Where candle-nn has two forms of an operation, this is the differentiable one. Gradients are not clipped, which
+//! candle-nn leaves to its users, and every weight decays.
 
 use candle_attention::model::ModelConfig;
 use candle_core::{DType, Device, Module, Result, Tensor, bail};

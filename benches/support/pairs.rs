@@ -34,8 +34,8 @@ impl Pair {
     }
 }
 
-/// All pairs, for B sequences of T positions with C = H D channels, F inner channels and V classes; attention for each given
-/// B, H, T, D.
+/// All pairs, for B sequences of T positions with C = H D channels, F inner channels and V classes; attention for each
+/// given B, H, T, D.
 pub fn pairs([b, t, h, d, f, v]: [usize; 6], attention_shapes: &[[usize; 4]]) -> Result<Vec<Pair>> {
     let mut pairs = attention_shapes.iter().map(attention).collect::<Result<Vec<_>>>()?;
     pairs.push(rotary([b, t, h, d])?);

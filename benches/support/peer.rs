@@ -1,6 +1,7 @@
 //! Processes that measure on request: one line in, one line of numbers out.
 //!
-//! Each side of a comparison is a process of its own, so that its threads, allocator and environment do not affect the others.
+//! Each side of a comparison is a process of its own, so that its threads, allocator and environment do not affect the
+//! others.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};

@@ -1,7 +1,7 @@
 //! The grammar: each sentence has one adjective or participle, separated from the noun it agrees with.
 //!
-//! Form, adjective and class are drawn before the noun, the form independently of the other two, and the words directly before
-//! the adjective are invariant: only the noun phrase determines the ending.
+//! Form, adjective and class are drawn before the noun, the form independently of the other two, and the words directly
+//! before the adjective are invariant: only the noun phrase determines the ending.
 
 use std::collections::BTreeSet;
 
@@ -42,8 +42,8 @@ enum Split {
 }
 
 impl Split {
-    /// One pair in eight is held out, on diagonals of the table of rows and adjectives: in training each adjective lacks one or two
-    /// rows of a class, in both genders, and has the others.
+    /// One pair in eight is held out, on diagonals of the table of rows and adjectives: in training each adjective
+    /// lacks one or two rows of a class, in both genders, and has the others.
     fn admits(self, row: usize, adjective: usize) -> bool {
         (row + adjective).is_multiple_of(8) == (self == Split::Validation)
     }
@@ -89,7 +89,8 @@ impl Pair {
     }
 }
 
-/// A kind of sentence: how frequent it is, for which pairs, and whether the adjective is next to its noun (training only).
+/// A kind of sentence: how frequent it is, for which pairs, and whether the adjective is next to its noun (training
+/// only).
 struct Frame {
     weight: u32,
     adjacent: bool,
@@ -131,7 +132,8 @@ fn frame(rng: &mut ChaCha8Rng, split: Split) -> &'static Frame {
     choose(rng, &tickets)
 }
 
-/// Draws adjective and class first, then one of the rows that the split allows for them, which are the same for both genders.
+/// Draws adjective and class first, then one of the rows that the split allows for them, which are the same for both
+/// genders.
 fn pair(rng: &mut ChaCha8Rng, split: Split, frame: &Frame, form: Form) -> Pair {
     let adjectives = ADJECTIVES.iter().enumerate().filter(|(_, adjective)| frame.kinds.contains(&adjective.kind));
     let usable: Vec<_> = adjectives

@@ -1,7 +1,7 @@
 //! Generates the built-in corpus from its grammar and a fixed seed, and prints its statistics.
 //!
-//! `make_corpus FOLDER` writes `train.txt` and `validation.txt` to the folder; `make_corpus FOLDER --check` compares instead and
-//! fails at the first line that differs. Both print the figures in the folder's README.
+//! `make_corpus FOLDER` writes `train.txt` and `validation.txt` to the folder; `make_corpus FOLDER --check` compares
+//! instead and fails at the first line that differs. Both print the figures in the folder's README.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::lexicon::{ADJECTIVES, AO, Class, DE, ENDINGS, Form, Kind, MARKED, POR, RETURNS, ROWS, UNMARKED};
 
-/// A noun in the text. Class and row identify its lemma; the two genders of a row count as one, which is the stricter reading.
+/// A noun in the text. Class and row identify its lemma; the two genders of a row count as one, which is the stricter
+/// reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noun {
     pub class: Class,
@@ -47,7 +48,8 @@ impl Reader {
         Self { nouns: nouns(), adjectives: adjectives(), determiners: determiners(), verbs: verbs() }
     }
 
-    /// The adjectives of a line. Each belongs to the noun it directly follows, otherwise to the first noun of the sentence.
+    /// The adjectives of a line. Each belongs to the noun it directly follows, otherwise to the first noun of the
+    /// sentence.
     pub fn agreements<'t>(&self, line: &'t str) -> Vec<Agreement<'t>> {
         let tokens: Vec<&str> = line.split(' ').collect();
         let words: Vec<&str> = tokens.iter().map(|token| word(token)).collect();
@@ -87,7 +89,8 @@ impl Reader {
         determiner.is_some_and(|forms| forms.contains(&noun.form))
     }
 
-    /// Whether a verb agrees in number: in "que a menina comprou" with the noun before it, otherwise with the first noun, if any.
+    /// Whether a verb agrees in number: in "que a menina comprou" with the noun before it, otherwise with the first
+    /// noun, if any.
     fn verb_fits(&self, words: &[&str], at: usize) -> bool {
         let Some(&plural) = self.verbs.get(words[at]) else { return true };
         let relative = at >= 3 && words[at - 3] == "que";

@@ -1,4 +1,5 @@
-//! How well models that do not look at the noun guess its agreement: the baseline that a model of this corpus has to beat.
+//! How well models that do not look at the noun guess its agreement: the baseline that a model of this corpus has to
+//! beat.
 
 use std::collections::{BTreeMap, BTreeSet};
 

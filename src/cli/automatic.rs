@@ -1,8 +1,10 @@
-//! The recipe that `attn train` chooses by itself, from the length of the text, the number of cores and the options given.
+//! The recipe that `attn train` chooses by itself, from the length of the text, the number of cores and the options
+//! given.
 //!
-//! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, otherwise in proportion to
-//! the cube root of their number. The compute of that time is divided between a larger model and more steps so that there are
-//! a few tokens for each weight, as docs/recipe.md explains; the rates are those of the preset `quick`.
+//! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, otherwise in
+//! proportion to the cube root of their number. The compute of that time is divided between a larger model and more
+//! steps so that there are a few tokens for each weight, as docs/recipe.md explains; the rates are those of the preset
+//! `quick`.
 
 use anyhow::Result;
 use candle_attention::model::Architecture;
@@ -89,8 +91,8 @@ impl TextSize {
         Self { tokens: train + validation, validation: Some(validation), vocab_size }
     }
 
-    /// The recipe for this text with the options given, which it keeps: those of sizes, batch, steps and shards (one per core by
-    /// default) decide about the others.
+    /// The recipe for this text with the options given, which it keeps: those of sizes, batch, steps and shards (one
+    /// per core by default) decide about the others.
     pub fn recipe(&self, given: &Options) -> Result<Options> {
         let candidates = SIZES.map(|row| Sizes::of(row, given));
         let is_affordable =

@@ -20,8 +20,8 @@ use super::{counted, document, grouped, signals};
 pub struct EvalArgs {
     /// The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3
     run: PathBuf,
-    /// Text files, and folders of them; several texts are evaluated separately. The tokens of a text above 16 MB go to a
-    /// temporary file in TMPDIR, or in /tmp
+    /// Text files, and folders of them; several texts are evaluated separately. The tokens of a text above 16 MB go to
+    /// a temporary file in TMPDIR, or in /tmp
     #[arg(required = true, value_name = "TEXT")]
     texts: Vec<PathBuf>,
 }

@@ -16,8 +16,8 @@ use super::sample;
 pub struct GenerateArgs {
     /// Folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3
     run: PathBuf,
-    /// Text to continue [default: none, so the model's beginning-of-text token, else its end of text, else a line break,
-    /// else token 0]
+    /// Text to continue [default: none, so the model's beginning-of-text token, else its end of text, else a line
+    /// break, else token 0]
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
     /// Maximum number of tokens to write
@@ -35,8 +35,8 @@ pub struct GenerateArgs {
     /// Sample only from tokens at least this many times as likely as the likeliest one
     #[arg(long, value_name = "P")]
     min_p: Option<f64>,
-    /// Above 1, tokens that already occur in the text become less likely: positive logits are divided by this, negative ones
-    /// multiplied
+    /// Above 1, tokens that already occur in the text become less likely: positive logits are divided by this, negative
+    /// ones multiplied
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     repetition_penalty: f64,
     /// Stop before this text; may be given several times

@@ -1,5 +1,5 @@
-//! How options combine: those given, those of a recipe (a preset, a `--config` file or an automatic choice), and those saved
-//! with a run.
+//! How options combine: those given, those of a recipe (a preset, a `--config` file or an automatic choice), and those
+//! saved with a run.
 
 use std::path::PathBuf;
 
@@ -56,8 +56,8 @@ impl Options {
         Ok(merged.try_into()?)
     }
 
-    /// These options, with the unset ones taken from the preset or, without one, chosen for the text. The result gives the same
-    /// run wherever it is read again.
+    /// These options, with the unset ones taken from the preset or, without one, chosen for the text. The result gives
+    /// the same run wherever it is read again.
     pub fn completed(&self, text: &TextSize) -> Result<Self> {
         let recipe = match self.preset {
             Some(preset) => preset.options()?,
@@ -69,8 +69,9 @@ impl Options {
         Ok(Self { embedding_lr, ..options })
     }
 
-    /// These options, with the unset ones taken from `recipe` as far as they suit those that are set: options that suit only
-    /// the recipe's optimizer, schedule or sizes are dropped, its rates scale with `--lr`, its schedule with `--steps`.
+    /// These options, with the unset ones taken from `recipe` as far as they suit those that are set: options that suit
+    /// only the recipe's optimizer, schedule or sizes are dropped, its rates scale with `--lr`, its schedule with
+    /// `--steps`.
     pub fn with_recipe(&self, recipe: &Self) -> Result<Self> {
         let mut rest = recipe.clone();
         if self.init.is_some() && recipe.init.is_none() {
@@ -184,8 +185,8 @@ impl Options {
         Ok(options)
     }
 
-    /// What is saved with a run: every option that it takes to make the same run again, with absolute paths. `tokenizer` is the
-    /// choice of a run without `--init`.
+    /// What is saved with a run: every option that it takes to make the same run again, with absolute paths.
+    /// `tokenizer` is the choice of a run without `--init`.
     pub fn as_saved(
         &self,
         tokenizer: Option<&TokenizerChoice>,

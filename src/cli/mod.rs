@@ -69,14 +69,15 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Runs the command line. Exit codes: 0 if it is done, or stopped by a signal after saving the run; 1 if the run failed; 2 for
-/// bad input and for files that cannot be read or written; 130 if a signal stopped it before anything was saved.
+/// Runs the command line. Exit codes: 0 if it is done, or stopped by a signal after saving the run; 1 if the run
+/// failed; 2 for bad input and for files that cannot be read or written; 130 if a signal stopped it before anything was
+/// saved.
 pub fn main() -> ExitCode {
     let begun = Instant::now();
     candle_attention::text::hide_caught_panics();
     let cli = Cli::parse();
-    // SAFETY: no other thread runs yet that could read the environment. candle and rayon read these variables later, when they
-    // start their pools.
+    // SAFETY: no other thread runs yet that could read the environment. candle and rayon read these variables later,
+    // when they start their pools.
     unsafe {
         // Our operations run in parallel themselves; candle's own pool would only take cores from them.
         std::env::set_var("CANDLE_NUM_THREADS", "1");

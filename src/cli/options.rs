@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::presets::Preset;
 
-/// Everything that shapes a run and is saved with it; `None` is an option that is not set. [`merge`](super::merge) says how
-/// options from several places combine.
+/// Everything that shapes a run and is saved with it; `None` is an option that is not set. [`merge`](super::merge) says
+/// how options from several places combine.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[command(mut_args(as_switch))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -30,13 +30,13 @@ pub struct Options {
     /// char, byte, bpe:N (N tokens, learned from TEXT) or the path of a tokenizer.json [default: char]
     #[arg(long)]
     pub tokenizer: Option<String>,
-    /// Start from the weights, sizes and tokenizer of this model folder; training options you don't set are those of nanoGPT's
-    /// CPU recipe
+    /// Start from the weights, sizes and tokenizer of this model folder; training options you don't set are those of
+    /// nanoGPT's CPU recipe
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// Built-in recipe for the options you don't set; without one they are chosen from the text's length and the number of cores.
-    /// --dry-run prints it
+    /// Built-in recipe for the options you don't set; without one they are chosen from the text's length and the number
+    /// of cores. --dry-run prints it
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
     /// Model architecture
@@ -60,7 +60,8 @@ pub struct Options {
     /// Base of the rotary position embedding; not for gpt2 [default: 10000]
     #[arg(long, value_name = "BASE", help_heading = "Model")]
     pub rope_theta: Option<f64>,
-    /// Width of the feed-forward networks [default: 4 times --dim; about 8/3 times for llama and qwen3, which have a gate]
+    /// Width of the feed-forward networks [default: 4 times --dim; about 8/3 times for llama and qwen3, which have a
+    /// gate]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub hidden: Option<usize>,
     /// Context length: the most tokens the model sees at once
@@ -90,12 +91,12 @@ pub struct Options {
     /// Dropout rate, from 0 to below 1 [default: 0, or that of --init]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub dropout: Option<f64>,
-    /// Split each batch into N parts and accumulate gradients: the same result up to rounding, in the memory of --batch / N
-    /// [default: 1]
+    /// Split each batch into N parts and accumulate gradients: the same result up to rounding, in the memory of --batch
+    /// / N [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub accumulate: Option<usize>,
-    /// Peak learning rate (with --optimizer muon, of everything but the matrices inside the blocks). Recipe rates you don't set
-    /// scale with it
+    /// Peak learning rate (with --optimizer muon, of everything but the matrices inside the blocks). Recipe rates you
+    /// don't set scale with it
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
     /// Final learning rate
@@ -161,8 +162,8 @@ pub struct Options {
     /// Label smoothing: share of each target's probability spread over the vocabulary, in training only [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     pub label_smoothing: Option<f64>,
-    /// Decay rate of a moving average of the weights, such as 0.999, which is then validated and saved as the model; 0 turns it
-    /// off [default: 0]
+    /// Decay rate of a moving average of the weights, such as 0.999, which is then validated and saved as the model; 0
+    /// turns it off [default: 0]
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub ema: Option<f64>,
     /// Steps between validations, each followed by a checkpoint [default: a fifth of --steps]

@@ -18,7 +18,8 @@ use super::{Failure, counted, plan};
 /// The default number of steps: several times what a sound model needs.
 const STEPS: u64 = 500;
 
-/// Overfits one batch and prints the result. Nothing is saved; the ids of a large text are in a temporary file meanwhile.
+/// Overfits one batch and prints the result. Nothing is saved; the ids of a large text are in a temporary file
+/// meanwhile.
 pub fn run(mut options: Options, out: &mut dyn Write) -> Result<()> {
     options.steps = options.steps.or(Some(STEPS));
     let mut prepared = Prepared::new(&options, spill_for_now())?;

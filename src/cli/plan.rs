@@ -13,8 +13,8 @@ use super::prepared::Prepared;
 use super::terminal::one_line;
 use super::{counted, grouped};
 
-/// Prints the plan as comments, then the whole recipe: together a file for `--config`. Makes some steps in memory to measure
-/// them, and leaves nothing on disk.
+/// Prints the plan as comments, then the whole recipe: together a file for `--config`. Makes some steps in memory to
+/// measure them, and leaves nothing on disk.
 pub fn print(prepared: &Prepared, options: &TrainOptions, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let mut lines = format!("{}\n{}\n", prepared.description(), recipe(prepared, options));
     match check_memory(&prepared.config, &prepared.corpus, options) {
@@ -87,8 +87,8 @@ pub fn memory(prepared: &Prepared, options: &TrainOptions) -> String {
     format!("memory: {} expected", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))
 }
 
-/// Measures how long the run will take by some steps of a model that is equal to the run's. If one of these fails, so will the
-/// run.
+/// Measures how long the run will take by some steps of a model that is equal to the run's. If one of these fails, so
+/// will the run.
 pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<candle_core::Result<Forecast>> {
     Ok(Forecast::measure(prepared.trainer(options)?))
 }
@@ -127,13 +127,14 @@ pub fn check_memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOption
     Ok(())
 }
 
-/// The ids of the text that are in memory; weights, the gradients of each shard and two moments; what a step keeps for its
-/// backward pass, which is the tensors of each block and a few of C before and after them; and a validation batch in each
-/// thread, whose memory the allocator keeps.
+/// The ids of the text that are in memory; weights, the gradients of each shard and two moments; what a step keeps for
+/// its backward pass, which is the tensors of each block and a few of C before and after them; and a validation batch
+/// in each thread, whose memory the allocator keeps.
 fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
     const PROGRAM: usize = 60_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
-    // Further copies: the sum of the parts so far, the average of the weights, the weights before a step with statistics.
+    // Further copies: the sum of the parts so far, the average of the weights, the weights before a step with
+    // statistics.
     let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
     let sequences = options.batch_size.div_ceil(options.accumulate);
     let copies = options.shards.min(sequences).saturating_add(4 + more.iter().filter(|one| **one).count());
@@ -146,8 +147,9 @@ fn expected_bytes(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions)
     floats.saturating_mul(4).saturating_add(PROGRAM)
 }
 
-/// The floats that a block keeps per position: six tensors of C channels, two of the width of all queries, four of the width of
-/// all keys, and three (with a gate four) of F; queries and keys once more if they are rotated and once more if normalised.
+/// The floats that a block keeps per position: six tensors of C channels, two of the width of all queries, four of the
+/// width of all keys, and three (with a gate four) of F; queries and keys once more if they are rotated and once more
+/// if normalised.
 fn block_floats(config: &ModelConfig) -> usize {
     let queries = config.num_heads * config.head_channels();
     let keys = config.kv_heads() * config.head_channels();

@@ -26,7 +26,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a run that continues from step `step`, in a process that started at `begun`; `validates` if it has a validation text.
+    /// For a run that continues from step `step`, in a process that started at `begun`; `validates` if it has a
+    /// validation text.
     pub fn new(options: &TrainOptions, context_len: usize, step: u64, validates: bool, begun: Instant) -> Self {
         let bar = takes_bars().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {wide_msg}");

@@ -1,4 +1,5 @@
-//! Ctrl-C and other requests to stop: during training the first one finishes the step and saves, the second one exits at once.
+//! Ctrl-C and other requests to stop: during training the first one finishes the step and saves, the second one exits
+//! at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -43,8 +44,8 @@ impl Stage {
     }
 }
 
-/// From here on SIGINT, SIGTERM and SIGHUP are handled: outside training they end the process at once. SIGHUP stays ignored if it
-/// was, as under nohup.
+/// From here on SIGINT, SIGTERM and SIGHUP are handled: outside training they end the process at once. SIGHUP stays
+/// ignored if it was, as under nohup.
 pub fn listen() -> Result<()> {
     #[cfg(unix)]
     let ignores_hangup = hangup::is_ignored();
@@ -89,7 +90,8 @@ pub fn is_asked_to_stop() -> bool {
 mod hangup {
     pub fn is_ignored() -> bool {
         let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: with a null action the call changes nothing and fills `action`, which is read only where it succeeded.
+        // SAFETY: with a null action the call changes nothing and fills `action`, which is read only where it
+        // succeeded.
         unsafe {
             libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
                 && action.assume_init().sa_sigaction == libc::SIG_IGN

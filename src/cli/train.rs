@@ -29,7 +29,8 @@ use super::{Failure, chart, counted, overfit, plan, sample, signals};
 pub struct TrainArgs {
     #[command(flatten)]
     options: Options,
-    /// TOML file of these options, such as a run's training/settings.toml, used as a recipe; the command line takes precedence
+    /// TOML file of these options, such as a run's training/settings.toml, used as a recipe; the command line takes
+    /// precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder of the run [default: the first unused runs/TEXT-N]

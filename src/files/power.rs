@@ -1,6 +1,6 @@
-//! A simulated disk. After a power failure it keeps what was synced and, of the rest, nothing or any part: names without their
-//! bytes, half of the bytes, a later change without an earlier one. The target of a rename is the old file or the new one, as
-//! file systems promise.
+//! A simulated disk. After a power failure it keeps what was synced and, of the rest, nothing or any part: names
+//! without their bytes, half of the bytes, a later change without an earlier one. The target of a rename is the old
+//! file or the new one, as file systems promise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -130,8 +130,8 @@ impl Disk {
         }
     }
 
-    /// Writes into the folder `target` what a power failure leaves: what was synced and a random part of the rest, or without
-    /// `rng` none of it.
+    /// Writes into the folder `target` what a power failure leaves: what was synced and a random part of the rest, or
+    /// without `rng` none of it.
     pub(crate) fn survivors(&self, target: &Path, mut rng: Option<&mut ChaCha8Rng>) {
         let mut is_kept = || rng.as_mut().is_some_and(|rng| rng.random());
         let mut folders = vec![(0, target.to_path_buf())];

@@ -62,8 +62,8 @@ fn all_staging() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     ALL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the staging folders of this process, which must end at once: from here on no thread can move such a folder into
-/// place or report that it is gone.
+/// Removes the staging folders of this process, which must end at once: from here on no thread can move such a folder
+/// into place or report that it is gone.
 pub(crate) fn remove_all_staging() {
     const TRIES: usize = 50;
     let all = all_staging();

@@ -17,8 +17,8 @@ pub enum OutputForm {
     /// UTF-8 text: an unfinished character is held back until it is whole, and invalid bytes are replaced.
     #[default]
     Text,
-    /// The raw bytes, which for a model of bytes need not be text. Some tokenizers from elsewhere can decode only whole texts
-    /// (an id means something else at the beginning); these deliver [`OutputForm::Text`].
+    /// The raw bytes, which for a model of bytes need not be text. Some tokenizers from elsewhere can decode only whole
+    /// texts (an id means something else at the beginning); these deliver [`OutputForm::Text`].
     Bytes,
 }
 
@@ -33,8 +33,9 @@ pub struct Piece<'a> {
     pub is_last: bool,
 }
 
-/// How to continue a text. The same seed gives the same samples. Each draws its own random numbers, so a sample does not
-/// depend on how many others there are, except that the last bits of the logits depend on how many sequences are read at once.
+/// How to continue a text. The same seed gives the same samples. Each draws its own random numbers, so a sample does
+/// not depend on how many others there are, except that the last bits of the logits depend on how many sequences are
+/// read at once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continuation {
     /// The most tokens to write.
@@ -45,8 +46,8 @@ pub struct Continuation {
     pub seed: u64,
     /// The number of continuations, written side by side.
     pub samples: usize,
-    /// A continuation ends before the first of these texts. Of several that overlap, the one that begins first counts, even if
-    /// a later one is complete sooner: with `abcd` and `bc`, `abcd` ends as an empty text and `abce` as `a`.
+    /// A continuation ends before the first of these texts. Of several that overlap, the one that begins first counts,
+    /// even if a later one is complete sooner: with `abcd` and `bc`, `abcd` ends as an empty text and `abce` as `a`.
     pub stop: Vec<String>,
     /// The form in which it is delivered.
     pub form: OutputForm,
@@ -60,16 +61,16 @@ impl Default for Continuation {
 }
 
 impl Continuation {
-    /// Continues `prompt`, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered, nor what
-    /// follows them.
+    /// Continues `prompt`, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered,
+    /// nor what follows them.
     ///
-    /// An empty prompt starts from the model's beginning-of-text token; from its end-of-text token if it has none; else from a
-    /// line break; else from id 0. Ids for which the tokenizer has no token, as where a model pads its vocabulary, are never
-    /// chosen, unless they end the text.
+    /// An empty prompt starts from the model's beginning-of-text token; from its end-of-text token if it has none; else
+    /// from a line break; else from id 0. Ids for which the tokenizer has no token, as where a model pads its
+    /// vocabulary, are never chosen, unless they end the text.
     ///
     /// # Errors
-    /// If an option is out of its range, the tokenizer cannot encode the prompt, a stop text is empty, or memory cannot hold
-    /// the text.
+    /// If an option is out of its range, the tokenizer cannot encode the prompt, a stop text is empty, or memory cannot
+    /// hold the text.
     pub fn write(&self, run: &Run, prompt: &str, on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
         if self.stop.iter().any(String::is_empty) {
             bail!("generate: expected stop texts of at least one character, got an empty one");

@@ -16,9 +16,9 @@ pub use sampler::{Sampler, SamplingOptions};
 use crate::memory;
 use crate::model::{CausalLm, Decoder};
 
-/// Continues `prompt` by at most `max_tokens` tokens, passing each to `on_token`, which may stop it. Returns the new tokens.
-/// Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)), which is not
-/// returned.
+/// Continues `prompt` by at most `max_tokens` tokens, passing each to `on_token`, which may stop it. Returns the new
+/// tokens. Generation ends at an end-of-text token ([`ModelConfig::ends_text`](crate::model::ModelConfig::ends_text)),
+/// which is not returned.
 ///
 /// Once prompt and continuation are longer than the context, a model with rotary positions sees the last `context_len`
 /// tokens, and one with learned positions between half of them and all: see [`Decoder`].
@@ -39,9 +39,9 @@ pub fn generate(
     Ok(samples.into_iter().flatten().collect())
 }
 
-/// Continues `prompt` once for each sampler, all in one batch, so that each step reads the weights once for all of them.
-/// `on_token` gets the index of a sample and its new token, or `None` where an end of text ends the sample; it may stop this
-/// sample, or all of them with an error. Otherwise as [`generate`].
+/// Continues `prompt` once for each sampler, all in one batch, so that each step reads the weights once for all of
+/// them. `on_token` gets the index of a sample and its new token, or `None` where an end of text ends the sample; it
+/// may stop this sample, or all of them with an error. Otherwise as [`generate`].
 ///
 /// # Errors
 /// Those of [`generate`] and of `on_token`.

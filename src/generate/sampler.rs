@@ -7,8 +7,9 @@ use candle_core::{Result, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How the next token is chosen from the logits: the repetition penalty is applied first, then the logits are divided by the
-/// temperature, then `top_k`, `top_p` and `min_p`, in this order, narrow the tokens that are sampled by their probabilities.
+/// How the next token is chosen from the logits: the repetition penalty is applied first, then the logits are divided
+/// by the temperature, then `top_k`, `top_p` and `min_p`, in this order, narrow the tokens that are sampled by their
+/// probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingOptions {
     /// The divisor of the logits; 0 always takes the likeliest token.
@@ -20,8 +21,8 @@ pub struct SamplingOptions {
     /// Sample only from the tokens at least this many times as likely as the likeliest one (Nguyen et al. 2024,
     /// arXiv:2407.01082).
     pub min_p: Option<f64>,
-    /// The divisor of the logits of tokens that already occur in the text, or, where they are negative, their factor; 1 for no
-    /// penalty (Keskar et al. 2019, arXiv:1909.05858).
+    /// The divisor of the logits of tokens that already occur in the text, or, where they are negative, their factor; 1
+    /// for no penalty (Keskar et al. 2019, arXiv:1909.05858).
     pub repetition_penalty: f64,
 }
 
@@ -58,7 +59,8 @@ impl SamplingOptions {
     /// included.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate), and if there are no logits, none is finite, or one is NaN or positive infinity.
+    /// Those of [`validate`](Self::validate), and if there are no logits, none is finite, or one is NaN or positive
+    /// infinity.
     pub fn probabilities(&self, logits: &[f32], text: &[u32]) -> Result<Vec<f64>> {
         self.validate()?;
         let kept = self.candidates(logits, text)?;
@@ -70,8 +72,8 @@ impl SamplingOptions {
         Ok(probabilities)
     }
 
-    /// The tokens to sample from, with weights proportional to their probabilities. They are sorted only where the options
-    /// depend on which are the likeliest.
+    /// The tokens to sample from, with weights proportional to their probabilities. They are sorted only where the
+    /// options depend on which are the likeliest.
     fn candidates(&self, logits: &[f32], text: &[u32]) -> Result<Vec<(u32, f64)>> {
         if logits.is_empty() {
             bail!("sampler: expected the logits of at least one token, got none");

@@ -16,8 +16,8 @@ const EVENTS: &str = "tensorboard";
 /// The name of the loss plot.
 pub const PLOT: &str = "loss.svg";
 
-/// The event file and the loss plot of a run in training. Neither is worth stopping for: an error ends the charts and not the
-/// run, and can be asked for.
+/// The event file and the loss plot of a run in training. Neither is worth stopping for: an error ends the charts and
+/// not the run, and can be asked for.
 #[derive(Default)]
 pub struct Charts {
     open: Option<Open>,
@@ -33,7 +33,8 @@ struct Open {
 }
 
 impl Charts {
-    /// Starts a session after `seconds` of training: rewrites the charts in the folder `training` from the file `metrics`.
+    /// Starts a session after `seconds` of training: rewrites the charts in the folder `training` from the file
+    /// `metrics`.
     pub fn begin(training: &Path, metrics: &Path, seconds: f64) -> Self {
         match Open::new(training, metrics, seconds) {
             Ok(open) => Self { open: Some(open), error: None },

@@ -10,8 +10,8 @@ use super::line::{Line, lines};
 /// The most points of a series: as many as a plot can show.
 const MOST_POINTS: usize = 2000;
 
-/// Numbers over steps in bounded memory: the means of groups of steps, whose size doubles whenever there are too many. The
-/// points depend only on the numbers that were added.
+/// Numbers over steps in bounded memory: the means of groups of steps, whose size doubles whenever there are too many.
+/// The points depend only on the numbers that were added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     groups: Vec<Group>,

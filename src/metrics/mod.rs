@@ -1,7 +1,7 @@
 //! The metrics of a run, one JSON object per line, and what is derived from them.
 //!
-//! `metrics.jsonl` is the source of truth. The loss plot and the event file for TensorBoard are derived from its lines, and
-//! rewritten at the start of every session, so that they agree with it after a crash as well.
+//! `metrics.jsonl` is the source of truth. The loss plot and the event file for TensorBoard are derived from its lines,
+//! and rewritten at the start of every session, so that they agree with it after a crash as well.
 
 mod charts;
 mod history;

@@ -93,7 +93,8 @@ impl Losses {
     }
 }
 
-/// The mean around each point: over fewer points at the beginning, where losses fall fast, and over earlier points at the end.
+/// The mean around each point: over fewer points at the beginning, where losses fall fast, and over earlier points at
+/// the end.
 fn smoothed(points: &[(f64, f64)]) -> Points {
     let most = (points.len() as f64 * WINDOW / 2.0).ceil() as usize;
     let mean = |i: usize| {

@@ -1,8 +1,9 @@
 //! The event file that TensorBoard reads.
 //!
-//! A file is a sequence of records: the length (`u64`), its checksum, the data, its checksum, all little-endian; a checksum is
-//! a CRC-32C, rotated and shifted ([TFRecord](https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details)).
-//! The data of each is an `Event` of TensorFlow's `event.proto`, of which the messages here have the fields that are used.
+//! A file is a sequence of records: the length (`u64`), its checksum, the data, its checksum, all little-endian; a
+//! checksum is a CRC-32C, rotated and shifted
+//! ([TFRecord](https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details)). The data of each is
+//! an `Event` of TensorFlow's `event.proto`, of which the messages here have the fields that are used.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -73,8 +74,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates a file in `folder`, under a name that sorts after those of earlier sessions: a running TensorBoard then forgets
-    /// these.
+    /// Creates a file in `folder`, under a name that sorts after those of earlier sessions: a running TensorBoard then
+    /// forgets these.
     ///
     /// # Errors
     /// If `folder` is a link or a file, or the file cannot be created.

@@ -44,8 +44,8 @@ impl Architecture {
         self == Self::Qwen3
     }
 
-    /// The usual width of the feed-forward network: 4 times the channels, or with a gate, which adds a third projection, 8/3
-    /// times, rounded up to a multiple of 8 (Shazeer 2020, arXiv:2002.05202).
+    /// The usual width of the feed-forward network: 4 times the channels, or with a gate, which adds a third
+    /// projection, 8/3 times, rounded up to a multiple of 8 (Shazeer 2020, arXiv:2002.05202).
     ///
     /// ```
     /// use candle_attention::model::Architecture;

@@ -120,8 +120,8 @@ impl CausalLm {
         self.loss_with(ids, targets, &CrossEntropyOptions::default(), &ForwardContext::default())
     }
 
-    /// As [`CausalLm::loss`], with other options, dropout, or several documents in a sequence. For a shard of a batch, set
-    /// `divisor` to the number of targets in the whole batch: the losses of the shards then add up to its mean.
+    /// As [`CausalLm::loss`], with other options, dropout, or several documents in a sequence. For a shard of a batch,
+    /// set `divisor` to the number of targets in the whole batch: the losses of the shards then add up to its mean.
     ///
     /// # Errors
     /// Those of [`CausalLm::loss`] and [`CausalLm::forward_with`].

@@ -36,7 +36,8 @@ pub struct DropoutRates {
     pub embedding: f64,
     /// Of the attention weights; `attn_pdrop`.
     pub attention: f64,
-    /// Of the outputs of attention and feed-forward network, before they are added to the residual stream; `resid_pdrop`.
+    /// Of the outputs of attention and feed-forward network, before they are added to the residual stream;
+    /// `resid_pdrop`.
     pub residual: f64,
 }
 
@@ -113,8 +114,8 @@ pub(super) const INIT_STDEV: f64 = 0.02;
 pub(super) const ROPE_THETA: f64 = 10_000.0;
 
 impl ModelConfig {
-    /// nanoGPT's default, a GPT-2 without biases and with the exact GELU, in the sizes of its CPU recipe: 4 layers, 4 heads,
-    /// 128 channels, 64 positions.
+    /// nanoGPT's default, a GPT-2 without biases and with the exact GELU, in the sizes of its CPU recipe: 4 layers, 4
+    /// heads, 128 channels, 64 positions.
     pub fn gpt2(vocab_size: usize) -> Self {
         Self {
             architecture: Architecture::Gpt2,
@@ -259,7 +260,8 @@ impl ModelConfig {
     /// Parses the text of a `config.json`.
     ///
     /// # Errors
-    /// If it is not JSON, its `model_type` is not an [`Architecture`], or it asks for something this crate does not compute.
+    /// If it is not JSON, its `model_type` is not an [`Architecture`], or it asks for something this crate does not
+    /// compute.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         json::parse(json)
     }

@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 use super::config::DropoutRates;
 use crate::ops::{self, DropoutOptions, Mask, RandomKey};
 
-/// Optional inputs of a forward pass. The default is for evaluation: no dropout, and each position sees all earlier ones.
+/// Optional inputs of a forward pass. The default is for evaluation: no dropout, and each position sees all earlier
+/// ones.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardContext {
     /// Random numbers for dropout, at the rates of the model's configuration; without them there is none.
@@ -14,8 +15,8 @@ pub struct ForwardContext {
     pub documents: Option<Tensor>,
 }
 
-/// The source of a forward pass's random numbers. What a sequence drops depends only on the seed, the step, its index in the
-/// batch, the layer and the place in it, and not on shards or threads.
+/// The source of a forward pass's random numbers. What a sequence drops depends only on the seed, the step, its index
+/// in the batch, the layer and the place in it, and not on shards or threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DropoutSource {
     /// The seed of the run.

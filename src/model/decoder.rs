@@ -7,19 +7,19 @@ use crate::memory;
 use crate::nn::KvCache;
 use crate::ops;
 
-/// A model with the keys and values of a text it has read, or of several side by side: the next token costs one position
-/// instead of the whole text again.
+/// A model with the keys and values of a text it has read, or of several side by side: the next token costs one
+/// position instead of the whole text again.
 ///
-/// As long as the text fits the context, the logits are those of [`CausalLm::next_token_logits`] for all ids so far. Beyond
-/// `context_len`, it depends on the model's positions:
+/// As long as the text fits the context, the logits are those of [`CausalLm::next_token_logits`] for all ids so far.
+/// Beyond `context_len`, it depends on the model's positions:
 ///
-/// - **Rotary positions** go on counting. Each position sees the last `context_len`, itself included: the logits are those of
-///   the whole text with [`Mask::Window`](crate::ops::Mask::Window) in each layer, however the text is cut into pieces. A
-///   layer still sees what the layers below it have taken from further back.
+/// - **Rotary positions** go on counting. Each position sees the last `context_len`, itself included: the logits are
+///   those of the whole text with [`Mask::Window`](crate::ops::Mask::Window) in each layer, however the text is cut
+///   into pieces. A layer still sees what the layers below it have taken from further back.
 /// - **Learned positions** end with the context. Each time it is full, the decoder forgets all but its last half
-///   (`context_len / 2` rounded up, the new ids included) and reads that again from position 0. So there is always at least
-///   half a context to look back on, and a token costs two positions on average. If the first piece is longer than the
-///   context, only its last `context_len` ids are read.
+///   (`context_len / 2` rounded up, the new ids included) and reads that again from position 0. So there is always at
+///   least half a context to look back on, and a token costs two positions on average. If the first piece is longer
+///   than the context, only its last `context_len` ids are read.
 ///
 /// The memory for keys and values grows with the text, up to the context.
 ///
@@ -86,8 +86,8 @@ impl Decoder<'_> {
     /// The logits (B, V) of the token after `ids` (B, T), which continue those of the call before; without a graph.
     ///
     /// # Errors
-    /// If there are no ids, an id is V or more, the number of sequences has changed, or memory cannot hold their keys and
-    /// values. The text is then forgotten.
+    /// If there are no ids, an id is V or more, the number of sequences has changed, or memory cannot hold their keys
+    /// and values. The text is then forgotten.
     pub fn next_token_logits(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (b, _) = ids.dims2()?;
         if let Some(expected) = self.sequences.filter(|&expected| expected != b) {
@@ -108,8 +108,8 @@ impl Decoder<'_> {
         logits
     }
 
-    /// Refuses a text that will need more memory for keys and values than there is: `b` sequences of `positions` each, the
-    /// first `first` of them read at once.
+    /// Refuses a text that will need more memory for keys and values than there is: `b` sequences of `positions` each,
+    /// the first `first` of them read at once.
     pub(crate) fn check_room(&self, b: usize, first: usize, positions: usize) -> Result<()> {
         self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_for(first, positions)))
     }
@@ -153,8 +153,8 @@ impl Decoder<'_> {
     }
 
     fn step(&mut self, ids: &Tensor) -> Result<Tensor> {
-        // For a few positions of a small model, waking other threads would take longer than the work itself. Reading the
-        // weights takes as long as multiplying this many positions by them.
+        // For a few positions of a small model, waking other threads would take longer than the work itself. Reading
+        // the weights takes as long as multiplying this many positions by them.
         const READING: usize = 16;
         const WORTH_SPLITTING: usize = 1 << 24;
         let (b, t) = ids.dims2()?;

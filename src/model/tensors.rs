@@ -15,8 +15,8 @@
 //!
 //! On disk, all but the embeddings and the head have a bias; a model without biases writes zeros.
 //!
-//! Its llama and qwen3 have the same matrices as this crate, stored as (out, in), with H heads of queries and G of keys and
-//! values, each of D channels:
+//! Its llama and qwen3 have the same matrices as this crate, stored as (out, in), with H heads of queries and G of keys
+//! and values, each of D channels:
 //!
 //! | on disk, after `model.` | shape | here |
 //! |---|---|---|

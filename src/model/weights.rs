@@ -14,7 +14,8 @@ use super::tensors::{self, Bias, Entry, HEAD};
 use crate::errors::{bare, listed};
 use crate::{files, input, memory};
 
-/// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced atomically.
+/// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
+/// atomically.
 ///
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
@@ -57,13 +58,13 @@ pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec
 
 /// Reads a `model.safetensors` in Hugging Face's layout: the tensors by their names in the model, as `f32`.
 ///
-/// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes and
-/// dtypes are compared with `config` before any tensor is read.
+/// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes
+/// and dtypes are compared with `config` before any tensor is read.
 ///
 /// # Errors
-/// If the file cannot be read, is a link out of its folder, or needs more memory than there is; or if tensors are missing,
-/// left over or misshapen, biases are not zero though `config` has none, or the head differs from the token embedding though
-/// `config` ties them. All of these are listed, the first twelve by name.
+/// If the file cannot be read, is a link out of its folder, or needs more memory than there is; or if tensors are
+/// missing, left over or misshapen, biases are not zero though `config` has none, or the head differs from the token
+/// embedding though `config` ties them. All of these are listed, the first twelve by name.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
@@ -124,8 +125,8 @@ fn is_same(tensor: &Tensor, other: Option<&Tensor>) -> Result<bool> {
     }
 }
 
-/// The tensors on disk that fit the model; the name on disk of a head that should be a copy of the token embedding; and all
-/// problems with names, shapes and dtypes.
+/// The tensors on disk that fit the model; the name on disk of a head that should be a copy of the token embedding; and
+/// all problems with names, shapes and dtypes.
 fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Option<String>, Vec<String>) {
     let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, info) in infos {

@@ -28,8 +28,8 @@ pub struct CausalSelfAttentionConfig {
 }
 
 impl CausalSelfAttentionConfig {
-    /// Causal, scaled by `1 / sqrt(D)`, without biases, with an output projection, and with weights initialised uniformly in
-    /// `±1 / sqrt(C)`.
+    /// Causal, scaled by `1 / sqrt(D)`, without biases, with an output projection, and with weights initialised
+    /// uniformly in `±1 / sqrt(C)`.
     pub fn new(embed_dim: usize, num_heads: usize) -> Self {
         let bound = 1.0 / (embed_dim as f64).sqrt();
         let init = Init::Uniform { lo: -bound, up: bound };
@@ -97,8 +97,8 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
 pub struct CausalSelfAttention(MultiHeadAttention);
 
 impl CausalSelfAttention {
-    /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`. Each has a `weight` (C, C),
-    /// stored as (out, in), and with `bias` also a `bias` (C).
+    /// Reads or creates `q_proj`, `k_proj`, `v_proj` and, with an output projection, `o_proj`. Each has a `weight` (C,
+    /// C), stored as (out, in), and with `bias` also a `bias` (C).
     ///
     /// # Errors
     /// If `num_heads` does not divide `embed_dim`, or the builder lacks a tensor or has it in another shape.

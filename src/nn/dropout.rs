@@ -9,8 +9,9 @@ use crate::ops::{self, DropoutOptions, RandomKey};
 
 /// Dropout with reproducible random numbers: candle-nn's `Dropout` on [`ops::dropout`].
 ///
-/// It counts its calls: what call `n` drops depends only on the seed and on `n`, and clones share the count. Where calls may
-/// come in any order, as from the shards of a batch, use [`ops::dropout`], which takes step and sequence numbers instead.
+/// It counts its calls: what call `n` drops depends only on the seed and on `n`, and clones share the count. Where
+/// calls may come in any order, as from the shards of a batch, use [`ops::dropout`], which takes step and sequence
+/// numbers instead.
 ///
 /// ```
 /// use candle_attention::nn::Dropout;
@@ -33,8 +34,8 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Drops elements with probability `drop_p`. The seed is 0; layers made this way differ by the order in which the program
-    /// makes them.
+    /// Drops elements with probability `drop_p`. The seed is 0; layers made this way differ by the order in which the
+    /// program makes them.
     pub fn new(drop_p: f32) -> Self {
         static MADE: AtomicU64 = AtomicU64::new(1);
         Self { site: MADE.fetch_add(1, Ordering::Relaxed), ..Self::seeded(drop_p, 0) }

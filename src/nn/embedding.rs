@@ -5,7 +5,8 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
 
-/// candle-nn's `Embedding` on [`ops::embedding`]: ids of any integer dtype (..) give rows (.., C) of a learnable table (V, C).
+/// candle-nn's `Embedding` on [`ops::embedding`]: ids of any integer dtype (..) give rows (.., C) of a learnable table
+/// (V, C).
 #[derive(Clone, Debug)]
 pub struct Embedding {
     embeddings: Tensor,

@@ -7,10 +7,10 @@ use crate::memory;
 /// The keys (B, S, G, D) and values (B, S, G, E) of the positions read so far, for one layer and B sequences of equal
 /// length. With them, a new position costs one row of each projection instead of the whole text again.
 ///
-/// New positions are written in place. The buffers start at 256 positions (fewer for a smaller cache) and double until they
-/// have their full size, so a large capacity costs nothing until it is used; each growth copies what is there once, and
-/// changes no value. Because the buffers are shared with the returned views, no gradient flows through them and there is no
-/// `Clone`: both copies would write to one buffer.
+/// New positions are written in place. The buffers start at 256 positions (fewer for a smaller cache) and double until
+/// they have their full size, so a large capacity costs nothing until it is used; each growth copies what is there
+/// once, and changes no value. Because the buffers are shared with the returned views, no gradient flows through them
+/// and there is no `Clone`: both copies would write to one buffer.
 ///
 /// ```
 /// use candle_attention::nn::KvCache;
@@ -46,8 +46,9 @@ impl KvCache {
         Self { buffers: None, start: 0, len: 0, forgotten: 0, capacity, slides: false }
     }
 
-    /// An empty cache for a text of any length, each position of which sees the last `window` positions, itself included.
-    /// The oldest are forgotten as new ones come; the others keep their positions, so rotary positions go on counting.
+    /// An empty cache for a text of any length, each position of which sees the last `window` positions, itself
+    /// included. The oldest are forgotten as new ones come; the others keep their positions, so rotary positions go on
+    /// counting.
     ///
     /// At full size the buffers have room for a quarter more than the window. Each time it is used up, the window moves
     /// back to the front, so a position costs the copy of about four rows on average.
@@ -92,15 +93,15 @@ impl KvCache {
         (self.start, self.len, self.forgotten) = (0, 0, 0);
     }
 
-    /// Writes the keys (B, T, G, D) and values (B, T, G, E) of the next T positions, and returns those of all positions;
-    /// for a sliding cache, of all that any of the new ones may see.
+    /// Writes the keys (B, T, G, D) and values (B, T, G, E) of the next T positions, and returns those of all
+    /// positions; for a sliding cache, of all that any of the new ones may see.
     ///
-    /// The results are views of the buffers. A view stays valid until the positions in it are forgotten and overwritten,
-    /// or the window moves; growing the buffers does not affect it.
+    /// The results are views of the buffers. A view stays valid until the positions in it are forgotten and
+    /// overwritten, or the window moves; growing the buffers does not affect it.
     ///
     /// # Errors
-    /// If there is no room, memory cannot hold larger buffers, the shapes differ from those of the earlier positions, or a
-    /// tensor carries a graph, which would be cut here (`detach()` it if that is intended).
+    /// If there is no room, memory cannot hold larger buffers, the shapes differ from those of the earlier positions,
+    /// or a tensor carries a graph, which would be cut here (`detach()` it if that is intended).
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let ((b, t, g, _), (v_b, v_t, v_g, _)) = (k.dims4()?, v.dims4()?);
         if (b, t, g) != (v_b, v_t, v_g) {

@@ -5,7 +5,8 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::ops;
 
-/// candle-nn's `Linear` on [`ops::linear`]: `x W^T + b` with a learnable weight W (out, in) and an optional bias b (out).
+/// candle-nn's `Linear` on [`ops::linear`]: `x W^T + b` with a learnable weight W (out, in) and an optional bias b
+/// (out).
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,

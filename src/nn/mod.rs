@@ -1,7 +1,7 @@
 //! Layers: candle [`Module`](candle_nn::Module)s whose gradients reach every parameter and the input.
 //!
-//! `Linear`, `LayerNorm`, `RmsNorm`, `Embedding` and `Dropout` are drop-in replacements for candle-nn's: same names, arguments,
-//! initial values and tensor names. In a model written for candle-nn, only the `use` line changes.
+//! `Linear`, `LayerNorm`, `RmsNorm`, `Embedding` and `Dropout` are drop-in replacements for candle-nn's: same names,
+//! arguments, initial values and tensor names. In a model written for candle-nn, only the `use` line changes.
 //!
 //! ```
 //! use candle_attention::nn::{Parameters, causal_self_attention};

@@ -61,8 +61,9 @@ impl Module for LayerNorm {
     }
 }
 
-/// Reads or creates `weight` (ones) and, if the configuration is affine, `bias` (zeros) for `size` channels. The names `gamma`
-/// and `beta` of old torch files are read too. Instead of a [`LayerNormConfig`], `config` may be just the `eps`.
+/// Reads or creates `weight` (ones) and, if the configuration is affine, `bias` (zeros) for `size` channels. The names
+/// `gamma` and `beta` of old torch files are read too. Instead of a [`LayerNormConfig`], `config` may be just the
+/// `eps`.
 ///
 /// # Errors
 /// If the builder lacks a tensor or has it in another shape.

@@ -13,8 +13,8 @@ use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::memory;
 
-/// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed, lists
-/// its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
+/// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed,
+/// lists its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
 ///
 /// ```
 /// use candle_attention::nn::Parameters;
@@ -81,8 +81,8 @@ impl Parameters {
         self.view(false, dtype, device)
     }
 
-    /// A builder for the same model without a graph: its tensors share the variables' storage, so they follow training, but
-    /// results computed from them keep nothing for a backward pass.
+    /// A builder for the same model without a graph: its tensors share the variables' storage, so they follow training,
+    /// but results computed from them keep nothing for a backward pass.
     pub fn frozen(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         self.view(true, dtype, device)
     }

@@ -14,8 +14,8 @@ const OP: &str = "rotary-embedding";
 pub struct RotaryEmbeddingConfig {
     /// Channels of a head (D).
     pub head_dim: usize,
-    /// Positions whose angles are computed in advance: the longest text in training; `max_position_embeddings` in Hugging
-    /// Face's files.
+    /// Positions whose angles are computed in advance: the longest text in training; `max_position_embeddings` in
+    /// Hugging Face's files.
     pub max_positions: usize,
     /// The base of the frequencies `theta^(-2i/D)`; `rope_theta` in Hugging Face's files.
     pub theta: f64,
@@ -30,8 +30,8 @@ impl RotaryEmbeddingConfig {
     }
 }
 
-/// [`ops::rotary`] with its tables of cosines and sines. They are computed once, in `f64`, from positions and frequencies, and
-/// are not part of the weights, so no file has to have them.
+/// [`ops::rotary`] with its tables of cosines and sines. They are computed once, in `f64`, from positions and
+/// frequencies, and are not part of the weights, so no file has to have them.
 ///
 /// One is enough for all layers of a model: clones share the tables. For positions beyond `max_positions`, as in a
 /// [sliding cache](super::KvCache::sliding), tables are computed when needed.
@@ -97,9 +97,9 @@ impl RotaryEmbedding {
         Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
     }
 
-    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for models that
-    /// scale some of them for longer texts (`rope_scaling` in Hugging Face's files). With n < D/2 angles, only the first 2n
-    /// channels are rotated (`partial_rotary_factor`).
+    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for models
+    /// that scale some of them for longer texts (`rope_scaling` in Hugging Face's files). With n < D/2 angles, only the
+    /// first 2n channels are rotated (`partial_rotary_factor`).
     ///
     /// # Errors
     /// If there are no angles, one is not finite, or memory cannot hold the tables.
@@ -130,7 +130,8 @@ impl RotaryEmbedding {
     /// Rotates queries or keys (B, T, H, D) at the positions `offset..offset + T`.
     ///
     /// # Errors
-    /// If width, dtype or device of the tensor do not match the tables, or memory cannot hold tables for these positions.
+    /// If width, dtype or device of the tensor do not match the tables, or memory cannot hold tables for these
+    /// positions.
     pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
         let (_, t, _, d) = xs.dims4()?;
         let turned = self.turned_channels();

@@ -1,8 +1,8 @@
 //! Products of small matrices that stay in cache, for the tiles of attention and for Muon's iteration.
 //!
-//! `C(r) += sum over k of A(r, k) B(k)`, where the rows of B and C have columns in groups of [`GROUP`]. A is read one number at a
-//! time, with any strides, so no product needs a transposed copy of it. A block of [`ROWS`] rows of C stays in registers
-//! while `k` runs.
+//! `C(r) += sum over k of A(r, k) B(k)`, where the rows of B and C have columns in groups of [`GROUP`]. A is read one
+//! number at a time, with any strides, so no product needs a transposed copy of it. A block of [`ROWS`] rows of C stays
+//! in registers while `k` runs.
 
 use std::ops::Range;
 
@@ -37,8 +37,9 @@ pub(crate) struct Target<'a> {
     pub(crate) adds: bool,
 }
 
-/// Computes `rows` rows of the product, rounded up to whole blocks. For the block that starts at a row, `extent` gives the
-/// number of columns wanted, which is rounded up to whole groups, and the range of `k` outside which A is zero there.
+/// Computes `rows` rows of the product, rounded up to whole blocks. For the block that starts at a row, `extent` gives
+/// the number of columns wanted, which is rounded up to whole groups, and the range of `k` outside which A is zero
+/// there.
 #[inline(always)]
 pub(crate) fn product<S: Simd>(
     simd: S,

@@ -5,8 +5,8 @@
 //! w = w - lr weight_decay w [u w >= 0] - u     cautious decay: Chen et al. 2025, arXiv:2510.12402
 //! ```
 //!
-//! with the update `u`, learning rate included, of `n` elements, and its gradient `g`. As in the authors' code, the factor at
-//! the end of the first line is at most 1000.
+//! with the update `u`, learning rate included, of `n` elements, and its gradient `g`. As in the authors' code, the
+//! factor at the end of the first line is at most 1000.
 
 use candle_core::{Result, Tensor, Var};
 

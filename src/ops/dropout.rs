@@ -8,10 +8,11 @@ use super::record;
 use super::simd::dispatch;
 use super::storage::{has_kernel, slice, values};
 
-/// Sets elements to 0 with probability `rate` and divides the others by `1 - rate`: `xs` (B, ..), the result has its shape.
+/// Sets elements to 0 with probability `rate` and divides the others by `1 - rate`: `xs` (B, ..), the result has its
+/// shape.
 ///
-/// Element `i` of sequence `b` is decided by word `i` of stream `first_sequence + b` of the options' key, independently of
-/// threads and of the other sequences in the tensor. A rate of 0 returns the input.
+/// Element `i` of sequence `b` is decided by word `i` of stream `first_sequence + b` of the options' key, independently
+/// of threads and of the other sequences in the tensor. A rate of 0 returns the input.
 ///
 /// # Errors
 /// If the rate is not from 0 to below 1, or the input is a scalar or not floating-point.

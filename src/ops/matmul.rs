@@ -71,8 +71,8 @@ pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
         return vec![0.0; len];
     }
     let mut out = Vec::with_capacity(len);
-    // SAFETY: the vector has room for all rows, stored contiguously, and nobody else has access to it. With `Overwrite` and
-    // at least one term to add up, gemm writes every element and reads none.
+    // SAFETY: the vector has room for all rows, stored contiguously, and nobody else has access to it. With `Overwrite`
+    // and at least one term to add up, gemm writes every element and reads none.
     unsafe {
         gemm_into(out.as_mut_ptr(), b.cols, Output::Overwrite, 1.0, a, b);
         out.set_len(len);

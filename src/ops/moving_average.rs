@@ -4,8 +4,8 @@
 //! average = average + (1 - decay) (values - average)
 //! ```
 //!
-//! as `torch.lerp` computes it. The form `decay average + (1 - decay) values` is biased: in `f32` the two factors do not add up
-//! to 1, which at a decay of 0.99999 makes the average wrong by a thousandth.
+//! as `torch.lerp` computes it. The form `decay average + (1 - decay) values` is biased: in `f32` the two factors do
+//! not add up to 1, which at a decay of 0.99999 makes the average wrong by a thousandth.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 
@@ -16,8 +16,8 @@ use super::storage::{has_kernel, slice, slice_mut};
 /// Elements per piece of work: enough to be worth handing to a thread.
 const CHUNK: usize = 32 * 1024;
 
-/// Moves `average` towards `values`, of the same shape; a `decay` of 0 makes it a copy. In `f32` on the CPU it is changed in
-/// place.
+/// Moves `average` towards `values`, of the same shape; a `decay` of 0 makes it a copy. In `f32` on the CPU it is
+/// changed in place.
 ///
 /// # Errors
 /// If the shapes differ, or `decay` is not from 0 to below 1.
@@ -105,8 +105,8 @@ mod tests {
             }
             moving_average(&average, &Tensor::new(values, &Device::Cpu).unwrap(), DECAY).unwrap();
         }
-        // Each update rounds by at most half of f32's epsilon, and the last 1 / (1 - decay) of them count. Rounding errors add
-        // up as a random walk: four times its deviation.
+        // Each update rounds by at most half of f32's epsilon, and the last 1 / (1 - decay) of them count. Rounding
+        // errors add up as a random walk: four times its deviation.
         let tolerance = 4.0 * f64::from(f32::EPSILON / 2.0) * (1.0 / (1.0 - DECAY)).sqrt();
         for (got, exact) in average.to_vec1::<f32>().unwrap().into_iter().zip(exact) {
             let error = (f64::from(got) - exact).abs();

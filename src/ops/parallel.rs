@@ -1,8 +1,8 @@
 //! How many threads an operation uses.
 //!
-//! By default, an operation splits its work over rayon's threads. Inside [`sequential`] it stays on the calling thread, so
-//! that several can run side by side, for instance one for each shard of a batch: that scales better than splitting many
-//! small operations.
+//! By default, an operation splits its work over rayon's threads. Inside [`sequential`] it stays on the calling thread,
+//! so that several can run side by side, for instance one for each shard of a batch: that scales better than splitting
+//! many small operations.
 
 use std::cell::Cell;
 
@@ -72,8 +72,8 @@ pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + 
     }
 }
 
-/// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about the same
-/// time.
+/// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about
+/// the same time.
 #[cfg(feature = "lm")]
 pub(crate) fn for_each_in_order<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
     if threads() == 1 {

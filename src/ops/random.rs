@@ -1,7 +1,8 @@
 //! Counter-based random numbers: what is dropped is a function of a key and a place, not of the order of calls.
 //!
-//! They come from ChaCha with 8 rounds. A key selects a family of 2^64 streams, and any word of a stream can be computed
-//! directly. So backward can draw again what forward drew, and threads and shards draw what the whole batch would.
+//! They come from ChaCha with 8 rounds. A key selects a family of 2^64 streams, and any word of a stream can be
+//! computed directly. So backward can draw again what forward drew, and threads and shards draw what the whole batch
+//! would.
 
 use candle_core::{Result, bail};
 use rand_chacha::ChaCha8Rng;
@@ -27,7 +28,8 @@ pub struct DropoutOptions {
     pub rate: f64,
     /// The key of the random numbers.
     pub key: RandomKey,
-    /// The index in the whole batch of the tensor's first sequence, so that the shards of a batch drop what the whole would.
+    /// The index in the whole batch of the tensor's first sequence, so that the shards of a batch drop what the whole
+    /// would.
     pub first_sequence: u64,
 }
 

@@ -1,13 +1,14 @@
 //! The trainer's own recording of a forward pass, and the backward pass along it.
 //!
 //! candle's backward pass allocates a tensor of zeros for every edge of its graph and adds the gradient to it. Inside
-//! [`record`], the operations of this crate bypass the graph and record themselves here instead. [`Recording::backward`] then
-//! passes each gradient on as it is, adds only where two meet, and frees what forward kept as soon as it has been used. The
-//! gradients equal those of candle's own backward pass: the trainer compares the two when it starts.
+//! [`record`], the operations of this crate bypass the graph and record themselves here instead.
+//! [`Recording::backward`] then passes each gradient on as it is, adds only where two meet, and frees what forward kept
+//! as soon as it has been used. The gradients equal those of candle's own backward pass: the trainer compares the two
+//! when it starts.
 //!
-//! Only this crate's operations are recorded, and only on the recording thread. A candle operation on a variable is refused.
-//! On a recorded result it would cut the gradient: everything that a recorded forward pass calls must go through this
-//! module, which the trainer's check verifies.
+//! Only this crate's operations are recorded, and only on the recording thread. A candle operation on a variable is
+//! refused. On a recorded result it would cut the gradient: everything that a recorded forward pass calls must go
+//! through this module, which the trainer's check verifies.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};

@@ -1,8 +1,8 @@
 //! Vector instructions, chosen at run time.
 //!
-//! Kernels are plain loops over slices, marked `#[inline(always)]` and called through [`dispatch`], which compiles them for
-//! AVX-512, for AVX2 with FMA and for the baseline, and runs the best version that the processor supports. The environment
-//! variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2` or `avx512`) selects another supported one.
+//! Kernels are plain loops over slices, marked `#[inline(always)]` and called through [`dispatch`], which compiles them
+//! for AVX-512, for AVX2 with FMA and for the baseline, and runs the best version that the processor supports. The
+//! environment variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2` or `avx512`) selects another supported one.
 
 use std::sync::OnceLock;
 
@@ -25,8 +25,8 @@ pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
     ARCH.get_or_init(choose).dispatch(kernel)
 }
 
-/// A closure that is certain to be compiled into each version. pulp calls plain closures as `FnOnce`, through a shim that the
-/// compiler generates without `#[inline(always)]` and compiles only once, for the baseline.
+/// A closure that is certain to be compiled into each version. pulp calls plain closures as `FnOnce`, through a shim
+/// that the compiler generates without `#[inline(always)]` and compiles only once, for the baseline.
 struct Kernel<F>(F);
 
 impl<R, F: FnMut() -> R> NullaryFnOnce for Kernel<F> {
@@ -61,7 +61,8 @@ fn choose() -> Arch {
 
 /// `e^x` to within two units in the last place: 0 below -87.3, capped at 3.4e38 above 88.3.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial (the coefficients of Cephes' `expf`), `2^n` by its bits.
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial (the coefficients of Cephes' `expf`), `2^n` by its
+/// bits.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -146,8 +147,8 @@ fn padded(xs: &[f32]) -> [f32; LANES] {
     lanes
 }
 
-/// Reduces all lanes to one by halving. Written out, because a loop would keep the lanes in memory, and with them the loop
-/// that filled them.
+/// Reduces all lanes to one by halving. Written out, because a loop would keep the lanes in memory, and with them the
+/// loop that filled them.
 #[inline(always)]
 fn across(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let eight: [f32; 8] = std::array::from_fn(|lane| f(lanes[lane], lanes[lane + 8]));

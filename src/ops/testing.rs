@@ -42,14 +42,15 @@ fn worst(got: &[f64], truth: &[f64]) -> (f64, usize) {
     errors.zip(0..).fold((0.0, 0), |worst, error| if error.0 > worst.0 { error } else { worst })
 }
 
-/// In `f32`, the fused operation may have twice the error of the reference, and its gradients three times; the truth is the
-/// reference in `f64`.
+/// In `f32`, the fused operation may have twice the error of the reference, and its gradients three times; the truth is
+/// the reference in `f64`.
 pub(crate) fn assert_like_reference(label: &str, inputs: &[Tensor], fused: Function, reference: Function) {
     hold(label, inputs, fused, reference, &[1.0], 0.0);
 }
 
-/// [`assert_like_reference`] for the same function with and without kernels, for small random inputs. The reference may be
-/// exact by luck, so its error is the worst over several nearby inputs; and terms of size `terms` may cancel in a sum.
+/// [`assert_like_reference`] for the same function with and without kernels, for small random inputs. The reference may
+/// be exact by luck, so its error is the worst over several nearby inputs; and terms of size `terms` may cancel in a
+/// sum.
 pub(crate) fn assert_like_itself(label: &str, inputs: &[Tensor], function: Function, terms: f64) {
     let reference = |x: &[Tensor]| without_kernels(|| function(x));
     hold(label, inputs, function, &reference, &[1.0, 0.97, 0.98, 0.99, 1.01, 1.02, 1.03, 1.04], terms);

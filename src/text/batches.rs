@@ -61,8 +61,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Divides the windows, in order, into at most `count` batches whose sizes differ by at most one. The batch must pass
-    /// [`check`](Self::check).
+    /// Divides the windows, in order, into at most `count` batches whose sizes differ by at most one. The batch must
+    /// pass [`check`](Self::check).
     pub fn shards(&self, count: usize) -> Vec<Self> {
         let count = count.clamp(1, self.batch_size.max(1));
         let bound = |i: usize| i * self.batch_size / count;
@@ -89,8 +89,8 @@ impl Batch {
         Tensor::from_slice(&self.inputs, (self.batch_size, self.seq_len), device)
     }
 
-    /// The batch with its documents isolated, if a separator is given: in each window they are numbered from 0, and the number
-    /// increases after each separator.
+    /// The batch with its documents isolated, if a separator is given: in each window they are numbered from 0, and the
+    /// number increases after each separator.
     pub fn with_isolated_documents(mut self, separator: Option<u32>) -> Self {
         self.documents = separator.map(|separator| {
             let mut numbers = Vec::with_capacity(self.inputs.len());
@@ -124,8 +124,8 @@ impl Batch {
     }
 }
 
-/// Draws training batches. It has no state: a batch is a function of the seed and the step, so only the step needs to be saved
-/// to resume.
+/// Draws training batches. It has no state: a batch is a function of the seed and the step, so only the step needs to
+/// be saved to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSampler {
     /// The seed of the random positions.
@@ -137,8 +137,8 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// The batch of a step: windows with random starts in `0..ids.len() - context_len`, with replacement, so that each id but the
-    /// first can be a target. The starts come from ChaCha8 with the seed as key and the step as stream.
+    /// The batch of a step: windows with random starts in `0..ids.len() - context_len`, with replacement, so that each
+    /// id but the first can be a target. The starts come from ChaCha8 with the seed as key and the step as stream.
     ///
     /// # Errors
     /// Fewer ids than `context_len + 1`, a size of 0, and a file of ids that can't be read.
@@ -162,12 +162,12 @@ pub enum Rest {
     Keep,
 }
 
-/// All non-overlapping windows of `context_len`, in order, in batches of at most `batch_size`: the `(n - 1) / context_len`
-/// complete ones of `n` ids, followed by the rest with [`Rest::Keep`].
+/// All non-overlapping windows of `context_len`, in order, in batches of at most `batch_size`: the `(n - 1) /
+/// context_len` complete ones of `n` ids, followed by the rest with [`Rest::Keep`].
 ///
 /// # Errors
-/// A size of 0; too few ids: fewer than 2, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is an error if a file
-/// of ids can't be read.
+/// A size of 0; too few ids: fewer than 2, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is an error if
+/// a file of ids can't be read.
 pub fn windows(
     ids: &Ids,
     context_len: usize,
@@ -256,7 +256,8 @@ mod tests {
         for step in 0..1000 {
             sampler.batch(&ids, step).unwrap().starts.iter().for_each(|&start| counts[start] += 1);
         }
-        // 13000 draws over 11 positions: 1182 each, with a standard deviation of 33; five of these are allowed either way.
+        // 13000 draws over 11 positions: 1182 each, with a standard deviation of 33; five of these are allowed either
+        // way.
         assert!(counts.iter().all(|count| (1018..=1346).contains(count)), "{counts:?}");
     }
 

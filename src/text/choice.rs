@@ -69,14 +69,15 @@ impl fmt::Display for TokenizerChoice {
 
 /// The chosen tokenizer, and the corpus encoded with it.
 ///
-/// A character vocabulary comes from all the documents, as in nanoGPT; merges are learned from the training part only. These
-/// tokenizers, and that of bytes, get an end-of-text token if there are several documents to train on or to validate on.
+/// A character vocabulary comes from all the documents, as in nanoGPT; merges are learned from the training part only.
+/// These tokenizers, and that of bytes, get an end-of-text token if there are several documents to train on or to
+/// validate on.
 ///
-/// No document is ever in memory as a whole; see [`Corpus::new`] for a `tokenizer.json` from elsewhere. How often the text
-/// is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words of the
-/// training part. With [`Validation::Fraction`], any tokenizer but that of bytes also needs to find the cut: its
-/// document is read again up to there and, unless the vocabulary's pass has counted them, so is every document once for its
-/// length in characters.
+/// No document is ever in memory as a whole; see [`Corpus::new`] for a `tokenizer.json` from elsewhere. How often the
+/// text is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words
+/// of the training part. With [`Validation::Fraction`], any tokenizer but that of bytes also needs to find the cut: its
+/// document is read again up to there and, unless the vocabulary's pass has counted them, so is every document once for
+/// its length in characters.
 ///
 /// # Errors
 /// Those of the tokenizer's constructor and of [`Corpus::new`].

@@ -16,8 +16,8 @@ use crate::files;
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation {
-    /// The end of the documents, taken as one text: this fraction of their characters (of their bytes for the byte tokenizer),
-    /// at least 0 and less than 1. With 0 there is no validation part.
+    /// The end of the documents, taken as one text: this fraction of their characters (of their bytes for the byte
+    /// tokenizer), at least 0 and less than 1. With 0 there is no validation part.
     Fraction(f64),
     /// Separate documents; all others are for training.
     Documents(Vec<Document>),
@@ -26,7 +26,8 @@ pub enum Validation {
 /// How a corpus is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorpusOptions {
-    /// Tokens in a window: both parts must hold at least one window and its last target. With 0 the length is not checked.
+    /// Tokens in a window: both parts must hold at least one window and its last target. With 0 the length is not
+    /// checked.
     pub context_len: usize,
     /// Where the ids go when there are too many to keep in memory; `None` keeps them in memory.
     pub spill: Option<Spill>,
@@ -72,12 +73,12 @@ impl Separator {
 
 /// Two sequences of token ids.
 ///
-/// [`Validation::Fraction`] cuts a single text as nanoGPT does: of `n` characters (or bytes), `text[..int((1 - fraction) * n)]`
-/// is for training and the rest for validation, each part encoded on its own.
+/// [`Validation::Fraction`] cuts a single text as nanoGPT does: of `n` characters (or bytes), `text[..int((1 -
+/// fraction) * n)]` is for training and the rest for validation, each part encoded on its own.
 ///
-/// If a part has several documents and the tokenizer has an end-of-text token, each document is followed by that token; a
-/// document that is cut in two is followed by it only at its end. If the tokenizer has none, the documents follow one another
-/// with nothing in between, and [`separator`](Self::separator) says so.
+/// If a part has several documents and the tokenizer has an end-of-text token, each document is followed by that token;
+/// a document that is cut in two is followed by it only at its end. If the tokenizer has none, the documents follow one
+/// another with nothing in between, and [`separator`](Self::separator) says so.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     /// The ids to train on.
@@ -95,13 +96,13 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Encodes and divides documents, reading them piece by piece. A `tokenizer.json` from elsewhere takes pieces of about
-    /// 1 MiB, and up to 64 MiB where it is not certain that cutting leaves the ids unchanged; the library needs some fifty times
-    /// a piece's size in memory.
+    /// Encodes and divides documents, reading them piece by piece. A `tokenizer.json` from elsewhere takes pieces of
+    /// about 1 MiB, and up to 64 MiB where it is not certain that cutting leaves the ids unchanged; the library needs
+    /// some fifty times a piece's size in memory.
     ///
     /// # Errors
-    /// Text the tokenizer can't encode, with the document and the place; a part shorter than one window and its last target
-    /// (`context_len + 1` tokens); and a file that can't be read or written.
+    /// Text the tokenizer can't encode, with the document and the place; a part shorter than one window and its last
+    /// target (`context_len + 1` tokens); and a file that can't be read or written.
     pub fn new(
         tokenizer: &Tokenizer,
         documents: &[Document],

@@ -12,8 +12,8 @@ use super::pieces::{BytePieces, TextPieces};
 use super::tokenizer::{Fault, Place};
 use crate::errors::bare;
 
-/// A text with a name: in memory, or a file that is read piece by piece. Its bytes may be anything; all tokenizers but that of
-/// bytes expect UTF-8.
+/// A text with a name: in memory, or a file that is read piece by piece. Its bytes may be anything; all tokenizers but
+/// that of bytes expect UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     name: String,
@@ -32,8 +32,8 @@ impl Document {
         Self { name: name.into(), source: Source::Memory(bytes.into().into()) }
     }
 
-    /// A file. It is read later, never into memory as a whole, and must not change while it is in use. Anything but a regular
-    /// file, such as a pipe, can be read only once and is kept in memory.
+    /// A file. It is read later, never into memory as a whole, and must not change while it is in use. Anything but a
+    /// regular file, such as a pipe, can be read only once and is kept in memory.
     ///
     /// # Errors
     /// A file that doesn't exist, is a folder, can't be read or is empty.
@@ -135,8 +135,8 @@ impl Document {
         Ok(self.len())
     }
 
-    /// The error for a fault in a text that starts `start` bytes into the document, with the document's name and the place. To
-    /// find the line, the document is read again up to the fault.
+    /// The error for a fault in a text that starts `start` bytes into the document, with the document's name and the
+    /// place. To find the line, the document is read again up to the fault.
     pub(super) fn fault(&self, start: u64, fault: &Fault) -> Error {
         match self.place(start + fault.offset as u64) {
             Ok(place) => self.named(&fault.at(place)),

@@ -18,8 +18,8 @@ pub struct Files {
     pub skipped: SkippedFiles,
 }
 
-/// What was skipped in folders: hidden files and folders, whose names begin with a dot, empty files, and what is neither file
-/// nor folder, such as a socket.
+/// What was skipped in folders: hidden files and folders, whose names begin with a dot, empty files, and what is
+/// neither file nor folder, such as a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SkippedFiles {
     /// Hidden files, and hidden folders with all their content.
@@ -47,9 +47,9 @@ impl SkippedFiles {
 }
 
 impl Files {
-    /// Opens files, and all files of folders and their subfolders. Every file counts, whatever its name: one that is not text is
-    /// an error when it is read, so that nothing is skipped silently. Links are followed, except those that lead back to a
-    /// folder they are in.
+    /// Opens files, and all files of folders and their subfolders. Every file counts, whatever its name: one that is
+    /// not text is an error when it is read, so that nothing is skipped silently. Links are followed, except those that
+    /// lead back to a folder they are in.
     ///
     /// # Errors
     /// Those of [`Document::open`], a folder that can't be read, and one without any suitable file.

@@ -15,9 +15,9 @@ use crate::files;
 
 /// A sequence of token ids, in memory or in a file: the same ids either way.
 ///
-/// A file is read as needed, through the system's page cache, and not mapped into memory: if someone truncates a mapped file,
-/// the process is killed; its pages count as the process's own memory; and mapping needs `unsafe`. Each window of a batch
-/// takes one call to read it.
+/// A file is read as needed, through the system's page cache, and not mapped into memory: if someone truncates a mapped
+/// file, the process is killed; its pages count as the process's own memory; and mapping needs `unsafe`. Each window of
+/// a batch takes one call to read it.
 #[derive(Clone, Debug)]
 pub struct Ids(Store);
 
@@ -66,8 +66,8 @@ fn temporary_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the temporary files of ids made by this process: to be called before it exits without dropping values. They can
-/// still be read through open handles.
+/// Removes the temporary files of ids made by this process: to be called before it exits without dropping values. They
+/// can still be read through open handles.
 pub fn remove_temporary_files() {
     for path in std::mem::take(&mut *temporary_files()) {
         // Best effort: the process is about to exit.

@@ -1,8 +1,8 @@
-//! Ids in a file: a safetensors file with the tensors `train` and `validation`, of type `U16` if the vocabulary fits and `U32`
-//! otherwise, with the fingerprint, the bytes of text and the separator of documents as metadata.
+//! Ids in a file: a safetensors file with the tensors `train` and `validation`, of type `U16` if the vocabulary fits
+//! and `U32` otherwise, with the fingerprint, the bytes of text and the separator of documents as metadata.
 //!
-//! The lengths are only known at the end, so the header has a fixed length, padded with spaces as the format allows, and is
-//! written last: an incomplete file is not a safetensors file.
+//! The lengths are only known at the end, so the header has a fixed length, padded with spaces as the format allows,
+//! and is written last: an incomplete file is not a safetensors file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -61,8 +61,8 @@ fn header(corpus: &Corpus, width: Width) -> std::io::Result<Vec<u8>> {
 }
 
 impl Corpus {
-    /// Writes the ids to a new file, for [`Corpus::open`] and anything else that reads safetensors. If they are in a temporary
-    /// file already, that is linked, or copied if the file system has no hard links.
+    /// Writes the ids to a new file, for [`Corpus::open`] and anything else that reads safetensors. If they are in a
+    /// temporary file already, that is linked, or copied if the file system has no hard links.
     ///
     /// # Errors
     /// A file that exists or can't be written, and a disk without enough space, which is checked beforehand.
@@ -116,8 +116,8 @@ impl Corpus {
         }
     }
 
-    /// Opens a file written by [`Corpus::save`], and reads it once to check that the ids are those that were written. If there
-    /// are many, they stay in the file.
+    /// Opens a file written by [`Corpus::save`], and reads it once to check that the ids are those that were written.
+    /// If there are many, they stay in the file.
     ///
     /// # Errors
     /// A file that can't be read, isn't such a file or is damaged.

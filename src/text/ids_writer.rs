@@ -36,10 +36,11 @@ pub(super) struct IdsWriter {
 }
 
 impl IdsWriter {
-    /// Creates a temporary file in a folder, after which files that killed processes have left there are removed. `most` is as in
-    /// [`IdsWriter::create`].
+    /// Creates a temporary file in a folder, after which files that killed processes have left there are removed.
+    /// `most` is as in [`IdsWriter::create`].
     pub(super) fn temporary(folder: &Path, width: Width, most: u64) -> Result<Self> {
-        // Another process may take a file that is not locked yet for an abandoned one, and remove it: then a new one is made.
+        // Another process may take a file that is not locked yet for an abandoned one, and remove it: then a new one is
+        // made.
         for _ in 0..8 {
             let writer = Self::create(&temporary_path(folder), width, most)?;
             if !is_removed(&writer.held.file) {
@@ -50,8 +51,8 @@ impl IdsWriter {
         bail!("cannot keep a temporary file in {}: others remove it", folder.display())
     }
 
-    /// Creates the file, which must not exist. It is removed with the last use of its ids, unless it is kept. `most` is the most
-    /// bytes it can have, as far as known; whether the disk has space for them is checked as the file grows.
+    /// Creates the file, which must not exist. It is removed with the last use of its ids, unless it is kept. `most` is
+    /// the most bytes it can have, as far as known; whether the disk has space for them is checked as the file grows.
     pub(super) fn create(path: &Path, width: Width, most: u64) -> Result<Self> {
         let held = IdsFile::temporary(files::create_file(path)?, path);
         // Tells others that the file is in use; see `remove_abandoned`. Without support for locks, nothing is removed.
@@ -110,8 +111,8 @@ fn temporary_path(folder: &Path) -> PathBuf {
     folder.join(format!("{}{random:016x}{}", TEMPORARY[0], TEMPORARY[1]))
 }
 
-/// Removes temporary files left by killed processes of the owner of `ours`; a process that is alive holds a lock on its file.
-/// Best effort: a file that stays does no harm.
+/// Removes temporary files left by killed processes of the owner of `ours`; a process that is alive holds a lock on its
+/// file. Best effort: a file that stays does no harm.
 fn remove_abandoned(folder: &Path, ours: &File) {
     let Ok(ours) = ours.metadata() else { return };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

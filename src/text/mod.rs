@@ -1,5 +1,5 @@
-//! From text to batches of token ids: a tokenizer, a corpus split into training and validation ids, and windows over them.
-//! This layer knows nothing about models.
+//! From text to batches of token ids: a tokenizer, a corpus split into training and validation ids, and windows over
+//! them. This layer knows nothing about models.
 //!
 //! ```
 //! use candle_attention::text::{BatchSampler, CorpusOptions, Document, TokenizerChoice, Validation, prepare};

@@ -31,8 +31,8 @@ pub(super) struct Parts<'a> {
     pub(super) is_undivided: bool,
 }
 
-/// Divides documents. `lens` are their lengths in characters, or in bytes, if already known; otherwise characters are counted
-/// here, which reads every document once. The document that is cut is read once more, up to the cut.
+/// Divides documents. `lens` are their lengths in characters, or in bytes, if already known; otherwise characters are
+/// counted here, which reads every document once. The document that is cut is read once more, up to the cut.
 pub(super) fn divide<'a>(
     documents: &'a [Document],
     validation: &'a Validation,

@@ -17,8 +17,8 @@ pub enum TextProgress {
         /// Bytes of text in total.
         total: u64,
     },
-    /// The words have been counted and merges are being learned. Reported at the start and about once a second after that;
-    /// the library does not say how many merges it has made.
+    /// The words have been counted and merges are being learned. Reported at the start and about once a second after
+    /// that; the library does not say how many merges it has made.
     Merging {
         /// Merges requested.
         merges: usize,

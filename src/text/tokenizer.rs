@@ -9,8 +9,8 @@
 //!
 //! Each can be saved as a Hugging Face `tokenizer.json`, and reading that gives the same tokenizer.
 //!
-//! The first three are exact: `decode(encode(text)) == text` for any text they encode, even one that contains the string
-//! `<|endoftext|>`, which is ordinary text to them and never the special token.
+//! The first three are exact: `decode(encode(text)) == text` for any text they encode, even one that contains the
+//! string `<|endoftext|>`, which is ordinary text to them and never the special token.
 //!
 //! ```
 //! use candle_attention::text::Tokenizer;
@@ -89,8 +89,8 @@ impl Tokenizer {
     }
 
     /// The id of the token that ends a document: `<|endoftext|>` or, in a `tokenizer.json` from elsewhere, the first of
-    /// `<|endoftext|>`, `</s>` and `<|end_of_text|>` that it has as an added token. A tokenizer with none of these joins
-    /// several documents with nothing in between; see [`Separator`](crate::text::Separator).
+    /// `<|endoftext|>`, `</s>` and `<|end_of_text|>` that it has as an added token. A tokenizer with none of these
+    /// joins several documents with nothing in between; see [`Separator`](crate::text::Separator).
     pub fn end_of_text_id(&self) -> Option<u32> {
         self.end_of_text_id
     }
@@ -121,11 +121,11 @@ impl Tokenizer {
     /// The ids of a text. No special token is added.
     ///
     /// # Errors
-    /// An unknown character, which is named with its place. The tokenizers of this crate detect every one. With any other
-    /// `tokenizer.json` it is an error if a token is its unknown token, if no token covers a character other than white
-    /// space, or if decoding shows that bytes are missing; changes by its normalizer (case, accents) and dropped white
-    /// space are accepted. Such a tokenizer also reads its special tokens from the text, as its makers' models expect,
-    /// and takes the text as a whole, which needs some fifty times its size in memory.
+    /// An unknown character, which is named with its place. The tokenizers of this crate detect every one. With any
+    /// other `tokenizer.json` it is an error if a token is its unknown token, if no token covers a character other than
+    /// white space, or if decoding shows that bytes are missing; changes by its normalizer (case, accents) and dropped
+    /// white space are accepted. Such a tokenizer also reads its special tokens from the text, as its makers' models
+    /// expect, and takes the text as a whole, which needs some fifty times its size in memory.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if let Kind::Other { unknown_id } = self.kind {
             return foreign::encode(&self.inner, unknown_id, text).map_err(|error| error.within(text, 0));
@@ -164,8 +164,8 @@ impl Tokenizer {
         self.encode(utf8(bytes)?)
     }
 
-    /// The text of some ids. The end-of-text token gives no text. Bytes that aren't UTF-8, such as part of a character, become
-    /// U+FFFD.
+    /// The text of some ids. The end-of-text token gives no text. Bytes that aren't UTF-8, such as part of a character,
+    /// become U+FFFD.
     ///
     /// # Errors
     /// An id outside the vocabulary.

@@ -1,8 +1,9 @@
-//! Encodes a document with a `tokenizer.json` from elsewhere, in parts that are cut where this leaves the ids unchanged.
+//! Encodes a document with a `tokenizer.json` from elsewhere, in parts that are cut where this leaves the ids
+//! unchanged.
 //!
-//! What such a tokenizer does at the start, at the end or across a place is unknown, so every cut is verified: it lies between
-//! a line break and anything but white space, and the text around it has the same ids as a whole and as two halves. A
-//! tokenizer that puts a space in front of every text, for example, has no such place.
+//! What such a tokenizer does at the start, at the end or across a place is unknown, so every cut is verified: it lies
+//! between a line break and anything but white space, and the text around it has the same ids as a whole and as two
+//! halves. A tokenizer that puts a space in front of every text, for example, has no such place.
 
 use std::ops::Range;
 
@@ -26,7 +27,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// The library takes some fifty bytes of memory for each byte of text: 50 MB for a usual part, 3 GB for the longest.
+    /// The library takes some fifty bytes of memory for each byte of text: 50 MB for a usual part, 3 GB for the
+    /// longest.
     pub(super) const USUAL: Self =
         Self { part: 1 << 20, attempt_every: 1 << 16, window: 1 << 12, longest_part: 64 << 20 };
 }
@@ -34,7 +36,8 @@ impl Limits {
 /// Encodes a part of a document; `take` receives the ids in order, each time with the number of bytes they encode.
 ///
 /// # Errors
-/// What the tokenizer can't encode, with document and place; and text longer than the longest part without a verified cut.
+/// What the tokenizer can't encode, with document and place; and text longer than the longest part without a verified
+/// cut.
 pub(super) fn encode_between_verified_cuts(
     tokenizer: &Tokenizer,
     part: &Part,

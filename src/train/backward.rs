@@ -44,16 +44,17 @@ impl Shard {
     }
 }
 
-/// A batch in at most `accumulate` rounds, each of at most `shards` shards. No round has more than `1 / accumulate` of the
-/// batch's sequences, rounded up.
+/// A batch in at most `accumulate` rounds, each of at most `shards` shards. No round has more than `1 / accumulate` of
+/// the batch's sequences, rounded up.
 fn rounds(batch: &Batch, shards: usize, accumulate: usize) -> impl Iterator<Item = Vec<Shard>> {
     Shard::all(batch, accumulate).into_iter().map(move |round| round.divided(shards))
 }
 
 impl Backward<'_> {
-    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
-    /// forward and backward on a thread of its own; rounds run one after the other. Losses and gradients are added in the order
-    /// of the shards, so the bits of the result depend on where the batch is cut, but not on threads or rounds.
+    /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard
+    /// runs forward and backward on a thread of its own; rounds run one after the other. Losses and gradients are added
+    /// in the order of the shards, so the bits of the result depend on where the batch is cut, but not on threads or
+    /// rounds.
     pub(super) fn gradients(&self, batch: &Batch, shards: usize, accumulate: usize) -> Result<(f64, Gradients)> {
         let divisor = batch.targets.len() as f64;
         let (mut loss, mut sum) = (0.0, None);
@@ -71,8 +72,8 @@ impl Backward<'_> {
         }
     }
 
-    /// The indices of the sequences of a batch that are bad alone: `is_bad` is given the loss of each and the norms of its
-    /// gradients.
+    /// The indices of the sequences of a batch that are bad alone: `is_bad` is given the loss of each and the norms of
+    /// its gradients.
     pub(super) fn bad_sequences(
         &self,
         batch: &Batch,
@@ -121,8 +122,8 @@ impl Backward<'_> {
         self.model.loss_with(&ids, &targets, &options, &context)
     }
 
-    /// Compares the recorded gradients of the batch's first sequence with those of candle's graph: an operation that is not
-    /// recorded loses its part of the gradient.
+    /// Compares the recorded gradients of the batch's first sequence with those of candle's graph: an operation that is
+    /// not recorded loses its part of the gradient.
     ///
     /// # Errors
     /// If they differ by more than rounding errors: names the first such tensor.

@@ -112,7 +112,8 @@ impl TrainOptions {
             ("label_smoothing", self.label_smoothing, BelowOne),
             ("ema", self.ema, BelowOne),
         ] {
-            // Updates are computed in `f32`, where the value must be neither infinite nor zero nor rounded out of its bounds.
+            // Updates are computed in `f32`, where the value must be neither infinite nor zero nor rounded out of its
+            // bounds.
             if (value as f32).is_infinite() || (value as f32 == 0.0) != (value == 0.0) {
                 bail!("train options: expected {name} in the range of f32, 1.4e-45 to 3.4e38, got {value:?}");
             }

@@ -56,8 +56,8 @@ pub(super) struct RunState {
     pub(super) seconds: f64,
 }
 
-/// A checkpoint's state beside weights and moments. The position in the data and the random state are not part of it: both are
-/// functions of the step and the options' seed.
+/// A checkpoint's state beside weights and moments. The position in the data and the random state are not part of it:
+/// both are functions of the step and the options' seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
     format: u32,

@@ -57,13 +57,15 @@ fn options() -> TrainOptions {
     }
 }
 
-/// Starts the run in `root`, with its ids in a file, or resumes it. With `breaks_off` it stops at the second validation.
+/// Starts the run in `root`, with its ids in a file, or resumes it. With `breaks_off` it stops at the second
+/// validation.
 fn session(root: &Path, breaks_off: bool) -> Result<Outcome> {
     let beside = root.ancestors().skip(1).find(|folder| folder.is_dir()).map(Path::to_path_buf);
     session_with(root, beside, breaks_off, &mut |_| {})
 }
 
-/// The same with the ids of a new run in a file in `spill`, or in memory; `saved` is told each step that is safe on disk.
+/// The same with the ids of a new run in a file in `spill`, or in memory; `saved` is told each step that is safe on
+/// disk.
 fn session_with(root: &Path, spill: Option<PathBuf>, breaks_off: bool, saved: &mut dyn FnMut(u64)) -> Result<Outcome> {
     let mut made = 0;
     session_with_events(root, spill, None, &mut |event| {
@@ -166,8 +168,8 @@ fn changes() -> u64 {
     .1
 }
 
-/// Checks that a run with these faults, one per session, and a last session without, ends like an undisturbed run. Gives whether
-/// the first fault struck.
+/// Checks that a run with these faults, one per session, and a last session without, ends like an undisturbed run.
+/// Gives whether the first fault struck.
 fn survives(faults: &[Fault], expected: &[(String, Vec<u8>)]) -> bool {
     let mut struck = Vec::new();
     let label = format!("{faults:?}");

@@ -15,16 +15,17 @@
 //! ```
 //!
 //! The current checkpoint and that of the best model are kept, older ones are removed. Each validation is followed by a
-//! checkpoint; where validations are far apart, more are written between them, some minutes apart. Such a checkpoint has not
-//! been validated, so the best weights, once there are any, stay. The checksums of a checkpoint's files are in `state.json`,
-//! which has its own.
+//! checkpoint; where validations are far apart, more are written between them, some minutes apart. Such a checkpoint
+//! has not been validated, so the best weights, once there are any, stay. The checksums of a checkpoint's files are in
+//! `state.json`, which has its own.
 //!
 //! `training/current` defines the run, so a crash is harmless at every stage of a save:
-//! 1. Metrics are synced and the checkpoint is being written to `step-N.tmp`: the current checkpoint is untouched. The next
-//!    session truncates the metrics to the length that it records, and removes the rest.
+//! 1. Metrics are synced and the checkpoint is being written to `step-N.tmp`: the current checkpoint is untouched. The
+//!    next session truncates the metrics to the length that it records, and removes the rest.
 //! 2. The checkpoint is complete, synced and renamed, and the folder synced: the pointer still names the one before.
-//! 3. The pointer is replaced: the new checkpoint is the current one, and everything it needs is on disk. The weights at the
-//!    root may be older: the next session compares them with the checksum in the checkpoint, and copies them again.
+//! 3. The pointer is replaced: the new checkpoint is the current one, and everything it needs is on disk. The weights
+//!    at the root may be older: the next session compares them with the checksum in the checkpoint, and copies them
+//!    again.
 //! 4. The weights at the root are replaced, and older checkpoints removed one by one: nothing refers to these.
 //!
 //! A new run is built in a folder beside its place and renamed after its first checkpoint.
@@ -99,8 +100,8 @@ impl RunFolder {
         generations::has_current(&root.join(TRAINING))
     }
 
-    /// Opens the folder of an earlier run at its current checkpoint. Until [`RunFolder::begin`] nothing changes, except that
-    /// the lock is taken and missing files for lock and metrics are created.
+    /// Opens the folder of an earlier run at its current checkpoint. Until [`RunFolder::begin`] nothing changes, except
+    /// that the lock is taken and missing files for lock and metrics are created.
     ///
     /// # Errors
     /// If there is no run, its checkpoint is broken, or another process is training in it.
@@ -128,11 +129,11 @@ impl RunFolder {
         self.lost_metrics
     }
 
-    /// Prepares the folder to go on at the checkpoint that `trainer` has resumed or created: truncates the metrics to it,
-    /// restores the best weights at the root if necessary, and removes what a crash has left.
+    /// Prepares the folder to go on at the checkpoint that `trainer` has resumed or created: truncates the metrics to
+    /// it, restores the best weights at the root if necessary, and removes what a crash has left.
     ///
-    /// If the best weights are lost, at the root and in their checkpoint, the current ones take their place and `trainer`
-    /// forgets the best; see [`RunFolder::take_lost_best`].
+    /// If the best weights are lost, at the root and in their checkpoint, the current ones take their place and
+    /// `trainer` forgets the best; see [`RunFolder::take_lost_best`].
     ///
     /// # Errors
     /// If something cannot be read or written.
@@ -247,8 +248,8 @@ impl RunFolder {
         self.seconds_before + self.begun.elapsed().as_secs_f64()
     }
 
-    /// Sets the time after which [`train`](super::train) writes a checkpoint even where no validation is due; zero means after
-    /// every step. The default is ten minutes. It has no influence on the result of the run.
+    /// Sets the time after which [`train`](super::train) writes a checkpoint even where no validation is due; zero
+    /// means after every step. The default is ten minutes. It has no influence on the result of the run.
     pub fn set_save_interval(&mut self, time: Duration) {
         self.save_interval = time;
     }
@@ -263,12 +264,12 @@ impl RunFolder {
         self.current.as_ref().and_then(SavedWeights::step)
     }
 
-    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. Does nothing for a state that
-    /// is the current checkpoint already.
+    /// Writes a checkpoint, makes it the current one, and publishes the best weights at the root. Does nothing for a
+    /// state that is the current checkpoint already.
     ///
     /// # Errors
-    /// If a weight is not finite, the disk has too little free space, which is checked first, or something cannot be written.
-    /// The checkpoint before stays intact, and the save can be tried again.
+    /// If a weight is not finite, the disk has too little free space, which is checked first, or something cannot be
+    /// written. The checkpoint before stays intact, and the save can be tried again.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
         let training = self.root.join(TRAINING);
         let name = generations::of(trainer);
@@ -331,8 +332,8 @@ impl RunFolder {
         (self.best, self.published) = (best, Some(weights));
     }
 
-    /// The best model that this folder will have with a checkpoint of `trainer`, and its weights; `None` for the weights of that
-    /// checkpoint.
+    /// The best model that this folder will have with a checkpoint of `trainer`, and its weights; `None` for the
+    /// weights of that checkpoint.
     fn best_with(&self, trainer: &Trainer) -> (Option<Best>, Option<SavedWeights>) {
         match trainer.best() {
             Some(best) if best.step == trainer.step() => (Some(best), None),

@@ -64,9 +64,9 @@ fn total(
     saturating(first_step * first_batch + step * later_batches + validation * validations as f64)
 }
 
-/// The time of a step, from those of the first ones: the interquartile mean of the last two thirds. Caches warm up in the
-/// first third, and a burst of other work on the machine, which is a large part of so short a measurement, is cut off.
-/// Unlike a lower quantile, the mean is right about the sum of many steps.
+/// The time of a step, from those of the first ones: the interquartile mean of the last two thirds. Caches warm up in
+/// the first third, and a burst of other work on the machine, which is a large part of so short a measurement, is cut
+/// off. Unlike a lower quantile, the mean is right about the sum of many steps.
 fn typical(times: Vec<Duration>) -> Option<Duration> {
     let mut warm = times[times.len() / 3..].to_vec();
     warm.sort();

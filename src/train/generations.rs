@@ -10,8 +10,8 @@ use crate::files;
 
 /// The pointer file.
 const CURRENT: &str = "current";
-/// The ending of the name of a checkpoint whose validation is pending. After the validation the same step is saved again,
-/// without the ending: the current checkpoint is never overwritten.
+/// The ending of the name of a checkpoint whose validation is pending. After the validation the same step is saved
+/// again, without the ending: the current checkpoint is never overwritten.
 const PENDING: &str = "-unvalidated";
 
 /// The name of the checkpoint folder of a step, whose validation may be pending.
@@ -24,7 +24,8 @@ pub(super) fn of(trainer: &Trainer) -> String {
     of_state(trainer.step(), trainer.validation_is_pending())
 }
 
-/// The step that the name of a checkpoint folder stands for, and whether its validation is pending; `None` for other names.
+/// The step that the name of a checkpoint folder stands for, and whether its validation is pending; `None` for other
+/// names.
 pub(super) fn step_of(name: &str) -> Option<(u64, bool)> {
     let (digits, is_pending) = match name.strip_suffix(PENDING) {
         Some(rest) => (rest, true),

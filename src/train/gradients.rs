@@ -85,8 +85,8 @@ const LEAST: u64 = 2;
 
 /// Checks that every trainable tensor learns.
 ///
-/// That each *has* a gradient is checked whenever gradients are collected, at every step. Whether it is ever *non-zero* shows
-/// only after some steps.
+/// That each *has* a gradient is checked whenever gradients are collected, at every step. Whether it is ever *non-zero*
+/// shows only after some steps.
 #[derive(Debug)]
 pub struct GradientAudit {
     /// Tensors that have had only zero gradients, and excused ones with the reason.
@@ -96,8 +96,8 @@ pub struct GradientAudit {
 }
 
 impl GradientAudit {
-    /// Audits the tensors `names`, except the `excused` ones, whose gradient is always zero. Each of the others must have had a
-    /// non-zero gradient after `deadline` steps, or two if that is less.
+    /// Audits the tensors `names`, except the `excused` ones, whose gradient is always zero. Each of the others must
+    /// have had a non-zero gradient after `deadline` steps, or two if that is less.
     pub fn new<'a>(names: impl Iterator<Item = &'a String>, excused: &[(String, &'static str)], deadline: u64) -> Self {
         let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
         Self {

@@ -1,7 +1,7 @@
 //! From a corpus and a configuration to a trained model in a run folder.
 //!
-//! A [`Trainer`] holds the model, the optimizer and the data and makes one step at a time; [`train`] is the loop around it; a
-//! [`RunFolder`] keeps the checkpoints and metrics.
+//! A [`Trainer`] holds the model, the optimizer and the data and makes one step at a time; [`train`] is the loop around
+//! it; a [`RunFolder`] keeps the checkpoints and metrics.
 
 mod average;
 mod backward;

@@ -13,14 +13,14 @@ use crate::files::{self, Staging};
 use crate::text::Tokenizer;
 
 impl RunFolder {
-    /// Creates the folder `root`, and its missing parents, with a first checkpoint of `trainer`; it appears complete or not at
-    /// all.
+    /// Creates the folder `root`, and its missing parents, with a first checkpoint of `trainer`; it appears complete or
+    /// not at all.
     ///
     /// `settings` is kept unchanged for later sessions; see [`RunFolder::settings`].
     ///
     /// # Errors
-    /// If `root` exists, which is an [`Error::Io`] of [`io::ErrorKind::AlreadyExists`], or if it cannot be written, or the disk
-    /// has no room for everything that the run will keep.
+    /// If `root` exists, which is an [`Error::Io`] of [`io::ErrorKind::AlreadyExists`], or if it cannot be written, or
+    /// the disk has no room for everything that the run will keep.
     pub fn create(root: &Path, tokenizer: &Tokenizer, trainer: &Trainer, settings: &str) -> Result<Self> {
         if files::is_there(root) {
             return Err(exists(root));
@@ -68,8 +68,8 @@ impl RunFolder {
     }
 }
 
-/// Removes the incomplete folders of runs that this process is creating, for a process that is about to exit at once: from here on
-/// none can be completed.
+/// Removes the incomplete folders of runs that this process is creating, for a process that is about to exit at once:
+/// from here on none can be completed.
 pub fn remove_unfinished_runs() {
     files::remove_all_staging();
 }

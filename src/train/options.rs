@@ -13,12 +13,12 @@ pub struct TrainOptions {
     pub steps: u64,
     /// Sequences per step (B).
     pub batch_size: usize,
-    /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards affects the
-    /// result, in its last bits.
+    /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards
+    /// affects the result, in its last bits.
     pub shards: usize,
-    /// Parts that a batch is split into to accumulate gradients, one after the other, each in at most `shards` shards. Takes the
-    /// memory of a batch of `batch_size / accumulate` sequences, rounded up. The result is that of the whole batch up to
-    /// rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
+    /// Parts that a batch is split into to accumulate gradients, one after the other, each in at most `shards` shards.
+    /// Takes the memory of a batch of `batch_size / accumulate` sequences, rounded up. The result is that of the whole
+    /// batch up to rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
     pub accumulate: usize,
     /// The peak learning rate, reached after the warm-up.
     pub learning_rate: f64,
@@ -52,14 +52,16 @@ pub struct TrainOptions {
     pub embedding_learning_rate: Option<f64>,
     /// The peak learning rate of an untied head; `learning_rate` by default.
     pub head_learning_rate: Option<f64>,
-    /// Whether to drop the elements of an update whose sign disagrees with the gradient ([`Cautious`](crate::ops::Cautious)).
+    /// Whether to drop the elements of an update whose sign disagrees with the gradient
+    /// ([`Cautious`](crate::ops::Cautious)).
     pub cautious_updates: bool,
     /// Whether weights whose magnitude the update increases are exempt from decay ([`Cautious`](crate::ops::Cautious)).
     pub cautious_decay: bool,
     /// The global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
-    /// The share `s` of each target's probability that is spread evenly over the vocabulary: the training loss, but not the
-    /// validation loss, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015, arXiv:1512.00567).
+    /// The share `s` of each target's probability that is spread evenly over the vocabulary: the training loss, but not
+    /// the validation loss, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015,
+    /// arXiv:1512.00567).
     pub label_smoothing: f64,
     /// The coefficient of the z-loss, the squared log-sum-exp of the logits at each position, in the training loss
     /// ([`CrossEntropyOptions`](crate::ops::CrossEntropyOptions)); 0 for none.
@@ -68,11 +70,11 @@ pub struct TrainOptions {
     pub batch_ramp: Option<Ramp>,
     /// How the window length grows in the first part of the run.
     pub context_ramp: Option<Ramp>,
-    /// Decay rate of an exponential moving average of the weights, which is then the model that is validated and saved; 0 for
-    /// none.
+    /// Decay rate of an exponential moving average of the weights, which is then the model that is validated and saved;
+    /// 0 for none.
     pub ema: f64,
-    /// Whether attention stays within a document where a window spans several. Positions are still counted from the start of
-    /// the window.
+    /// Whether attention stays within a document where a window spans several. Positions are still counted from the
+    /// start of the window.
     pub isolate_documents: bool,
     /// Steps between validations, each followed by a checkpoint.
     pub eval_every: u64,
@@ -128,8 +130,8 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// These options, with everything that a resumed run may change taken from `other`: length, rates and schedule, how often it
-    /// validates and reports, when it stops, and how it treats bad steps.
+    /// These options, with everything that a resumed run may change taken from `other`: length, rates and schedule, how
+    /// often it validates and reports, when it stops, and how it treats bad steps.
     pub(super) fn changed_as(self, other: &Self) -> Self {
         Self {
             steps: other.steps,
@@ -152,8 +154,8 @@ impl TrainOptions {
         }
     }
 
-    /// The options that differ in `other`: name, own value, value in `other`. Options that the schedule of `other` ignores are
-    /// left out.
+    /// The options that differ in `other`: name, own value, value in `other`. Options that the schedule of `other`
+    /// ignores are left out.
     ///
     /// # Errors
     /// If a value cannot be written as JSON.

@@ -21,8 +21,8 @@ pub struct OverfitReport {
     pub first_loss: f64,
     /// The loss before the last step.
     pub last_loss: f64,
-    /// The lowest loss that any model can have on the batch. It is above 0 if the model sees the same at two positions that have
-    /// different targets.
+    /// The lowest loss that any model can have on the batch. It is above 0 if the model sees the same at two positions
+    /// that have different targets.
     pub lowest_possible: f64,
 }
 
@@ -34,8 +34,8 @@ impl OverfitReport {
 }
 
 impl TrainOptions {
-    /// These options without anything that keeps a model from overfitting one batch: a constant learning rate, and no weight
-    /// decay, label smoothing, z-loss, moving average or ramps. The model should have no dropout.
+    /// These options without anything that keeps a model from overfitting one batch: a constant learning rate, and no
+    /// weight decay, label smoothing, z-loss, moving average or ramps. The model should have no dropout.
     pub fn for_overfitting(&self) -> Self {
         Self {
             schedule: Schedule::Constant,
@@ -51,9 +51,9 @@ impl TrainOptions {
     }
 }
 
-/// Trains on the batch of the next step (for a new trainer the first) repeatedly, until its loss is close to the lowest possible
-/// or the options' steps are done. A sound model with sound options succeeds within a few hundred steps; `on_step` can stop
-/// early.
+/// Trains on the batch of the next step (for a new trainer the first) repeatedly, until its loss is close to the lowest
+/// possible or the options' steps are done. A sound model with sound options succeeds within a few hundred steps;
+/// `on_step` can stop early.
 ///
 /// # Errors
 /// If the options have fewer than two steps, a step is bad or fails; see [`Trainer::next_step`].
@@ -84,8 +84,8 @@ pub fn overfit_one_batch(
 /// The mean entropy, in nats, of a target given what the model sees: the ids up to it of its sequence or, with isolated
 /// documents, of its document.
 ///
-/// With `relative_positions` it does not see where in the window a document begins, so equal beginnings of documents are the same
-/// to it anywhere; otherwise only at the same position.
+/// With `relative_positions` it does not see where in the window a document begins, so equal beginnings of documents
+/// are the same to it anywhere; otherwise only at the same position.
 fn lowest_loss(batch: &Batch, relative_positions: bool) -> f64 {
     const START: usize = usize::MAX;
     // Numbers each different beginning: what came before it, its last id and, where this counts, its position.
@@ -157,7 +157,8 @@ mod tests {
         let batch = batch.with_isolated_documents(Some(9));
         // At each position another document begins, so positions within the window tell all of them apart.
         assert_eq!(lowest_loss(&batch, false), 0.0);
-        // The start of a document is 1 four times, with the targets 2, 3, 2, 2. An end after "1 2" is followed by 1 each time.
+        // The start of a document is 1 four times, with the targets 2, 3, 2, 2. An end after "1 2" is followed by 1
+        // each time.
         let expected = (3.0 * (4.0f64 / 3.0).ln() + 4f64.ln()) / 12.0;
         let got = lowest_loss(&batch, true);
         assert!((got - expected).abs() < 1e-15, "{got}, expected {expected}");

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::TrainOptions;
 use crate::text::BatchSampler;
 
-/// A size that starts at `from` and grows by `from` at equal intervals, reaching its full value at step `steps`. Written
-/// `FROM:STEPS`.
+/// A size that starts at `from` and grows by `from` at equal intervals, reaching its full value at step `steps`.
+/// Written `FROM:STEPS`.
 ///
 /// ```
 /// use candle_attention::train::Ramp;

@@ -39,7 +39,8 @@ pub enum Event<'a> {
 /// What may help after a loss, a gradient or a weight that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Some sequences of the batch are good, so the data is at fault: resume with `skip_bad_steps` or a lower learning rate.
+    /// Some sequences of the batch are good, so the data is at fault: resume with `skip_bad_steps` or a lower learning
+    /// rate.
     SkipOrLowerRate,
     /// Training has diverged since the last checkpoint: resume from it with a lower learning rate.
     LowerRate,
@@ -73,15 +74,16 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options. Every `eval_every` steps and at the end it validates, if the corpus has a
-/// validation part, and saves a checkpoint; in between it saves one after [some minutes](RunFolder::set_save_interval) without.
-/// `on_event` is told everything, and may break off at any time: the step is finished and saved, a validation is left to the next
-/// session.
+/// validation part, and saves a checkpoint; in between it saves one after [some minutes](RunFolder::set_save_interval)
+/// without. `on_event` is told everything, and may break off at any time: the step is finished and saved, a validation
+/// is left to the next session.
 ///
 /// # Errors
-/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays intact. The failure is logged in
-/// the metrics. Before a bad step whose batch has good sequences, and before any other error of a step, the state is saved.
-/// Where training has diverged, as no sequence is good, a weight is not finite or the validation loss is not, it is not:
-/// resuming from there would fail again, whatever the learning rate. [`Event::Failed`] says what may help.
+/// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays intact. The failure is
+/// logged in the metrics. Before a bad step whose batch has good sequences, and before any other error of a step, the
+/// state is saved. Where training has diverged, as no sequence is good, a weight is not finite or the validation loss
+/// is not, it is not: resuming from there would fail again, whatever the learning rate. [`Event::Failed`] says what may
+/// help.
 pub fn train(
     trainer: &mut Trainer,
     folder: Option<&mut RunFolder>,

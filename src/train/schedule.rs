@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainOptions;
 
-/// The learning-rate schedule after the warm-up. With the peak rate `a`, the final rate `b`, and the progress `p` from 0 to 1:
+/// The learning-rate schedule after the warm-up. With the peak rate `a`, the final rate `b`, and the progress `p` from
+/// 0 to 1:
 ///
 /// | schedule | rate | `p` grows over |
 /// |---|---|---|
@@ -30,8 +31,8 @@ pub enum Schedule {
 }
 
 impl TrainOptions {
-    /// The learning rate of step `step`, counted from 0: a linear rise over the warm-up, `a (step + 1) / (warmup_steps + 1)`,
-    /// then the [`Schedule`].
+    /// The learning rate of step `step`, counted from 0: a linear rise over the warm-up, `a (step + 1) / (warmup_steps
+    /// + 1)`, then the [`Schedule`].
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (highest, lowest) = (self.learning_rate, self.min_learning_rate);
         if step < self.warmup_steps {

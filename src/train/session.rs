@@ -131,8 +131,8 @@ impl<'a> Session<'a> {
         if self.interrupted { Ok(()) } else { self.save_if_due_within(self.validation_time) }
     }
 
-    /// Saves if the last checkpoint is old after another `time`, unless training has diverged: the last checkpoint is then the
-    /// better one.
+    /// Saves if the last checkpoint is old after another `time`, unless training has diverged: the last checkpoint is
+    /// then the better one.
     fn save_if_due_within(&mut self, time: Duration) -> Result<()> {
         let is_due = self.folder.as_ref().is_some_and(|folder| folder.is_save_due_within(time));
         if is_due && !self.trainer.has_diverged()? { self.save() } else { Ok(()) }
@@ -182,8 +182,8 @@ impl<'a> Session<'a> {
         error
     }
 
-    /// The error that ends the run, after logging it and, where that `saves`, the state before it. Each is attempted whatever
-    /// becomes of the other.
+    /// The error that ends the run, after logging it and, where that `saves`, the state before it. Each is attempted
+    /// whatever becomes of the other.
     fn fail(&mut self, step: u64, cause: &str, saves: bool) -> Error {
         let mut message = cause.to_string();
         if let Err(error) = self.log(&Failure { step, failed: cause }) {

@@ -13,8 +13,8 @@ const TENSOR: u64 = 1024;
 /// The most bytes reserved for the metrics: in a longer time without a save the metrics themselves meet the full disk.
 const MOST_METRICS: u64 = 64 << 20;
 
-/// Bytes that a new run takes: its best, its current and its next checkpoint; the weights at the root and their replacement;
-/// the ids; the metrics up to the next save.
+/// Bytes that a new run takes: its best, its current and its next checkpoint; the weights at the root and their
+/// replacement; the ids; the metrics up to the next save.
 pub(super) fn of_run(trainer: &Trainer) -> u64 {
     3 * checkpoint(trainer) + 2 * weights(trainer.config()) + trainer.corpus().bytes_to_save() + metrics(trainer)
 }

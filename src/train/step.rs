@@ -18,8 +18,8 @@ use crate::text::Batch;
 pub struct StepReport {
     /// Steps done, including this one.
     pub step: u64,
-    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing and z-loss if these are
-    /// on.
+    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing and z-loss if
+    /// these are on.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -111,8 +111,8 @@ impl Trainer {
         }
     }
 
-    /// As [`Trainer::train_step`], but a bad step is no error: it is skipped, if the options allow another one in a row and
-    /// the weights are sound.
+    /// As [`Trainer::train_step`], but a bad step is no error: it is skipped, if the options allow another one in a row
+    /// and the weights are sound.
     ///
     /// # Errors
     /// If the gradient audit fails; then nothing has been updated.
@@ -140,8 +140,8 @@ impl Trainer {
         Ok(StepOutcome::Skipped(bad))
     }
 
-    /// Whether a weight is not finite, no sequence of the next step is good, or the next step would move nothing, as where all is
-    /// saturated. Nothing is changed.
+    /// Whether a weight is not finite, no sequence of the next step is good, or the next step would move nothing, as
+    /// where all is saturated. Nothing is changed.
     pub(super) fn has_diverged(&self) -> Result<bool> {
         if self.non_finite_weight()?.is_some() {
             return Ok(true);

@@ -16,8 +16,8 @@ const AUDIT_STEPS: u64 = 10;
 
 /// A model in training: makes one step at a time and validates.
 ///
-/// All randomness comes from the options' seed: initial weights are drawn from it, and the batch of a step is a function of the
-/// seed and the step's number.
+/// All randomness comes from the options' seed: initial weights are drawn from it, and the batch of a step is a
+/// function of the seed and the step's number.
 pub struct Trainer {
     parameters: Parameters,
     /// The variables of `parameters`, in their order.
@@ -52,7 +52,8 @@ impl Trainer {
     /// A model that starts from the given weights, by their names in the model.
     ///
     /// # Errors
-    /// Those of [`Trainer::new`], and if weights are missing, unexpected or misshapen: they are listed, the first twelve by name.
+    /// Those of [`Trainer::new`], and if weights are missing, unexpected or misshapen: they are listed, the first
+    /// twelve by name.
     pub fn from_weights(
         weights: BTreeMap<String, Tensor>,
         config: &ModelConfig,
@@ -98,9 +99,9 @@ impl Trainer {
         })
     }
 
-    /// Goes on from `checkpoint`. Number of steps, learning rates and schedule may have changed since, as may how often it
-    /// validates and reports, when it stops early and what it skips. If nothing has changed that matters, the result is that of an
-    /// uninterrupted run.
+    /// Goes on from `checkpoint`. Number of steps, learning rates and schedule may have changed since, as may how often
+    /// it validates and reports, when it stops early and what it skips. If nothing has changed that matters, the result
+    /// is that of an uninterrupted run.
     ///
     /// # Errors
     /// If the corpus or another option is not that of the checkpoint, or a tensor does not fit.
@@ -193,8 +194,8 @@ impl Trainer {
         shown.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
     }
 
-    /// The other tensors that a resumed run needs, by name: the optimizer's state and, if the model is an average, the weights in
-    /// training.
+    /// The other tensors that a resumed run needs, by name: the optimizer's state and, if the model is an average, the
+    /// weights in training.
     pub fn moments(&self) -> Vec<(String, Tensor)> {
         let mut state = self.optimizer.state();
         if self.average.is_some() {

@@ -43,8 +43,8 @@ impl Trainer {
         validation.ok_or_else(|| Error::Msg("validate: expected a loss, got none".into()))
     }
 
-    /// [`Trainer::validate`], which `go_on`, called before each batch, can break off: then there is no report, and the validation
-    /// [is pending](Self::validation_is_pending).
+    /// [`Trainer::validate`], which `go_on`, called before each batch, can break off: then there is no report, and the
+    /// validation [is pending](Self::validation_is_pending).
     ///
     /// # Errors
     /// Those of [`Trainer::validate`].

@@ -77,8 +77,8 @@ fn of_a_uniform_model_they_are_computed_by_hand() {
     assert_bits("byte, with an end", bits, 257f64.log2() * (bytes + 1.0) / bytes);
 }
 
-/// A text of two characters, chosen by coin tosses, has one bit per character whatever the tokens are: models of characters, of
-/// bytes and of a BPE come equally close to that.
+/// A text of two characters, chosen by coin tosses, has one bit per character whatever the tokens are: models of
+/// characters, of bytes and of a BPE come equally close to that.
 #[test]
 fn models_that_know_the_same_have_the_same() {
     // A linear congruential generator's high bit, for a coin.

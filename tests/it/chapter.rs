@@ -134,8 +134,8 @@ fn a_constant_on_a_row_of_scores_changes_nothing() {
     assert_close("output", &of(&moved), &of(&k), 1e-13);
 }
 
-/// Lemma 1 as it is often stated, and its counter-example: translating every embedding changes the weights, because the term
-/// t W^Q . k_j differs from key to key.
+/// Lemma 1 as it is often stated, and its counter-example: translating every embedding changes the weights, because the
+/// term t W^Q . k_j differs from key to key.
 #[test]
 fn attention_is_not_invariant_under_translation() {
     let layer = layer(Scale::None, true);
@@ -146,8 +146,8 @@ fn attention_is_not_invariant_under_translation() {
     assert!((max_difference(&before, &after) - 0.072).abs() < 5e-4);
 }
 
-/// The part of Lemma 1 that holds: translating the inputs of the keys leaves the weights unchanged, and translating the inputs
-/// of the values moves each output by t W^V.
+/// The part of Lemma 1 that holds: translating the inputs of the keys leaves the weights unchanged, and translating the
+/// inputs of the values moves each output by t W^V.
 #[test]
 fn what_holds_of_translations() {
     let (x, t) = (fixture("x"), fixture("translation"));

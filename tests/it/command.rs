@@ -37,7 +37,8 @@ impl Space {
         String::from_utf8(output.stdout).expect("printed what is not UTF-8")
     }
 
-    /// Runs what should be refused: exit code 2, one line on standard error that has `expected` in it, and nothing else.
+    /// Runs what should be refused: exit code 2, one line on standard error that has `expected` in it, and nothing
+    /// else.
     pub fn refuses(&self, line: &str, expected: &str) {
         let output = self.attn(line);
         let message = String::from_utf8(output.stderr).unwrap();

@@ -1,5 +1,5 @@
-//! The built-in corpus is what its grammar generates, and has the properties that `data/README.md` claims; these are found in
-//! the text of the two files.
+//! The built-in corpus is what its grammar generates, and has the properties that `data/README.md` claims; these are
+//! found in the text of the two files.
 
 use std::collections::BTreeSet;
 

@@ -133,8 +133,8 @@ fn documents_that_cannot_be_isolated_are_refused() {
     assert!(error.contains("expects an end-of-text token between documents, got a tokenizer without one"), "{error}");
 }
 
-/// With rotary positions, documents that begin alike are the same to the model wherever they are in the window: the floor of the
-/// loss must know.
+/// With rotary positions, documents that begin alike are the same to the model wherever they are in the window: the
+/// floor of the loss must know.
 #[test]
 fn a_batch_of_isolated_documents_is_overfitted_with_rotary_positions() {
     let (tokenizer, corpus) = {

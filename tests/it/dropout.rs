@@ -16,8 +16,8 @@ fn context(source: DropoutSource) -> ForwardContext {
     ForwardContext { dropout: Some(source), ..Default::default() }
 }
 
-/// GPT-2's places, from the paper's code: the embeddings, the attention weights, and what a block adds to the residual stream,
-/// each with random numbers of its own.
+/// GPT-2's places, from the paper's code: the embeddings, the attention weights, and what a block adds to the residual
+/// stream, each with random numbers of its own.
 fn by_hand(config: &ModelConfig, parameters: &Parameters, ids: &Tensor, documents: Option<Tensor>) -> Result<Tensor> {
     let all = parameters.vars();
     let get = |name: &str| all.iter().find(|(its, _)| its == name).unwrap().1.as_tensor();

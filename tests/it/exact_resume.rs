@@ -255,7 +255,8 @@ fn a_checkpoint_after_every_step_changes_nothing() {
     }
 }
 
-/// The names of all files of a run except the event files, whose names depend on the date, and the content of those at the root.
+/// The names of all files of a run except the event files, whose names depend on the date, and the content of those at
+/// the root.
 fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![];
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {

@@ -64,8 +64,8 @@ fn end(child: Child, reader: std::thread::JoinHandle<usize>) -> (ExitStatus, Str
     (output.status, String::from_utf8(output.stdout).unwrap())
 }
 
-/// The content of a finished run that does not depend on time: the metrics without seconds, all files of weights or moments, and
-/// the names of all others.
+/// The content of a finished run that does not depend on time: the metrics without seconds, all files of weights or
+/// moments, and the names of all others.
 fn result(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl")).unwrap();
     let without_seconds = |line: &str| {

@@ -186,7 +186,8 @@ fn keys_of_older_files_and_absent_ones_mean_what_they_mean_to_hugging_face() {
     assert_eq!(qwen3.kv_heads(), 32);
 }
 
-/// transformers 5.23: 1 and 2 for a llama, none for a qwen3, 50256 for a gpt2, here with a vocabulary of 31 or one that has it.
+/// transformers 5.23: 1 and 2 for a llama, none for a qwen3, 50256 for a gpt2, here with a vocabulary of 31 or one that
+/// has it.
 fn begin_and_end_of_absent_keys_are_hugging_faces() {
     let ids = |variant, changes: Value| {
         let config = changed(variant, &changes).unwrap();
@@ -208,7 +209,8 @@ fn begin_and_end_of_absent_keys_are_hugging_faces() {
     }
 }
 
-/// Those of `generation_config.json` end a text after those of `config.json`, each once and only if the vocabulary has them.
+/// Those of `generation_config.json` end a text after those of `config.json`, each once and only if the vocabulary has
+/// them.
 #[test]
 fn ids_of_the_generation_config_end_a_text_too() {
     let space = tempfile::tempdir().unwrap();

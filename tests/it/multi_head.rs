@@ -289,7 +289,8 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
         let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, offset, 3, &xs).unwrap();
         ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap()
     };
-    // The first 32 positions are computed in advance; then beyond them in both directions, and by a clone that shares tables.
+    // The first 32 positions are computed in advance; then beyond them in both directions, and by a clone that shares
+    // tables.
     let clone = rotary.clone();
     for offset in [5, 29, 30, 32, 90, 93, 94, 95, 40, 1_000_003, 2_000_000_000, 0] {
         for rotary in [&rotary, &clone] {

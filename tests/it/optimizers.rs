@@ -37,8 +37,8 @@ fn muon_learns_one_batch_by_heart() {
     assert!(report.succeeded(), "{report:?}");
 }
 
-/// The size of Muon's update depends only on its rate and the matrix's shape: the singular values are near 1, so the norm is
-/// near the square root of the shorter side.
+/// The size of Muon's update depends only on its rate and the matrix's shape: the singular values are near 1, so the
+/// norm is near the square root of the shorter side.
 #[test]
 fn muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() {
     let options = TrainOptions { warmup_steps: 0, matrix_weight_decay: 0.0, weight_decay: 0.0, ..muon(9) };
@@ -57,7 +57,8 @@ fn muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() {
     }
 }
 
-/// Before a projection of zeros, the first gradients are zero, and the audit waits for later ones, also in a resumed run.
+/// Before a projection of zeros, the first gradients are zero, and the audit waits for later ones, also in a resumed
+/// run.
 #[test]
 fn residual_projections_of_zeros_pass_the_audit() {
     let options = muon(14);

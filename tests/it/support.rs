@@ -32,8 +32,8 @@ pub fn assert_close(label: &str, got: &Tensor, expected: &Tensor, tolerance: f64
     }
 }
 
-/// Fails where `got` is further from the truth than twice another way to compute it is or, where that is exact, than four
-/// roundings of the largest value.
+/// Fails where `got` is further from the truth than twice another way to compute it is or, where that is exact, than
+/// four roundings of the largest value.
 pub fn assert_as_exact(label: &str, got: &Tensor, other: &Tensor, truth: &Tensor) {
     let largest = values(truth).iter().fold(0.0, |most: f64, x| most.max(x.abs()));
     let allowed = 2.0 * max_difference(other, truth) + 4.0 * f64::from(f32::EPSILON) * largest;

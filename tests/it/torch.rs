@@ -68,8 +68,8 @@ fn assert_like(config: &ModelConfig, tensors: BTreeMap<String, Tensor>, oracle: 
     }
 }
 
-/// Makes the fixture's ten steps in `dtype` and returns losses and norms; checks logits, first gradients and final weights to
-/// within `tolerance`.
+/// Makes the fixture's ten steps in `dtype` and returns losses and norms; checks logits, first gradients and final
+/// weights to within `tolerance`.
 fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec<f64>) {
     let (folder, config, steps) = fixture(variant);
     let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
@@ -120,8 +120,8 @@ fn ten_steps_in_f64_are_those_of_hugging_faces_gpt2() {
     }
 }
 
-/// The trainer itself, in f32 and in three uneven shards, has at most three times the error of torch's f32, in losses, norms
-/// and final weights.
+/// The trainer itself, in f32 and in three uneven shards, has at most three times the error of torch's f32, in losses,
+/// norms and final weights.
 #[test]
 fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
     for variant in ["with_bias", "nanogpt"] {
@@ -231,8 +231,8 @@ fn muon_fixture() -> (MuonStep, Vec<MuonCase>) {
     (MuonStep { learning_rate: lr, momentum, weight_decay, gradient_scale: 1.0, cautious }, cases)
 }
 
-/// `tests/fixtures/muon.py` runs torch's own Muon with this crate's polynomials. In f32, within three times the largest error of
-/// torch's f32.
+/// `tests/fixtures/muon.py` runs torch's own Muon with this crate's polynomials. In f32, within three times the largest
+/// error of torch's f32.
 #[test]
 fn steps_of_muon_are_those_of_torch() {
     let (step, cases) = muon_fixture();
@@ -253,8 +253,8 @@ fn steps_of_muon_are_those_of_torch() {
     }
 }
 
-/// With torch's own polynomials the singular vectors are the same, and the singular values, of which ours lie between 0.873 and
-/// 1.127 and torch's between 0.68 and 1.21, differ by at most 0.447.
+/// With torch's own polynomials the singular vectors are the same, and the singular values, of which ours lie between
+/// 0.873 and 1.127 and torch's between 0.68 and 1.21, differ by at most 0.447.
 #[test]
 fn a_step_of_muon_has_the_direction_of_torchs() {
     let (step, cases) = muon_fixture();

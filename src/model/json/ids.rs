@@ -21,8 +21,8 @@ impl EndIds {
         Some(if others.is_empty() { Self::One(first) } else { Self::Several([&[first], &others[..]].concat()) })
     }
 
-    /// The ids that the vocabulary has, each once: the first one and the others. Some published configurations keep GPT-2's
-    /// 50256 with a smaller vocabulary.
+    /// The ids that the vocabulary has, each once: the first one and the others. Some published configurations keep
+    /// GPT-2's 50256 with a smaller vocabulary.
     pub(super) fn known(ids: impl IntoIterator<Item = Option<Self>>, vocab_size: usize) -> (Option<u32>, Vec<u32>) {
         let mut seen = HashSet::new();
         let mut known = ids.into_iter().flatten().flat_map(Self::into_vec);

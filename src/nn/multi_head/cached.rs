@@ -7,22 +7,23 @@ use crate::nn::KvCache;
 use crate::ops::{self, AttentionOptions, Mask};
 
 impl MultiHeadAttention {
-    /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and to all earlier ones, whose keys
-    /// and values the cache holds; those of the new positions are added to it.
+    /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and to all earlier ones,
+    /// whose keys and values the cache holds; those of the new positions are added to it.
     ///
-    /// The text may come one position or many at a time. If the mask lets no position see a later one, the output is that of
-    /// `forward` on the whole text; with a [sliding](KvCache::sliding) cache, that with [`Mask::Window`].
+    /// The text may come one position or many at a time. If the mask lets no position see a later one, the output is
+    /// that of `forward` on the whole text; with a [sliding](KvCache::sliding) cache, that with [`Mask::Window`].
     ///
     /// This is for inference: the output carries no graph, so no gradient flows back from it.
     ///
     /// # Errors
-    /// Those of [`forward_with`](Self::forward_with), and if the cache has no room, or slides while the mask is neither causal nor
-    /// a window. The cache is then left as it was.
+    /// Those of [`forward_with`](Self::forward_with), and if the cache has no room, or slides while the mask is neither
+    /// causal nor a window. The cache is then left as it was.
     pub fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.forward_cached_with(xs, &self.options.mask, cache)
     }
 
-    /// As [`forward_cached`](Self::forward_cached), with another mask: of the T new positions, which are the last, over all S.
+    /// As [`forward_cached`](Self::forward_cached), with another mask: of the T new positions, which are the last, over
+    /// all S.
     ///
     /// # Errors
     /// Those of [`forward_cached`](Self::forward_cached).

@@ -30,8 +30,8 @@ pub struct MultiHeadAttentionConfig {
     pub memory_dim: Option<usize>,
     /// Heads of queries (H).
     pub num_heads: usize,
-    /// Heads of keys and values (G), which must divide `num_heads`; by default `num_heads`. 1 gives multi-query attention
-    /// (Shazeer 2019, arXiv:1911.02150).
+    /// Heads of keys and values (G), which must divide `num_heads`; by default `num_heads`. 1 gives multi-query
+    /// attention (Shazeer 2019, arXiv:1911.02150).
     pub num_kv_heads: Option<usize>,
     /// Channels of a query and of a key (D); by default `embed_dim / num_heads`.
     pub head_dim: Option<usize>,
@@ -53,8 +53,8 @@ pub struct MultiHeadAttentionConfig {
     pub dropout: f32,
     /// Rotary position embedding of queries and keys. Only for self-attention.
     pub rotary: Option<RotaryEmbedding>,
-    /// If set, the heads of queries and of keys are RMS-normalised with this `eps`, each with a learnable weight (D), before
-    /// they are rotated.
+    /// If set, the heads of queries and of keys are RMS-normalised with this `eps`, each with a learnable weight (D),
+    /// before they are rotated.
     pub qk_norm: Option<f64>,
     /// Initialisation of W^Q, W^K and W^V.
     pub init: Init,

@@ -8,8 +8,8 @@ impl MultiHeadAttention {
     /// Attention of the input to `memory`, a sequence that may have another length and width.
     ///
     /// # Errors
-    /// If a shape, dtype or device does not match the layer, or the layer has rotary positions, which the two sequences do not
-    /// share.
+    /// If a shape, dtype or device does not match the layer, or the layer has rotary positions, which the two sequences
+    /// do not share.
     pub fn forward_cross(&self, xs: &Tensor, memory: &Tensor) -> Result<Tensor> {
         let memory = self.keys_values(memory)?;
         self.forward_with(xs, &AttentionInputs { memory: Some(&memory), ..Default::default() })

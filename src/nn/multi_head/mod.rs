@@ -24,8 +24,9 @@ pub use inputs::{AttentionInputs, KeysValues};
 /// y[t] = sum over all s that t may see of softmax(scale * q[t] . k[s]) * v[s]
 /// ```
 ///
-/// in each of H heads; with an output projection, the result is `y W^O`. See [`ops::attention`](mod@crate::ops::attention) for
-/// masks and grouped heads, and [`MultiHeadAttentionConfig`] for the other options.
+/// in each of H heads; with an output projection, the result is `y W^O`. See
+/// [`ops::attention`](mod@crate::ops::attention) for masks and grouped heads, and [`MultiHeadAttentionConfig`] for the
+/// other options.
 ///
 /// | tensor | shape |
 /// |---|---|
@@ -77,8 +78,8 @@ pub struct MultiHeadAttention {
 
 impl MultiHeadAttention {
     /// Reads or creates `q_proj` (H * D, C), `k_proj` (G * D, M), `v_proj` (G * E, M) and, with an output projection,
-    /// `o_proj` (C, H * E). Each has a `weight`, stored as (out, in), and optionally a `bias` (out). With normalised queries and
-    /// keys there are also `q_norm` and `k_norm`, each with a `weight` (D).
+    /// `o_proj` (C, H * E). Each has a `weight`, stored as (out, in), and optionally a `bias` (out). With normalised
+    /// queries and keys there are also `q_norm` and `k_norm`, each with a `weight` (D).
     ///
     /// # Errors
     /// If the sizes do not fit together, or the builder lacks a tensor or has it in another shape.
@@ -153,8 +154,8 @@ impl MultiHeadAttention {
         self.merge_heads(ops::attention(&q, &k, &v, &options)?)
     }
 
-    /// The output of [`forward_with`](Self::forward_with), and the attention weights (B, H, T, S), or (H, T, S) for an input
-    /// (T, C). Both are differentiable.
+    /// The output of [`forward_with`](Self::forward_with), and the attention weights (B, H, T, S), or (H, T, S) for an
+    /// input (T, C). Both are differentiable.
     ///
     /// # Errors
     /// Those of [`forward_with`](Self::forward_with).

@@ -42,11 +42,11 @@ impl Activation for GeluErf {
     }
 }
 
-/// The standard normal distribution `Phi(x)` and its density, with relative errors of at most 4e-7 plus the effect of rounding
-/// `x^2`.
+/// The standard normal distribution `Phi(x)` and its density, with relative errors of at most 4e-7 plus the effect of
+/// rounding `x^2`.
 ///
-/// With `t = |x| / sqrt(2)`, `Phi(-|x|) = erfc(t) / 2 = exp(-x^2 / 2) u P(u) / 2`, where `u = 1 / (1 + t / 2)` and P is the
-/// polynomial that `fit_normal_tail.py` fits, so one exponential serves both.
+/// With `t = |x| / sqrt(2)`, `Phi(-|x|) = erfc(t) / 2 = exp(-x^2 / 2) u P(u) / 2`, where `u = 1 / (1 + t / 2)` and P is
+/// the polynomial that `fit_normal_tail.py` fits, so one exponential serves both.
 #[inline(always)]
 fn normal_distribution(x: f32) -> (f32, f32) {
     /// `1 / sqrt(2 pi)`.

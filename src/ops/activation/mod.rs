@@ -21,8 +21,8 @@ pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
     apply::<GeluErf>("gelu-erf", xs)
 }
 
-/// The approximate GELU (arXiv:1606.08415): `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`, element by element, for
-/// any shape.
+/// The approximate GELU (arXiv:1606.08415): `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`, element by
+/// element, for any shape.
 ///
 /// # Errors
 /// If the dtype is not floating-point.
@@ -30,8 +30,8 @@ pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
     apply::<GeluTanh>("gelu-tanh", xs)
 }
 
-/// The sigmoid linear unit, also called Swish (Ramachandran et al. 2017, arXiv:1710.05941): `x / (1 + exp(-x))`, element by
-/// element, for any shape.
+/// The sigmoid linear unit, also called Swish (Ramachandran et al. 2017, arXiv:1710.05941): `x / (1 + exp(-x))`,
+/// element by element, for any shape.
 ///
 /// # Errors
 /// If the dtype is not floating-point.

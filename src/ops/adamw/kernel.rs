@@ -7,7 +7,8 @@ use crate::ops::simd::dispatch;
 /// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 32 * 1024;
 
-/// `average = decay * average + weight * (scale g)^2`. Scaling comes first, so that a clipped gradient does not overflow.
+/// `average = decay * average + weight * (scale g)^2`. Scaling comes first, so that a clipped gradient does not
+/// overflow.
 pub(super) fn average_of_squares(average: &mut [f32], gradient: &[f32], scale: f32, decay: f32, weight: f32) {
     zip_update(average, gradient, |average, g| {
         let g = scale * g;

@@ -35,8 +35,8 @@ pub(super) trait Heads: Sync {
     fn is_forward_only(&self) -> bool;
 }
 
-/// Whether to split heads among threads, because there are fewer sequences than threads. The unit of work is then one head of
-/// keys and values: its gradients have a single owner, so their sums do not depend on the number of threads.
+/// Whether to split heads among threads, because there are fewer sequences than threads. The unit of work is then one
+/// head of keys and values: its gradients have a single owner, so their sums do not depend on the number of threads.
 fn splits_heads(sizes: Sizes) -> bool {
     sizes.b < parallel::threads() && sizes.g > 1
 }

@@ -1,9 +1,9 @@
 //! Attention and its gradients, on slices: tile by tile, with memory linear in the number of positions.
 //!
-//! One head of keys and values is copied into the layouts that the tile products need, and serves all query heads that share
-//! it. Each of these is processed in tiles of [`TILE`] queries and keys. Forward keeps two numbers per query, from which
-//! backward recomputes the weights of a tile, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). Tiles in which nothing
-//! is allowed are never computed, and of the others only the blocks that some query sees.
+//! One head of keys and values is copied into the layouts that the tile products need, and serves all query heads that
+//! share it. Each of these is processed in tiles of [`TILE`] queries and keys. Forward keeps two numbers per query,
+//! from which backward recomputes the weights of a tile, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135).
+//! Tiles in which nothing is allowed are never computed, and of the others only the blocks that some query sees.
 
 use pulp::{Simd, WithSimd};
 

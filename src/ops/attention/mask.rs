@@ -17,15 +17,15 @@ pub enum Mask {
     Window(usize),
     /// `Prefix(n)`: a query sees the keys up to its own position, and always the first n.
     Prefix(usize),
-    /// Several documents packed into one sequence; a (B, S) tensor of `u32` has the document's number at each position. A query
-    /// sees the keys of its own document up to its own position.
+    /// Several documents packed into one sequence; a (B, S) tensor of `u32` has the document's number at each position.
+    /// A query sees the keys of its own document up to its own position.
     Documents(Tensor),
     /// Every query sees the keys where a (B, S) tensor of `u8` is not 0, for instance to hide padding.
     Keys(Tensor),
     /// Query `t` sees key `s` where a (T, S) tensor of `u8` is not 0.
     Allowed(Tensor),
-    /// A (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides a key, anything else is a bias.
-    /// A tracked bias gets a gradient, at the price of memory for all scores.
+    /// A (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides a key, anything else
+    /// is a bias. A tracked bias gets a gradient, at the price of memory for all scores.
     Additive(Tensor),
 }
 
@@ -71,8 +71,8 @@ impl Mask {
     }
 }
 
-/// A mask that hides something, with its tensors as plain values. `sees(sequence, query, key)` is the definition that the
-/// reference uses and the kernel's masks are tested against.
+/// A mask that hides something, with its tensors as plain values. `sees(sequence, query, key)` is the definition that
+/// the reference uses and the kernel's masks are tested against.
 pub(super) enum Seen {
     Causal {
         before: usize,

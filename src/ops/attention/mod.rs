@@ -8,8 +8,8 @@
 //! out[t]        = sum over s of weights[t, s] * v[s]
 //! ```
 //!
-//! Which `s` are allowed is decided by a [`Mask`]; causal attention is the case `s <= t`. A query that may see nothing gives
-//! zeros, and gets zero gradients.
+//! Which `s` are allowed is decided by a [`Mask`]; causal attention is the case `s <= t`. A query that may see nothing
+//! gives zeros, and gets zero gradients.
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -22,9 +22,9 @@
 //! G must divide H: each head of keys and values serves H / G consecutive heads of queries (grouped-query attention,
 //! Ainslie et al. 2023, arXiv:2305.13245).
 //!
-//! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is allowed, and
-//! needs memory linear in T and S, forward and backward. For other dtypes and devices, and when the weights are requested,
-//! it is composed of candle's own operations.
+//! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is allowed,
+//! and needs memory linear in T and S, forward and backward. For other dtypes and devices, and when the weights are
+//! requested, it is composed of candle's own operations.
 //!
 //! ```
 //! use candle_attention::ops::{AttentionOptions, attention};
@@ -92,13 +92,14 @@ pub struct AttentionOptions {
     /// A bound on the scores, before the mask: `score` becomes `softcap * tanh(score / softcap)` (Gemma 2,
     /// arXiv:2408.00118).
     pub softcap: Option<f64>,
-    /// Dropout of the weights; backward draws it again instead of keeping it. Head `h` of sequence `b` uses the random stream
-    /// `(first_sequence + b) * H + h`, and query `t` and key `s` its word `t * 2^32 + s`.
+    /// Dropout of the weights; backward draws it again instead of keeping it. Head `h` of sequence `b` uses the random
+    /// stream `(first_sequence + b) * H + h`, and query `t` and key `s` its word `t * 2^32 + s`.
     pub dropout: Option<DropoutOptions>,
 }
 
 impl AttentionOptions {
-    /// Refuses options out of their range, or a mask that does not fit `b` sequences of `h` heads, `t` queries and `s` keys.
+    /// Refuses options out of their range, or a mask that does not fit `b` sequences of `h` heads, `t` queries and `s`
+    /// keys.
     fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
         // Kernels use both in `f32`.
         match self.softcap {
@@ -134,7 +135,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     record::apply3(&with_rows(q)?, &with_rows(k)?, &with_rows(v)?, op)
 }
 
-/// Whether the kernel handles these tensors: not if one is empty, or a bias is tracked, whose gradient it does not compute.
+/// Whether the kernel handles these tensors: not if one is empty, or a bias is tracked, whose gradient it does not
+/// compute.
 fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
     let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
     has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if record::is_tracked(bias))
@@ -146,8 +148,8 @@ fn with_rows(tensor: &Tensor) -> Result<Tensor> {
     if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
 }
 
-/// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the H heads
-/// of its query, then those of its key, then those of its value. The output is (B, T, H * D).
+/// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the
+/// H heads of its query, then those of its key, then those of its value. The output is (B, T, H * D).
 ///
 /// # Errors
 /// If the last dimension of `qkv` is not divisible by `3 * num_heads`.

@@ -21,8 +21,8 @@ pub(super) struct Scoring<'a> {
     pub(super) dropout: Option<(&'a DropoutFactors, u64)>,
 }
 
-/// For one query, `weights = exp(score - highest) * factor`. Two numbers are more exact than a single log-sum-exp, whose
-/// rounding error grows with the scores.
+/// For one query, `weights = exp(score - highest) * factor`. Two numbers are more exact than a single log-sum-exp,
+/// whose rounding error grows with the scores.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Softmax {
     /// The highest score, or 0 if the query sees nothing.
@@ -135,9 +135,9 @@ impl<V: Visible> Tile<'_, V> {
         }
     }
 
-    /// Backward: replaces the products in `weights` by the weights, and dweights in `dscores` by the gradient of the products:
-    /// with `score = cap tanh(product / cap)` and `weights = factors softmax(scores)`, it is
-    /// `softmax (factors dweights - dot) (1 - (score / cap)^2)`.
+    /// Backward: replaces the products in `weights` by the weights, and dweights in `dscores` by the gradient of the
+    /// products: with `score = cap tanh(product / cap)` and `weights = factors softmax(scores)`, it is `softmax
+    /// (factors dweights - dot) (1 - (score / cap)^2)`.
     #[inline(always)]
     pub(super) fn weigh_again(
         &self,

@@ -1,6 +1,6 @@
-//! A single query per head, as in each step of decoding: keys and values are read in place, because copying them into the
-//! layouts of tile products would take longer than the rest. Only without gradients: backward recomputes the scores by tiles,
-//! which round differently.
+//! A single query per head, as in each step of decoding: keys and values are read in place, because copying them into
+//! the layouts of tile products would take longer than the rest. Only without gradients: backward recomputes the scores
+//! by tiles, which round differently.
 
 use super::heads::{Heads, View};
 use super::kernel::Dims;

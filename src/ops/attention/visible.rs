@@ -9,11 +9,12 @@ pub(super) trait Visible {
     /// A range of the `s` keys outside which none of these queries sees anything.
     fn keys(&self, queries: &Range<usize>, s: usize) -> Range<usize>;
 
-    /// The number of these keys, from the first, that covers all that the query sees; never fewer than for an earlier query.
+    /// The number of these keys, from the first, that covers all that the query sees; never fewer than for an earlier
+    /// query.
     fn reach(&self, query: usize, keys: &Range<usize>) -> usize;
 
-    /// Sets scores to minus infinity where the query does not see the key. `scores` starts with those of `keys`; the padding
-    /// after them is hidden too.
+    /// Sets scores to minus infinity where the query does not see the key. `scores` starts with those of `keys`; the
+    /// padding after them is hidden too.
     fn hide(&self, scores: &mut [f32], query: usize, keys: &Range<usize>);
 }
 

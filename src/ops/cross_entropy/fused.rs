@@ -34,8 +34,8 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-/// A linear layer and cross-entropy. Forward also computes the gradients of input and weight, if they are tracked, for a
-/// loss gradient of 1.
+/// A linear layer and cross-entropy. Forward also computes the gradients of input and weight, if they are tracked, for
+/// a loss gradient of 1.
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) divisor: f64,

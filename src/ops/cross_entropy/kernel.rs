@@ -10,7 +10,8 @@ pub(super) struct Targets {
     pub(super) terms: Terms,
 }
 
-/// The share of a target's probability spread over the vocabulary (`s`), and the factor on the squared log-sum-exp (`z`).
+/// The share of a target's probability spread over the vocabulary (`s`), and the factor on the squared log-sum-exp
+/// (`z`).
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) smoothing: f64,
@@ -109,7 +110,8 @@ pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
     ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
 }
 
-/// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros for rows that do not count.
+/// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros for rows that do not
+/// count.
 pub(super) fn backward(dlogits: &mut [f32], logits: &[f32], rows: &[Row], targets: &Targets, dloss: f64) {
     let v = logits.len() / rows.len();
     let together = rows_together(v);

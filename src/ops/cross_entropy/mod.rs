@@ -6,8 +6,8 @@
 //! likely = (1 - s) logits[target] + s mean over v of logits[v]
 //! ```
 //!
-//! with label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; defined as in torch) and z-loss `z` (Chowdhery et al. 2022,
-//! arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default.
+//! with label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; defined as in torch) and z-loss `z` (Chowdhery et
+//! al. 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default.
 
 mod fused;
 mod kernel;
@@ -27,10 +27,11 @@ use super::storage::has_kernel;
 /// Which positions count, and how their losses are combined. The default is the mean over all positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CrossEntropyOptions {
-    /// Positions with this target do not count: they add nothing to the loss and get zero gradients. It need not be a valid id.
+    /// Positions with this target do not count: they add nothing to the loss and get zero gradients. It need not be a
+    /// valid id.
     pub ignored: Option<u32>,
-    /// The divisor of the sum; by default the number of positions that count. If none counts, loss and gradients are 0 for any
-    /// divisor (torch's mean over nothing is NaN).
+    /// The divisor of the sum; by default the number of positions that count. If none counts, loss and gradients are 0
+    /// for any divisor (torch's mean over nothing is NaN).
     pub divisor: Option<f64>,
     /// The share of the target's probability that is spread evenly over the vocabulary (`s`), from 0 to below 1.
     pub label_smoothing: f64,
@@ -69,8 +70,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
 ///
 /// `xs` (.., C), `weight` (V, C), `targets` (..): `u32` ids below V.
 ///
-/// In `f32` on the CPU the operation is fused: it holds the logits of only some rows at a time, and computes the gradients of
-/// tracked inputs in the same pass.
+/// In `f32` on the CPU the operation is fused: it holds the logits of only some rows at a time, and computes the
+/// gradients of tracked inputs in the same pass.
 ///
 /// # Errors
 /// Those of [`cross_entropy`].

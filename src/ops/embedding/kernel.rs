@@ -18,8 +18,8 @@ pub(super) fn forward(out: &mut [f32], weight: &[f32], ids: &[u32], c: usize) {
 
 /// `dweight[ids[i]] += dout[i]`, as `out[i] = weight[ids[i]]`.
 ///
-/// Each chunk owns some rows of the weight and adds to each in the order of positions, so the number of chunks, which is that
-/// of the threads, does not affect the result.
+/// Each chunk owns some rows of the weight and adds to each in the order of positions, so the number of chunks, which
+/// is that of the threads, does not affect the result.
 pub(super) fn backward(dweight: &mut [f32], dout: &[f32], ids: &[u32], c: usize) {
     let rows = (dweight.len() / c).div_ceil(threads());
     for_each_chunk(dweight, rows * c, |piece, dweight| {

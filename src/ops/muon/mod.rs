@@ -1,5 +1,5 @@
-//! One step of Muon on one matrix (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose singular
-//! values are brought close to 1, so that every direction of the matrix learns at the same rate.
+//! One step of Muon on one matrix (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>): momentum whose
+//! singular values are brought close to 1, so that every direction of the matrix learns at the same rate.
 //!
 //! ```text
 //! m = momentum m + (1 - momentum) g
@@ -7,17 +7,18 @@
 //! w = w - lr weight_decay w - lr sqrt(max(1, rows / cols)) orthogonal(u)
 //! ```
 //!
-//! with the gradient `g`, scaled by `gradient_scale`. `orthogonal` starts from X = u / (1.01 |u|) and iterates four times
+//! with the gradient `g`, scaled by `gradient_scale`. `orthogonal` starts from X = u / (1.01 |u|) and iterates four
+//! times
 //!
 //! ```text
 //! G = X X^T                       (of the shorter side)
 //! X = (a + b G + c G G) X
 //! ```
 //!
-//! with the polynomials `a x + b x^3 + c x^5` of the Polar Express (Amsel et al. 2025, arXiv:2505.16932): each is the closest to 1
-//! on the interval to which its predecessor maps the singular values, starting from those of at least 0.004 times the norm.
-//! The four bring these to between 0.87 and 1.13; Jordan et al., with five equal ones, to between 0.68 and 1.20. Smaller
-//! singular values grow 252-fold.
+//! with the polynomials `a x + b x^3 + c x^5` of the Polar Express (Amsel et al. 2025, arXiv:2505.16932): each is the
+//! closest to 1 on the interval to which its predecessor maps the singular values, starting from those of at least
+//! 0.004 times the norm. The four bring these to between 0.87 and 1.13; Jordan et al., with five equal ones, to between
+//! 0.68 and 1.20. Smaller singular values grow 252-fold.
 
 mod kernel;
 mod orthogonal;
@@ -45,7 +46,8 @@ pub struct MuonStep {
     pub cautious: Cautious,
 }
 
-/// The polynomials `a x + b x^3 + c x^5`, one per iteration, by Remez's algorithm: on [0.004, 1], then on the image of each.
+/// The polynomials `a x + b x^3 + c x^5`, one per iteration, by Remez's algorithm: on [0.004, 1], then on the image of
+/// each.
 const COEFFICIENTS: [[f64; 3]; 4] = [
     [8.340981, -24.597368, 18.223025],
     [3.977994, -2.965434, 0.564272],
@@ -59,8 +61,8 @@ const MARGIN: f64 = 1.01;
 /// The smallest norm by which a matrix is divided.
 const LEAST_NORM: f64 = 1e-7;
 
-/// Updates the matrix `var` and `mean`, the moving average of its gradients, with `gradient`: one step. All three have the
-/// same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place.
+/// Updates the matrix `var` and `mean`, the moving average of its gradients, with `gradient`: one step. All three have
+/// the same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place.
 ///
 /// # Errors
 /// If `var` is not a matrix, the shapes differ, or a number is not finite or out of its range.
@@ -114,8 +116,8 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
     var.inplace_op3(mean, &gradient, &Update { step: *step, shape: var.dims2()? })
 }
 
-/// The factor on the orthogonal update of a matrix: the learning rate, raised for matrices that are taller than wide, whose
-/// output would otherwise change less.
+/// The factor on the orthogonal update of a matrix: the learning rate, raised for matrices that are taller than wide,
+/// whose output would otherwise change less.
 fn rate(step: &MuonStep, (rows, cols): (usize, usize)) -> f64 {
     step.learning_rate * (rows as f64 / cols as f64).max(1.0).sqrt()
 }
@@ -290,7 +292,8 @@ mod tests {
             let norm = singular.iter().map(|s| s * s).sum::<f64>().sqrt();
             let expected: Vec<f64> = singular.iter().map(|s| alone(s / norm)).collect();
             let error = worst(&values(&orthogonal(&matrix(&singular))), &values(&matrix(&expected)));
-            // Rounding in the Gram matrix, whose largest eigenvalue is below 1, shifts the values that the polynomials see.
+            // Rounding in the Gram matrix, whose largest eigenvalue is below 1, shifts the values that the polynomials
+            // see.
             let rounding = 8.0 * f64::from(f32::EPSILON);
             let rounded = |s: &f64| {
                 let (exact, shifted) = (s / norm, ((s / norm).powi(2) + rounding).sqrt());

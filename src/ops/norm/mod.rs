@@ -1,7 +1,7 @@
 //! Normalisation over the last dimension, with gradients for input and parameters.
 //!
-//! candle-nn's fused `layer_norm` and `rms_norm` silently have no backward pass, so everything before them stops learning.
-//! These have one.
+//! candle-nn's fused `layer_norm` and `rms_norm` silently have no backward pass, so everything before them stops
+//! learning. These have one.
 
 mod kernel;
 mod reference;
@@ -17,8 +17,8 @@ use super::storage::{has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
 ///
-/// `xs` (.., C), `weight` and `bias` (C), result (.., C). Mean and (population) variance are taken over the C channels, for
-/// `f16` and `bf16` in `f32`.
+/// `xs` (.., C), `weight` and `bias` (C), result (.., C). Mean and (population) variance are taken over the C channels,
+/// for `f16` and `bf16` in `f32`.
 ///
 /// # Errors
 /// If shapes, dtypes or devices do not fit together, or `eps` is negative or not finite.

@@ -1,5 +1,5 @@
-//! Normalisation composed of candle's own differentiable operations, for any dtype and device. The statistics of `f16` and
-//! `bf16` are taken in `f32`.
+//! Normalisation composed of candle's own differentiable operations, for any dtype and device. The statistics of `f16`
+//! and `bf16` are taken in `f32`.
 
 use candle_core::{D, Result, Tensor};
 

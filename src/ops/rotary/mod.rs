@@ -99,8 +99,8 @@ impl CustomOp1 for Rotary {
     }
 }
 
-/// The cosines and sines of the angles `t * theta^(-2i/D)` for the positions `t` in `start..start + seq_len`: two tensors
-/// (seq_len, D/2), computed in `f64`, with the dtype and device of `like`.
+/// The cosines and sines of the angles `t * theta^(-2i/D)` for the positions `t` in `start..start + seq_len`: two
+/// tensors (seq_len, D/2), computed in `f64`, with the dtype and device of `like`.
 ///
 /// # Errors
 /// If D is odd, `theta` is not above 0, or memory cannot hold the tables.

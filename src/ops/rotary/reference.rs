@@ -1,4 +1,5 @@
-//! Rotation of pairs of channels, composed of candle's own operations, for any dtype and device, and for tracked tables.
+//! Rotation of pairs of channels, composed of candle's own operations, for any dtype and device, and for tracked
+//! tables.
 
 use candle_core::{Result, Tensor};
 

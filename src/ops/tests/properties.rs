@@ -138,8 +138,8 @@ fn options() -> impl Strategy<Value = AttentionOptions> {
         .prop_map(|(scale, softcap, dropout)| AttentionOptions { scale, mask: Mask::Full, softcap, dropout })
 }
 
-/// The size of terms that may cancel in attention and its gradients: an absolute error in a score is a relative one in its
-/// weight, and grows with the score.
+/// The size of terms that may cancel in attention and its gradients: an absolute error in a score is a relative one in
+/// its weight, and grows with the score.
 fn terms_of_attention(inputs: &[Tensor], options: &AttentionOptions) -> f64 {
     let scale = options.scale.factor(inputs[0].dim(3).unwrap());
     let kept = 1.0 - options.dropout.map_or(0.0, |dropout| dropout.rate);

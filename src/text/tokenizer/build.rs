@@ -7,8 +7,8 @@ use tokenizers::Tokenizer as HfTokenizer;
 use super::{END_OF_TEXT, Tokenizer, byte_alphabet};
 
 impl Tokenizer {
-    /// One token for each distinct character of some texts, with ids in character order, and with `end_of_text` one more for
-    /// the end of a document.
+    /// One token for each distinct character of some texts, with ids in character order, and with `end_of_text` one
+    /// more for the end of a document.
     ///
     /// # Errors
     /// Texts without a single character.
@@ -39,8 +39,8 @@ impl Tokenizer {
 
     /// The 256 bytes, each with its value as id; with `end_of_text`, id 256 is the end of a document.
     ///
-    /// Other programs can read its `tokenizer.json` and get the same ids for any text; bytes that are not text can be encoded
-    /// and decoded only here.
+    /// Other programs can read its `tokenizer.json` and get the same ids for any text; bytes that are not text can be
+    /// encoded and decoded only here.
     ///
     /// # Errors
     /// None that depend on the arguments.

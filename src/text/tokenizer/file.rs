@@ -15,16 +15,17 @@ use crate::{input, memory};
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
-/// Memory that parsing takes for each byte of a `tokenizer.json`, at most: `[],` is a value of 32 bytes in a list that grows by
-/// doubling.
+/// Memory that parsing takes for each byte of a `tokenizer.json`, at most: `[],` is a value of 32 bytes in a list that
+/// grows by doubling.
 const MEMORY_PER_BYTE: usize = 32;
 
 impl Tokenizer {
-    /// The tokenizer of a `tokenizer.json`, or of a folder that contains one. A `tokenizer_config.json` beside it is kept for
-    /// [`save`](Self::save).
+    /// The tokenizer of a `tokenizer.json`, or of a folder that contains one. A `tokenizer_config.json` beside it is
+    /// kept for [`save`](Self::save).
     ///
     /// # Errors
-    /// A file that can't be read, isn't a tokenizer or would need more memory than there is, and links that lead out of a folder.
+    /// A file that can't be read, isn't a tokenizer or would need more memory than there is, and links that lead out of
+    /// a folder.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };

@@ -16,10 +16,10 @@ thread_local! {
 
 /// The result of `work`, which calls the library, or an error if it panics.
 ///
-/// This is a last resort. In many places the library unwraps what it finds in a `tokenizer.json` (unknown tokens, bytes of a
-/// character map, lengths of pieces), on opening it or later with some text. The known ones are checked beforehand, but no
-/// list can be complete. Nothing is reused after a panic: if opening fails there is no tokenizer, and calls on an
-/// open one change nothing but caches of results.
+/// This is a last resort. In many places the library unwraps what it finds in a `tokenizer.json` (unknown tokens, bytes
+/// of a character map, lengths of pieces), on opening it or later with some text. The known ones are checked
+/// beforehand, but no list can be complete. Nothing is reused after a panic: if opening fails there is no tokenizer,
+/// and calls on an open one change nothing but caches of results.
 ///
 /// The panic is still printed to standard error by the process's panic hook; see [`hide_caught_panics`].
 pub(super) fn guarded<T, E: From<Error>>(

@@ -8,8 +8,8 @@ use tokenizers::{
 use super::guard::guarded;
 use super::{Tokenizer, foreign, outside_vocabulary};
 
-/// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs the same
-/// no matter how many came before.
+/// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs
+/// the same no matter how many came before.
 ///
 /// ```
 /// use candle_attention::text::Tokenizer;
@@ -64,7 +64,8 @@ impl TextStream<'_> {
                     return Err(outside_vocabulary(id, self.tokenizer.vocab_size));
                 }
                 ids.push(id);
-                // The library's stream fails if the decoder changes text it has written: then the rest comes at the end.
+                // The library's stream fails if the decoder changes text it has written: then the rest comes at the
+                // end.
                 let text =
                     match stream.as_mut().map(|stream| guarded("to decode", || stream.step(id).map_err(Error::wrap))) {
                         Some(Ok(text)) => text.unwrap_or_default(),
@@ -81,8 +82,8 @@ impl TextStream<'_> {
 
     /// The rest of the text; bytes that are not a character become U+FFFD.
     ///
-    /// If a decoder from elsewhere has changed text that was already returned, the rest is what follows as many bytes, from
-    /// the start of the character that these end in.
+    /// If a decoder from elsewhere has changed text that was already returned, the rest is what follows as many bytes,
+    /// from the start of the character that these end in.
     ///
     /// # Errors
     /// If the ids cannot be decoded.

@@ -27,14 +27,14 @@ const MOST_TOKENS: usize = 1 << 20;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 impl Tokenizer {
-    /// A byte-level BPE like GPT-2's, trained on some texts: the 256 bytes, so that nothing is unknown, then merges of frequent
-    /// pairs and, with `end_of_text`, the end of a document. The same texts give the same tokenizer.
+    /// A byte-level BPE like GPT-2's, trained on some texts: the 256 bytes, so that nothing is unknown, then merges of
+    /// frequent pairs and, with `end_of_text`, the end of a document. The same texts give the same tokenizer.
     ///
-    /// The vocabulary has `vocab_size` ids, or fewer if no further pair of tokens occurs twice. Memory is bounded whatever
-    /// the texts are: up to 2^19 different words with 32 MiB together are counted exactly, and beyond that the rarer ones
-    /// are dropped. Merges are learned from the most frequent words: 2^17 with 2 MiB together, which takes up to 0.4 GB of
-    /// memory, and for vocabularies above 2^16 two words and 32 bytes per id, up to 2^19 with 8 MiB together. Words longer
-    /// than 256 bytes are learned from in sections of this length.
+    /// The vocabulary has `vocab_size` ids, or fewer if no further pair of tokens occurs twice. Memory is bounded
+    /// whatever the texts are: up to 2^19 different words with 32 MiB together are counted exactly, and beyond that the
+    /// rarer ones are dropped. Merges are learned from the most frequent words: 2^17 with 2 MiB together, which takes
+    /// up to 0.4 GB of memory, and for vocabularies above 2^16 two words and 32 bytes per id, up to 2^19 with 8 MiB
+    /// together. Words longer than 256 bytes are learned from in sections of this length.
     ///
     /// # Errors
     /// A `vocab_size` that doesn't hold the 256 bytes and the end of text, or above 2^20; and a word of more than 2^16
@@ -136,8 +136,8 @@ fn least_size(end_of_text: bool) -> usize {
     256 + usize::from(end_of_text)
 }
 
-/// The words in GPT-2's alphabet, with counts scaled down such that the library can add up those of a pair: it does so in 32
-/// bits.
+/// The words in GPT-2's alphabet, with counts scaled down such that the library can add up those of a pair: it does so
+/// in 32 bits.
 fn in_alphabet(counts: AHashMap<CompactString, u64>) -> AHashMap<CompactString, u64> {
     let alphabet = byte_alphabet::characters();
     let pairs: u128 = counts.iter().map(|(word, &count)| word.len() as u128 * u128::from(count)).sum();

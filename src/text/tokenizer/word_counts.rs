@@ -18,8 +18,8 @@ impl Bounds {
     /// Words that are counted. With their table they take up to 110 MB, and those of the text being read some 10 MB.
     const COUNTED: Self = Self { words: 1 << 19, bytes: 32 << 20 };
 
-    /// Words that merges are learned from, by the size of the vocabulary: 2^17 words of 2 MiB together and, above 2^16 ids, two
-    /// words of 16 bytes for each id, up to 2^19 words of 8 MiB.
+    /// Words that merges are learned from, by the size of the vocabulary: 2^17 words of 2 MiB together and, above 2^16
+    /// ids, two words of 16 bytes for each id, up to 2^19 words of 8 MiB.
     ///
     /// The library takes up to some 200 bytes for each byte of them, so these are 0.4 GB, and 1.6 GB for the largest.
     fn learned(vocab_size: usize) -> Self {
@@ -29,16 +29,16 @@ impl Bounds {
     }
 }
 
-/// Longer words are counted in sections of at most this many bytes. This changes what merges are learned from, not how text
-/// is encoded: a merge of two sections would be a token longer than this.
+/// Longer words are counted in sections of at most this many bytes. This changes what merges are learned from, not how
+/// text is encoded: a merge of two sections would be a token longer than this.
 const SECTION_BYTES: usize = 256;
 
 /// The words of a text and their counts.
 ///
-/// Counts are exact up to 2^19 different words with 32 MiB together. Beyond that, the rarer ones are dropped, down to half
-/// as many words and bytes, so a word that comes back later has lost its count so far, which was at most that of the words
-/// that were kept. Merges come from frequent words, which this does not affect. Ties are broken by a hash of the word, so
-/// neither the position in the text nor the alphabet decides, and the result is always the same.
+/// Counts are exact up to 2^19 different words with 32 MiB together. Beyond that, the rarer ones are dropped, down to
+/// half as many words and bytes, so a word that comes back later has lost its count so far, which was at most that of
+/// the words that were kept. Merges come from frequent words, which this does not affect. Ties are broken by a hash of
+/// the word, so neither the position in the text nor the alphabet decides, and the result is always the same.
 #[derive(Debug)]
 pub(in crate::text) struct WordCounts {
     counts: AHashMap<CompactString, u64>,
@@ -54,8 +54,8 @@ impl Default for WordCounts {
 }
 
 impl WordCounts {
-    /// Counts the words of some pieces of a text on all threads; pieces start and end at word boundaries. An error comes with
-    /// the number of the piece.
+    /// Counts the words of some pieces of a text on all threads; pieces start and end at word boundaries. An error
+    /// comes with the number of the piece.
     pub(in crate::text) fn add(&mut self, texts: &[&str]) -> Result<(), (usize, Fault)> {
         let counted: Vec<_> = texts.par_iter().map(|text| count(text)).collect();
         // Merged in order, and words are dropped between pieces, so the threads' timing does not matter.

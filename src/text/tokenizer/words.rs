@@ -4,8 +4,8 @@
 //! 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //! ```
 //!
-//! Split by hand-written code, about ten times as fast as a regular expression with look-ahead; tests compare it with the
-//! library's.
+//! Split by hand-written code, about ten times as fast as a regular expression with look-ahead; tests compare it with
+//! the library's.
 
 use std::sync::LazyLock;
 
@@ -111,8 +111,8 @@ fn run(text: &str, wanted: Class) -> usize {
     at
 }
 
-/// The first place from `len` bytes on where a word ends whatever precedes and follows, so that both sides can be encoded
-/// separately.
+/// The first place from `len` bytes on where a word ends whatever precedes and follows, so that both sides can be
+/// encoded separately.
 ///
 /// This is a place where the class changes from anything but white space: only the contractions match across one, at an
 /// apostrophe before a letter, and only white space looks ahead.

@@ -52,8 +52,8 @@ impl Optimizer {
         Ok(Self { slots: slots.collect::<Result<_>>()?, options: options.clone() })
     }
 
-    /// Makes one step along `gradients`, given in the order of the variables. `learning_rate` is the schedule's; `step` counts
-    /// the earlier steps.
+    /// Makes one step along `gradients`, given in the order of the variables. `learning_rate` is the schedule's; `step`
+    /// counts the earlier steps.
     ///
     /// # Errors
     /// If number or shapes of the gradients are not those of the variables.
@@ -79,8 +79,8 @@ impl Optimizer {
         updates.into_iter().try_for_each(|(_, result)| result)
     }
 
-    /// The state by name: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates, `momentum.NAME` for
-    /// Muon's. The next step changes these tensors in place.
+    /// The state by name: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates, `momentum.NAME`
+    /// for Muon's. The next step changes these tensors in place.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.slots.iter().flat_map(Slot::named_state).map(|(name, tensor)| (name, tensor.clone())).collect()
     }

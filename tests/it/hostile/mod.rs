@@ -1,4 +1,5 @@
-//! Files that anyone may have written: whatever they contain, opening them gives a model or an error and changes nothing.
+//! Files that anyone may have written: whatever they contain, opening them gives a model or an error and changes
+//! nothing.
 //!
 //! The cases are the same every time; with `HOSTILE_CASES=N` there are N times as many.
 

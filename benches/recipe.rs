@@ -189,7 +189,7 @@ impl Setting<'_> {
     }
 }
 
-/// The options for a run of so many steps.
+/// The options for a run of this many steps.
 fn words(options: &str, steps: usize) -> Vec<String> {
     // `40%` or `16:40%`
     let number = |word: &str| -> Option<String> {

@@ -101,7 +101,7 @@ fn serve(side: &str) -> Result<()> {
     }
 }
 
-/// The median of so many steps, after an uncounted one.
+/// The median of this many steps, after an uncounted one.
 fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
     step()?;
     let times = (0..steps.parse()?).map(|_: usize| timing::ms(&mut step)).collect::<Result<_>>()?;

@@ -14,8 +14,8 @@ pub(crate) fn keep_freed_memory() {
     /// `mi_option_purge_delay` in mimalloc.h, in milliseconds; the crate has no constant for it.
     const PURGE_DELAY: i32 = 15;
     let is_set = std::env::var_os("MIMALLOC_PURGE_DELAY").is_some();
-    // SAFETY: both functions may be called at any time and ignore numbers that are no option. If a later version reused
-    // this number for another option, its default would hardly be 1000 as well.
+    // SAFETY: both functions may be called at any time and ignore numbers that are not options. If a later version
+    // reused this number for another option, its default would hardly be 1000 as well.
     unsafe {
         if !is_set && mi_option_get(PURGE_DELAY) == 1000 {
             mi_option_set(PURGE_DELAY, -1);

@@ -5,7 +5,7 @@ use std::time::Instant;
 /// Rows and columns of matrices large enough for `gemm`'s highest rate.
 const N: usize = 1024;
 
-/// Milliseconds of so many floating-point operations at the rate that `gemm` now reaches on large matrices and all
+/// Milliseconds of this many floating-point operations at the rate that `gemm` now reaches on large matrices and all
 /// threads, in the best of several products.
 pub fn limit_ms(flops: f64) -> f64 {
     let (a, b, mut c) = (vec![1f32; N * N], vec![1f32; N * N], vec![0f32; N * N]);

@@ -32,7 +32,7 @@ impl Contest {
         Ok(())
     }
 
-    /// Asks every side the same question in turn, for so many rounds.
+    /// Asks every side the same question in turn, for this many rounds.
     pub fn ask(&mut self, question: &str, rounds: usize) -> Result<()> {
         for side in &mut self.sides {
             side.answers.clear();

@@ -1,4 +1,4 @@
-//! The recipe that `attn train` chooses by itself, from the length of the text, the number of cores and the options
+//! The recipe that `attn train` chooses, from the length of the text, the number of cores and the options
 //! given.
 //!
 //! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, otherwise in

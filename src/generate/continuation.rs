@@ -17,7 +17,7 @@ pub enum OutputForm {
     /// UTF-8 text: an unfinished character is held back until it is whole, and invalid bytes are replaced.
     #[default]
     Text,
-    /// The raw bytes, which for a model of bytes need not be text. Some tokenizers from elsewhere can decode only whole
+    /// The raw bytes, which for a model of bytes need not be text. Some third-party tokenizers can decode only whole
     /// texts (an id means something else at the beginning); these deliver [`OutputForm::Text`].
     Bytes,
 }

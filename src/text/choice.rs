@@ -73,7 +73,7 @@ impl fmt::Display for TokenizerChoice {
 /// These tokenizers, and that of bytes, get an end-of-text token if there are several documents to train on or to
 /// validate on.
 ///
-/// No document is ever in memory as a whole; see [`Corpus::new`] for a `tokenizer.json` from elsewhere. How often the
+/// No document is ever in memory as a whole; see [`Corpus::new`] for a third-party `tokenizer.json`. How often the
 /// text is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words
 /// of the training part. With [`Validation::Fraction`], any tokenizer but that of bytes also needs to find the cut: its
 /// document is read again up to there and, unless the vocabulary's pass has counted them, so is every document once for

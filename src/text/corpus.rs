@@ -96,7 +96,7 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Encodes and divides documents, reading them piece by piece. A `tokenizer.json` from elsewhere takes pieces of
+    /// Encodes and divides documents, reading them piece by piece. A third-party `tokenizer.json` takes pieces of
     /// about 1 MiB, and up to 64 MiB where it is not certain that cutting leaves the ids unchanged; the library needs
     /// some fifty times a piece's size in memory.
     ///

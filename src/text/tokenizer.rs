@@ -88,7 +88,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// The id of the token that ends a document: `<|endoftext|>` or, in a `tokenizer.json` from elsewhere, the first of
+    /// The id of the token that ends a document: `<|endoftext|>` or, in a third-party `tokenizer.json`, the first of
     /// `<|endoftext|>`, `</s>` and `<|end_of_text|>` that it has as an added token. A tokenizer with none of these
     /// joins several documents with nothing in between; see [`Separator`](crate::text::Separator).
     pub fn end_of_text_id(&self) -> Option<u32> {
@@ -105,7 +105,7 @@ impl Tokenizer {
         }
     }
 
-    /// Whether the id has a token: the ids of a tokenizer.json from elsewhere may have gaps.
+    /// Whether the id has a token: the ids of a third-party tokenizer.json may have gaps.
     pub fn has_token(&self, id: u32) -> bool {
         match self.kind.token_bytes() {
             Some(tokens) => (id as usize) < tokens.len(),
@@ -145,7 +145,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids of a text by a tokenizer from elsewhere, and of any other as [`encode`](Self::encode).
+    /// The ids of a text by a third-party tokenizer, and of any other as [`encode`](Self::encode).
     pub(super) fn encode_foreign(&self, text: &str) -> std::result::Result<Vec<u32>, EncodeError> {
         match self.kind {
             Kind::Other { unknown_id } => foreign::encode(&self.inner, unknown_id, text),

@@ -1,4 +1,4 @@
-//! Encodes a document with a `tokenizer.json` from elsewhere, in parts that are cut where this leaves the ids
+//! Encodes a document with a third-party `tokenizer.json`, in parts that are cut where this leaves the ids
 //! unchanged.
 //!
 //! What such a tokenizer does at the start, at the end or across a place is unknown, so every cut is verified: it lies
@@ -100,7 +100,7 @@ impl Pending<'_> {
             }
             if to > longest_part && self.text.len() > longest_part {
                 bail!(
-                    "{}: expected a line break in every {longest_part} bytes where a tokenizer.json from elsewhere can be shown \
+                    "{}: expected a line break in every {longest_part} bytes where a third-party tokenizer.json can be shown \
                      to encode both sides as it encodes the whole, got none after byte {}; divide it into several files",
                     self.document.name(),
                     self.offset

@@ -81,7 +81,7 @@ fn budget(times: &[Duration], spent: Duration, all: u64) -> Duration {
     measuring(spent.as_secs_f64() / times.len().max(1) as f64 * all as f64)
 }
 
-/// The time to spend on measuring work of so many seconds.
+/// The time to spend on measuring work of this many seconds.
 fn measuring(seconds: f64) -> Duration {
     saturating(seconds * MEASURED_FRACTION).clamp(MIN_MEASURING, MAX_MEASURING)
 }

@@ -111,8 +111,8 @@ impl Trainer {
         }
     }
 
-    /// As [`Trainer::train_step`], but a bad step is no error: it is skipped, if the options allow another one in a row
-    /// and the weights are sound.
+    /// As [`Trainer::train_step`], but a bad step is not an error: it is skipped, if the options allow another one in a
+    /// row and the weights are sound.
     ///
     /// # Errors
     /// If the gradient audit fails; then nothing has been updated.

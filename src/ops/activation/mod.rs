@@ -176,7 +176,7 @@ mod tests {
     use crate::ops::testing::{assert_like_reference, randn};
     use candle_core::{DType, Var};
 
-    /// Sizes that are no multiples of a chunk, and spreads from the linear part of the curves to the flat one.
+    /// Sizes that are not multiples of a chunk, and spreads from the linear part of the curves to the flat one.
     const SIZES: [(usize, f64); 6] = [(1, 1.0), (31, 3.0), (40_009, 2.0), (1009, 30.0), (1009, 1e-3), (1009, 1e4)];
 
     #[test]

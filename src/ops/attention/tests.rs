@@ -1,4 +1,4 @@
-//! The kernel against the reference, with every mask and sizes that are no multiples of a tile.
+//! The kernel against the reference, with every mask and sizes that are not multiples of a tile.
 
 use super::*;
 use crate::ops::RandomKey;

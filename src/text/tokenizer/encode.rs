@@ -65,7 +65,7 @@ pub(in crate::text) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// `None` for a tokenizer from elsewhere, which may need the text as a whole.
+    /// `None` for a third-party tokenizer, which may need the text as a whole.
     pub(in crate::text) fn new(tokenizer: &'a Tokenizer) -> Option<Self> {
         let is_ours = !matches!(tokenizer.kind, Kind::Other { .. });
         is_ours.then(|| Self { tokenizer, alphabet: byte_alphabet::characters(), known: WordIds::new() })

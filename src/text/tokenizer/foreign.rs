@@ -1,4 +1,4 @@
-//! Encoding with a `tokenizer.json` from elsewhere such that no text is lost silently.
+//! Encoding with a third-party `tokenizer.json` such that no text is lost silently.
 //!
 //! The library drops what a BPE without an unknown token doesn't know. This can be detected: no token's offsets cover
 //! it or, if single bytes are dropped, decoding gives U+FFFD where the text has none.

@@ -1,4 +1,4 @@
-//! Protection against what a `tokenizer.json` from elsewhere can make the library do.
+//! Protection against what a third-party `tokenizer.json` can make the library do.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -82,7 +82,7 @@ impl TextStream<'_> {
 
     /// The rest of the text; bytes that are not a character become U+FFFD.
     ///
-    /// If a decoder from elsewhere has changed text that was already returned, the rest is what follows as many bytes,
+    /// If a third-party decoder has changed text that was already returned, the rest is what follows as many bytes,
     /// from the start of the character that these end in.
     ///
     /// # Errors

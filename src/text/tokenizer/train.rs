@@ -17,7 +17,7 @@ use super::{Tokenizer, byte_alphabet};
 use crate::text::TextProgress;
 use crate::text::pieces::{PIECE_BYTES, PIECES_AT_ONCE};
 
-/// A pair of tokens is merged if it occurs at least this often: a single occurrence is no pattern.
+/// A pair of tokens is merged if it occurs at least this often: a single occurrence is not a pattern.
 const MIN_FREQUENCY: u64 = 2;
 
 /// The largest vocabulary: four times the largest of published models.

@@ -163,7 +163,7 @@ fn open_model(root: &Path) -> Result<()> {
     let prompt = if ids.is_empty() { vec![0] } else { ids.clone() };
     let mut stream = run.tokenizer.stream();
     let mut sampler = Sampler::new(SamplingOptions::default(), 1, 0)?;
-    // The model may have more ids than the tokenizer, and a tokenizer from elsewhere gaps or a decoder that fails.
+    // The model may have more ids than the tokenizer, and a third-party tokenizer gaps or a decoder that fails.
     let is_ours = run.tokenizer.kind_name() != "tokenizer.json";
     let is_known = |id: u32| is_ours && (id as usize) < run.tokenizer.vocab_size();
     let new = generate(&run.model, &prompt, 7, &mut sampler, &mut |id| {

@@ -50,7 +50,7 @@ const HEAD_DIM: usize = 32;
 const ARCHITECTURE: Architecture = Architecture::Qwen3;
 
 /// Held out for validation, unless the text is large.
-const VALIDATION_FRACTION: f64 = 0.1;
+pub const VALIDATION_FRACTION: f64 = 0.1;
 
 /// What a recipe needs to know of a text.
 #[derive(Clone, Copy, Debug)]

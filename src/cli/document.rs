@@ -34,7 +34,7 @@ pub fn open_to_train_on(texts: &[PathBuf], validation: &[PathBuf]) -> Result<Vec
         return Ok(documents);
     }
     let mut files = Files { documents, skipped };
-    let removed = files.remove_files_of(&Files::open(validation)?.documents)?;
+    let removed = files.remove_files_of(validation)?;
     if files.documents.is_empty() {
         bail!("expected texts to train on besides those of --validation, got none");
     }

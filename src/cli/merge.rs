@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_attention::model::{ModelConfig, ResidualInit};
 use candle_attention::text::TokenizerChoice;
-use candle_attention::train::{OptimizerKind, Ramp, Schedule, TrainOptions};
+use candle_attention::train::{FIRST_MOMENTUM, OptimizerKind, Ramp, Schedule, TrainOptions};
 
 use super::automatic::TextSize;
 use super::options::Options;
@@ -70,8 +70,8 @@ impl Options {
     }
 
     /// These options, with the unset ones taken from `recipe` as far as they suit those that are set: options that suit
-    /// only the recipe's optimizer, schedule or sizes are dropped, its rates scale with `--lr`, its schedule with
-    /// `--steps`.
+    /// only the recipe's optimizer, schedule, sizes, batch or momentum are dropped, its rates scale with `--lr`, its
+    /// schedule with `--steps`.
     pub fn with_recipe(&self, recipe: &Self) -> Result<Self> {
         let mut rest = recipe.clone();
         if self.init.is_some() && recipe.init.is_none() {
@@ -86,7 +86,10 @@ impl Options {
         if self.schedule == Some(Schedule::Constant) {
             rest.min_lr = None;
         }
-        self.filled_from(&rest.resized_for(self).rescaled_to(self.lr).stretched_to(self))
+        if self.momentum.is_some_and(|momentum| momentum <= FIRST_MOMENTUM) {
+            rest.momentum_warmup = None;
+        }
+        self.filled_from(&rest.resized_for(self).batched_for(self).rescaled_to(self.lr).stretched_to(self))
     }
 
     fn without(&self, names: &[&str]) -> Result<Self> {
@@ -107,7 +110,9 @@ impl Options {
         if let Some(given_dim) = given.dim.filter(|given| *given != dim) {
             let is_rotary = given.architecture.unwrap_or(architecture).is_rotary();
             let unit = if is_rotary { 2 } else { 1 };
-            if given.heads.is_none() && !(heads > 0 && given_dim.is_multiple_of(unit * heads)) {
+            // Heads with a width of their own need not divide the channels.
+            let is_fitting = given.head_dim.is_some() || (heads > 0 && given_dim.is_multiple_of(unit * heads));
+            if given.heads.is_none() && !is_fitting {
                 heads_now = heads_of_width(given_dim, dim / heads.max(1), unit, given.kv_heads.unwrap_or(1));
             }
             self = Self { heads: Some(heads_now), head_dim: None, hidden: None, ..self };
@@ -117,6 +122,18 @@ impl Options {
             let kv_heads = self.kv_heads.and_then(|kv_heads| kv_heads.checked_mul(heads_now));
             self.kv_heads = kv_heads.filter(|n| heads > 0 && n.is_multiple_of(heads)).map(|n| n / heads);
             self.head_dim = None;
+        }
+        self
+    }
+
+    /// This recipe without ramps that start above the given batch or context, and in no more parts than the batch has
+    /// sequences.
+    fn batched_for(mut self, given: &Self) -> Self {
+        let starts_within = |ramp: &Ramp, most: Option<usize>| most.is_none_or(|most| ramp.from <= most);
+        self.batch_ramp = self.batch_ramp.filter(|ramp| starts_within(ramp, given.batch));
+        self.context_ramp = self.context_ramp.filter(|ramp| starts_within(ramp, given.context));
+        if let Some(batch) = given.batch {
+            self.accumulate = self.accumulate.map(|parts| parts.min(batch.max(1)));
         }
         self
     }
@@ -176,7 +193,8 @@ impl Options {
         }
         if self.decay_steps.is_none() {
             let most = options.steps.map(|steps| steps.saturating_sub(options.warmup.unwrap_or(0)).max(1));
-            let saved_decay = options.decay_steps.filter(|_| self.schedule.is_none());
+            let keeps_schedule = !differs(self.schedule, saved.schedule.unwrap_or_default());
+            let saved_decay = options.decay_steps.filter(|_| keeps_schedule);
             options.decay_steps = saved_decay.map(|n| n.min(most.unwrap_or(n)));
         }
         if options.schedule == Some(Schedule::Constant) && self.min_lr.is_none() {
@@ -284,6 +302,8 @@ pub fn heads_of_width(dim: usize, width: usize, unit: usize, groups: usize) -> u
     let fits = |width: &usize| {
         *width > 0 && width.is_multiple_of(unit) && dim.is_multiple_of(*width) && (dim / width).is_multiple_of(groups)
     };
+    // Heads are never wider than the channels.
+    let width = width.min(dim);
     let mut widths = (0..=width / 2).flat_map(|away| [width - away, width.saturating_add(away)]);
     widths.find(fits).map_or(groups, |width| dim / width)
 }

@@ -45,7 +45,7 @@ fn print(report: &OverfitReport, options: &TrainOptions, out: &mut dyn Write) ->
         counted(options.batch_size, "sequence"),
     );
     if report.succeeded() {
-        writeln!(out, "{found}\nlearned by heart: data, model and optimizer work together")?;
+        writeln!(out, "{found}\nmemorised: data, model and optimizer work together")?;
         return Ok(());
     }
     let rate = options.learning_rate;
@@ -59,5 +59,5 @@ fn print(report: &OverfitReport, options: &TrainOptions, out: &mut dyn Write) ->
             rate / 3.0
         )
     };
-    Err(Failure(format!("{found}: not learned by heart; {advice}")).into())
+    Err(Failure(format!("{found}: not memorised; {advice}")).into())
 }

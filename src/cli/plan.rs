@@ -87,8 +87,8 @@ pub fn memory(prepared: &Prepared, options: &TrainOptions) -> String {
     format!("memory: {} expected", megabytes(expected_bytes(&prepared.config, &prepared.corpus, options)))
 }
 
-/// Measures how long the run will take by some steps of a model that is equal to the run's. If one of these fails, so
-/// will the run.
+/// Measures how long the run will take by some steps of a model that is equal to the run's. If one of these fails, the
+/// run would fail at the same step.
 pub fn forecast(prepared: &Prepared, options: &TrainOptions) -> Result<candle_core::Result<Forecast>> {
     Ok(Forecast::measure(prepared.trainer(options)?))
 }

@@ -9,13 +9,10 @@ use candle_attention::text::{Corpus, CorpusOptions, Document, Spill, Tokenizer, 
 use candle_attention::train::{Schedule, TrainOptions, Trainer};
 use candle_core::Device;
 
-use super::automatic::TextSize;
+use super::automatic::{TextSize, VALIDATION_FRACTION};
 use super::options::Options;
 use super::text_progress::text_progress;
 use super::{counted, document, grouped};
-
-/// The fraction of a text that is held out for validation by default.
-const VALIDATION_FRACTION: f64 = 0.1;
 
 /// All that a run starts from.
 pub struct Prepared {

@@ -90,7 +90,9 @@ pub fn resume(root: &Path, given: &Options) -> Result<(Trainer, RunFolder)> {
     if !is_kept {
         folder.write_ids(trainer.corpus())?;
     }
-    folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
+    if !is_done(&trainer) {
+        folder.write_settings(&options.with_absolute_paths()?.to_toml()?)?;
+    }
     if !changes.is_empty() && !is_done(&trainer) {
         let changes: Vec<String> = changes.iter().map(|(name, was, is)| format!("{name} {was} -> {is}")).collect();
         note(&format!("changed: {}; the result will differ from the unchanged run's", changes.join(", ")));
@@ -107,8 +109,8 @@ fn check_texts(root: &Path, given: &Options, saved: &Options) -> Result<()> {
     let texts = saved.texts.iter().map(|path| format!(" {}", quoted(path)));
     let validation = saved.validation.iter().map(|path| format!(" --validation {}", quoted(path)));
     bail!(
-        "expected all texts of the run on the command line, as files that only its settings name are not read; if these are \
-         yours: attn train{} --resume --out {}",
+        "the run's token ids are lost: expected its texts on the command line, as paths found only in its settings are not \
+         read; if these are yours: attn train{} --resume --out {}",
         texts.chain(validation).collect::<String>(),
         quoted(root)
     )

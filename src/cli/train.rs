@@ -29,8 +29,8 @@ use super::{Failure, chart, counted, overfit, plan, sample, signals};
 pub struct TrainArgs {
     #[command(flatten)]
     options: Options,
-    /// TOML file of these options, such as a run's training/settings.toml, used as a recipe; the command line takes
-    /// precedence
+    /// TOML file of these options, such as a run's training/settings.toml, used as a recipe in place of a --preset; the
+    /// command line takes precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder of the run [default: the first unused runs/TEXT-N]
@@ -61,6 +61,9 @@ pub fn run(args: TrainArgs, begun: Instant, out: &mut dyn Write) -> Result<()> {
         }
         let (trainer, folder) = resume(root, &args.options)?;
         return follow(trainer, folder, None, begun, out);
+    }
+    if args.config.is_some() && args.options.preset.is_some() {
+        bail!("--preset cannot be given with --config, which is a recipe itself");
     }
     let options = match &args.config {
         Some(path) => args.options.with_recipe(&Options::from_file(path)?)?,
@@ -195,9 +198,10 @@ fn follow(
                 None => format!("{kept}: {resume}"),
                 Some(Remedy::LowerRate) => format!("{kept}: {resume} --lr RATE"),
                 Some(Remedy::SkipOrLowerRate) => format!("{kept}: {resume} --skip-bad-steps N or --lr RATE"),
-                Some(Remedy::StartAnew) => {
+                Some(Remedy::StartAnew) if trainer.best().is_some() => {
                     format!("the best model is kept: attn train TEXT --init {} --lr RATE", quoted(&root))
                 }
+                Some(Remedy::StartAnew) => "attn train TEXT --lr RATE".into(),
             };
             Err(Failure(format!("{message}; {advice}")).into())
         }

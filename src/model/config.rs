@@ -243,7 +243,7 @@ impl ModelConfig {
     }
 
     /// Reads the `config.json` of a model folder and, where there is one, the `eos_token_id` of its
-    /// `generation_config.json`, whose ids end a text too.
+    /// `generation_config.json`, which then replaces its own.
     ///
     /// # Errors
     /// If there is no `config.json`, `generation_config.json` is malformed, and those of [`ModelConfig::from_json`].

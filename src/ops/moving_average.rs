@@ -9,12 +9,8 @@
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 
-use super::parallel::for_each_chunk;
-use super::simd::dispatch;
+use super::elementwise::zip_update;
 use super::storage::{has_kernel, slice, slice_mut};
-
-/// Elements per piece of work: enough to be worth handing to a thread.
-const CHUNK: usize = 32 * 1024;
 
 /// Moves `average` towards `values`, of the same shape; a `decay` of 0 makes it a copy. In `f32` on the CPU it is
 /// changed in place.
@@ -64,24 +60,11 @@ fn kernel(average: &mut [f32], values: &[f32], decay: f64) {
     // From the nearer end: then a decay of 0 gives `values` to the last bit.
     if decay < 0.5 {
         let decay = decay as f32;
-        zip_mut(average, values, |average, x| x - decay * (x - average));
+        zip_update(average, values, |average, x| x - decay * (x - average));
     } else {
         let weight = (1.0 - decay) as f32;
-        zip_mut(average, values, |average, x| average + weight * (x - average));
+        zip_update(average, values, |average, x| average + weight * (x - average));
     }
-}
-
-fn zip_mut(average: &mut [f32], values: &[f32], next: impl Fn(f32, f32) -> f32 + Sync + Copy) {
-    for_each_chunk(average, CHUNK, |i, average| {
-        dispatch(
-            #[inline(always)]
-            || {
-                for (average, x) in average.iter_mut().zip(&values[i * CHUNK..]) {
-                    *average = next(*average, *x);
-                }
-            },
-        );
-    });
 }
 
 #[cfg(test)]

@@ -64,20 +64,27 @@ impl Files {
         Ok(files)
     }
 
-    /// Removes the documents whose files are also those of `others`, by whatever path, and returns them.
+    /// Removes the documents whose files are among the files and folders `others`, by whatever path, and returns them.
+    /// The others are not opened: a pipe can be read only once.
     ///
     /// # Errors
-    /// A file whose path can't be resolved.
-    pub fn remove_files_of(&mut self, others: &[Document]) -> Result<Vec<Document>> {
-        let file = |document: &Document| {
-            let path = document.path().map(std::fs::canonicalize).transpose();
-            path.map_err(|error| document.unreadable(&error))
-        };
-        let others =
-            others.iter().filter_map(|document| file(document).transpose()).collect::<Result<BTreeSet<_>>>()?;
+    /// A file or folder that can't be looked at.
+    pub fn remove_files_of(&mut self, others: &[PathBuf]) -> Result<Vec<Document>> {
+        let mut identities = BTreeSet::new();
+        for path in others {
+            for entry in WalkDir::new(path).follow_links(true) {
+                match entry {
+                    Err(error) if error.loop_ancestor().is_some() => {}
+                    Err(error) => bail!("cannot read {}: {}", path.display(), reason(error)),
+                    Ok(entry) if entry.file_type().is_dir() => {}
+                    Ok(entry) => drop(identities.insert(identity(entry.path())?)),
+                }
+            }
+        }
         let (mut kept, mut removed) = (Vec::new(), Vec::new());
         for document in std::mem::take(&mut self.documents) {
-            let is_removed = file(&document)?.is_some_and(|path| others.contains(&path));
+            let identity = document.path().map(identity).transpose()?;
+            let is_removed = identity.is_some_and(|identity| identities.contains(&identity));
             if is_removed { removed.push(document) } else { kept.push(document) }
         }
         self.documents = kept;
@@ -138,6 +145,25 @@ fn reason(error: walkdir::Error) -> String {
     }
 }
 
+/// What tells whether two paths lead to the same file.
+#[cfg(unix)]
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
+        Err(error) => bail!("cannot read {}: {error}", path.display()),
+    }
+}
+
+/// What tells whether two paths lead to the same file; hard links are not seen.
+#[cfg(not(unix))]
+fn identity(path: &Path) -> Result<PathBuf> {
+    match std::fs::canonicalize(path) {
+        Ok(path) => Ok(path),
+        Err(error) => bail!("cannot read {}: {error}", path.display()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,11 +205,17 @@ mod tests {
             std::fs::write(root.join(path), path).unwrap();
         }
         let mut files = Files::open(&[root.to_path_buf()]).unwrap();
-        let others = Files::open(&[root.join("b/../b/d.txt"), root.join("a.txt")]).unwrap().documents;
-        let in_memory = Document::new(others[0].name(), "b/c.txt");
-        let removed = files.remove_files_of(&[&others[..], &[in_memory]].concat()).unwrap();
-        assert_eq!((names(&files, root), removed.len()), (vec!["b/c.txt".to_string()], 2));
+        files.documents.push(Document::new("b/d.txt", "in memory"));
+        std::fs::create_dir(root.join("val")).unwrap();
+        std::fs::hard_link(root.join("a.txt"), root.join("val/same.txt")).unwrap();
+        let removed = files.remove_files_of(&[root.join("b/../b/d.txt"), root.join("val")]).unwrap();
+        let hard_links_are_seen = cfg!(unix);
+        assert_eq!(removed.len(), if hard_links_are_seen { 2 } else { 1 });
+        let kept: Vec<&str> = files.documents.iter().map(|document| document.name()).collect();
+        assert!(kept.last() == Some(&"b/d.txt") && kept.iter().any(|name| name.ends_with("c.txt")), "{kept:?}");
         assert!(files.remove_files_of(&[]).unwrap().is_empty());
+        let error = files.remove_files_of(&[root.join("missing")]).unwrap_err().to_string();
+        assert!(error.contains("missing"), "{error}");
     }
 
     #[cfg(unix)]

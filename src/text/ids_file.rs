@@ -96,7 +96,7 @@ impl Corpus {
                 file.keep();
                 Ok(())
             }
-            None => Ok(()),
+            None => bail!("internal error: the ids written to {} are in no file", path.display()),
         }
     }
 

@@ -121,7 +121,9 @@ fn remove_abandoned(folder: &Path, ours: &File) {
         let is_ours = name.starts_with(TEMPORARY[0])
             && name.ends_with(TEMPORARY[1])
             && entry.metadata().is_ok_and(|metadata| metadata.is_file() && has_same_owner(&metadata, &ours));
-        if is_ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+        let Some(file) = is_ours.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+        // The lock is held until the file is removed: whoever takes it afterwards sees that the name is gone.
+        if file.try_lock().is_ok() {
             let _ = files::remove_file(&entry.path());
         }
     }

@@ -2,8 +2,8 @@
 //! unchanged.
 //!
 //! What such a tokenizer does at the start, at the end or across a place is unknown, so every cut is verified: it lies
-//! between a line break and anything but white space, and the text around it has the same ids as a whole and as two
-//! halves. A tokenizer that puts a space in front of every text, for example, has no such place.
+//! after a line break or before a space, at the edge of a word, and the text around it has the same ids as a whole and
+//! as two halves. A tokenizer that puts a space in front of every text, for example, has no such place.
 
 use std::ops::Range;
 
@@ -12,6 +12,7 @@ use candle_core::{Result, bail};
 use super::parts::Part;
 use super::pieces::TextPieces;
 use super::{Document, Tokenizer};
+use crate::memory;
 
 /// Sizes in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +27,11 @@ pub(super) struct Limits {
     pub(super) longest_part: usize,
 }
 
+/// Memory that the library takes for each byte of text, about.
+const BYTES_PER_BYTE: usize = 50;
+
 impl Limits {
-    /// The library takes some fifty bytes of memory for each byte of text: 50 MB for a usual part, 3 GB for the
-    /// longest.
+    /// 50 MB of memory for a usual part, 3 GB for the longest.
     pub(super) const USUAL: Self =
         Self { part: 1 << 20, attempt_every: 1 << 16, window: 1 << 12, longest_part: 64 << 20 };
 }
@@ -53,6 +56,7 @@ pub(super) fn encode_between_verified_cuts(
         if len == 0 {
             return Ok(());
         }
+        memory::check(document.name(), len.checked_mul(BYTES_PER_BYTE))?;
         let ids = tokenizer.encode_foreign(&pending.text[..len]);
         let ids = ids.map_err(|error| error.in_document(document, pending.offset))?;
         take(len as u64, &ids)?;
@@ -95,13 +99,18 @@ impl Pending<'_> {
             if self.text.len() <= from {
                 return Ok(self.text.len());
             }
-            if let Some(cut) = line_start(&self.text, from..to).filter(|&cut| self.is_verified(cut)) {
-                return Ok(cut);
+            for place in [line_start(&self.text, from..to), word_end(&self.text, from..to)] {
+                if let Some(cut) = place.filter(|&cut| self.is_verified(cut)) {
+                    return Ok(cut);
+                }
             }
             if to > longest_part && self.text.len() > longest_part {
+                // If the tokenizer cannot encode the text anyway, that is the error to report.
+                let ids = self.tokenizer.encode_foreign(&self.text[..self.text.floor_char_boundary(part)]);
+                ids.map_err(|error| error.in_document(self.document, self.offset))?;
                 bail!(
-                    "{}: expected a line break in every {longest_part} bytes where a third-party tokenizer.json can be shown \
-                     to encode both sides as it encodes the whole, got none after byte {}; divide it into several files",
+                    "{}: expected a place in every {longest_part} bytes where a third-party tokenizer.json can be shown to \
+                     encode both sides as it encodes the whole, got none after byte {}; divide it into several files",
                     self.document.name(),
                     self.offset
                 );
@@ -115,10 +124,10 @@ impl Pending<'_> {
         let (text, window) = (&self.text, self.limits.window);
         // Where the window ends inside a word, the tokenizer might not know what is left of it.
         let start = text.floor_char_boundary(cut.saturating_sub(window));
-        let start = text[start..cut].find(char::is_whitespace).map_or(start, |space| start + space);
+        let start = text[start..cut].trim_end().find(char::is_whitespace).map_or(start, |space| start + space);
         let end = text.floor_char_boundary((cut + window).min(text.len()));
         let end = match text[cut..end].rfind(char::is_whitespace) {
-            Some(space) if end < text.len() => cut + space,
+            Some(space) if space > 0 && end < text.len() => cut + space,
             _ => end,
         };
         let ids = |range: Range<usize>| self.tokenizer.encode_foreign(&text[range]).ok();
@@ -134,6 +143,15 @@ fn line_start(text: &str, range: Range<usize>) -> Option<usize> {
     let range = range.start..range.end.min(text.len());
     let breaks = text.as_bytes()[range.clone()].iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
     breaks.map(|(at, _)| range.start + at + 1).find(|&at| text[at..].chars().next().is_some_and(|c| !c.is_whitespace()))
+}
+
+/// The last place in `range` after a word and before a space and another word.
+fn word_end(text: &str, range: Range<usize>) -> Option<usize> {
+    let bytes = &text.as_bytes()[..range.end.min(text.len())];
+    let is_end = |&at: &usize| {
+        bytes[at] == b' ' && !bytes[at - 1].is_ascii_whitespace() && !text[at + 1..].starts_with(char::is_whitespace)
+    };
+    (range.start.max(1)..bytes.len()).rev().find(is_end)
 }
 
 #[cfg(test)]
@@ -154,10 +172,12 @@ mod tests {
                 })
             })
             .collect();
+        let mut merges = vec![["a", "b"], ["b", "\n"]];
+        merges.extend(vocab.get("\nb").map(|_| ["\n", "b"]));
         let json = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
             "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null,
-            "model": { "type": "BPE", "vocab": vocab, "merges": [["a", "b"], ["b", "\n"]] }
+            "model": { "type": "BPE", "vocab": vocab, "merges": merges }
         });
         Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
     }
@@ -204,25 +224,40 @@ mod tests {
         assert!(ids.contains(&8) && ids == spanning.encode(&text).unwrap());
         assert!(lens.len() > 1, "{lens:?}");
 
+        // The same where the line before is longer than the window.
+        let long = format!("{}é\nab aab", "ab".repeat(100)).repeat(20);
+        let (ids, _) = in_parts(&spanning, &long, LIMITS).unwrap();
+        assert!(ids.contains(&8) && ids == spanning.encode(&long).unwrap());
+
         // A merge across every line break leaves no place, and neither does a space in front of every text.
-        let across = "ab\nb".repeat(400);
-        let merging = tokenizer(json!({ "a": 0, "b": 1, "\n": 2, "ab": 4, "b\n": 5 }), &[], Value::Null);
-        assert!(in_parts(&merging, &across, LIMITS).unwrap().0 == merging.encode(&across).unwrap());
+        let across = "aa\nb".repeat(400);
+        let merging = tokenizer(json!({ "a": 0, "b": 1, "\n": 2, "ab": 4, "b\n": 5, "\nb": 6 }), &[], Value::Null);
+        let (ids, lens) = in_parts(&merging, &across, LIMITS).unwrap();
+        assert!(lens.len() == 1 && ids == merging.encode(&across).unwrap());
         let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false });
         let prepending = tokenizer(vocab(), &[], metaspace);
         let (ids, lens) = in_parts(&prepending, &text, LIMITS).unwrap();
         assert!(lens.len() == 1 && ids == prepending.encode(&text).unwrap());
         let refused = in_parts(&prepending, &text, Limits { longest_part: 800, ..LIMITS }).unwrap_err().to_string();
-        assert!(refused.contains("text: expected a line break in every 800 bytes"), "{refused}");
+        assert!(refused.contains("text: expected a place in every 800 bytes"), "{refused}");
         // What is not longer than that is encoded as a whole.
         assert_eq!(in_parts(&prepending, &text[..780], Limits { longest_part: 800, ..LIMITS }).unwrap().1, [780]);
     }
 
     #[test]
+    fn a_text_of_a_single_line_is_cut_between_words() {
+        let text = "ab aab b ".repeat(300);
+        let plain = tokenizer(vocab(), &[], Value::Null);
+        let (ids, lens) = in_parts(&plain, &text, LIMITS).unwrap();
+        assert!(lens.len() > 4 && ids == plain.encode(&text).unwrap(), "{lens:?}");
+        // A token that spans the end of a word is not cut.
+        let spanning = tokenizer(vocab(), &[(8, "ab aab b ab")], Value::Null);
+        assert!(in_parts(&spanning, &text, LIMITS).unwrap().0 == spanning.encode(&text).unwrap());
+    }
+
+    #[test]
     fn a_fault_is_placed_in_the_document() {
         let text = text();
-        let lines = text[..text.find("é\n").unwrap()].len();
-        assert!(lines > 0);
         let wrong = format!("{text}ab x");
         let error = in_parts(&tokenizer(vocab(), &[], Value::Null), &wrong, LIMITS).unwrap_err().to_string();
         let line = 1 + text.matches('\n').count();

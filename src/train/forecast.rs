@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
-use super::{TrainOptions, Trainer};
+use super::{StepOutcome, TrainOptions, Trainer};
 use crate::evaluate::side_by_side;
 
 /// The expected time of a run, extrapolated from steps and validation batches made only to measure them.
@@ -30,22 +30,30 @@ impl Forecast {
     /// Measures with a trainer equal to the run's, which is used up.
     ///
     /// # Errors
-    /// Those of [`Trainer::train_step`] and [`Trainer::validate`].
+    /// Those of [`Trainer::next_step`] and [`Trainer::validate`], and a bad step that may not be skipped.
     pub fn measure(mut trainer: Trainer) -> Result<Self> {
         let (options, context_len) = (trainer.options.clone(), trainer.config().context_len);
         // Steps on full batches are measured; the ramps count when these are added up.
         (trainer.options.batch_ramp, trainer.options.context_ramp) = (None, None);
-        let first_step = timed(|| trainer.train_step())?;
+        let first_step = timed(|| step(&mut trainer))?;
         let (later_steps, mut times, mut spent) = (options.steps.saturating_sub(1), vec![], Duration::ZERO);
         while (times.len() as u64) < later_steps && (times.is_empty() || spent < budget(&times, spent, later_steps)) {
-            let time = timed(|| trainer.train_step())?;
+            let time = timed(|| step(&mut trainer))?;
             spent += time;
             times.push(time);
         }
-        let step = typical(times).unwrap_or(first_step);
+        let typical_step = typical(times).unwrap_or(first_step);
         let validation = measure_validation(&mut trainer)?;
-        let total = total(first_step, step, validation, &options, context_len);
-        Ok(Self { first_step, step, validation, total })
+        let total = total(first_step, typical_step, validation, &options, context_len);
+        Ok(Self { first_step, step: typical_step, validation, total })
+    }
+}
+
+/// Makes a step, or skips it as the run would.
+fn step(trainer: &mut Trainer) -> Result<()> {
+    match trainer.next_step()? {
+        StepOutcome::Failed(bad) => bail!("{bad}"),
+        StepOutcome::Done(_) | StepOutcome::Skipped(_) => Ok(()),
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn remove_dead_staging_folders(root: &Path) {
 /// Takes over a staging folder whose process is dead: gives its lock, if it has one.
 fn seize(staging: &PathBuf) -> Option<Option<File>> {
     /// No living process takes this long from creating its folder to locking it.
-    const YOUNG: Duration = Duration::from_secs(3600);
+    const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
     let path = staging.join(TRAINING).join(LOCK);
     match fs::symlink_metadata(&path) {
         Ok(metadata) if metadata.is_file() => {
@@ -78,7 +78,7 @@ fn seize(staging: &PathBuf) -> Option<Option<File>> {
         Ok(_) => None,
         Err(_) => {
             let modified = fs::metadata(staging).and_then(|metadata| metadata.modified()).ok()?;
-            modified.elapsed().is_ok_and(|age| age > YOUNG).then_some(None)
+            modified.elapsed().is_ok_and(|age| age > ABANDONED_AFTER).then_some(None)
         }
     }
 }

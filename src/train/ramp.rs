@@ -101,11 +101,6 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// The mean size of a batch over the run as a fraction of the full batch, above 0 and at most 1.
-    pub fn mean_batch(&self, context_len: usize) -> f64 {
-        self.full_batches(0..self.steps, context_len) / self.steps.max(1) as f64
-    }
-
     /// The number of full batches that have as many tokens as the batches of these steps, counted from 0.
     pub fn full_batches(&self, steps: Range<u64>, context_len: usize) -> f64 {
         let end_of = |ramp: Option<Ramp>| ramp.map_or(0, |ramp| ramp.steps);
@@ -158,20 +153,21 @@ mod tests {
 
     #[test]
     fn full_batches_are_counted_by_their_tokens() {
+        let mean = |options: &TrainOptions| options.full_batches(0..options.steps, 8) / options.steps as f64;
         let options = TrainOptions { steps: 10, batch_size: 12, ..Default::default() };
-        assert_eq!((options.mean_batch(8), options.full_batches(4..10, 8)), (1.0, 6.0));
+        assert_eq!((mean(&options), options.full_batches(4..10, 8)), (1.0, 6.0));
         let ramp = TrainOptions { batch_ramp: Some(Ramp { from: 6, steps: 4 }), ..options };
-        assert!((ramp.mean_batch(8) - 0.8).abs() < 1e-9);
+        assert!((mean(&ramp) - 0.8).abs() < 1e-9);
         assert_eq!([0, 1, 4, 9, 10, 11].map(|start| ramp.full_batches(start..10, 8)), [8.0, 7.5, 6.0, 1.0, 0.0, 0.0]);
         let both = TrainOptions { context_ramp: Some(Ramp { from: 2, steps: 10 }), ..ramp };
         let steps = (0..10).map(|step| both.sampler_at(step, 8));
         let tokens: usize = steps.map(|sampler| sampler.batch_size * sampler.context_len).sum();
-        assert!((both.mean_batch(8) - tokens as f64 / 960.0).abs() < 1e-9);
+        assert!((mean(&both) - tokens as f64 / 960.0).abs() < 1e-9);
         // A ramp over more steps than are sampled, and one longer than the run.
         let long = TrainOptions { steps: 10_000, batch_ramp: Some(Ramp { from: 6, steps: 4000 }), ..options_of(12) };
         assert!((long.full_batches(1000..10_000, 8) - 7500.0).abs() < 10.0);
         let longer = TrainOptions { batch_ramp: Some(Ramp { from: 6, steps: u64::MAX }), ..options_of(12) };
-        assert!((longer.mean_batch(8) - 0.5).abs() < 1e-9);
+        assert!((mean(&longer) - 0.5).abs() < 1e-9);
     }
 
     fn options_of(batch_size: usize) -> TrainOptions {

@@ -44,8 +44,8 @@ pub enum Remedy {
     SkipOrLowerRate,
     /// Training has diverged since the last checkpoint: resume from it with a lower learning rate.
     LowerRate,
-    /// Training has diverged at the step of the last checkpoint: start a new run with a lower learning rate,
-    /// from the best weights or from scratch.
+    /// Training has diverged, and nothing has been learned since the last checkpoint: start a new run with a lower
+    /// learning rate, from the best weights or from scratch.
     StartAnew,
 }
 
@@ -55,8 +55,7 @@ impl fmt::Display for Remedy {
             Self::SkipOrLowerRate => "skip_bad_steps leaves such batches out, and a lower learning rate may avoid them",
             Self::LowerRate => "training has diverged, and a lower learning rate may help",
             Self::StartAnew => {
-                "training has diverged at the step of the last checkpoint, and only a new run, from the best weights or from \
-                 scratch, with a lower learning rate may help"
+                "training cannot go on from the last checkpoint either: start a new run with a lower learning rate"
             }
         })
     }
@@ -81,9 +80,10 @@ pub enum Outcome {
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays intact. The failure is
 /// logged in the metrics. Before a bad step whose batch has good sequences, and before any other error of a step, the
-/// state is saved. Where training has diverged, as no sequence is good, a weight is not finite or the validation loss
-/// is not, it is not: resuming from there would fail again, whatever the learning rate. [`Event::Failed`] says what may
-/// help.
+/// state is saved. It is not saved if training has diverged (no sequence of the next batches is good, their gradients
+/// are all zero, or a weight or the validation loss is not finite): resuming from there would fail again, whatever the
+/// learning rate. [`Event::Failed`] says what may help. That is looked at before each checkpoint, at the cost of a
+/// step, so an interrupted run that has diverged fails instead of replacing a good checkpoint.
 pub fn train(
     trainer: &mut Trainer,
     folder: Option<&mut RunFolder>,

@@ -101,13 +101,29 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Ok(Validated::BrokenOff) => Ok(()),
+            // From this state a resumed run would come to the same validation.
             Ok(Validated::NotFinite(cause)) => Err(self.fail_diverged(step, &cause)),
             Err(error) => Err(self.fail(step, &bare(&error).to_string(), true)),
         }
     }
 
-    /// Saves the current state.
+    /// Saves the current state, unless training has diverged: then it ends here, and the last checkpoint is the better
+    /// one. The best model so far is saved in any case, and so is a run that is complete.
     pub(super) fn save(&mut self) -> Result<()> {
+        let (step, is_validated) = (self.trainer.step(), self.has_validation() && !self.trainer.validation_is_pending());
+        let is_best = is_validated && self.trainer.best().is_some_and(|best| best.step == step);
+        let is_complete = is_validated && step == self.trainer.options().steps;
+        if self.folder.is_some()
+            && !is_best
+            && !is_complete
+            && let Some(cause) = self.trainer.divergence()?
+        {
+            return Err(self.fail_diverged(step, &cause));
+        }
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<()> {
         let Some(folder) = &mut self.folder else { return Ok(()) };
         let step = self.trainer.step();
         match folder.save(self.trainer) {
@@ -131,11 +147,11 @@ impl<'a> Session<'a> {
         if self.interrupted { Ok(()) } else { self.save_if_due_within(self.validation_time) }
     }
 
-    /// Saves if the last checkpoint is old after another `time`, unless training has diverged: the last checkpoint is
-    /// then the better one.
+    /// Saves if the last checkpoint is old after another `time`, unless training has diverged, which the next step or
+    /// validation will show.
     fn save_if_due_within(&mut self, time: Duration) -> Result<()> {
         let is_due = self.folder.as_ref().is_some_and(|folder| folder.is_save_due_within(time));
-        if is_due && !self.trainer.has_diverged()? { self.save() } else { Ok(()) }
+        if is_due && self.trainer.divergence()?.is_none() { self.write() } else { Ok(()) }
     }
 
     /// Reports, once, that loss plot and event file have been given up.
@@ -164,7 +180,7 @@ impl<'a> Session<'a> {
 
     /// The error of a bad step that ends the run.
     fn fail_at(&mut self, bad: &BadStep) -> Result<Error> {
-        if bad.is_everywhere() || self.trainer.non_finite_weight()?.is_some() {
+        if self.trainer.divergence()?.is_some() {
             return Ok(self.fail_diverged(bad.step, &bad.to_string()));
         }
         let remedy = Remedy::SkipOrLowerRate;
@@ -176,7 +192,9 @@ impl<'a> Session<'a> {
     /// The error of a run that has diverged. Its state is not saved: nothing good could come of it.
     fn fail_diverged(&mut self, step: u64, cause: &str) -> Error {
         let saved = self.folder.as_ref().and_then(|folder| folder.saved_step());
-        let remedy = if saved == Some(self.trainer.step()) { Remedy::StartAnew } else { Remedy::LowerRate };
+        // Steps skipped since the checkpoint have changed nothing.
+        let since = self.trainer.step().saturating_sub(self.trainer.counters().skipped_in_a_row);
+        let remedy = if saved.is_some_and(|saved| saved >= since) { Remedy::StartAnew } else { Remedy::LowerRate };
         let error = self.fail(step, &format!("{cause}; {remedy}"), false);
         self.tell(Event::Failed(remedy));
         error

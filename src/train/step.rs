@@ -64,7 +64,7 @@ impl fmt::Display for BadStep {
         };
         write!(f, "step {step}: {reason}; of the batch's {} sequences ", sequences.len())?;
         match bad_sequences.len() {
-            0 => write!(f, "none is bad alone (they start at tokens {})", shortened(sequences)),
+            0 => write!(f, "none is bad on its own (they start at tokens {})", shortened(sequences)),
             n if n == sequences.len() => write!(f, "all are bad (they start at tokens {})", shortened(sequences)),
             _ => write!(f, "those that start at tokens {} are bad", shortened(bad_sequences)),
         }
@@ -140,18 +140,33 @@ impl Trainer {
         Ok(StepOutcome::Skipped(bad))
     }
 
-    /// Whether a weight is not finite, no sequence of the next step is good, or the next step would move nothing, as
-    /// where all is saturated. Nothing is changed.
-    pub(super) fn has_diverged(&self) -> Result<bool> {
-        if self.non_finite_weight()?.is_some() {
-            return Ok(true);
+    /// Why nothing can be learned from this state on, if so: a weight is not finite, no sequence of the next batches is
+    /// good, or all their gradients are zero, as in a saturated model. Nothing is changed.
+    pub(super) fn divergence(&self) -> Result<Option<String>> {
+        /// A single bad sequence may be the fault of the data.
+        const ENOUGH_SEQUENCES: usize = 4;
+        let step = self.step;
+        if let Some(name) = self.non_finite_weight()? {
+            return Ok(Some(format!("step {step}: {name} is no longer finite")));
         }
-        // Any other error is for that step to report.
-        let next = self.next_batch().and_then(|batch| self.compute(&batch));
-        Ok(next.is_ok_and(|computed| match computed {
-            Ok(computed) => computed.norms.iter().all(|norm| *norm == 0.0),
-            Err(bad) => bad.is_everywhere(),
-        }))
+        let (mut cause, mut sequences) = (None, 0);
+        for ahead in 0..ENOUGH_SEQUENCES as u64 {
+            // An error of another kind is for the step itself to report.
+            let Ok(batch) = self.batch_of(step.saturating_add(ahead)) else { return Ok(None) };
+            let its_cause = match self.compute(&batch) {
+                Ok(Ok(computed)) if computed.norms.iter().all(|norm| *norm == 0.0) => {
+                    format!("step {}: all gradients are zero", step + 1)
+                }
+                Ok(Err(bad)) if bad.is_everywhere() => bad.to_string(),
+                _ => return Ok(None),
+            };
+            cause.get_or_insert(its_cause);
+            sequences += batch.batch_size;
+            if sequences >= ENOUGH_SEQUENCES {
+                break;
+            }
+        }
+        Ok(cause)
     }
 
     fn may_skip(&self) -> Result<bool> {
@@ -175,8 +190,12 @@ impl Trainer {
     }
 
     pub(super) fn next_batch(&self) -> Result<Batch> {
-        let sampler = self.options.sampler_at(self.step, self.config().context_len);
-        Ok(sampler.batch(&self.corpus.train, self.step)?.with_isolated_documents(self.separator()))
+        self.batch_of(self.step)
+    }
+
+    fn batch_of(&self, step: u64) -> Result<Batch> {
+        let sampler = self.options.sampler_at(step, self.config().context_len);
+        Ok(sampler.batch(&self.corpus.train, step)?.with_isolated_documents(self.separator()))
     }
 
     /// Makes the step, unless it is bad.

@@ -351,7 +351,7 @@ fn settings_alone_lead_to_no_file() {
     std::fs::remove_file(space.path("run/training/ids.safetensors")).unwrap();
     let resume = "--resume --out run --steps 14";
     for given in ["", "text.txt", "--validation other.txt"] {
-        space.refuses(&format!("train {given} {resume}"), "expected all texts of the run on the command line");
+        space.refuses(&format!("train {given} {resume}"), "expected its texts on the command line");
     }
     space.works(&format!("train text.txt --validation other.txt {resume}"));
     // The built-in corpus is no file of anybody's.
@@ -451,11 +451,11 @@ fn one_batch_is_learned_by_heart_and_nothing_is_saved() {
     let space = Space::new();
     let small = "--layers 1 --heads 2 --dim 32 --context 16 --batch 2 --lr 0.01 --overfit-one-batch";
     let printed = space.works(&format!("train text.txt {small} --dropout 0.5"));
-    assert!(printed.contains("learned by heart: data, model and optimizer work together"), "{printed}");
+    assert!(printed.contains("memorised: data, model and optimizer work together"), "{printed}");
     let output = space.attn(&format!("train text.txt {small} --steps 3"));
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("not learned by heart; the loss falls, but not far enough: try more --steps"), "{told}");
+    assert!(told.contains("not memorised; the loss falls, but not far enough: try more --steps"), "{told}");
     let output = space.attn(&format!("train text.txt {small} --steps 1"));
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("expected steps of at least 2, got 1"), "{told}");

@@ -209,10 +209,9 @@ fn begin_and_end_of_absent_keys_are_hugging_faces() {
     }
 }
 
-/// Those of `generation_config.json` end a text after those of `config.json`, each once and only if the vocabulary has
-/// them.
+/// In place of those of `config.json`, each once and only if the vocabulary has them.
 #[test]
-fn ids_of_the_generation_config_end_a_text_too() {
+fn ids_of_the_generation_config_end_a_text() {
     let space = tempfile::tempdir().unwrap();
     let ends = |config: Value, generation: &str| {
         let json = changed("llama_tied", &json!({ "eos_token_id": config })).unwrap().to_json().unwrap();
@@ -220,8 +219,8 @@ fn ids_of_the_generation_config_end_a_text_too() {
         std::fs::write(space.path().join("generation_config.json"), generation).unwrap();
         ModelConfig::open(space.path()).map(|config| config.end_ids().collect::<Vec<_>>())
     };
-    assert_eq!(ends(json!(5), r#"{ "eos_token_id": [7, 5, 31, 9] }"#).unwrap(), [5, 7, 9]);
-    assert_eq!(ends(json!([5, 6]), r#"{ "eos_token_id": 3, "do_sample": true }"#).unwrap(), [5, 6, 3]);
+    assert_eq!(ends(json!(5), r#"{ "eos_token_id": [7, 5, 31, 9, 7] }"#).unwrap(), [7, 5, 9]);
+    assert_eq!(ends(json!([5, 6]), r#"{ "eos_token_id": 3, "do_sample": true }"#).unwrap(), [3]);
     assert_eq!(ends(json!(null), r#"{ "eos_token_id": 3 }"#).unwrap(), [3]);
     for nothing in ["{}", r#"{ "eos_token_id": null, "_from_model_config": true }"#] {
         assert_eq!(ends(json!([5, 6]), nothing).unwrap(), [5, 6]);

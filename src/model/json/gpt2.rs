@@ -115,7 +115,7 @@ impl Gpt2Json {
                 self.add_cross_attention
             );
         }
-        let (end_of_text_id, other_end_ids) = EndIds::known([self.eos_token_id], self.vocab_size);
+        let (end_of_text_id, other_end_ids) = EndIds::known(self.eos_token_id, self.vocab_size);
         Ok(ModelConfig {
             context_len: self.n_positions,
             embed_dim: self.n_embd,

@@ -23,10 +23,10 @@ impl EndIds {
 
     /// The ids that the vocabulary has, each once: the first one and the others. Some published configurations keep
     /// GPT-2's 50256 with a smaller vocabulary.
-    pub(super) fn known(ids: impl IntoIterator<Item = Option<Self>>, vocab_size: usize) -> (Option<u32>, Vec<u32>) {
+    pub(super) fn known(ids: Option<Self>, vocab_size: usize) -> (Option<u32>, Vec<u32>) {
         let mut seen = HashSet::new();
-        let mut known = ids.into_iter().flatten().flat_map(Self::into_vec);
-        let mut known = std::iter::from_fn(|| known.find(|id| is_known(*id, vocab_size) && seen.insert(*id)));
+        let ids = ids.map(Self::into_vec).unwrap_or_default();
+        let mut known = ids.into_iter().filter(|id| is_known(*id, vocab_size) && seen.insert(*id));
         let first = known.next();
         (first, known.collect())
     }

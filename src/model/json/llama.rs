@@ -156,7 +156,7 @@ impl LlamaJson {
     /// What the two have in common.
     fn into_config(self) -> Result<ModelConfig> {
         let rope_theta = self.rope_theta()?;
-        let (end_of_text_id, other_end_ids) = EndIds::known([self.eos_token_id.flatten()], self.vocab_size);
+        let (end_of_text_id, other_end_ids) = EndIds::known(self.eos_token_id.flatten(), self.vocab_size);
         let (h, c) = (self.num_attention_heads, self.hidden_size);
         Ok(ModelConfig {
             context_len: self.max_position_embeddings,

@@ -52,7 +52,8 @@ pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
     }))
 }
 
-/// The configuration with the end-of-text ids of a `generation_config.json` added to its own.
+/// The configuration with the end-of-text ids of a `generation_config.json`, if it names any, in place of its own, as
+/// in transformers.
 pub(super) fn with_generation(config: ModelConfig, json: &[u8]) -> Result<ModelConfig> {
     #[derive(Deserialize)]
     struct GenerationJson {
@@ -60,8 +61,10 @@ pub(super) fn with_generation(config: ModelConfig, json: &[u8]) -> Result<ModelC
         eos_token_id: Option<EndIds>,
     }
     let GenerationJson { eos_token_id } = from_slice(json)?;
-    let (end_of_text_id, other_end_ids) = EndIds::known([EndIds::of(&config), eos_token_id], config.vocab_size);
-    Ok(ModelConfig { end_of_text_id, other_end_ids, ..config })
+    Ok(match EndIds::known(eos_token_id, config.vocab_size) {
+        (None, _) => config,
+        (end_of_text_id, other_end_ids) => ModelConfig { end_of_text_id, other_end_ids, ..config },
+    })
 }
 
 fn pretty(json: &impl Serialize) -> Result<String> {

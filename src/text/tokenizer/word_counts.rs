@@ -37,7 +37,8 @@ const SECTION_BYTES: usize = 256;
 ///
 /// Counts are exact up to 2^19 different words with 32 MiB together. Beyond that, the rarer ones are dropped, down to
 /// half as many words and bytes, so a word that comes back later has lost its count so far, which was at most that of
-/// the words that were kept. Merges come from frequent words, which this does not affect. Ties are broken by a hash of
+/// the words that were kept. Words that are frequent throughout are not affected; a word that comes back rarely enough
+/// may be dropped each time, and then teaches no merges. Ties are broken by a hash of
 /// the word, so neither the position in the text nor the alphabet decides, and the result is always the same.
 #[derive(Debug)]
 pub(in crate::text) struct WordCounts {

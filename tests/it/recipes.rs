@@ -327,41 +327,32 @@ fn a_run_that_diverges_keeps_the_last_checkpoint() {
     }
 }
 
+/// As one that goes on: what an interrupt would save could not be resumed.
 #[test]
-fn an_interrupt_and_the_last_step_save_whatever_the_next_step_would_be() {
+fn an_interrupted_run_that_has_diverged_keeps_the_last_checkpoint() {
     let space = tempfile::tempdir().unwrap();
-    for (steps, breaks_off) in [(9, true), (5, false)] {
-        let root = space.path().join(format!("{steps}"));
-        let (tokenizer, mut trainer) = trainer(&TrainOptions { eval_every: 50, ..options(steps) });
-        // Without a text to validate on.
+    for (value, cause) in [(f32::MAX, "all are bad"), (0.0, "all gradients are zero")] {
+        let root = space.path().join(cause);
+        let options = TrainOptions { eval_every: 50, ..options(9) };
+        let (tokenizer, mut trainer) = trainer(&options);
         let mut folder = RunFolder::create(&root, &tokenizer, &trainer, "").unwrap();
-        let parameters = trainer.parameters().clone();
-        let norm = move || parameters.vars().into_iter().find(|(name, _)| name == "norm.weight").unwrap().1;
-        let mut is_saved = false;
-        let outcome = train(&mut trainer, Some(&mut folder), &mut |event| match event {
-            Event::Step(report) if report.step == 5 => {
-                norm().set(&Tensor::full(f32::MAX, norm().shape(), &Device::Cpu).unwrap()).unwrap();
-                if breaks_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let vars = trainer.parameters().vars();
+        let failed = fail(&mut trainer, &mut folder, &mut |step| {
+            if step < 5 {
+                return ControlFlow::Continue(());
             }
-            Event::Saved(step) => {
-                is_saved |= step == 5;
-                ControlFlow::Continue(())
+            // A norm that overflows, or weights that let no gradient through.
+            for (_, var) in vars.iter().filter(|(name, _)| value == 0.0 || name == "norm.weight") {
+                var.set(&Tensor::full(value, var.shape(), &Device::Cpu).unwrap()).unwrap();
             }
-            _ => ControlFlow::Continue(()),
+            ControlFlow::Break(())
         });
+        assert!(failed.message.contains("step 6: ") && failed.message.contains(cause), "{}", failed.message);
+        assert_eq!((failed.remedy, failed.saved), (Some(Remedy::LowerRate), vec![]));
         drop(folder);
-        if !breaks_off {
-            // The validation of these weights has no finite loss.
-            assert!(outcome.unwrap_err().to_string().contains("step 5: the validation loss is"));
-            assert!(!is_saved);
-            continue;
-        }
-        assert_eq!((outcome.unwrap(), is_saved), (Outcome::Interrupted, true));
-        let (mut folder, mut trainer) = resume(&root, &options(9)).unwrap();
-        assert_eq!(trainer.step(), 5);
-        let failed = fail(&mut trainer, &mut folder, &mut |_| ControlFlow::Continue(()));
-        assert_eq!((failed.remedy, failed.saved), (Some(Remedy::StartAnew), vec![]));
-        assert!(failed.message.contains("only a new run, from the best weights or"), "{}", failed.message);
+        let (mut folder, mut trainer) = resume(&root, &options).unwrap();
+        assert_eq!(trainer.step(), 0);
+        assert_eq!(run_in(&mut folder, &mut trainer, None).0, Outcome::Finished);
     }
 }
 
@@ -381,7 +372,7 @@ fn weights_that_are_not_finite_are_never_saved() {
         ControlFlow::Break(())
     });
     assert!(failed.message.contains("step 5: norm.weight is no longer finite"), "{}", failed.message);
-    assert!(failed.saved.is_empty());
+    assert_eq!((failed.remedy, failed.saved), (Some(Remedy::LowerRate), vec![]));
     assert!(metrics(&root).pop().unwrap()["failed"].as_str().unwrap().contains("norm.weight is no longer finite"));
     drop(folder);
     assert_eq!(resume(&root, &options).unwrap().1.step(), 0);
@@ -406,14 +397,30 @@ fn sequences_with(trainer: &Trainer, step: u64, letter: &str) -> usize {
 
 const LETTERS: [&str; 7] = ["x", "v", "g", "w", "u", "h", "."];
 
-/// With some good sequences the data is at fault, and nothing that was learned is lost.
+/// With some good sequences the data is at fault, and nothing that was learned is lost: whether the run comes to the
+/// batch or is interrupted before it.
 #[test]
 fn the_state_before_a_batch_with_some_bad_sequences_is_saved() {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
+    let interrupted = space.path().join("interrupted");
     let options = TrainOptions { eval_every: 50, ..options(9) };
     let mut trainer = untied(&options);
     let letter = LETTERS.into_iter().find(|letter| (1..5).contains(&sequences_with(&trainer, 5, letter))).unwrap();
+    let mut other = untied(&options);
+    let mut folder = RunFolder::create(&interrupted, &data().0, &other, "").unwrap();
+    let embedding = variable(&other, "token_embedding.weight");
+    let outcome = train(&mut other, Some(&mut folder), &mut |event| match event {
+        Event::Step(report) if report.step == 5 => {
+            spoil(&embedding, letter);
+            ControlFlow::Break(())
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Interrupted);
+    drop(folder);
+    assert_eq!(resume(&interrupted, &options).unwrap().1.step(), 5);
+
     let mut folder = RunFolder::create(&root, &data().0, &trainer, "").unwrap();
     let embedding = variable(&trainer, "token_embedding.weight");
     let failed = fail(&mut trainer, &mut folder, &mut |step| {

@@ -16,8 +16,8 @@ use super::sample;
 pub struct GenerateArgs {
     /// Folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3
     run: PathBuf,
-    /// Text to continue [default: none, so the model's beginning-of-text token, else its end of text, else a line
-    /// break, else token 0]
+    /// Text to continue [default: empty; generation then starts from the beginning-of-text token or, without one, the
+    /// end-of-text token, a line break or token 0]
     #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
     /// Maximum number of tokens to write

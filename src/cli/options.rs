@@ -135,7 +135,7 @@ pub struct Options {
     /// Drop the elements of each update whose sign disagrees with the gradient [default: false]
     #[arg(long, value_name = SWITCH, help_heading = "Training")]
     pub cautious_updates: Option<bool>,
-    /// Exempt weights whose magnitude the update increases from weight decay [default: false]
+    /// Apply no weight decay to weights whose magnitude the update increases [default: false]
     #[arg(long, value_name = SWITCH, help_heading = "Training")]
     pub cautious_decay: Option<bool>,
     /// Start with batches of FROM sequences, growing to --batch at equal intervals over the first STEPS
@@ -178,8 +178,8 @@ pub struct Options {
     /// Skip up to N consecutive steps with a non-finite loss or gradient, instead of stopping at the first [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub skip_bad_steps: Option<u64>,
-    /// Steps between reports in the metrics of the norms of every tensor, its gradient and its update; 0 turns them off
-    /// [default: 0]
+    /// Every N steps, write the norms of each tensor, its gradient and its update to the metrics; 0 for never [default:
+    /// 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub statistics_every: Option<u64>,
     /// Seed of all randomness: initial weights, batches and dropout [default: 1]

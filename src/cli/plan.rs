@@ -18,7 +18,7 @@ use super::{counted, grouped};
 pub fn print(prepared: &Prepared, options: &TrainOptions, begun: Instant, out: &mut dyn Write) -> Result<()> {
     let mut lines = format!("{}\n{}\n", prepared.description(), recipe(prepared, options));
     match check_memory(&prepared.config, &prepared.corpus, options) {
-        Err(error) => lines += &format!("{}\n{error}; nothing was tried", memory(prepared, options)),
+        Err(error) => lines += &format!("{}\n{error}; no step was run", memory(prepared, options)),
         Ok(()) => {
             let time = time(&forecast(prepared, options)?, prepared, options, begun);
             let peak = memory::status_bytes("/proc/self/status", "VmHWM:");

@@ -190,20 +190,11 @@ fn follow(
     let outcome = train(&mut trainer, Some(&mut folder), on_event);
     Stage::Saved.enter();
     progress.finish();
-    let resume = format!("attn train --resume --out {}", quoted(&root));
+    let resume = resume_command(&root);
     match outcome {
         Err(error) => {
-            let (message, kept) = (one_line(&error.to_string()), format!("the checkpoint of step {saved} is kept"));
-            let advice = match remedy {
-                None => format!("{kept}: {resume}"),
-                Some(Remedy::LowerRate) => format!("{kept}: {resume} --lr RATE"),
-                Some(Remedy::SkipOrLowerRate) => format!("{kept}: {resume} --skip-bad-steps N or --lr RATE"),
-                Some(Remedy::StartAnew) if trainer.best().is_some() => {
-                    format!("the best model is kept: attn train TEXT --init {} --lr RATE", quoted(&root))
-                }
-                Some(Remedy::StartAnew) => "attn train TEXT --lr RATE".into(),
-            };
-            Err(Failure(format!("{message}; {advice}")).into())
+            let has_best = trainer.best().is_some();
+            Err(Failure(format!("{}; {}", one_line(&error.to_string()), advice(remedy, saved, has_best, &root))).into())
         }
         Ok(Outcome::Interrupted) => {
             writeln!(out, "stopped and saved at step {} of {steps}; to continue: {resume}", trainer.step())?;
@@ -222,6 +213,24 @@ fn follow(
             report(&trainer, &folder, progress.stopwatch(), out)
         }
         Ok(Outcome::Finished) => report(&trainer, &folder, progress.stopwatch(), out),
+    }
+}
+
+fn resume_command(root: &Path) -> String {
+    format!("attn train --resume --out {}", quoted(root))
+}
+
+/// What is left of a run that has failed, and the command that continues it.
+fn advice(remedy: Option<Remedy>, saved: u64, has_best: bool, root: &Path) -> String {
+    let (kept, resume) = (format!("the checkpoint of step {saved} is kept"), resume_command(root));
+    match remedy {
+        None => format!("{kept}: {resume}"),
+        Some(Remedy::LowerRate) => format!("{kept}: {resume} --lr RATE"),
+        Some(Remedy::SkipOrLowerRate) => format!("{kept}: {resume} --skip-bad-steps N or --lr RATE"),
+        Some(Remedy::StartAnew) if has_best => {
+            format!("the best model is kept: attn train TEXT --init {} --lr RATE", quoted(root))
+        }
+        Some(Remedy::StartAnew) => "attn train TEXT --lr RATE".into(),
     }
 }
 

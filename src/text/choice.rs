@@ -70,14 +70,14 @@ impl fmt::Display for TokenizerChoice {
 /// The chosen tokenizer, and the corpus encoded with it.
 ///
 /// A character vocabulary comes from all the documents, as in nanoGPT; merges are learned from the training part only.
-/// These tokenizers, and that of bytes, get an end-of-text token if there are several documents to train on or to
+/// These tokenizers, and the byte tokenizer, get an end-of-text token if there are several documents to train on or to
 /// validate on.
 ///
-/// No document is ever in memory as a whole; see [`Corpus::new`] for a third-party `tokenizer.json`. How often the
-/// text is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words
-/// of the training part. With [`Validation::Fraction`], any tokenizer but that of bytes also needs to find the cut: its
-/// document is read again up to there and, unless the vocabulary's pass has counted them, so is every document once for
-/// its length in characters.
+/// No document is ever in memory as a whole; see [`Corpus::new`] for a third-party `tokenizer.json`. How often the text
+/// is read, besides one pass to encode it: for characters, once for the vocabulary; for a BPE, once for the words of
+/// the training part. With [`Validation::Fraction`], every tokenizer but the byte tokenizer also needs the length of
+/// each document in characters (one pass, for characters the same as for the vocabulary), and reads the document that
+/// is cut once more up to the cut.
 ///
 /// # Errors
 /// Those of the tokenizer's constructor and of [`Corpus::new`].

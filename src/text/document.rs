@@ -13,7 +13,7 @@ use super::tokenizer::{Fault, Place};
 use crate::errors::bare;
 
 /// A text with a name: in memory, or a file that is read piece by piece. Its bytes may be anything; all tokenizers but
-/// that of bytes expect UTF-8.
+/// the byte tokenizer expect UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     name: String,
@@ -110,7 +110,7 @@ impl Document {
         Ok(bytes)
     }
 
-    /// Counts the characters of the document; `on_read` hears of every few bytes read.
+    /// Counts the characters of the document; `on_read` is given the number of bytes of each piece read.
     pub(super) fn count_characters(&self, on_read: &mut dyn FnMut(u64)) -> Result<u64> {
         let mut pieces = TextPieces::characters(self, 0..self.len())?;
         let mut count = 0;

@@ -36,7 +36,7 @@ pub(super) struct IdsWriter {
 }
 
 impl IdsWriter {
-    /// Creates a temporary file in a folder, after which files that killed processes have left there are removed.
+    /// Creates a temporary file in a folder, then removes those that killed processes have left there.
     /// `most` is as in [`IdsWriter::create`].
     pub(super) fn temporary(folder: &Path, width: Width, most: u64) -> Result<Self> {
         // Another process may take a file that is not locked yet for an abandoned one, and remove it: then a new one is

@@ -227,7 +227,7 @@ impl Trainer {
         let norms = gradients.norms()?;
         let Some(mut reason) = self.fault(loss, &norms) else { return Ok(Ok(Computed { loss, gradients, norms })) };
         if let Some(name) = self.non_finite_weight()? {
-            reason = format!("{reason}, as {name} is no longer finite since the update before");
+            reason = format!("{reason}, as {name} became non-finite in the previous update");
         }
         let bad = backward.bad_sequences(batch, |loss, norms| self.fault(loss, norms).is_some())?;
         let bad = bad.into_iter().filter_map(|i| batch.starts.get(i).copied()).collect();

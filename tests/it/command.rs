@@ -517,7 +517,7 @@ fn a_dry_run_writes_nothing() {
     }
     assert!(printed.starts_with("# model: qwen3, ") && printed.contains("\n# data: "), "{printed}");
     let printed = space.works("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run");
-    assert!(printed.contains("nothing was tried"), "{printed}");
+    assert!(printed.contains("no step was run"), "{printed}");
     assert_eq!(entries(space.0.path()), ["text.txt"]);
 }
 

@@ -82,8 +82,8 @@ impl TextStream<'_> {
 
     /// The rest of the text; bytes that are not a character become U+FFFD.
     ///
-    /// If a third-party decoder has changed text that was already returned, the rest is what follows as many bytes,
-    /// from the start of the character that these end in.
+    /// If a third-party decoder has changed text that was already returned, the rest is the final text after that
+    /// many bytes, starting at a character boundary.
     ///
     /// # Errors
     /// If the ids cannot be decoded.

@@ -193,7 +193,7 @@ fn follow(
     let resume = resume_command(&root);
     match outcome {
         Err(error) => {
-            let has_best = trainer.best().is_some();
+            let has_best = folder.best().is_some();
             Err(Failure(format!("{}; {}", one_line(&error.to_string()), advice(remedy, saved, has_best, &root))).into())
         }
         Ok(Outcome::Interrupted) => {

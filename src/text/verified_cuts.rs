@@ -122,12 +122,14 @@ impl Pending<'_> {
     /// Whether the text around `cut` has the same ids as a whole and as two halves.
     fn is_verified(&self, cut: usize) -> bool {
         let (text, window) = (&self.text, self.limits.window);
-        // Where the window ends inside a word, the tokenizer might not know what is left of it.
-        let start = text.floor_char_boundary(cut.saturating_sub(window));
-        let start = text[start..cut].trim_end().find(char::is_whitespace).map_or(start, |space| start + space);
-        let end = text.floor_char_boundary((cut + window).min(text.len()));
-        let end = match text[cut..end].rfind(char::is_whitespace) {
-            Some(space) if space > 0 && end < text.len() => cut + space,
+        // Where the window ends inside a word, the tokenizer might not know what is left of it: if there is white space
+        // in the outer half of a side, it ends there.
+        let boundary = |at: usize| text.floor_char_boundary(at.min(text.len()));
+        let (start, near_start) = (boundary(cut.saturating_sub(window)), boundary(cut.saturating_sub(window / 2)));
+        let start = text[start..near_start].find(char::is_whitespace).map_or(start, |space| start + space);
+        let (near_end, end) = (boundary(cut + window / 2), boundary(cut + window));
+        let end = match text[near_end..end].rfind(char::is_whitespace) {
+            Some(space) if end < text.len() => near_end + space,
             _ => end,
         };
         let ids = |range: Range<usize>| self.tokenizer.encode_foreign(&text[range]).ok();

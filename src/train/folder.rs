@@ -168,6 +168,11 @@ impl RunFolder {
         Ok(())
     }
 
+    /// The best model whose weights are saved: those at the root.
+    pub fn best(&self) -> Option<Best> {
+        self.best
+    }
+
     /// The best model whose weights [`RunFolder::begin`] has found to be lost; reported once.
     pub fn take_lost_best(&mut self) -> Option<Best> {
         self.lost_best.take()

@@ -108,13 +108,12 @@ impl<'a> Session<'a> {
     }
 
     /// Saves the current state, unless training has diverged: then it ends here, and the last checkpoint is the better
-    /// one. The best model so far is saved in any case, and so is a run that is complete.
+    /// one. A run that is complete and validated needs no next step.
     pub(super) fn save(&mut self) -> Result<()> {
-        let (step, is_validated) = (self.trainer.step(), self.has_validation() && !self.trainer.validation_is_pending());
-        let is_best = is_validated && self.trainer.best().is_some_and(|best| best.step == step);
+        let step = self.trainer.step();
+        let is_validated = self.has_validation() && !self.trainer.validation_is_pending();
         let is_complete = is_validated && step == self.trainer.options().steps;
         if self.folder.is_some()
-            && !is_best
             && !is_complete
             && let Some(cause) = self.trainer.divergence()?
         {

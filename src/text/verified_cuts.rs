@@ -3,7 +3,8 @@
 //!
 //! What such a tokenizer does at the start, at the end or across a place is unknown, so every cut is verified: it lies
 //! after a line break or before a space, at the edge of a word, and the text around it has the same ids as a whole and
-//! as two halves. A tokenizer that puts a space in front of every text, for example, has no such place.
+//! as two halves. A tokenizer that puts a space in front of every text, for example, has no such place after a line
+//! break.
 
 use std::ops::Range;
 
@@ -231,19 +232,22 @@ mod tests {
         let (ids, _) = in_parts(&spanning, &long, LIMITS).unwrap();
         assert!(ids.contains(&8) && ids == spanning.encode(&long).unwrap());
 
-        // A merge across every line break leaves no place, and neither does a space in front of every text.
+        // A merge across every line break leaves no place.
         let across = "aa\nb".repeat(400);
         let merging = tokenizer(json!({ "a": 0, "b": 1, "\n": 2, "ab": 4, "b\n": 5, "\nb": 6 }), &[], Value::Null);
         let (ids, lens) = in_parts(&merging, &across, LIMITS).unwrap();
         assert!(lens.len() == 1 && ids == merging.encode(&across).unwrap());
         let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false });
         let prepending = tokenizer(vocab(), &[], metaspace);
+        // A space in front of every text leaves the places in front of a space, if there are any.
         let (ids, lens) = in_parts(&prepending, &text, LIMITS).unwrap();
-        assert!(lens.len() == 1 && ids == prepending.encode(&text).unwrap());
-        let refused = in_parts(&prepending, &text, Limits { longest_part: 800, ..LIMITS }).unwrap_err().to_string();
+        assert!(lens.len() > 1 && ids == prepending.encode(&text).unwrap());
+        let limits = Limits { longest_part: 800, ..LIMITS };
+        let lines = "ab\n".repeat(400);
+        let refused = in_parts(&prepending, &lines, limits).unwrap_err().to_string();
         assert!(refused.contains("text: expected a place in every 800 bytes"), "{refused}");
         // What is not longer than that is encoded as a whole.
-        assert_eq!(in_parts(&prepending, &text[..780], Limits { longest_part: 800, ..LIMITS }).unwrap().1, [780]);
+        assert_eq!(in_parts(&prepending, &lines[..780], limits).unwrap().1, [780]);
     }
 
     #[test]

@@ -59,7 +59,9 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     if all.is_empty() {
         bail!("expected a text of at least 2 tokens, got none in {}", counted(documents.len(), "text"));
     }
-    writeln!(out, "all {} texts:", all.len())?;
+    if all.len() > 1 {
+        writeln!(out, "all {} texts:", all.len())?;
+    }
     report_all(&all, out)
 }
 

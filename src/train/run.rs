@@ -80,7 +80,7 @@ pub enum Outcome {
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays intact. The failure is
 /// logged in the metrics. Before a bad step whose batch has good sequences, and before any other error of a step, the
-/// state is saved. It is not saved if training has diverged (no sequence of the next batches is good, their gradients
+/// state is saved. It is not saved if training has diverged (most sequences of the next batches are bad, their gradients
 /// are all zero, or a weight or the validation loss is not finite): resuming from there would fail again, whatever the
 /// learning rate. [`Event::Failed`] says what may help. That is looked at before each checkpoint, at the cost of a
 /// step, so an interrupted run that has diverged fails instead of replacing a good checkpoint.

@@ -140,8 +140,8 @@ impl Trainer {
         Ok(StepOutcome::Skipped(bad))
     }
 
-    /// Why nothing can be learned from this state on, if so: a weight is not finite, no sequence of the next batches is
-    /// good, or all their gradients are zero, as in a saturated model. Nothing is changed.
+    /// Why nothing can be learned from this state on, if so: a weight is not finite, most sequences of the next batches
+    /// are bad, or all their gradients are zero, as in a saturated model. Nothing is changed.
     pub(super) fn divergence(&self) -> Result<Option<String>> {
         /// A single bad sequence may be the fault of the data.
         const ENOUGH_SEQUENCES: usize = 4;
@@ -157,7 +157,7 @@ impl Trainer {
                 Ok(Ok(computed)) if computed.norms.iter().all(|norm| *norm == 0.0) => {
                     format!("step {}: all gradients are zero", step + 1)
                 }
-                Ok(Err(bad)) if bad.is_everywhere() => bad.to_string(),
+                Ok(Err(bad)) if bad.is_mostly_bad() => bad.to_string(),
                 _ => return Ok(None),
             };
             cause.get_or_insert(its_cause);
@@ -280,9 +280,9 @@ impl Trainer {
 }
 
 impl BadStep {
-    /// Whether no sequence is good: then the weights are at fault, not the data.
-    pub(super) fn is_everywhere(&self) -> bool {
-        self.bad_sequences.len() == self.sequences.len()
+    /// Whether most sequences are bad: then the weights are at fault, not the data.
+    pub(super) fn is_mostly_bad(&self) -> bool {
+        2 * self.bad_sequences.len() > self.sequences.len()
     }
 
     /// What often helps against bad steps.

@@ -39,7 +39,7 @@ pub enum Event<'a> {
 /// What may help after a loss, a gradient or a weight that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Some sequences of the batch are good, so the data is at fault: resume with `skip_bad_steps` or a lower learning
+    /// At most half of the batch is bad, so the data is at fault: resume with `skip_bad_steps` or a lower learning
     /// rate.
     SkipOrLowerRate,
     /// Training has diverged since the last checkpoint: resume from it with a lower learning rate.
@@ -79,7 +79,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written; the last checkpoint stays intact. The failure is
-/// logged in the metrics. Before a bad step whose batch has good sequences, and before any other error of a step, the
+/// logged in the metrics. Before a bad step with at most half of its batch bad, and before any other error of a step, the
 /// state is saved. It is not saved if training has diverged (most sequences of the next batches are bad, their gradients
 /// are all zero, or a weight or the validation loss is not finite): resuming from there would fail again, whatever the
 /// learning rate. [`Event::Failed`] says what may help. That is looked at before each checkpoint, at the cost of a

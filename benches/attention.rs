@@ -1,7 +1,7 @@
 //! Causal attention in `f32`, forward and backward, compared with torch's `scaled_dot_product_attention` in the same
 //! run.
 //!
-//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench attention
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench -p candle-attention --bench attention
 //!
 //! Without the variable there is no torch column. If `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench
 //! built with other flags, it adds a column.
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use candle_attention::ops::{AttentionOptions, attention};
 use candle_core::{Device, Result as CandleResult, Var};
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {

@@ -1,7 +1,8 @@
 //! From a text larger than memory to its ids: peak memory and speed, with each kind of tokenizer.
 //!
-//!     cargo bench --bench corpus            # 1 GB, written to the system's folder for temporary files: a few minutes
-//!     cargo bench --bench corpus -- 5       # 5 GB
+//!     cargo bench -p candle-attention --features lm --bench corpus           # 1 GB, written to the system's folder
+//!                                                                            # for temporary files: a few minutes
+//!     cargo bench -p candle-attention --features lm --bench corpus -- 5      # 5 GB
 //!
 //! Each side runs in its own process. Its peak is `VmHWM`, which only Linux has; elsewhere there are only times. The
 //! text is generated from a seed: words by Zipf's law from a vocabulary of 20 million, with punctuation and line
@@ -13,12 +14,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_attention::memory;
-use candle_attention::text::{CorpusOptions, Document, Spill, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TokenizerChoice, Validation, prepare};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
@@ -57,21 +57,29 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Prepares the text and answers with seconds, MB/s and the peak so far.
+/// Prepares the text, with ids in a file beside it, and answers with seconds, MB/s and the peak so far.
 fn serve(side: &str) -> Result<()> {
     let (choice, path) = side.split_once(' ').context("expected a tokenizer and a path")?;
-    let (choice, path): (TokenizerChoice, &Path) = (choice.parse()?, path.as_ref());
-    let folder = path.parent().context("expected a path in a folder")?.to_path_buf();
+    let path: &Path = path.as_ref();
+    let ids = path.with_file_name(format!("{choice}.ids"));
+    let choice: TokenizerChoice = choice.parse()?;
     peer::serve(|_| {
         let begun = Instant::now();
         let document = Document::open(path)?;
         let megabytes = document.len() as f64 / 1e6;
-        let options = CorpusOptions { context_len: 64, spill: Some(Spill { folder: folder.clone(), above: 1 << 16 }) };
-        prepare(&[document], &Validation::Fraction(0.1), &choice, &options, &mut |_| {})?;
+        prepare(&[document], &Validation::Fraction(0.1), &choice, IdsStore::File(&ids), &mut |_| {})?;
         let seconds = begun.elapsed().as_secs_f64();
-        let peak = memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64);
-        Ok(vec![seconds, megabytes / seconds, peak / 1048576.0])
+        std::fs::remove_file(&ids)?;
+        Ok(vec![seconds, megabytes / seconds, peak_mebibytes()])
     })
+}
+
+/// The peak of this process so far.
+fn peak_mebibytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kibibytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kibibytes.map_or(f64::NAN, |kibibytes: f64| kibibytes / 1024.0)
 }
 
 /// Writes a text of at least `bytes` bytes.

@@ -1,6 +1,6 @@
 //! Generation with the key-value cache, without it, and by torch in nanoGPT's way, which has no cache.
 //!
-//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench generation
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench -p candle-attention --features lm --bench generation
 //!
 //! Without that variable, torch's column is missing. `CANDLE_ATTENTION_OTHER_BUILD`, if set to the executable of this
 //! bench built with other flags, adds a column for it. The model has the sizes of nanoGPT's CPU recipe and random
@@ -15,9 +15,9 @@ use anyhow::{Context, Result, anyhow};
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{CausalLm, ModelConfig};
 use candle_attention::nn::Parameters;
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
@@ -68,7 +68,7 @@ fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
 }
 
 /// Answers a model and a number of tokens with the microseconds per token.
-fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
+fn serve(write: fn(&CausalLm, usize) -> Result<()>) -> Result<()> {
     let models = ["gpt2", "qwen3", "larger"].map(|name| (name, model(name)));
     peer::serve(|question| {
         let (name, tokens) = question.split_once(' ').context("expected a model and a number of tokens")?;
@@ -80,7 +80,7 @@ fn serve(write: fn(&CausalLm, usize) -> CandleResult<()>) -> Result<()> {
 }
 
 /// A model with random weights: gpt2 or qwen3 in the sizes of nanoGPT's CPU recipe, or a larger qwen3.
-fn model(name: &str) -> CandleResult<CausalLm> {
+fn model(name: &str) -> Result<CausalLm> {
     let config = match name {
         "gpt2" => ModelConfig::gpt2(65),
         "qwen3" => ModelConfig::qwen3(65),
@@ -94,19 +94,20 @@ fn model(name: &str) -> CandleResult<CausalLm> {
             ..ModelConfig::qwen3(65)
         },
     };
-    CausalLm::new(&config, Parameters::new(1).frozen(DType::F32, &Device::Cpu))
+    Ok(CausalLm::new(&config, Parameters::new(1).frozen(DType::F32, &Device::Cpu))?)
 }
 
-fn sampler() -> CandleResult<Sampler> {
-    Sampler::new(SamplingOptions { top_k: Some(200), ..Default::default() }, 1, 0)
+fn sampler() -> Result<Sampler> {
+    Ok(Sampler::new(SamplingOptions { top_k: Some(200), ..Default::default() }, 1, 0)?)
 }
 
-fn cached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
-    generate(model, &[1], tokens, &mut sampler()?, &mut |_| ControlFlow::Continue(())).map(drop)
+fn cached(model: &CausalLm, tokens: usize) -> Result<()> {
+    generate(model, &[1], tokens, &mut sampler()?, &mut |_| ControlFlow::Continue(()))?;
+    Ok(())
 }
 
 /// Rereads the last `context_len` tokens for each new one.
-fn uncached(model: &CausalLm, tokens: usize) -> CandleResult<()> {
+fn uncached(model: &CausalLm, tokens: usize) -> Result<()> {
     let (mut ids, mut sampler) = (vec![1u32], sampler()?);
     for _ in 0..tokens {
         let visible = &ids[ids.len().saturating_sub(model.config().context_len)..];

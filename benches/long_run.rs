@@ -1,21 +1,25 @@
 //! Resident memory over 20,000 steps of training a tiny model in a run folder, with validations, checkpoints, metrics
 //! and charts.
 //!
-//!     cargo bench --bench long_run
+//!     cargo bench -p candle-attention --features lm --bench long_run
 //!
 //! The resident size is `VmRSS`, which only Linux has.
 
 use std::ops::ControlFlow;
 
 use anyhow::Result;
-use candle_attention::memory;
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{CorpusOptions, Document, TokenizerChoice, Validation, prepare};
-use candle_attention::train::{Event, RunFolder, TrainOptions, Trainer, train};
+use candle_attention::text::{Document, IdsStore, Validation, prepare};
+use candle_attention::train::{Event, RunDir, TrainOptions, Trainer, train};
 use candle_core::Device;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
+
+mod support {
+    pub mod status;
+}
+use support::status::mebibytes;
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
@@ -23,8 +27,8 @@ const TEXT: &str = "The cat that the children saw yesterday ran down the old str
 const BENCH_STEPS: [u64; 4] = [20_000, 500, 500, 1000];
 const TEST_STEPS: [u64; 4] = [20, 5, 5, 10];
 
-/// The most rows of the table after the warm-up.
-const MOST_ROWS: usize = 10;
+/// The maximum number of rows of the table after the warm-up.
+const MAX_ROWS: usize = 10;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
@@ -34,8 +38,9 @@ fn main() -> Result<()> {
 
     let space = tempfile::tempdir()?;
     let documents = [Document::new("text", TEXT.repeat(200))];
-    let (choice, in_memory) = (TokenizerChoice::Characters, CorpusOptions::in_memory(32));
-    let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, &in_memory, &mut |_| {})?;
+    let mut run = RunDir::create(&space.path().join("run"))?;
+    let (validation, ids) = (Validation::Fraction(0.1), run.ids_path());
+    let (tokenizer, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::File(&ids), &mut |_| {})?;
     let config = ModelConfig {
         context_len: 32,
         embed_dim: 32,
@@ -44,20 +49,20 @@ fn main() -> Result<()> {
         hidden_dim: 128,
         ..ModelConfig::gpt2(tokenizer.vocab_size())
     };
-    let options = TrainOptions { steps, batch_size: 4, shards: 2, eval_every, ..Default::default() };
+    let options = TrainOptions { steps, batch: 4, shards: 2, eval_every: Some(eval_every), ..Default::default() };
     let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
-    let mut folder = RunFolder::create(&space.path().join("run"), &tokenizer, &trainer, "")?;
+    run.begin(&tokenizer, &trainer, &Default::default())?;
 
     let mut samples = vec![];
-    train(&mut trainer, Some(&mut folder), &mut |event| {
+    train(&mut trainer, Some(&mut run), &mut |event| {
         if let Event::Step(report) = event
             && report.step.is_multiple_of(sample_every)
         {
-            samples.push((report.step, resident_kilobytes()));
+            samples.push((report.step, mebibytes("VmRSS") * 1024.0));
         }
         ControlFlow::Continue(())
     })?;
-    print(&samples, warm, folder.seconds());
+    print(&samples, warm, run.seconds());
     Ok(())
 }
 
@@ -65,7 +70,7 @@ fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
     println!("| step | resident, kB |\n|---|---|");
     let shown = samples.iter().filter(|sample| sample.0 <= warm);
     let later: Vec<_> = samples.iter().filter(|sample| sample.0 > warm).collect();
-    let every = later.len().div_ceil(MOST_ROWS).max(1);
+    let every = later.len().div_ceil(MAX_ROWS).max(1);
     for (step, kilobytes) in shown.chain(later.into_iter().rev().step_by(every).collect::<Vec<_>>().into_iter().rev()) {
         println!("| {step} | {kilobytes:.0} |");
     }
@@ -73,9 +78,4 @@ fn print(samples: &[(u64, f64)], warm: u64, seconds: f64) {
     let (last, end) = samples.last().copied().unwrap_or_default();
     let grown = |step: u64| format!("from step {step} to {last}: {:+.0} kB", end - at(step));
     println!("\n{}; {}; {seconds:.0} s", grown(warm), grown(last / 2));
-}
-
-/// The resident size of this process; NaN if the system does not say.
-fn resident_kilobytes() -> f64 {
-    memory::status_bytes("/proc/self/status", "VmRSS:").map_or(f64::NAN, |bytes| bytes as f64 / 1024.0)
 }

@@ -2,7 +2,7 @@
 //! 32768 positions; and a linear layer with cross-entropy over 32768 classes, fused, as two operations, and with
 //! candle-nn.
 //!
-//!     cargo bench --bench memory
+//!     cargo bench -p candle-attention --bench memory
 //!
 //! Each side is a process of its own; its peak is Linux's `VmHWM`, so other systems only get times. In the second
 //! table, memory is counted from what the process holds once its inputs exist.
@@ -12,16 +12,17 @@ use candle_attention::ops;
 use candle_core::{Device, Module, Tensor, Var};
 use candle_nn::Linear;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
     pub mod args;
     pub mod contest;
     pub mod peer;
+    pub mod status;
     pub mod timing;
 }
-use support::{args, contest::Contest, peer, timing};
+use support::{args, contest::Contest, peer, status::mebibytes, timing};
 
 /// B, T, H, D of attention; N, C, V of the linear layer with cross-entropy.
 const LONG: [usize; 4] = [1, 32768, 8, 64];
@@ -98,11 +99,4 @@ fn measure(forward: impl Fn() -> candle_core::Result<Tensor>) -> Result<()> {
         let peak = mebibytes("VmHWM");
         Ok(vec![ms, peak, peak - held])
     })
-}
-
-/// A field of this process's status; NaN if there is none.
-fn mebibytes(field: &str) -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().nth(1)?.parse::<f64>().ok());
-    kib.map_or(f64::NAN, |kib| kib / 1024.0)
 }

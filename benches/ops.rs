@@ -1,7 +1,7 @@
 //! The fused operations, compared with the same formulas composed of candle's and candle-nn's differentiable
 //! operations.
 //!
-//!     cargo bench --bench ops [FILTER]
+//!     cargo bench -p candle-attention --bench ops [FILTER]
 //!
 //! Both sides of a pair run in one process with the same allocator and number of threads, one after the other, on
 //! inputs made beforehand. Backward starts from ones. A table of the medians comes at the end. The shapes of attention
@@ -13,12 +13,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
-use candle_attention::ops;
+use candle_attention::optim::{self, AdamWStep, Cautious, Moments};
 use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::Optimizer;
 use criterion::Criterion;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
@@ -123,9 +123,9 @@ fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<Str
     // Large enough that a wrong step exceeds the tolerance.
     let parameters = candle_nn::ParamsAdamW { lr: 0.1, ..Default::default() };
     let mut optimizer = candle_nn::AdamW::new(vec![composed.clone()], parameters.clone())?;
-    let mut moments = ops::Moments::zeros(&fused)?;
-    let mut step = ops::AdamWStep {
-        cautious: ops::Cautious::default(),
+    let mut moments = Moments::zeros(&fused)?;
+    let mut step = AdamWStep {
+        cautious: Cautious::default(),
         learning_rate: parameters.lr,
         beta1: parameters.beta1,
         beta2: parameters.beta2,
@@ -135,7 +135,7 @@ fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<Str
         step: 1,
     };
     let name = format!("adamw {} x {}", shape.0, shape.1);
-    ops::adamw(&fused, gradient, &mut moments, &step)?;
+    optim::adamw(&fused, gradient, &mut moments, &step)?;
     optimizer.step(&gradients)?;
     check_near(&name, &fused, &composed)?;
 
@@ -143,7 +143,7 @@ fn compare_adamw(criterion: &mut Criterion, shape: (usize, usize)) -> Result<Str
     group.bench_function(FUSED, |bencher| {
         bencher.iter(|| {
             step.step += 1;
-            ops::adamw(&fused, gradient, &mut moments, &step)
+            optim::adamw(&fused, gradient, &mut moments, &step)
         })
     });
     group.bench_function(COMPOSED, |bencher| bencher.iter(|| optimizer.step(&gradients)));

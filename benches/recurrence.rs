@@ -1,7 +1,7 @@
 //! Attention computes all positions at once, a recurrent network one after the other: tokens per second, forward and
 //! backward, of candle-nn's LSTM and GRU and of this crate's layer at the same width, by length T.
 //!
-//!     cargo bench --bench recurrence
+//!     cargo bench -p candle-attention --bench recurrence
 //!
 //! Medians of several runs, one after the other in one process.
 
@@ -11,7 +11,7 @@ use candle_attention::nn::{Parameters, causal_self_attention};
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {

@@ -1,6 +1,6 @@
 //! What training options cost: milliseconds per step and peak memory, compared with the same training without them.
 //!
-//!     cargo bench --bench training_options
+//!     cargo bench -p candle-attention --features lm --bench training_options
 //!
 //! Each side is a process of its own with the sizes of nanoGPT's CPU recipe. A turn is the median of some steps after
 //! an uncounted one, a figure the median of the turns. The peak is Linux's `VmHWM`; on other systems it is missing.
@@ -8,22 +8,22 @@
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
-use candle_attention::memory;
 use candle_attention::model::{DropoutRates, ModelConfig};
-use candle_attention::text::{Corpus, CorpusOptions, Document, Tokenizer, TokenizerChoice, Validation, prepare};
-use candle_attention::train::{Event, OptimizerKind, RunFolder, TrainOptions, Trainer, train};
+use candle_attention::text::{Document, IdsStore, Tokenizer, Validation, prepare};
+use candle_attention::train::{Event, OptimizerKind, RunDir, TrainOptions, Trainer, train};
 use candle_core::Device;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
     pub mod args;
     pub mod contest;
     pub mod peer;
+    pub mod status;
     pub mod timing;
 }
-use support::{args, contest::Contest, peer, timing};
+use support::{args, contest::Contest, peer, status::mebibytes, timing};
 
 const TEXT: &str = "The cat that the children saw yesterday ran down the old street.\n";
 
@@ -43,14 +43,9 @@ const SIDES: &[Side] = &[
     ("moving average of the weights", |options, _| options.ema = 0.999),
     ("dropout 0.1", |_, config| config.dropout = DropoutRates::all(0.1)),
     ("label smoothing 0.1", |options, _| options.label_smoothing = 0.1),
-    ("z-loss 0.0001", |options, _| options.z_loss = 1e-4),
-    ("no clipping", |options, _| options.clip_norm = 0.0),
-    ("cautious updates", |options, _| options.cautious_updates = true),
-    ("skipping bad steps", |options, _| options.skip_bad_steps = 1),
-    ("8 times the batch", |options, _| options.batch_size *= 8),
-    ("8 times the batch, accumulated", |options, _| {
-        (options.batch_size, options.accumulate) = (8 * options.batch_size, 8)
-    }),
+    ("no clipping", |options, _| options.clip = 0.0),
+    ("8 times the batch", |options, _| options.batch *= 8),
+    ("8 times the batch, accumulated", |options, _| (options.batch, options.accumulate) = (8 * options.batch, 8)),
     ("Muon", |options, _| options.optimizer = OptimizerKind::Muon),
 ];
 
@@ -77,22 +72,24 @@ fn serve(side: &str) -> Result<()> {
     let [side, layers, channels, context, batch] = numbers[..] else { anyhow::bail!("expected a side, got {side:?}") };
     let (name, set) = SIDES.get(side).context("expected one of the sides")?;
     let (mut trainer, tokenizer) = trainer(*set, [layers, channels, context, batch])?;
-    let peak =
-        || memory::status_bytes("/proc/self/status", "VmHWM:").map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0);
     if *name != "in a run folder" {
+        let mut step = || {
+            let batch = trainer.next_batch()?;
+            trainer.step(&batch)
+        };
         return peer::serve(|steps| {
-            trainer.train_step()?;
-            let times =
-                (0..steps.parse()?).map(|_: u64| timing::ms(|| trainer.train_step())).collect::<Result<_, _>>()?;
-            Ok(vec![timing::median(times), peak()])
+            step()?;
+            let times = (0..steps.parse()?).map(|_: u64| timing::ms(&mut step)).collect::<Result<_, _>>()?;
+            Ok(vec![timing::median(times), mebibytes("VmHWM")])
         });
     }
     let space = tempfile::tempdir()?;
-    let mut folder = RunFolder::create(&space.path().join("run"), &tokenizer, &trainer, "")?;
+    let mut run = RunDir::create(&space.path().join("run"))?;
+    run.begin(&tokenizer, &trainer, &Default::default())?;
     peer::serve(|steps| {
         // From one event to the next: a step and the writing of its metrics.
         let (mut left, mut times, mut begun) = (steps.parse::<u64>()? + 1, vec![], None);
-        train(&mut trainer, Some(&mut folder), &mut |event| {
+        train(&mut trainer, Some(&mut run), &mut |event| {
             if let Event::Step(_) = event {
                 let before = begun.replace(std::time::Instant::now());
                 times.extend(before.map(|before| before.elapsed().as_secs_f64() * 1e3));
@@ -100,25 +97,24 @@ fn serve(side: &str) -> Result<()> {
             }
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        Ok(vec![timing::median(times), peak()])
+        Ok(vec![timing::median(times), mebibytes("VmHWM")])
     })
 }
 
 /// A trainer with one shard per thread, of a run longer than any turn.
 fn trainer(
     set: fn(&mut TrainOptions, &mut ModelConfig),
-    [num_layers, embed_dim, context_len, batch_size]: [usize; 4],
+    [num_layers, embed_dim, context_len, batch]: [usize; 4],
 ) -> Result<(Trainer, Tokenizer)> {
     let documents = [Document::new("text", TEXT.repeat(2000))];
-    let in_memory = CorpusOptions::in_memory(context_len);
-    let (tokenizer, corpus): (_, Corpus) =
-        prepare(&documents, &Validation::Fraction(0.1), &TokenizerChoice::Characters, &in_memory, &mut |_| {})?;
+    let validation = Validation::Fraction(0.1);
+    let (tokenizer, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::Temporary, &mut |_| {})?;
     let (num_heads, hidden_dim) = ((embed_dim / 32).max(1), 4 * embed_dim);
     let sizes = ModelConfig::gpt2(tokenizer.vocab_size());
     let mut config = ModelConfig { num_layers, num_heads, embed_dim, context_len, hidden_dim, ..sizes };
     let steps = 1_000_000;
     let mut options =
-        TrainOptions { steps, eval_every: steps, batch_size, shards: peer::THREADS, ..Default::default() };
+        TrainOptions { steps, eval_every: Some(steps), batch, shards: peer::THREADS, ..Default::default() };
     set(&mut options, &mut config);
     Ok((Trainer::new(&config, &options, corpus, &Device::Cpu)?, tokenizer))
 }

@@ -1,7 +1,7 @@
 //! Milliseconds of a training step, compared with the arithmetic alone, torch and candle-nn's operations in the same
 //! run.
 //!
-//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench --bench training_step
+//!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench -p candle-attention --features lm --bench training_step
 //!
 //! Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If
 //! `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with other flags, it adds a column.
@@ -12,11 +12,11 @@
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Corpus, Separator};
+use candle_attention::text::{Document, IdsStore, Validation, prepare};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
-#[path = "../src/allocator.rs"]
+#[path = "../attn/src/allocator.rs"]
 mod allocator;
 
 mod support {
@@ -96,7 +96,12 @@ fn serve(side: &str) -> Result<()> {
         }
         _ => {
             let mut trainer = trainer(&config, batch_size)?;
-            peer::serve(|steps| median_ms(steps, || Ok(trainer.train_step()?)))
+            peer::serve(|steps| {
+                median_ms(steps, || {
+                    let batch = trainer.next_batch()?;
+                    Ok(trainer.step(&batch)?)
+                })
+            })
         }
     }
 }
@@ -108,18 +113,12 @@ fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<
     Ok(vec![timing::median(times)])
 }
 
-/// A trainer with one shard per thread, on arbitrary ids.
-fn trainer(config: &ModelConfig, batch_size: usize) -> Result<Trainer> {
-    let ids: Vec<u32> = (0..100_000u64).map(|i| (i * i % 9973 % 65) as u32).collect();
-    let corpus = Corpus {
-        train: ids.into(),
-        validation: vec![].into(),
-        train_bytes: 100_000,
-        validation_bytes: 0,
-        separator: Separator::Unneeded,
-        fingerprint: String::new(),
-    };
-    let options = TrainOptions { batch_size, shards: peer::THREADS, ..Default::default() };
+/// A trainer with one shard per thread, on an arbitrary text of 65 characters.
+fn trainer(config: &ModelConfig, batch: usize) -> Result<Trainer> {
+    let text: Vec<u8> = (0..100_000u64).map(|i| b'0' + (i * i % 9973 % 65) as u8).collect();
+    let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
+    let (_, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::Temporary, &mut |_| {})?;
+    let options = TrainOptions { batch, shards: peer::THREADS, ..Default::default() };
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }
 

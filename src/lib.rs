@@ -1,25 +1,25 @@
 #![doc = include_str!("../README.md")]
 
-#[cfg(feature = "lm")]
-mod errors;
-#[cfg(feature = "lm")]
-pub mod evaluate;
-#[cfg(feature = "lm")]
-mod files;
+mod cpu;
+pub mod nn;
+pub mod ops;
+pub mod optim;
+
 #[cfg(feature = "lm")]
 pub mod generate;
 #[cfg(feature = "lm")]
-pub mod input;
-pub mod memory;
-#[cfg(feature = "lm")]
-pub mod metrics;
+mod host;
 #[cfg(feature = "lm")]
 pub mod model;
-pub mod nn;
-pub mod ops;
-#[cfg(feature = "lm")]
-pub mod run;
 #[cfg(feature = "lm")]
 pub mod text;
 #[cfg(feature = "lm")]
 pub mod train;
+
+pub use candle_core;
+#[cfg(feature = "lm")]
+pub use host::{Error, Memory, Result};
+
+/// The built-in corpus of Portuguese sentences, made by `examples/make_corpus`: a text to train on and one to validate on.
+#[cfg(feature = "lm")]
+pub const BUILT_IN_CORPUS: [&str; 2] = [include_str!("../data/train.txt"), include_str!("../data/validation.txt")];

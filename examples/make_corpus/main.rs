@@ -4,10 +4,9 @@
 //! instead and fails at the first line that differs. Both print the figures in the folder's README.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result, bail};
 
 mod grammar;
 mod lexicon;
@@ -17,12 +16,14 @@ mod statistics;
 use lexicon::ENDINGS;
 use statistics::{Accuracy, MODELS};
 
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (folders, options): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| !word.starts_with("--"));
     let check = options == ["--check"];
     let ([folder], true) = (folders.as_slice(), check || options.is_empty()) else {
-        bail!("usage: make_corpus FOLDER [--check]");
+        return Err("usage: make_corpus FOLDER [--check]".into());
     };
     let corpus = grammar::corpus();
     for (name, text) in [("train.txt", &corpus.train), ("validation.txt", &corpus.validation)] {
@@ -35,12 +36,12 @@ fn main() -> Result<()> {
 
 fn replace(path: &Path, text: &str) -> Result<()> {
     let sibling = path.with_extension("txt.tmp");
-    fs::write(&sibling, text).with_context(|| format!("cannot write {}", sibling.display()))?;
-    fs::rename(&sibling, path).with_context(|| format!("cannot replace {}", path.display()))
+    fs::write(&sibling, text).map_err(|error| format!("cannot write {}: {error}", sibling.display()))?;
+    Ok(fs::rename(&sibling, path).map_err(|error| format!("cannot replace {}: {error}", path.display()))?)
 }
 
 fn compare(path: &Path, expected: &str) -> Result<()> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     if bytes == expected.as_bytes() {
         return Ok(());
     }
@@ -50,7 +51,8 @@ fn compare(path: &Path, expected: &str) -> Result<()> {
         let (found, made) = (found.next(), made.next());
         if found != made.map(str::as_bytes) {
             let found = found.map(String::from_utf8_lossy);
-            bail!("{} differs from the grammar at line {number}: expected {made:?}, got {found:?}", path.display());
+            let place = format!("{} differs from the grammar at line {number}", path.display());
+            return Err(format!("{place}: expected {made:?}, got {found:?}").into());
         }
         number += 1;
     }

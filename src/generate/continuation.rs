@@ -4,11 +4,8 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use candle_core::{Error, Result, bail};
-
-use super::{Sampler, SamplingOptions, generate_side_by_side};
-use crate::errors::bare;
-use crate::run::Run;
+use super::{Pipeline, Sampler, SamplingOptions, generate_side_by_side};
+use crate::host::{Result, bail};
 use crate::text::{TextStream, Tokenizer};
 
 /// The form in which a continuation is delivered.
@@ -38,7 +35,7 @@ pub struct Piece<'a> {
 /// read at once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Continuation {
-    /// The most tokens to write.
+    /// The maximum number of tokens.
     pub max_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingOptions,
@@ -71,13 +68,18 @@ impl Continuation {
     /// # Errors
     /// If an option is out of its range, the tokenizer cannot encode the prompt, a stop text is empty, or memory cannot
     /// hold the text.
-    pub fn write(&self, run: &Run, prompt: &str, on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
+    pub fn write(
+        &self,
+        pipeline: &Pipeline,
+        prompt: &str,
+        on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
+    ) -> Result<()> {
         if self.stop.iter().any(String::is_empty) {
             bail!("generate: expected stop texts of at least one character, got an empty one");
         }
-        let Run { model, tokenizer } = run;
-        let prompt = prompt_ids(run, prompt)?;
-        let excluded = ids_without_token(run);
+        let Pipeline { model, tokenizer } = pipeline;
+        let prompt = prompt_ids(pipeline, prompt)?;
+        let excluded = ids_without_token(pipeline);
         let sampler = |stream| Ok(Sampler::new(self.sampling, self.seed, stream)?.excluding(excluded.clone()));
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
         let mut writers: Vec<_> = (0..self.samples).map(|_| Some(Writer::new(self, tokenizer))).collect();
@@ -101,9 +103,9 @@ impl Continuation {
 }
 
 /// The ids to start from.
-fn prompt_ids(Run { model, tokenizer }: &Run, prompt: &str) -> Result<Vec<u32>> {
+fn prompt_ids(Pipeline { model, tokenizer }: &Pipeline, prompt: &str) -> Result<Vec<u32>> {
     if !prompt.is_empty() {
-        let ids = tokenizer.encode(prompt).map_err(|error| Error::Msg(format!("the prompt: {}", bare(&error))))?;
+        let ids = tokenizer.encode(prompt).map_err(|error| error.at("the prompt"))?;
         if ids.is_empty() {
             bail!("the prompt: the tokenizer makes nothing of it");
         }
@@ -116,7 +118,7 @@ fn prompt_ids(Run { model, tokenizer }: &Run, prompt: &str) -> Result<Vec<u32>> 
 }
 
 /// The model's ids that stand for nothing: no token of the tokenizer, and no end of a text.
-fn ids_without_token(Run { model, tokenizer }: &Run) -> Arc<[u32]> {
+fn ids_without_token(Pipeline { model, tokenizer }: &Pipeline) -> Arc<[u32]> {
     let config = model.config();
     let ends: HashSet<u32> = config.end_ids().collect();
     (0..config.vocab_size as u32).filter(|id| !tokenizer.has_token(*id) && !ends.contains(id)).collect()

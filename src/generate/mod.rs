@@ -4,16 +4,18 @@
 //! ids, which a [`Sampler`] chooses from the logits.
 
 mod continuation;
+mod pipeline;
 mod sampler;
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Tensor};
 
 pub use continuation::{Continuation, OutputForm, Piece};
+pub use pipeline::Pipeline;
 pub use sampler::{Sampler, SamplingOptions};
 
-use crate::memory;
+use crate::host::{Result, bail, memory};
 use crate::model::{CausalLm, Decoder};
 
 /// Continues `prompt` by at most `max_tokens` tokens, passing each to `on_token`, which may stop it. Returns the new

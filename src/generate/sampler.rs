@@ -3,9 +3,10 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use candle_core::{Result, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::host::{Result, bail};
 
 /// How the next token is chosen from the logits: the repetition penalty is applied first, then the logits are divided
 /// by the temperature, then `top_k`, `top_p` and `min_p`, in this order, narrow the tokens that are sampled by their
@@ -93,7 +94,7 @@ impl SamplingOptions {
             all.select_nth_unstable_by(k - 1, by_rank);
             all.truncate(k);
         }
-        let highest = all.iter().fold(f64::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
+        let highest = all.iter().fold(f64::NEG_INFINITY, |max, (_, logit)| max.max(*logit));
         let top_p = top_p.filter(|p| *p < 1.0);
         match top_p {
             Some(_) => all.sort_unstable_by(by_rank),

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 /// The architecture of a decoder, named as Hugging Face's `model_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
     /// LayerNorm, learned positions, and a feed-forward network of two projections (Radford et al. 2019).

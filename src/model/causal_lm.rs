@@ -101,9 +101,9 @@ impl CausalLm {
     /// The embeddings of tokens and, if learned, of positions from `start` on: (B, T, C).
     fn embed(&self, start: usize, ids: &Tensor) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
-        let most = self.config.context_len - if self.position_embedding.is_some() { start } else { 0 };
-        if t == 0 || t > most {
-            bail!("causal-lm: expected 1 to {most} positions, got {t}");
+        let max = self.config.context_len - if self.position_embedding.is_some() { start } else { 0 };
+        if t == 0 || t > max {
+            bail!("causal-lm: expected 1 to {max} positions, got {t}");
         }
         let tokens = ops::embedding(ids, &self.token_embedding)?; // (B, T, C)
         match &self.position_embedding {

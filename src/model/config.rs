@@ -4,13 +4,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, bail};
+use candle_core::{DType, Device};
 use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, json};
-use crate::errors::bare;
-use crate::input;
+use crate::host::{Result, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::ops::Mask;
 
@@ -65,7 +64,7 @@ pub struct ModelConfig {
     pub architecture: Architecture,
     /// Tokens in the vocabulary (V).
     pub vocab_size: usize,
-    /// The most positions the model sees at once.
+    /// The maximum of positions the model sees at once.
     pub context_len: usize,
     /// Channels of the residual stream (C).
     pub embed_dim: usize,
@@ -215,7 +214,7 @@ impl ModelConfig {
     }
 
     /// Rotary positions for heads of this size, if the architecture has them.
-    pub(super) fn rotary(&self, dtype: DType, device: &Device) -> Result<Option<RotaryEmbedding>> {
+    pub(super) fn rotary(&self, dtype: DType, device: &Device) -> candle_core::Result<Option<RotaryEmbedding>> {
         if !self.architecture.is_rotary() {
             return Ok(None);
         }
@@ -249,12 +248,12 @@ impl ModelConfig {
     /// If there is no `config.json`, `generation_config.json` is malformed, and those of [`ModelConfig::from_json`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = input::inside(folder, "config.json")?;
-        let config = in_file(&path, Self::from_json(&input::read(&path, input::MOST_CONFIG_BYTES)?))?;
+        let config = in_file(&path, Self::from_json(&input::read(&path, input::MAX_CONFIG_BYTES)?))?;
         if fs::symlink_metadata(folder.join(GENERATION)).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
             return Ok(config);
         }
         let path = input::inside(folder, GENERATION)?;
-        in_file(&path, json::with_generation(config, &input::read(&path, input::MOST_CONFIG_BYTES)?))
+        in_file(&path, json::with_generation(config, &input::read(&path, input::MAX_CONFIG_BYTES)?))
     }
 
     /// Parses the text of a `config.json`.
@@ -284,8 +283,5 @@ impl ModelConfig {
 }
 
 fn in_file<T>(path: &Path, result: Result<T>) -> Result<T> {
-    match result {
-        Err(error) => bail!("{}: {}", path.display(), bare(&error)),
-        result => result,
-    }
+    result.map_err(|error| error.at(path.display()))
 }

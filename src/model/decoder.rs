@@ -1,9 +1,9 @@
 //! Reading a text step by step.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 
 use super::CausalLm;
-use crate::memory;
+use crate::host::{Result, bail, memory};
 use crate::nn::KvCache;
 use crate::ops;
 
@@ -41,7 +41,7 @@ use crate::ops;
 pub struct Decoder<'a> {
     model: &'a CausalLm,
     caches: Vec<KvCache>,
-    /// The number of texts it reads, once it has begun.
+    /// The number of texts it reads, once it has started.
     sequences: Option<usize>,
     /// For learned positions, the ids that the caches hold: some of them will have to be read again.
     read: Vec<Tensor>,
@@ -161,6 +161,6 @@ impl Decoder<'_> {
         self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_after(t)))?;
         let is_small = (ids.elem_count() + READING) * self.parameters_per_layer < WORTH_SPLITTING;
         let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
-        if is_small { ops::sequential(run) } else { run() }
+        Ok(if is_small { ops::sequential(run) } else { run() }?)
     }
 }

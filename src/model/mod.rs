@@ -17,6 +17,6 @@ pub use causal_lm::CausalLm;
 pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit};
 pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
-pub(crate) use tensor_file::safetensors_from_bytes;
+pub(crate) use tensor_file::{TensorFile, write_tensors};
+pub(crate) use weights::save_weights_with;
 pub use weights::{load_weights, save_weights};
-pub(crate) use weights::{safetensors_to_bytes, weights_from_bytes, weights_to_bytes};

@@ -30,7 +30,7 @@
 
 use super::Architecture;
 use super::config::ModelConfig;
-use crate::memory;
+use crate::host::memory;
 
 /// One layer on disk, with a `weight` and possibly a `bias`, and the layers of the model that it consists of.
 #[derive(Clone)]

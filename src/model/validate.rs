@@ -6,25 +6,31 @@ use super::Architecture;
 use super::config::{DropoutRates, ModelConfig};
 
 impl ModelConfig {
+    /// The largest number of layers.
+    pub const MAX_LAYERS: usize = 1 << 12;
+
+    /// The largest size of anything else. Both are far above any model, and low enough that a count of parameters fits 64
+    /// bits.
+    pub const MAX_SIZE: usize = 1 << 24;
+
     /// Refuses sizes and options from which no model can be built.
     ///
     /// # Errors
     /// Naming what is out of its range or does not fit together.
     pub fn validate(&self) -> Result<()> {
-        // The upper limits are far above any model, and low enough that a count of parameters fits 64 bits.
         // With one token there is nothing to predict, and a single channel is normalised to zero.
-        for (name, size, least, most) in [
-            ("vocab_size", self.vocab_size, 2, 1 << 24),
-            ("context_len", self.context_len, 1, 1 << 24),
-            ("embed_dim", self.embed_dim, 2, 1 << 24),
-            ("num_layers", self.num_layers, 1, 1 << 12),
-            ("num_heads", self.num_heads, 1, 1 << 24),
-            ("num_kv_heads", self.kv_heads(), 1, 1 << 24),
-            ("head_dim", self.head_dim.unwrap_or(1), 1, 1 << 24),
-            ("hidden_dim", self.hidden_dim, 1, 1 << 24),
+        for (name, size, min, max) in [
+            ("vocab_size", self.vocab_size, 2, Self::MAX_SIZE),
+            ("context_len", self.context_len, 1, Self::MAX_SIZE),
+            ("embed_dim", self.embed_dim, 2, Self::MAX_SIZE),
+            ("num_layers", self.num_layers, 1, Self::MAX_LAYERS),
+            ("num_heads", self.num_heads, 1, Self::MAX_SIZE),
+            ("num_kv_heads", self.kv_heads(), 1, Self::MAX_SIZE),
+            ("head_dim", self.head_dim.unwrap_or(1), 1, Self::MAX_SIZE),
+            ("hidden_dim", self.hidden_dim, 1, Self::MAX_SIZE),
         ] {
-            if size < least || size > most {
-                bail!("model config: expected {name} between {least} and {most}, got {size}");
+            if size < min || size > max {
+                bail!("model config: expected {name} between {min} and {max}, got {size}");
             }
         }
         self.validate_heads()?;
@@ -62,8 +68,8 @@ impl ModelConfig {
             bail!("model config: expected an even head_dim for rotary positions, got {d}");
         }
         // So that the parameters can be counted.
-        if h.saturating_mul(d) > 1 << 24 {
-            bail!("model config: expected heads of at most {} channels in all, got {h} of {d}", 1 << 24);
+        if h.saturating_mul(d) > Self::MAX_SIZE {
+            bail!("model config: expected heads of at most {} channels in all, got {h} of {d}", Self::MAX_SIZE);
         }
         Ok(())
     }

@@ -1,18 +1,17 @@
 //! Reading and writing weights with Hugging Face's names and layout, listed in [`tensors`](super::tensors).
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Seek};
+use std::collections::BTreeMap;
+use std::io::BufWriter;
 use std::path::Path;
 
-use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::config::ModelConfig;
-use super::tensor_file::TensorFile;
+use super::tensor_file::{TensorFile, write_tensors};
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::errors::{bare, listed};
-use crate::{files, input, memory};
+use crate::host::{Error, Result, bail, disk, input, listed, memory};
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -20,40 +19,46 @@ use crate::{files, input, memory};
 /// # Errors
 /// If a tensor of `config` is missing from `tensors`, or the file cannot be written.
 pub fn save_weights(path: &Path, config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    files::replace_with(path, &weights_to_bytes(config, tensors)?)
+    save_weights_with(path, config, tensors, BTreeMap::new())
 }
 
-/// The content of the file that [`save_weights`] writes.
-pub(crate) fn weights_to_bytes(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+/// As [`save_weights`], with more metadata.
+pub(crate) fn save_weights_with(
+    path: &Path,
+    config: &ModelConfig,
+    tensors: &BTreeMap<String, Tensor>,
+    mut metadata: BTreeMap<&str, String>,
+) -> Result<()> {
+    // transformers refuses files that do not name a framework.
+    metadata.insert("format", "pt".into());
+    let on_disk = on_disk(config, tensors)?;
+    disk::replace(path, |file| write_tensors(&mut BufWriter::new(file), &on_disk, &metadata))
+}
+
+/// The tensors of a model by their names on disk.
+fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let get = |name: String| match tensors.get(&name) {
         Some(tensor) => Ok(tensor),
         None => bail!("weights: {name} is missing"),
     };
     let stack = |parts: &[String], suffix: &str| {
         let parts = parts.iter().map(|part| get(format!("{part}.{suffix}"))).collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&parts, 0)
+        Ok::<_, Error>(Tensor::cat(&parts, 0)?)
     };
-    let mut on_disk = Vec::new();
+    let mut on_disk = BTreeMap::new();
     for entry in tensors::entries(config) {
         let weight = stack(&entry.parts, "weight")?;
         let (dtype, device) = (weight.dtype(), weight.device().clone());
         let weight = if entry.is_transposed { weight.t()?.contiguous()? } else { weight };
-        on_disk.push((format!("{}.weight", entry.on_disk), weight));
+        on_disk.insert(format!("{}.weight", entry.on_disk), weight);
         let bias = match entry.bias {
             Bias::Absent => continue,
             Bias::Zero => Tensor::zeros(entry.shape[0], dtype, &device)?,
             Bias::Trained => stack(&entry.parts, "bias")?,
         };
-        on_disk.push((format!("{}.bias", entry.on_disk), bias));
+        on_disk.insert(format!("{}.bias", entry.on_disk), bias);
     }
-    safetensors_to_bytes(on_disk)
-}
-
-/// The content of a safetensors file that transformers accepts.
-pub(crate) fn safetensors_to_bytes(tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
-    // transformers refuses files that do not name a framework.
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(safetensors::serialize(tensors, Some(metadata))?)
+    Ok(on_disk)
 }
 
 /// Reads a `model.safetensors` in Hugging Face's layout: the tensors by their names in the model, as `f32`.
@@ -70,16 +75,6 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
 }
 
-/// [`load_weights`] from the content of a file; `path` is for messages only.
-pub(crate) fn weights_from_bytes(
-    path: &Path,
-    bytes: &[u8],
-    config: &ModelConfig,
-    device: &Device,
-) -> Result<BTreeMap<String, Tensor>> {
-    read_weights(path, TensorFile::from_bytes(path, bytes)?, config, device)
-}
-
 /// The token embedding's name in the model.
 const EMBEDDING: &str = "token_embedding.weight";
 
@@ -87,9 +82,9 @@ const EMBEDDING: &str = "token_embedding.weight";
 type Found = (String, Entry, &'static str);
 
 /// See [`load_weights`].
-fn read_weights<R: Read + Seek>(
+fn read_weights(
     path: &Path,
-    mut file: TensorFile<R>,
+    mut file: TensorFile,
     config: &ModelConfig,
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>> {
@@ -106,7 +101,7 @@ fn read_weights<R: Read + Seek>(
         let tensor = file.read(&on_disk, device)?;
         match entry.unpack(suffix, &tensor) {
             Ok(parts) => tensors.extend(parts),
-            Err(error) => problems.push(format!("{on_disk}: {}", bare(&error))),
+            Err(error) => problems.push(format!("{on_disk}: {error}")),
         }
     }
     if let Some(copy) = copy.filter(|_| problems.is_empty()) {
@@ -155,7 +150,7 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
 }
 
 fn in_file(path: &Path, problems: &[String]) -> Error {
-    Error::Msg(format!("{}: {}", path.display(), listed(problems)))
+    Error::Input(format!("{}: {}", path.display(), listed(problems)))
 }
 
 fn with_prefix(name: &str, config: &ModelConfig) -> String {

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::memory;
+use crate::cpu::allocation;
 
 /// The keys (B, S, G, D) and values (B, S, G, E) of the positions read so far, for one layer and B sequences of equal
 /// length. With them, a new position costs one row of each projection instead of the whole text again.
@@ -66,12 +66,12 @@ impl KvCache {
         self.len == 0
     }
 
-    /// The most positions the cache can hold; for a sliding cache, the most that one position can see.
+    /// The maximum of positions the cache can hold; for a sliding cache, the maximum that one position can see.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// For a sliding cache, the most positions that one position sees, itself included.
+    /// For a sliding cache, the maximum of positions that one position sees, itself included.
     pub fn window(&self) -> Option<usize> {
         self.slides.then_some(self.capacity)
     }
@@ -137,7 +137,7 @@ impl KvCache {
         if end <= size { size } else { self.size_for(kept.saturating_add(t), end) }
     }
 
-    /// The most positions that the buffers will have room for while an empty cache reads a text of `positions`: first
+    /// The maximum of positions that the buffers will have room for while an empty cache reads a text of `positions`: first
     /// `first` of them in pieces of at most `capacity`, then one by one.
     #[cfg(feature = "lm")]
     pub(crate) fn allocated_for(&self, first: usize, positions: usize) -> usize {
@@ -198,8 +198,8 @@ impl KvCache {
 /// A buffer with room for `positions` rows like those given.
 fn buffer(positions: usize, like: &Tensor) -> Result<Tensor> {
     let (b, _, g, d) = like.dims4()?;
-    let bytes = memory::tensor_bytes(&[b, positions, g, d], like.dtype().size_in_bytes());
-    memory::check(&format!("kv-cache: {positions} positions of {like:?}"), bytes)?;
+    let what = format!("kv-cache: {positions} positions of {like:?}");
+    allocation::check(&what, &[b, positions, g, d], like.dtype().size_in_bytes())?;
     Tensor::zeros((b, positions, g, d), like.dtype(), like.device())
 }
 
@@ -235,7 +235,7 @@ mod tests {
         }
         for positions in [usize::MAX / 2, 1 << 50] {
             let error = buffer(positions, &rows).unwrap_err().to_string();
-            assert!(error.contains("of memory, got"), "{error}");
+            assert!(error.contains("expected a size that fits into memory, got"), "{error}");
         }
     }
 

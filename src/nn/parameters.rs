@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::memory;
+use crate::cpu::allocation;
 
 /// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed,
 /// lists its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
@@ -148,10 +148,7 @@ impl Store {
 fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
     // The values as drawn, in f64, and as stored.
     let bytes_each = size_of::<f64>() + dtype.size_in_bytes();
-    memory::check(
-        &format!("parameters: {name} of shape {:?}", shape.dims()),
-        memory::tensor_bytes(shape.dims(), bytes_each),
-    )?;
+    allocation::check(&format!("parameters: {name} of shape {:?}", shape.dims()), shape.dims(), bytes_each)?;
     let values = match init {
         Init::Const(value) => vec![value; shape.elem_count()],
         Init::Randn { mean, stdev } => normal(mean, stdev, shape, rng)?,

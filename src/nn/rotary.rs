@@ -148,11 +148,11 @@ impl RotaryEmbedding {
 
     /// Cosines and sines of `t` positions from `offset` on.
     fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
-        const MOST: usize = u32::MAX as usize;
+        const MAX: usize = u32::MAX as usize;
         /// Positions computed at once.
         const BLOCK: usize = 64;
-        if offset.checked_add(t).is_none_or(|end| end > MOST) {
-            bail!("{OP}: expected positions below {MOST}, got {t} from {offset} on");
+        if offset.checked_add(t).is_none_or(|end| end > MAX) {
+            bail!("{OP}: expected positions below {MAX}, got {t} from {offset} on");
         }
         if let Some(tables) = self.first.narrow(offset, t) {
             return tables;

@@ -2,11 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::parallel::for_each_chunk;
-use super::random::{DropoutFactors, DropoutOptions};
 use super::record;
-use super::simd::dispatch;
-use super::storage::{has_kernel, slice, values};
+use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::random::{DropoutFactors, DropoutOptions};
+use crate::cpu::simd::dispatch;
+use crate::cpu::storage::{has_kernel, slice, values};
 
 /// Sets elements to 0 with probability `rate` and divides the others by `1 - rate`: `xs` (B, ..), the result has its
 /// shape.
@@ -110,8 +110,8 @@ impl CustomOp1 for Dropout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::testing::{assert_like_reference, randn};
     use crate::ops::RandomKey;
-    use crate::ops::testing::{assert_like_reference, randn};
     use candle_core::{DType, Var};
 
     const OPTIONS: DropoutOptions =

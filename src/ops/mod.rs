@@ -1,7 +1,7 @@
 //! Differentiable functions on tensors: the building blocks of the layers in [`crate::nn`].
 //!
-//! Every function here has gradients for all its floating-point inputs, on every device (except the optimizer steps
-//! [`adamw`] and [`muon`], which need none). Each documents its formula, shapes and errors.
+//! Every function here has gradients for all its floating-point inputs, on every device. Each documents its formula,
+//! shapes and errors.
 //!
 //! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or confined to
 //! one inside [`sequential`]. Vector instructions are chosen at run time; the environment variable
@@ -23,52 +23,26 @@
 //! ```
 
 mod activation;
-mod adamw;
 pub mod attention;
-mod block_product;
-mod cautious;
-mod checks;
 mod cross_entropy;
 mod dropout;
-mod elementwise;
 mod embedding;
 mod linear;
-mod matmul;
-#[cfg(feature = "lm")]
-mod moving_average;
-mod muon;
 mod norm;
-mod parallel;
-mod random;
 #[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer records"))]
 pub(crate) mod record;
 mod rotary;
-mod simd;
-mod storage;
-#[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer adds"))]
-mod sums;
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use crate::cpu::parallel::sequential;
+pub use crate::cpu::random::{DropoutOptions, RandomKey};
 pub use activation::{geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, reglu, relu_squared, silu, swiglu};
-pub use adamw::{AdamWStep, Moments, adamw};
 pub use attention::{AttentionOptions, Mask, Scale, attention, attention_with_weights, self_attention};
-pub use cautious::Cautious;
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use linear::linear;
-pub use muon::{MuonStep, muon};
 pub use norm::{layer_norm, rms_norm};
-pub use parallel::sequential;
-pub use random::{DropoutOptions, RandomKey};
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 pub(crate) use rotary::{frequencies as rotary_frequencies, tables as tables_of_frequencies};
-#[cfg(feature = "lm")]
-pub(crate) use {
-    moving_average::moving_average,
-    parallel::{for_each, for_each_in_order, map},
-    sums::{add, euclidean_norm},
-};

@@ -3,12 +3,11 @@
 //! candle's backward pass allocates a tensor of zeros for every edge of its graph and adds the gradient to it. Inside
 //! [`record`], the operations of this crate bypass the graph and record themselves here instead.
 //! [`Recording::backward`] then passes each gradient on as it is, adds only where two meet, and frees what forward kept
-//! as soon as it has been used. The gradients equal those of candle's own backward pass: the trainer compares the two
-//! when it starts.
+//! as soon as it has been used. The gradients equal those of candle's own backward pass.
 //!
 //! Only this crate's operations are recorded, and only on the recording thread. A candle operation on a variable is
 //! refused. On a recorded result it would cut the gradient: everything that a recorded forward pass calls must go
-//! through this module, which the trainer's check verifies.
+//! through this module, which a test of the trainer verifies for every form of the model.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -209,4 +208,50 @@ pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
     };
     push(parts, &out, Box::new(backward))?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::randn;
+    use crate::nn::{MultiHeadAttention, MultiHeadAttentionConfig, Parameters};
+    use crate::ops::{CrossEntropyOptions, linear_cross_entropy, silu};
+    use candle_core::{DType, Device, Var};
+
+    fn var(seed: u64, shape: &[usize]) -> Var {
+        Var::from_tensor(&randn(seed, shape).to_dtype(DType::F32).unwrap()).unwrap()
+    }
+
+    /// Shapes that change, and rows that are left out, on the way to the loss. The same kernels are called in both ways,
+    /// and what meets in pairs has the same sum in either order: nothing is rounded differently.
+    #[test]
+    fn targets_that_do_not_count_and_heads_that_are_not_packed_are_recorded() {
+        let (xs, weight, parameters) = (var(1, &[2, 3, 8]), var(2, &[5, 8]), Parameters::new(3));
+        let config = MultiHeadAttentionConfig { num_kv_heads: Some(1), ..MultiHeadAttentionConfig::new(8, 2) };
+        let attention = MultiHeadAttention::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+        let targets = Tensor::new(&[[0u32, 9, 4], [9, 1, 2]], &Device::Cpu).unwrap();
+        let options = CrossEntropyOptions { ignored: Some(9), ..Default::default() };
+        let loss = || {
+            let ys = add(&xs, &attention.forward_with(&xs, &Default::default())?)?;
+            linear_cross_entropy(&ys, &weight, &targets, &options)
+        };
+        let (recorded_loss, recording) = record(loss).unwrap();
+        let recorded = recording.backward(&recorded_loss).unwrap();
+        let by_graph = loss().unwrap().backward().unwrap();
+        for var in parameters.vars().iter().map(|(_, var)| var).chain([&xs, &weight]) {
+            let [got, expected] = [&recorded[&var.id()], by_graph.get(var).unwrap()]
+                .map(|gradient| gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            assert_eq!(got, expected, "of shape {:?}", var.dims());
+        }
+    }
+
+    #[test]
+    fn an_operation_that_is_not_recorded_is_refused_or_cuts_the_gradient() {
+        let var = var(1, &[3, 4]);
+        let error = record(|| silu(&var.t()?)).err().unwrap().to_string();
+        assert!(error.contains("a tensor of shape [4, 3] comes from an operation that is not recorded"), "{error}");
+
+        let (loss, recording) = record(|| silu(&(silu(&var)? * 2.0)?)?.sum_all()).unwrap();
+        assert!(!recording.backward(&loss).unwrap().contains_key(&var.id()));
+    }
 }

@@ -2,126 +2,76 @@
 //!
 //! A window starting at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Ids;
+use crate::host::{Result, bail};
 
-/// Windows of the same length, in rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Windows of the same length.
+#[derive(Clone, Debug)]
 pub struct Batch {
-    /// The input ids, (B, T) in row-major order.
-    pub inputs: Vec<u32>,
-    /// The id that follows each input, (B, T) in row-major order.
-    pub targets: Vec<u32>,
-    /// The number of windows, B.
-    pub batch_size: usize,
-    /// The length of each, T.
-    pub seq_len: usize,
-    /// The position in the ids at which each window starts, B of them.
-    pub starts: Vec<usize>,
-    /// The number of the document that each input belongs to, (B, T) in row-major order, if documents are isolated.
-    pub documents: Option<Vec<u32>>,
+    /// The input ids, (B, T) of `u32`.
+    pub inputs: Tensor,
+    /// The id that follows each input, (B, T) of `u32`.
+    pub targets: Tensor,
+    /// The number of the document that each input belongs to, (B, T) of `u32`, if documents are isolated: counted from 0
+    /// in each window.
+    pub documents: Option<Tensor>,
 }
 
 impl Batch {
-    fn of(ids: &Ids, starts: Vec<usize>, seq_len: usize) -> Result<Self> {
-        let len = starts.len() * seq_len;
-        let (mut inputs, mut targets) = (Vec::with_capacity(len), Vec::with_capacity(len));
-        for &start in &starts {
+    /// The windows that begin at `starts`. With a `separator`, the id that ends each document, documents are isolated.
+    fn new(ids: &Ids, starts: &[usize], seq_len: usize, separator: Option<u32>, device: &Device) -> Result<Self> {
+        let shape = (starts.len(), seq_len);
+        let capacity = starts.len() * seq_len;
+        let (mut inputs, mut targets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        for &start in starts {
             let row = ids.read(start..start + seq_len + 1)?;
             inputs.extend_from_slice(&row[..seq_len]);
             targets.extend_from_slice(&row[1..]);
         }
-        Ok(Self { inputs, targets, batch_size: starts.len(), seq_len, starts, documents: None })
+        let documents = separator.map(|separator| document_numbers(&inputs, seq_len, separator));
+        Ok(Self {
+            inputs: Tensor::from_vec(inputs, shape, device)?,
+            targets: Tensor::from_vec(targets, shape, device)?,
+            documents: documents.map(|numbers| Tensor::from_vec(numbers, shape, device)).transpose()?,
+        })
     }
 
-    /// Checks that the lengths match the batch's sizes.
+    /// The number of windows, B.
+    pub fn size(&self) -> usize {
+        self.inputs.dims()[0]
+    }
+
+    /// The number of targets, B T.
+    pub fn tokens(&self) -> usize {
+        self.targets.elem_count()
+    }
+
+    /// `count` of the windows, from `first` on.
     ///
     /// # Errors
-    /// Names the expected and the actual length.
-    pub fn check(&self) -> Result<()> {
-        let (b, t) = (self.batch_size, self.seq_len);
-        if b == 0 || t == 0 {
-            bail!("batch: expected at least one window of at least one id, got {b} of {t}");
+    /// If there are not as many.
+    pub fn narrow(&self, first: usize, count: usize) -> Result<Self> {
+        let part = |tensor: &Tensor| tensor.narrow(0, first, count);
+        let documents = self.documents.as_ref().map(part).transpose()?;
+        Ok(Self { inputs: part(&self.inputs)?, targets: part(&self.targets)?, documents })
+    }
+}
+
+/// In each row of `seq_len` ids, a number that starts at 0 and increases after each separator.
+fn document_numbers(ids: &[u32], seq_len: usize, separator: u32) -> Vec<u32> {
+    let mut numbers = Vec::with_capacity(ids.len());
+    for row in ids.chunks(seq_len) {
+        let mut number = 0;
+        for &id in row {
+            numbers.push(number);
+            number += u32::from(id == separator);
         }
-        let documents = self.documents.as_ref().map(Vec::len);
-        for (name, got) in [("inputs", self.inputs.len()), ("targets", self.targets.len())]
-            .into_iter()
-            .chain(documents.map(|got| ("document numbers", got)))
-        {
-            if b.checked_mul(t) != Some(got) {
-                bail!("batch: expected {b} times {t} {name}, got {got}");
-            }
-        }
-        if self.starts.len() != b {
-            bail!("batch: expected the starts of {b} windows, got {}", self.starts.len());
-        }
-        Ok(())
     }
-
-    /// Divides the windows, in order, into at most `count` batches whose sizes differ by at most one. The batch must
-    /// pass [`check`](Self::check).
-    pub fn shards(&self, count: usize) -> Vec<Self> {
-        let count = count.clamp(1, self.batch_size.max(1));
-        let bound = |i: usize| i * self.batch_size / count;
-        let part = |i: usize| {
-            let (rows, t) = (bound(i)..bound(i + 1), self.seq_len);
-            let ids = rows.start * t..rows.end * t;
-            Self {
-                inputs: self.inputs[ids.clone()].to_vec(),
-                targets: self.targets[ids.clone()].to_vec(),
-                batch_size: rows.len(),
-                seq_len: t,
-                starts: self.starts[rows].to_vec(),
-                documents: self.documents.as_ref().map(|numbers| numbers[ids.clone()].to_vec()),
-            }
-        };
-        (0..count).map(part).collect()
-    }
-
-    /// The inputs as a tensor of `u32`, (B, T).
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn inputs_tensor(&self, device: &Device) -> Result<Tensor> {
-        Tensor::from_slice(&self.inputs, (self.batch_size, self.seq_len), device)
-    }
-
-    /// The batch with its documents isolated, if a separator is given: in each window they are numbered from 0, and the
-    /// number increases after each separator.
-    pub fn with_isolated_documents(mut self, separator: Option<u32>) -> Self {
-        self.documents = separator.map(|separator| {
-            let mut numbers = Vec::with_capacity(self.inputs.len());
-            for row in self.inputs.chunks(self.seq_len.max(1)) {
-                let mut number = 0;
-                for &id in row {
-                    numbers.push(number);
-                    number += u32::from(id == separator);
-                }
-            }
-            numbers
-        });
-        self
-    }
-
-    /// The document numbers as a tensor of `u32`, (B, T), if documents are isolated.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn documents_tensor(&self, device: &Device) -> Result<Option<Tensor>> {
-        let tensor = |numbers: &Vec<u32>| Tensor::from_slice(numbers, (self.batch_size, self.seq_len), device);
-        self.documents.as_ref().map(tensor).transpose()
-    }
-
-    /// The targets as a tensor of `u32`, (B, T).
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn targets_tensor(&self, device: &Device) -> Result<Tensor> {
-        Tensor::from_slice(&self.targets, (self.batch_size, self.seq_len), device)
-    }
+    numbers
 }
 
 /// Draws training batches. It has no state: a batch is a function of the seed and the step, so only the step needs to
@@ -134,6 +84,8 @@ pub struct BatchSampler {
     pub batch_size: usize,
     /// Tokens in a window, T.
     pub context_len: usize,
+    /// The id that ends each document, if documents are isolated.
+    pub separator: Option<u32>,
 }
 
 impl BatchSampler {
@@ -142,47 +94,38 @@ impl BatchSampler {
     ///
     /// # Errors
     /// Fewer ids than `context_len + 1`, a size of 0, and a file of ids that can't be read.
-    pub fn batch(&self, ids: &Ids, step: u64) -> Result<Batch> {
+    pub fn batch(&self, ids: &Ids, step: u64, device: &Device) -> Result<Batch> {
         check(ids, self.context_len, self.batch_size)?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(step);
         // 64 bits on every machine: draws of `usize` may depend on its size.
         let positions = (ids.len() - self.context_len) as u64;
-        let starts = (0..self.batch_size).map(|_| rng.random_range(0..positions) as usize).collect();
-        Batch::of(ids, starts, self.context_len)
+        let starts: Vec<usize> = (0..self.batch_size).map(|_| rng.random_range(0..positions) as usize).collect();
+        Batch::new(ids, &starts, self.context_len, self.separator, device)
     }
 }
 
-/// What to do with the ids after the last complete window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// Leave them out: all windows have the same length.
-    Drop,
-    /// Return them as a last batch of one shorter window: each id but the first is a target exactly once.
-    Keep,
-}
-
-/// All non-overlapping windows of `context_len`, in order, in batches of at most `batch_size`: the `(n - 1) /
-/// context_len` complete ones of `n` ids, followed by the rest with [`Rest::Keep`].
+/// All non-overlapping windows of `context_len` ids, in order: batches of at most `batch_size` windows, then what is left
+/// of `n` ids after the `(n - 1) / context_len` whole windows as a last batch of one shorter window, unless `drop_last`.
+/// With a `separator`, the id that ends each document, documents are isolated.
 ///
 /// # Errors
-/// A size of 0; too few ids: fewer than 2, or with [`Rest::Drop`] fewer than `context_len + 1`. A batch is an error if
-/// a file of ids can't be read.
-pub fn windows(
-    ids: &Ids,
-    context_len: usize,
-    batch_size: usize,
-    rest: Rest,
-) -> Result<impl Iterator<Item = Result<Batch>>> {
-    let least = if rest == Rest::Keep { context_len.min(1) } else { context_len };
-    check(ids, least, batch_size)?;
-    let whole = (ids.len() - 1) / context_len;
+/// A size of 0; too few ids: fewer than 2, or with `drop_last` fewer than `context_len + 1`. A batch is an error if a
+/// file of ids can't be read.
+pub fn windows<'a>(
+    ids: &'a Ids,
+    (batch_size, context_len): (usize, usize),
+    drop_last: bool,
+    separator: Option<u32>,
+    device: &'a Device,
+) -> Result<impl Iterator<Item = Result<Batch>> + 'a> {
+    check(ids, if drop_last { context_len } else { context_len.min(1) }, batch_size)?;
+    let (whole, left) = ((ids.len() - 1) / context_len, (ids.len() - 1) % context_len);
     let batches = (0..whole).step_by(batch_size).map(move |first| {
-        let last = whole.min(first + batch_size);
-        Batch::of(ids, (first..last).map(|window| window * context_len).collect(), context_len)
+        let starts: Vec<usize> = (first..whole.min(first + batch_size)).map(|window| window * context_len).collect();
+        Batch::new(ids, &starts, context_len, separator, device)
     });
-    let left = (ids.len() - 1) % context_len;
-    let shorter = (rest == Rest::Keep && left > 0).then(|| Batch::of(ids, vec![whole * context_len], left));
+    let shorter = (!drop_last && left > 0).then(|| Batch::new(ids, &[whole * context_len], left, separator, device));
     Ok(batches.chain(shorter))
 }
 
@@ -193,11 +136,8 @@ fn check(ids: &Ids, context_len: usize, batch_size: usize) -> Result<()> {
         );
     }
     if ids.len() <= context_len {
-        bail!(
-            "expected at least {} ids for windows of {context_len}, got {}",
-            context_len.saturating_add(1),
-            ids.len()
-        );
+        let needed = context_len.saturating_add(1);
+        bail!("expected at least {needed} ids for windows of {context_len}, got {}", ids.len());
     }
     Ok(())
 }
@@ -205,6 +145,8 @@ fn check(ids: &Ids, context_len: usize, batch_size: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CPU: Device = Device::Cpu;
 
     fn numbers(n: u32) -> Vec<u32> {
         (0..n).map(|i| 1000 + i).collect()
@@ -214,116 +156,119 @@ mod tests {
         numbers(n).into()
     }
 
-    fn all(ids: &Ids, context_len: usize, batch_size: usize, rest: Rest) -> Vec<Batch> {
-        windows(ids, context_len, batch_size, rest).unwrap().collect::<Result<_>>().unwrap()
+    fn sampler(batch_size: usize, context_len: usize) -> BatchSampler {
+        BatchSampler { seed: 11, batch_size, context_len, separator: None }
+    }
+
+    fn rows(tensor: &Tensor) -> Vec<Vec<u32>> {
+        tensor.to_vec2().unwrap()
+    }
+
+    /// Where the windows of a batch of [`ids`] begin.
+    fn starts(batch: &Batch) -> Vec<u32> {
+        rows(&batch.inputs).into_iter().map(|row| row[0] - 1000).collect()
+    }
+
+    fn all(ids: &Ids, drop_last: bool) -> Vec<Batch> {
+        windows(ids, (3, 4), drop_last, None, &CPU).unwrap().collect::<Result<_>>().unwrap()
+    }
+
+    fn flat<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u32> {
+        tensors.flat_map(|tensor| rows(tensor).concat()).collect()
     }
 
     #[test]
     fn targets_are_the_inputs_one_later() {
-        let sampler = BatchSampler { seed: 11, batch_size: 3, context_len: 7 };
-        let batch = sampler.batch(&ids(101), 5).unwrap();
-        assert_eq!((batch.batch_size, batch.seq_len, batch.starts.len()), (3, 7, 3));
-        for (row, &start) in batch.starts.iter().enumerate() {
-            for t in 0..7 {
-                assert_eq!(batch.inputs[row * 7 + t], 1000 + (start + t) as u32);
-                assert_eq!(batch.targets[row * 7 + t], 1000 + (start + t + 1) as u32);
-            }
+        let batch = sampler(3, 7).batch(&ids(101), 5, &CPU).unwrap();
+        assert_eq!((batch.size(), batch.tokens()), (3, 21));
+        assert_eq!((batch.inputs.dims(), batch.targets.dims()), (&[3, 7][..], &[3, 7][..]));
+        for (inputs, targets) in rows(&batch.inputs).iter().zip(rows(&batch.targets)) {
+            let expected: Vec<u32> = (inputs[0]..inputs[0] + 8).collect();
+            assert_eq!((&inputs[..], &targets[..]), (&expected[..7], &expected[1..]));
         }
-        let tensor = batch.targets_tensor(&Device::Cpu).unwrap();
-        assert_eq!(tensor.dims(), [3, 7]);
-        assert_eq!(tensor.flatten_all().unwrap().to_vec1::<u32>().unwrap(), batch.targets);
-        assert_eq!(batch.inputs_tensor(&Device::Cpu).unwrap().dims(), [3, 7]);
     }
 
     #[test]
     fn a_batch_depends_on_seed_and_step_alone() {
-        let sampler = BatchSampler { seed: 11, batch_size: 5, context_len: 7 };
-        let ids = ids(1009);
-        let starts = |sampler: BatchSampler, step| sampler.batch(&ids, step).unwrap().starts;
+        let (ids, sampler) = (ids(1009), sampler(5, 7));
+        let starts = |sampler: BatchSampler, step| starts(&sampler.batch(&ids, step, &CPU).unwrap());
         assert_eq!(starts(sampler, 3), starts(sampler, 3));
         assert_ne!(starts(sampler, 3), starts(sampler, 4));
         assert_ne!(starts(sampler, 3), starts(BatchSampler { seed: 12, ..sampler }, 3));
         // Pinned: a run resumed by a later version must see the same data.
-        assert_eq!(starts(sampler, 3), PINNED);
+        assert_eq!(starts(sampler, 3), [523, 280, 552, 27, 682]);
     }
-
-    const PINNED: [usize; 5] = [523, 280, 552, 27, 682];
 
     #[test]
     fn every_position_is_drawn_about_as_often() {
-        let (ids, sampler) = (ids(17), BatchSampler { seed: 2, batch_size: 13, context_len: 6 });
-        let mut counts = [0usize; 11];
+        let (ids, sampler) = (ids(17), sampler(13, 6));
+        let mut counts = [0; 11];
         for step in 0..1000 {
-            sampler.batch(&ids, step).unwrap().starts.iter().for_each(|&start| counts[start] += 1);
+            let batch = sampler.batch(&ids, step, &CPU).unwrap();
+            starts(&batch).into_iter().for_each(|start| counts[start as usize] += 1);
         }
-        // 13000 draws over 11 positions: 1182 each, with a standard deviation of 33; five of these are allowed either
+        // 13,000 draws over 11 positions: 1,182 each, with a standard deviation of 33; five of these are allowed either
         // way.
         assert!(counts.iter().all(|count| (1018..=1346).contains(count)), "{counts:?}");
     }
 
     #[test]
     fn windows_cover_the_ids_without_overlap() {
-        let ids = ids(31);
-        let batches = all(&ids, 4, 3, Rest::Drop);
+        let batches = all(&ids(31), true);
         let ids = numbers(31);
-        assert_eq!(batches.iter().map(|batch| batch.batch_size).collect::<Vec<_>>(), [3, 3, 1]);
-        assert_eq!(batches.iter().flat_map(|batch| batch.inputs.clone()).collect::<Vec<_>>(), ids[..28]);
-        assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..29]);
-        assert_eq!(batches[1].starts, [12, 16, 20]);
+        assert_eq!(batches.iter().map(Batch::size).collect::<Vec<_>>(), [3, 3, 1]);
+        assert_eq!(flat(batches.iter().map(|batch| &batch.inputs)), ids[..28]);
+        assert_eq!(flat(batches.iter().map(|batch| &batch.targets)), ids[1..29]);
+        assert_eq!(starts(&batches[1]), [12, 16, 20]);
     }
 
     #[test]
-    fn with_the_rest_every_id_but_the_first_is_a_target_once() {
+    fn with_a_shorter_last_window_every_id_but_the_first_is_a_target_once() {
         for n in 2..40 {
-            let ids = ids(n);
-            let batches = all(&ids, 4, 3, Rest::Keep);
-            let ids = numbers(n);
-            assert_eq!(batches.iter().flat_map(|batch| batch.targets.clone()).collect::<Vec<_>>(), ids[1..], "n {n}");
-            let whole = batches.iter().filter(|batch| batch.seq_len == 4).map(|batch| batch.batch_size).sum::<usize>();
-            assert_eq!(whole, (n as usize - 1) / 4);
+            let batches = all(&ids(n), false);
+            assert_eq!(flat(batches.iter().map(|batch| &batch.targets)), numbers(n)[1..], "{n}");
+            let whole = batches.iter().filter(|batch| batch.inputs.dims()[1] == 4);
+            assert_eq!(whole.map(Batch::size).sum::<usize>(), (n as usize - 1) / 4, "{n}");
         }
     }
 
     #[test]
     fn a_document_begins_after_a_separator() {
         let ids = Ids::from(vec![5, 9, 9, 5, 5, 9, 5, 9, 5]);
-        let batch = Batch::of(&ids, vec![0, 3], 5).unwrap();
-        assert!(batch.documents_tensor(&Device::Cpu).unwrap().is_none());
-        assert_eq!(batch.clone().with_isolated_documents(Some(8)).documents.unwrap(), [0; 10]);
-        let batch = batch.with_isolated_documents(Some(9));
-        assert_eq!(batch.documents.as_deref().unwrap(), [0, 0, 1, 2, 2, 0, 0, 0, 1, 1]);
-        assert_eq!(batch.documents_tensor(&Device::Cpu).unwrap().unwrap().dims(), [2, 5]);
-        assert_eq!(batch.shards(2)[1].documents.as_deref().unwrap(), [0, 0, 0, 1, 1]);
+        let documents = |separator| Batch::new(&ids, &[0, 3], 5, separator, &CPU).unwrap().documents;
+        assert!(documents(None).is_none());
+        assert_eq!(rows(&documents(Some(8)).unwrap()), [[0; 5]; 2]);
+        assert_eq!(rows(&documents(Some(9)).unwrap()), [[0, 0, 1, 2, 2], [0, 0, 0, 1, 1]]);
+        // So it does in windows and in random batches, with the separator that these are given.
+        let isolated = windows(&ids, (2, 4), false, Some(9), &CPU).unwrap().next().unwrap().unwrap();
+        assert_eq!(rows(&isolated.documents.unwrap()), [[0, 0, 1, 2], [0, 0, 1, 1]]);
+        let sampler = BatchSampler { separator: Some(9), ..sampler(1, 8) };
+        assert_eq!(rows(&sampler.batch(&ids, 0, &CPU).unwrap().documents.unwrap()), [[0, 0, 1, 2, 2, 2, 3, 3]]);
     }
 
     #[test]
-    fn a_batch_of_wrong_lengths_is_refused() {
-        let batch = Batch::of(&ids(20), vec![0, 3, 5], 4).unwrap().with_isolated_documents(Some(9));
-        batch.check().unwrap();
-        let none = Some(vec![]);
-        for (wrong, expected) in [
-            (Batch { batch_size: 0, ..batch.clone() }, "expected at least one window of at least one id, got 0 of 4"),
-            (Batch { seq_len: 5, ..batch.clone() }, "expected 3 times 5 inputs, got 12"),
-            (Batch { seq_len: usize::MAX, ..batch.clone() }, "inputs, got 12"),
-            (Batch { targets: vec![], ..batch.clone() }, "expected 3 times 4 targets, got 0"),
-            (Batch { documents: none, ..batch.clone() }, "expected 3 times 4 document numbers, got 0"),
-            (Batch { starts: vec![0], ..batch.clone() }, "expected the starts of 3 windows, got 1"),
-        ] {
-            let error = wrong.check().unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
+    fn a_batch_is_cut_by_windows() {
+        let ids = Ids::from(vec![5, 9, 9, 5, 5, 9, 5, 9, 5]);
+        let batch = Batch::new(&ids, &[0, 3, 1], 5, Some(9), &CPU).unwrap();
+        let part = batch.narrow(1, 2).unwrap();
+        assert_eq!((part.size(), part.tokens()), (2, 10));
+        assert_eq!(rows(&part.inputs), rows(&batch.inputs)[1..]);
+        assert_eq!(rows(&part.targets), rows(&batch.targets)[1..]);
+        assert_eq!(rows(&part.documents.unwrap()), rows(batch.documents.as_ref().unwrap())[1..]);
+        assert!(batch.narrow(1, 3).is_err());
     }
 
     #[test]
     fn impossible_sizes_are_errors() {
-        let sampler = BatchSampler { seed: 0, batch_size: 2, context_len: 7 };
-        let error = sampler.batch(&ids(7), 0).unwrap_err().to_string();
+        let error = sampler(2, 7).batch(&ids(7), 0, &CPU).unwrap_err().to_string();
         assert!(error.contains("at least 8 ids for windows of 7, got 7"), "{error}");
-        assert_eq!(sampler.batch(&ids(8), 0).unwrap().starts, [0, 0]);
-        assert!(BatchSampler { context_len: 0, ..sampler }.batch(&ids(8), 0).is_err());
-        assert!(BatchSampler { batch_size: 0, ..sampler }.batch(&ids(8), 0).is_err());
-        assert!(windows(&ids(8), 0, 1, Rest::Keep).is_err());
-        assert!(windows(&ids(0), 3, 1, Rest::Keep).is_err());
-        assert!(windows(&ids(3), 3, 1, Rest::Drop).is_err());
+        assert_eq!(starts(&sampler(2, 7).batch(&ids(8), 0, &CPU).unwrap()), [0, 0]);
+        assert!(sampler(2, 0).batch(&ids(8), 0, &CPU).is_err());
+        assert!(sampler(0, 7).batch(&ids(8), 0, &CPU).is_err());
+        assert!(sampler(2, usize::MAX).batch(&ids(8), 0, &CPU).is_err());
+        let refused = |n, sizes, drop_last| windows(&ids(n), sizes, drop_last, None, &CPU).is_err();
+        assert!(refused(8, (1, 0), false) && refused(8, (0, 1), false));
+        assert!(refused(0, (1, 3), false) && refused(1, (1, 3), false) && !refused(2, (1, 3), false));
+        assert!(refused(3, (1, 3), true) && !refused(4, (1, 3), true));
     }
 }

@@ -1,49 +1,23 @@
 //! Documents from files and folders.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Error, Result, bail};
 use walkdir::{DirEntry, WalkDir};
 
 use super::Document;
+use crate::host::{Error, Result, bail};
 
 /// The documents of files and folders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Files {
     /// One document per file: in the order given and, within a folder, in the order of the names.
     pub documents: Vec<Document>,
-    /// What else the folders contain.
-    pub skipped: SkippedFiles,
-}
-
-/// What was skipped in folders: hidden files and folders, whose names begin with a dot, empty files, and what is
-/// neither file nor folder, such as a socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SkippedFiles {
-    /// Hidden files, and hidden folders with all their content.
-    pub hidden: usize,
-    /// Empty files.
-    pub empty: usize,
-    /// Anything that is neither file nor folder.
-    pub special: usize,
-}
-
-impl fmt::Display for SkippedFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [(self.hidden, "hidden"), (self.empty, "empty"), (self.special, "neither file nor folder")];
-        let some: Vec<String> =
-            named.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
-        f.write_str(&some.join(", "))
-    }
-}
-
-impl SkippedFiles {
-    /// Whether nothing was skipped.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
+    /// How many of what else the folders contain: hidden files and folders, whose names begin with a dot; empty files;
+    /// folders of training runs; and what is neither file nor folder, such as a socket.
+    pub skipped: BTreeMap<&'static str, usize>,
 }
 
 impl Files {
@@ -70,12 +44,13 @@ impl Files {
     /// # Errors
     /// A file or folder that can't be looked at.
     pub fn remove_files_of(&mut self, others: &[PathBuf]) -> Result<Vec<Document>> {
+        let identity = |path: &Path| path.canonicalize().map_err(Error::io("read", path));
         let mut identities = BTreeSet::new();
         for path in others {
             for entry in WalkDir::new(path).follow_links(true) {
                 match entry {
                     Err(error) if error.loop_ancestor().is_some() => {}
-                    Err(error) => bail!("cannot read {}: {}", path.display(), reason(error)),
+                    Err(error) => return Err(unreadable(path, error)),
                     Ok(entry) if entry.file_type().is_dir() => {}
                     Ok(entry) => drop(identities.insert(identity(entry.path())?)),
                 }
@@ -93,38 +68,54 @@ impl Files {
 
     fn add_folder(&mut self, folder: &Path) -> Result<()> {
         let before = self.documents.len();
-        let mut entries = WalkDir::new(folder).follow_links(true).sort_by_file_name().min_depth(1).into_iter();
+        let mut entries = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter();
         while let Some(entry) = entries.next() {
-            let entry = match entry {
-                Err(error) if error.loop_ancestor().is_some() => continue,
-                Err(error) => bail!("cannot read {}: {}", folder.display(), reason(error)),
-                Ok(entry) => entry,
-            };
-            if is_hidden(&entry) {
-                self.skipped.hidden += 1;
-                if entry.file_type().is_dir() {
-                    entries.skip_current_dir();
+            match entry {
+                Err(error) if error.loop_ancestor().is_some() => {}
+                Err(error) => return Err(unreadable(folder, error)),
+                Ok(entry) if entry.file_type().is_dir() => {
+                    if self.leaves_out(&entry) {
+                        entries.skip_current_dir();
+                    }
                 }
-                continue;
+                Ok(entry) => self.add_file(&entry)?,
             }
-            self.add_entry(&entry)?;
         }
         if self.documents.len() == before {
-            bail!("expected text files in {}, got none", folder.display());
+            bail!("expected text files in {}, got none (left out: {})", folder.display(), self.left_out());
         }
         Ok(())
     }
 
-    fn add_entry(&mut self, entry: &DirEntry) -> Result<()> {
-        let kind = entry.file_type();
-        if kind.is_dir() {
-            return Ok(());
+    /// What was skipped, in words; empty if nothing was.
+    pub fn left_out(&self) -> String {
+        let counted: Vec<String> = self.skipped.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        counted.join(", ")
+    }
+
+    fn skip(&mut self, what: &'static str) {
+        *self.skipped.entry(what).or_default() += 1;
+    }
+
+    /// Whether a folder is left out with all that it contains. The folder that was given may be hidden.
+    fn leaves_out(&mut self, folder: &DirEntry) -> bool {
+        if folder.depth() > 0 && is_hidden(folder) {
+            self.skip("hidden");
+        } else if is_run(folder.path()) {
+            self.skip("runs");
+        } else {
+            return false;
         }
-        let is_empty = || entry.metadata().map(|metadata| metadata.len() == 0).map_err(Error::wrap);
-        if !kind.is_file() {
-            self.skipped.special += 1;
-        } else if is_empty()? {
-            self.skipped.empty += 1;
+        true
+    }
+
+    fn add_file(&mut self, entry: &DirEntry) -> Result<()> {
+        if is_hidden(entry) {
+            self.skip("hidden");
+        } else if !entry.file_type().is_file() {
+            self.skip("neither file nor folder");
+        } else if entry.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+            self.skip("empty");
         } else {
             self.documents.push(Document::open(entry.path())?);
         }
@@ -136,32 +127,16 @@ fn is_hidden(entry: &DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with('.')
 }
 
-/// The system's error message, with the path.
-fn reason(error: walkdir::Error) -> String {
-    let path = error.path().map(|path| format!("{}: ", path.display())).unwrap_or_default();
-    match error.into_io_error() {
-        Some(error) => format!("{path}{error}"),
-        None => format!("{path}a folder that cannot be listed"),
-    }
+/// Whether this is the folder of a training run, complete or being created: its files are results, not texts.
+fn is_run(folder: &Path) -> bool {
+    folder.join("training/lock").is_file()
 }
 
-/// What tells whether two paths lead to the same file.
-#[cfg(unix)]
-fn identity(path: &Path) -> Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    match std::fs::metadata(path) {
-        Ok(metadata) => Ok((metadata.dev(), metadata.ino())),
-        Err(error) => bail!("cannot read {}: {error}", path.display()),
-    }
-}
-
-/// What tells whether two paths lead to the same file; hard links are not seen.
-#[cfg(not(unix))]
-fn identity(path: &Path) -> Result<PathBuf> {
-    match std::fs::canonicalize(path) {
-        Ok(path) => Ok(path),
-        Err(error) => bail!("cannot read {}: {error}", path.display()),
-    }
+/// The system's error, with the path.
+fn unreadable(folder: &Path, error: walkdir::Error) -> Error {
+    let path = error.path().unwrap_or(folder).to_path_buf();
+    // Without the path, which would be there twice.
+    Error::io("read", &path)(error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of links")))
 }
 
 #[cfg(test)]
@@ -184,8 +159,7 @@ mod tests {
         std::fs::write(root.join("empty.txt"), "").unwrap();
         let files = Files::open(&[root.to_path_buf()]).unwrap();
         assert_eq!(names(&files, root), ["a.txt", "b/10.md", "b/2.txt", "c/d/e/deep", "z.rs"]);
-        assert_eq!(files.skipped, SkippedFiles { hidden: 3, empty: 1, special: 0 });
-        assert_eq!(files.skipped.to_string(), "3 hidden, 1 empty");
+        assert_eq!(files.left_out(), "1 empty, 3 hidden");
 
         let twice = Files::open(&[root.join("z.rs"), root.join("b"), root.join("z.rs")]).unwrap();
         assert_eq!(names(&twice, root), ["z.rs", "b/10.md", "b/2.txt", "z.rs"]);
@@ -193,9 +167,25 @@ mod tests {
         assert!(error.contains("empty.txt, got an empty file"), "{error}");
         std::fs::create_dir(root.join("nothing")).unwrap();
         let error = Files::open(&[root.join("nothing")]).unwrap_err().to_string();
-        assert!(error.contains("expected text files in") && error.contains("nothing, got none"), "{error}");
+        assert!(error.contains("expected text files in") && error.contains("nothing, got none ("), "{error}");
     }
 
+    #[test]
+    fn runs_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for path in ["a.txt", "runs/a-1/config.json", "runs/a-1/training/lock", "training/lock.txt"] {
+            std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            std::fs::write(root.join(path), path).unwrap();
+        }
+        let files = Files::open(&[root.to_path_buf()]).unwrap();
+        assert_eq!(names(&files, root), ["a.txt", "training/lock.txt"]);
+        assert_eq!(files.left_out(), "1 runs");
+        let error = Files::open(&[root.join("runs/a-1")]).unwrap_err().to_string();
+        assert!(error.contains("runs/a-1, got none (left out: 1 runs)"), "{error}");
+    }
+
+    #[cfg(unix)]
     #[test]
     fn files_of_other_documents_are_removed_by_whatever_path() {
         let dir = tempfile::tempdir().unwrap();
@@ -207,10 +197,9 @@ mod tests {
         let mut files = Files::open(&[root.to_path_buf()]).unwrap();
         files.documents.push(Document::new("b/d.txt", "in memory"));
         std::fs::create_dir(root.join("val")).unwrap();
-        std::fs::hard_link(root.join("a.txt"), root.join("val/same.txt")).unwrap();
+        std::os::unix::fs::symlink(root.join("a.txt"), root.join("val/same.txt")).unwrap();
         let removed = files.remove_files_of(&[root.join("b/../b/d.txt"), root.join("val")]).unwrap();
-        let hard_links_are_seen = cfg!(unix);
-        assert_eq!(removed.len(), if hard_links_are_seen { 2 } else { 1 });
+        assert_eq!(removed.len(), 2);
         let kept: Vec<&str> = files.documents.iter().map(|document| document.name()).collect();
         assert!(kept.last() == Some(&"b/d.txt") && kept.iter().any(|name| name.ends_with("c.txt")), "{kept:?}");
         assert!(files.remove_files_of(&[]).unwrap().is_empty());

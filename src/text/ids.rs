@@ -1,91 +1,54 @@
 //! A sequence of token ids, in memory or in a file.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Error, Result, bail};
-
-use crate::files;
+use crate::host::{Error, Result, bail};
 
 /// A sequence of token ids, in memory or in a file: the same ids either way.
 ///
 /// A file is read as needed, through the system's page cache, and not mapped into memory: if someone truncates a mapped
 /// file, the process is killed; its pages count as the process's own memory; and mapping needs `unsafe`. Each window of
 /// a batch takes one call to read it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ids(Store);
 
-#[derive(Clone, Debug)]
+impl std::fmt::Debug for Ids {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ids").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
 enum Store {
     Memory(Arc<[u32]>),
     File { file: Arc<IdsFile>, width: Width, start: u64, len: usize },
 }
 
-/// An open file of ids. A temporary one is removed once nothing uses it.
-#[derive(Debug)]
+/// An open file of ids.
 pub(super) struct IdsFile {
-    pub(super) file: File,
+    pub(super) file: Mutex<File>,
+    /// Its path in messages.
     pub(super) path: PathBuf,
-    is_temporary: AtomicBool,
 }
 
 impl IdsFile {
-    pub(super) fn kept(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_path_buf(), is_temporary: false.into() }
-    }
-
-    pub(super) fn temporary(file: File, path: &Path) -> Self {
-        temporary_files().insert(path.to_path_buf());
-        Self { file, path: path.to_path_buf(), is_temporary: true.into() }
-    }
-
-    /// Makes a temporary file permanent.
-    pub(super) fn keep(&self) {
-        self.is_temporary.store(false, Ordering::Relaxed);
-        temporary_files().remove(&self.path);
-    }
-
-    /// Removes the name of a temporary file; it can still be read through open handles.
-    pub(super) fn forget(&self) {
-        if self.is_temporary.swap(false, Ordering::Relaxed) && temporary_files().remove(&self.path) {
-            // Best effort: this also runs in `drop`.
-            let _ = files::remove_file(&self.path);
-        }
-    }
-}
-
-/// The temporary files of this process.
-fn temporary_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    static FILES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes the temporary files of ids made by this process: to be called before it exits without dropping values. They
-/// can still be read through open handles.
-pub fn remove_temporary_files() {
-    for path in std::mem::take(&mut *temporary_files()) {
-        // Best effort: the process is about to exit.
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-impl Drop for IdsFile {
-    fn drop(&mut self) {
-        self.forget();
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
     }
 }
 
 /// Bytes of an id in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Width {
-    Two,
-    Four,
+    Two = 2,
+    Four = 4,
 }
 
 impl Width {
@@ -95,10 +58,7 @@ impl Width {
     }
 
     pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::Two => 2,
-            Self::Four => 4,
-        }
+        self as usize
     }
 
     /// Appends ids in little-endian order.
@@ -109,7 +69,7 @@ impl Width {
         }
     }
 
-    fn ids(self, bytes: &[u8]) -> Vec<u32> {
+    pub(super) fn ids(self, bytes: &[u8]) -> Vec<u32> {
         match self {
             Self::Two => bytes.as_chunks().0.iter().map(|&id| u16::from_le_bytes(id).into()).collect(),
             Self::Four => bytes.as_chunks().0.iter().map(|&id| u32::from_le_bytes(id)).collect(),
@@ -150,14 +110,6 @@ impl Ids {
         }
     }
 
-    /// The file that holds the ids, if they are in a file.
-    pub(super) fn file(&self) -> Option<&Arc<IdsFile>> {
-        match &self.0 {
-            Store::Memory(_) => None,
-            Store::File { file, .. } => Some(file),
-        }
-    }
-
     /// The ids in a range of positions.
     ///
     /// # Errors
@@ -171,8 +123,7 @@ impl Ids {
             Store::File { file, width, start, .. } => {
                 let mut bytes = vec![0; range.len() * width.bytes()];
                 let offset = start + (range.start * width.bytes()) as u64;
-                read_exact_at(&file.file, &mut bytes, offset)
-                    .map_err(|error| Error::Msg(format!("cannot read {}: {error}", file.path.display())))?;
+                file.read_exact_at(&mut bytes, offset).map_err(Error::io("read", &file.path))?;
                 Ok(Cow::Owned(width.ids(&bytes)))
             }
         }
@@ -205,29 +156,4 @@ impl Ids {
     pub fn to_vec(&self) -> Result<Vec<u32>> {
         Ok(self.read(0..self.len())?.into_owned())
     }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !bytes.is_empty() {
-        match file.seek_read(bytes, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                bytes = &mut bytes[read..];
-                offset += read as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
-#[cfg(not(any(unix, windows)))]
-fn read_exact_at(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }

@@ -7,151 +7,202 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Error, Result, bail};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
-use super::fingerprint::fingerprint;
 use super::ids::{IdsFile, Width};
-use super::ids_writer::IdsWriter;
-use super::{Corpus, Ids, Separator, TextProgress};
-use crate::errors::bare;
-use crate::{files, input};
+use super::{Corpus, Ids, TextProgress};
+use crate::host::{Error, Result, disk, input};
+use crate::text::prepare::Stage;
 
 /// Bytes before the ids: the length of the header, and the header.
-pub(super) const HEADER_BYTES: usize = 1024;
+const HEADER_BYTES: usize = 1024;
 
 /// Bytes of the header's length.
 const LENGTH_BYTES: usize = 8;
 
-/// A file of at most this many bytes is read into memory when it is opened.
-const MOST_BYTES_IN_MEMORY: u64 = 32 << 20;
+/// Ids of at most this many bytes are kept in memory.
+const MAX_BYTES_IN_MEMORY: usize = 32 << 20;
 
-/// Completes the file of a corpus whose ids have just been written to it.
-pub(super) fn write_header(corpus: &Corpus, file: &IdsFile, width: Width) -> Result<()> {
-    let header = header(corpus, width).map_err(|error| cannot_write(&file.path, &error))?;
-    files::write_at(&file.file, &file.path, 0, &header)?;
-    files::sync(&file.path)
+/// Where the ids of a corpus go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdsStore<'a> {
+    /// A new file, which [`Corpus::open`] opens again.
+    File(&'a Path),
+    /// Memory or, for more than 32 MiB, a temporary file without a name, which is gone with the corpus.
+    Temporary,
 }
 
-fn header(corpus: &Corpus, width: Width) -> std::io::Result<Vec<u8>> {
+/// Collects ids as they come: first the training ids, then the validation ids.
+pub(super) struct IdsWriter {
+    file: Option<(File, PathBuf)>,
+    width: Width,
+    /// Bytes not yet in the file.
+    bytes: Vec<u8>,
+    /// Bytes in the file.
+    written: u64,
+    /// Ids of each part so far.
+    lens: [usize; 2],
+    hash: Sha256,
+}
+
+impl IdsWriter {
+    /// For ids of a vocabulary of this size.
+    pub(super) fn new(store: IdsStore, vocab_size: usize) -> Result<Self> {
+        let file = match store {
+            IdsStore::File(path) => Some((disk::create_file(path)?, path.to_path_buf())),
+            IdsStore::Temporary => None,
+        };
+        let (width, bytes) = (Width::of(vocab_size), vec![0; HEADER_BYTES]);
+        Ok(Self { file, width, bytes, written: 0, lens: [0, 0], hash: Sha256::new() })
+    }
+
+    /// Appends ids of part 0 (training) or 1 (validation).
+    pub(super) fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
+        /// Bytes that are written together.
+        const BUFFER_BYTES: usize = 1 << 18;
+        self.width.extend(&mut self.bytes, ids);
+        self.lens[part] += ids.len();
+        hash_ids(&mut self.hash, ids);
+        if self.file.is_none() && self.bytes.len() > MAX_BYTES_IN_MEMORY {
+            let folder = std::env::temp_dir();
+            let file = tempfile::tempfile().map_err(Error::io("create a temporary file in", &folder))?;
+            self.file = Some((file, folder.join("(ids of the text)")));
+        }
+        if self.bytes.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if let Some((file, path)) = &self.file {
+            disk::write_at(file, path, self.written, &self.bytes)?;
+            self.written += self.bytes.len() as u64;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// The corpus of the ids that were written.
+    pub(super) fn finish(
+        mut self,
+        [train_bytes, validation_bytes]: [usize; 2],
+        separator: Option<u32>,
+    ) -> Result<Corpus> {
+        self.flush()?;
+        let Self { file, width, bytes, lens: [train, validation], hash, .. } = self;
+        let second = HEADER_BYTES + train * width.bytes();
+        let fingerprint = fingerprint(hash, [train, validation]);
+        let mut corpus = Corpus {
+            train: vec![].into(),
+            validation: vec![].into(),
+            train_bytes,
+            validation_bytes,
+            separator,
+            fingerprint,
+        };
+        let Some((file, path)) = file else {
+            [corpus.train, corpus.validation] =
+                [&bytes[HEADER_BYTES..second], &bytes[second..]].map(|part| width.ids(part).into());
+            return Ok(corpus);
+        };
+        disk::write_at(&file, &path, 0, &header(&corpus, [train, validation], width)?)?;
+        disk::sync_file(&file, &path)?;
+        let file = Arc::new(IdsFile { file: file.into(), path });
+        corpus.train = Ids::in_file(file.clone(), width, HEADER_BYTES as u64, train);
+        corpus.validation = Ids::in_file(file, width, second as u64, validation);
+        corpus.into_memory_if_small()
+    }
+}
+
+fn hash_ids(hash: &mut Sha256, ids: &[u32]) {
+    let mut bytes = Vec::with_capacity(4 * ids.len());
+    Width::Four.extend(&mut bytes, ids);
+    hash.update(&bytes);
+}
+
+/// SHA-256, in hexadecimal, of all ids and then the number of training and of validation ids.
+fn fingerprint(mut hash: Sha256, lens: [usize; 2]) -> String {
+    lens.into_iter().for_each(|len| hash.update((len as u64).to_le_bytes()));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn header(corpus: &Corpus, [train, validation]: [usize; 2], width: Width) -> Result<Vec<u8>> {
     let dtype = if width == Width::Two { Dtype::U16 } else { Dtype::U32 };
-    let (train, validation) = (corpus.train.len(), corpus.validation.len());
     let info = |from: usize, len: usize| TensorInfo {
         dtype,
         shape: vec![len],
         data_offsets: (from * width.bytes(), (from + len) * width.bytes()),
     };
-    let json = serde_json::json!({
-        "__metadata__": {
-            "fingerprint": corpus.fingerprint,
-            "train_bytes": corpus.train_bytes.to_string(),
-            "validation_bytes": corpus.validation_bytes.to_string(),
-            SEPARATOR: separator_text(corpus.separator),
-        },
-        "train": info(0, train),
-        "validation": info(train, validation),
+    let mut metadata = json!({
+        "fingerprint": corpus.fingerprint,
+        "train_bytes": corpus.train_bytes.to_string(),
+        "validation_bytes": corpus.validation_bytes.to_string(),
     });
+    if let Some(separator) = corpus.separator {
+        metadata["separator"] = separator.to_string().into();
+    }
+    let json = json!({ "__metadata__": metadata, "train": info(0, train), "validation": info(train, validation) });
     let mut header = ((HEADER_BYTES - LENGTH_BYTES) as u64).to_le_bytes().to_vec();
-    serde_json::to_writer(&mut header, &json)?;
+    header.extend(json.to_string().bytes());
     header.resize(HEADER_BYTES, b' ');
     Ok(header)
 }
 
 impl Corpus {
-    /// Writes the ids to a new file, for [`Corpus::open`] and anything else that reads safetensors. If they are in a
-    /// temporary file already, that is linked, or copied if the file system has no hard links.
-    ///
-    /// # Errors
-    /// A file that exists or can't be written, and a disk without enough space, which is checked beforehand.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        if let Some(file) = self.train.file() {
-            if files::link(&file.path, path).is_ok() {
-                return Ok(());
-            }
-            let len = file.file.metadata().map_err(|error| cannot_write(path, &error))?.len();
-            files::check_space(files::parent(path), "the ids of the text", len)?;
-            return files::copy(&file.path, path);
-        }
-        let highest = self
-            .train
-            .blocks()
-            .chain(self.validation.blocks())
-            .try_fold(0, |most, block| Ok::<_, Error>(block?.iter().copied().fold(most, u32::max)))?;
-        let width = Width::of(highest as usize + 1);
-        let most = self.ids_bytes(width);
-        files::check_space(files::parent(path), "the ids of the text", most)?;
-        let mut writer = IdsWriter::create(path, width, most)?;
-        for (part, ids) in [&self.train, &self.validation].into_iter().enumerate() {
-            for block in ids.blocks() {
-                writer.extend(part, &block?)?;
-            }
-        }
-        let [train, _] = writer.finish()?;
-        match train.file() {
-            Some(file) => {
-                write_header(self, file, width)?;
-                file.keep();
-                Ok(())
-            }
-            None => bail!("internal error: the ids written to {} are in no file", path.display()),
-        }
-    }
-
-    /// The most bytes that [`Corpus::save`] writes: none if it only links a file.
-    pub(crate) fn bytes_to_save(&self) -> u64 {
-        if self.train.file().is_some() { 0 } else { self.ids_bytes(Width::Four) }
-    }
-
-    fn ids_bytes(&self, width: Width) -> u64 {
-        (HEADER_BYTES + (self.train.len() + self.validation.len()) * width.bytes()) as u64
-    }
-
-    /// Removes the name of the temporary file, once a run has a link or a copy of it. The ids can still be read.
-    pub fn forget_temporary(&self) {
-        if let Some(file) = self.train.file() {
-            file.forget();
-        }
-    }
-
-    /// Opens a file written by [`Corpus::save`], and reads it once to check that the ids are those that were written.
-    /// If there are many, they stay in the file.
+    /// Opens the file `path` that was written to [`IdsStore::File`], and reads it once to check that the ids are those
+    /// that were written. If there are many, they stay in the file.
     ///
     /// # Errors
     /// A file that can't be read, isn't such a file or is damaged.
     pub fn open(path: &Path, progress: &mut dyn FnMut(TextProgress)) -> Result<Self> {
-        let broken = |what: &dyn std::fmt::Display| Error::Msg(format!("broken ids: {}: {what}", path.display()));
         let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let (mut file, len) = input::open(&input::inside(folder, name)?)?;
-        if len < LENGTH_BYTES as u64 {
-            return Err(broken(&format!("expected a safetensors file, got {len} bytes")));
+        let (metadata, start) = read_header(&mut file).map_err(|error| Error::corrupt(path, error))?;
+        if Some(len) != start.checked_add(metadata.data_len() as u64) {
+            return Err(Error::corrupt(
+                path,
+                format!("expected {} bytes of ids, got a file of {len}", metadata.data_len()),
+            ));
         }
-        let (metadata, start) = read_header(&mut file).map_err(|error| broken(&error))?;
-        let expected = start.saturating_add(metadata.data_len() as u64);
-        if len != expected {
-            return Err(broken(&format!("expected {expected} bytes, got {len}")));
-        }
-        let file = Arc::new(IdsFile::kept(file, path));
-        let ids = |name| ids_of(&metadata, name, start, &file).ok_or_else(|| broken(&format!("no ids {name}")));
+        let file = Arc::new(IdsFile { file: file.into(), path: path.to_path_buf() });
         let texts = metadata.metadata().clone().unwrap_or_default();
-        let corpus = Self {
-            train: ids("train")?,
-            validation: ids("validation")?,
-            train_bytes: number(&texts, "train_bytes").map_err(|error| broken(bare(&error)))?,
-            validation_bytes: number(&texts, "validation_bytes").map_err(|error| broken(bare(&error)))?,
-            separator: separator(&texts).map_err(|error| broken(bare(&error)))?,
-            fingerprint: texts.get("fingerprint").cloned().unwrap_or_default(),
+        let read = || {
+            Some(Self {
+                train: ids_of(&metadata, "train", start, &file)?,
+                validation: ids_of(&metadata, "validation", start, &file)?,
+                train_bytes: number(&texts, "train_bytes")?,
+                validation_bytes: number(&texts, "validation_bytes")?,
+                separator: texts.get("separator").map_or(Some(None), |id| id.parse().ok().map(Some))?,
+                fingerprint: texts.get("fingerprint")?.clone(),
+            })
         };
-        let corpus = if len <= MOST_BYTES_IN_MEMORY { corpus.into_memory()? } else { corpus };
-        if fingerprint(&corpus.train, &corpus.validation, progress)? != corpus.fingerprint {
-            return Err(broken(&"the ids are not those that were written"));
-        }
-        Ok(corpus)
+        let corpus = read().ok_or_else(|| Error::corrupt(path, "it does not hold the ids of a text"))?;
+        corpus.verify(path, progress)?.into_memory_if_small()
     }
 
-    fn into_memory(self) -> Result<Self> {
+    /// Compares the ids with the fingerprint.
+    fn verify(self, path: &Path, progress: &mut dyn FnMut(TextProgress)) -> Result<Self> {
+        let lens = [self.train.len(), self.validation.len()];
+        let (mut hash, mut done, total) = (Sha256::new(), 0, lens.iter().sum::<usize>() as u64);
+        for block in self.train.blocks().chain(self.validation.blocks()) {
+            let block = block?;
+            hash_ids(&mut hash, &block);
+            done += block.len() as u64;
+            progress(TextProgress { stage: Stage::Checking, done, total });
+        }
+        match fingerprint(hash, lens) == self.fingerprint {
+            true => Ok(self),
+            false => Err(Error::corrupt(path, "the ids are not those that were written")),
+        }
+    }
+
+    fn into_memory_if_small(self) -> Result<Self> {
+        if self.train.len() + self.validation.len() > MAX_BYTES_IN_MEMORY / size_of::<u32>() {
+            return Ok(self);
+        }
         let (train, validation) = (self.train.to_vec()?.into(), self.validation.to_vec()?.into());
         Ok(Self { train, validation, ..self })
     }
@@ -160,12 +211,12 @@ impl Corpus {
 /// The header, and the offset of the ids.
 fn read_header(file: &mut File) -> std::io::Result<(Metadata, u64)> {
     /// Ours has a thousand bytes; another program that rewrites the file may need some more.
-    const MOST: u64 = 1 << 16;
+    const MAX: u64 = 1 << 16;
     let mut len = [0; LENGTH_BYTES];
     file.read_exact(&mut len)?;
     let len = u64::from_le_bytes(len);
-    if len > MOST {
-        return Err(std::io::Error::other(format!("expected a header of at most {MOST} bytes, got {len}")));
+    if len > MAX {
+        return Err(std::io::Error::other(format!("expected a header of at most {MAX} bytes, got {len}")));
     }
     let mut header = Vec::new();
     file.take(len).read_to_end(&mut header)?;
@@ -185,35 +236,8 @@ fn ids_of(metadata: &Metadata, name: &str, start: u64, file: &Arc<IdsFile>) -> O
     fits.then(|| Ids::in_file(file.clone(), width, start + from as u64, len))
 }
 
-fn number(texts: &HashMap<String, String>, name: &str) -> Result<usize> {
-    match texts.get(name).map(|text| text.parse()) {
-        Some(Ok(number)) => Ok(number),
-        _ => bail!("expected a number as {name}"),
-    }
-}
-
-/// The name of the separator in the metadata.
-const SEPARATOR: &str = "separator";
-
-fn separator_text(separator: Separator) -> String {
-    match separator {
-        Separator::Unneeded => "unneeded".into(),
-        Separator::Missing => "missing".into(),
-        Separator::Token(id) => id.to_string(),
-    }
-}
-
-fn separator(texts: &HashMap<String, String>) -> Result<Separator> {
-    match texts.get(SEPARATOR).map(|text| (text.as_str(), text.parse())) {
-        Some(("unneeded", _)) => Ok(Separator::Unneeded),
-        Some(("missing", _)) => Ok(Separator::Missing),
-        Some((_, Ok(id))) => Ok(Separator::Token(id)),
-        _ => bail!("expected an id, unneeded or missing as {SEPARATOR}; giving the texts again replaces the ids"),
-    }
-}
-
-fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Msg(format!("cannot write {}: {error}", path.display()))
+fn number(texts: &HashMap<String, String>, name: &str) -> Option<usize> {
+    texts.get(name)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -221,11 +245,10 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::text::{
-        BatchSampler, CorpusOptions, Document, Rest, Spill, Tokenizer, TokenizerChoice, Validation, prepare, windows,
-    };
+    use crate::host::faults::{Fault, with};
+    use crate::text::{Document, Tokenizer, TokenizerChoice, Validation, encode, prepare};
 
-    /// Documents in files, two of them of several pieces.
+    /// Documents in files, two of them of several chunks.
     fn documents(folder: &Path) -> Vec<Document> {
         let text = "não é só ça, 🦀 it's 42\r\n\n".repeat(20_000);
         let document = |name: &str, text: &str| {
@@ -235,74 +258,79 @@ mod tests {
         vec![document("a", &text), document("b", "b"), document("c", &text[..text.len() / 2])]
     }
 
-    fn on_file(folder: &Path) -> CorpusOptions {
-        CorpusOptions { context_len: 7, spill: Some(Spill { folder: folder.to_path_buf(), above: 0 }) }
+    fn ids(corpus: &Corpus) -> [Vec<u32>; 2] {
+        [&corpus.train, &corpus.validation].map(|ids| ids.to_vec().unwrap())
     }
 
-    fn files_in(folder: &Path) -> usize {
-        std::fs::read_dir(folder).unwrap().count()
+    /// A corpus of bytes of `text`, half of them to validate on, in the file `path`.
+    fn in_bytes(text: String, path: &Path) -> Corpus {
+        let (tokenizer, documents) = (Tokenizer::bytes(false).unwrap(), [Document::new("text", text)]);
+        encode(&tokenizer, &documents, &Validation::Fraction(0.5), IdsStore::File(path), &mut |_| {}).unwrap()
     }
 
     #[test]
-    fn ids_are_the_same_in_memory_and_on_file() {
+    fn a_corpus_of_any_store_is_the_same_and_comes_back_from_its_file() {
         let dir = tempfile::tempdir().unwrap();
-        let (texts, spill) = (dir.path().join("texts"), dir.path().join("spill"));
-        std::fs::create_dir(&texts).unwrap();
-        std::fs::create_dir(&spill).unwrap();
-        let documents = documents(&texts);
-        let validation = Validation::Fraction(0.3);
+        let documents = documents(dir.path());
         for choice in ["char", "byte", "bpe:300"] {
-            let choice = choice.parse::<TokenizerChoice>().unwrap();
-            let of = |options: &CorpusOptions| prepare(&documents, &validation, &choice, options, &mut |_| {}).unwrap();
-            let ((tokenizer, memory), (_, file)) = (of(&CorpusOptions::in_memory(7)), of(&on_file(&spill)));
+            let path = dir.path().join(choice);
+            let of = |store| {
+                let choice: TokenizerChoice = choice.parse().unwrap();
+                prepare(&documents, &Validation::Fraction(0.3), &choice, store, &mut |_| {}).unwrap()
+            };
+            let ((tokenizer, memory), (_, file)) = (of(IdsStore::Temporary), of(IdsStore::File(&path)));
+            let opened = Corpus::open(&path, &mut |_| {}).unwrap();
             let last_id = tokenizer.vocab_size() as u32 - 1;
-            assert_eq!(files_in(&spill), 1);
-            assert!(file.train.bytes_in_memory() == 0 && memory.train.bytes_in_memory() > 1 << 18);
-            let ids = |corpus: &Corpus| (corpus.train.to_vec().unwrap(), corpus.validation.to_vec().unwrap());
-            assert!(ids(&memory) == ids(&file), "{choice}");
-            assert_eq!((memory.fingerprint.len(), &memory.fingerprint), (64, &file.fingerprint));
-            assert_eq!((memory.separator, file.separator), (Separator::Token(last_id), Separator::Token(last_id)));
-            assert_eq!((memory.train_bytes, memory.validation_bytes), (file.train_bytes, file.validation_bytes));
-
-            let sampler = BatchSampler { seed: 3, batch_size: 5, context_len: 7 };
-            assert_eq!(sampler.batch(&memory.train, 11).unwrap(), sampler.batch(&file.train, 11).unwrap());
-            let last =
-                |corpus: &Corpus| windows(&corpus.validation, 7, 5, Rest::Keep).unwrap().last().unwrap().unwrap();
-            assert_eq!(last(&memory), last(&file));
-
-            // Saved, both are the same safetensors file.
-            let [from_memory, from_file] = ["memory", "file"].map(|name| dir.path().join(name));
-            memory.save(&from_memory).unwrap();
-            file.save(&from_file).unwrap();
-            let bytes = std::fs::read(&from_memory).unwrap();
-            assert!(bytes == std::fs::read(&from_file).unwrap(), "{choice}");
+            for corpus in [&file, &opened] {
+                assert!(ids(corpus) == ids(&memory), "{choice}");
+                assert_eq!((corpus.fingerprint.len(), &corpus.fingerprint), (64, &memory.fingerprint));
+                assert_eq!((corpus.separator, memory.separator), (Some(last_id), Some(last_id)));
+                let bytes = |corpus: &Corpus| (corpus.train_bytes, corpus.validation_bytes);
+                assert_eq!(bytes(corpus), bytes(&memory));
+            }
+            // Any other program reads it too.
+            let bytes = std::fs::read(&path).unwrap();
             let tensors = SafeTensors::deserialize(&bytes).unwrap();
             let train = tensors.tensor("train").unwrap();
             assert_eq!((train.dtype(), train.shape()), (Dtype::U16, &[memory.train.len()][..]));
             assert_eq!(train.data()[..2], (memory.train.read(0..1).unwrap()[0] as u16).to_le_bytes());
-            let opened = Corpus::open(&from_memory, &mut |_| {}).unwrap();
-            assert!(ids(&opened) == ids(&memory) && opened.separator == memory.separator);
-            drop(file);
-            assert_eq!(files_in(&spill), 0, "the temporary file stays");
-            for path in [from_memory, from_file] {
-                std::fs::remove_file(path).unwrap();
-            }
         }
     }
 
     #[test]
-    fn ids_beyond_16_bits_are_kept() {
+    fn many_ids_stay_in_their_file_or_in_one_without_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ids");
-        let (train, validation, separator) =
-            (Ids::from(vec![0, 70_000, 7]), Ids::from(vec![]), Separator::Token(70_000));
-        let fingerprint = fingerprint(&train, &validation, &mut |_| {}).unwrap();
-        let corpus = Corpus { train, validation, train_bytes: 5, validation_bytes: 0, separator, fingerprint };
-        corpus.save(&path).unwrap();
-        let again = Corpus::open(&path, &mut |_| {}).unwrap();
-        assert_eq!((again.train.to_vec().unwrap(), again.separator), (vec![0, 70_000, 7], separator));
-        assert!(again.validation.is_empty() && again.train_bytes == 5);
-        assert!(corpus.save(&path).is_err(), "a file is overwritten");
+        let vocab_size = (1 << 16) + 1;
+        let block: Vec<u32> = (0..1 << 16).collect();
+        let written = |store| {
+            let mut writer = IdsWriter::new(store, vocab_size).unwrap();
+            (0..130).for_each(|n| writer.extend(n / 70, &block).unwrap());
+            writer.finish([7, 5], None).unwrap()
+        };
+        let (temporary, named) = (written(IdsStore::Temporary), written(IdsStore::File(&path)));
+        let opened = Corpus::open(&path, &mut |_| {}).unwrap();
+        for corpus in [temporary, named, opened] {
+            assert_eq!((corpus.train.bytes_in_memory(), corpus.validation.bytes_in_memory()), (0, 0));
+            assert_eq!((corpus.train.len(), corpus.validation.len()), (70 << 16, 60 << 16));
+            for (ids, at) in [(&corpus.train, (69 << 16) + 65_530), (&corpus.validation, (3 << 16) - 6)] {
+                assert_eq!(*ids.read(at..at + 6).unwrap(), [65_530, 65_531, 65_532, 65_533, 65_534, 65_535]);
+            }
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn ids_beyond_16_bits_are_kept_and_no_file_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids");
+        let mut writer = IdsWriter::new(IdsStore::File(&path), 70_001).unwrap();
+        writer.extend(0, &[0, 70_000, 7]).unwrap();
+        writer.finish([5, 0], Some(70_000)).unwrap();
+        let corpus = Corpus::open(&path, &mut |_| {}).unwrap();
+        assert_eq!((ids(&corpus), corpus.separator), ([vec![0, 70_000, 7], vec![]], Some(70_000)));
+        assert_eq!((corpus.train_bytes, corpus.validation_bytes), (5, 0));
+        assert!(IdsWriter::new(IdsStore::File(&path), 7).is_err());
         assert_eq!(Corpus::open(&path, &mut |_| {}).unwrap().train.len(), 3);
     }
 
@@ -310,50 +338,104 @@ mod tests {
     fn damaged_ids_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ids");
-        let tokenizer = Tokenizer::bytes(false).unwrap();
-        let documents = [Document::new("text", "some words ".repeat(10))];
-        let options = CorpusOptions::in_memory(3);
-        let corpus = Corpus::new(&tokenizer, &documents, &Validation::Fraction(0.5), &options, &mut |_| {}).unwrap();
-        corpus.save(&path).unwrap();
+        in_bytes("some words ".repeat(10), &path);
         let good = std::fs::read(&path).unwrap();
         let error = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            Corpus::open(&path, &mut |_| {}).unwrap_err().to_string()
+            let error = Corpus::open(&path, &mut |_| {}).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            error.to_string()
         };
         let changed = |at: usize, byte: u8| [&good[..at], &[byte], &good[at + 1..]].concat();
         assert!(error(&changed(HEADER_BYTES + 4, good[HEADER_BYTES + 4] ^ 1)).contains("not those that were written"));
-        assert!(error(&good[..good.len() - 1]).contains("expected 1244 bytes, got 1243"));
-        assert!(error(&[&good[..], &[0]].concat()).contains("expected 1244 bytes, got 1245"));
+        assert!(error(&good[..good.len() - 1]).contains("expected 220 bytes of ids, got a file of 1243"));
+        assert!(error(&[&good[..], &[0]].concat()).contains("expected 220 bytes of ids, got a file of 1245"));
         assert!(error(&changed(5, 1)).contains("header of at most 65536 bytes"));
         for len in [0, 5, 8, 100, HEADER_BYTES] {
-            assert!(error(&good[..len]).contains("broken ids"), "{len}");
+            error(&good[..len]);
         }
-        // A cut in another place.
-        let text = String::from_utf8_lossy(&good[LENGTH_BYTES..HEADER_BYTES]).replace("[55]", "[54]");
-        assert!(
-            error(&[&good[..LENGTH_BYTES], text.as_bytes(), &good[HEADER_BYTES..]].concat()).contains("broken ids")
-        );
-        assert!(error(&vec![0; HEADER_BYTES]).contains("broken ids"), "a file that was never finished");
-        let text = String::from_utf8_lossy(&good[LENGTH_BYTES..HEADER_BYTES]).replace("unneeded", "nonsense");
-        assert!(
-            error(&[&good[..LENGTH_BYTES], text.as_bytes(), &good[HEADER_BYTES..]].concat())
-                .contains("as separator; giving")
-        );
+        error(&vec![0; good.len()]);
+        let edited = |from: &str, to: &str| {
+            let header = String::from_utf8_lossy(&good[LENGTH_BYTES..HEADER_BYTES]);
+            assert!(header.contains(from), "{header}");
+            let header = header.replace(from, to);
+            [&good[..LENGTH_BYTES], header.as_bytes(), &good[HEADER_BYTES..]].concat()
+        };
+        for (from, to) in [
+            ("[55]", "[54]"),
+            ("[55]", "[5,11]"),
+            ("U16", "I16"),
+            (r#""train":{"#, r#""trail":{"#),
+            (r#""train_bytes":"55""#, r#""train_bytes":"5x""#),
+            (r#""train_bytes":"55""#, r#""separator":"-1""#),
+        ] {
+            error(&edited(from, to));
+        }
+        // The same ids with the cut in another place.
+        let mut header: serde_json::Value = serde_json::from_slice(&good[LENGTH_BYTES..HEADER_BYTES]).unwrap();
+        header["train"]["shape"][0] = 54.into();
+        header["train"]["data_offsets"][1] = 108.into();
+        header["validation"]["shape"][0] = 56.into();
+        header["validation"]["data_offsets"][0] = 108.into();
+        let header = header.to_string();
+        let moved = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &good[HEADER_BYTES..]].concat();
+        assert!(error(&moved).contains("not those that were written"));
+        std::fs::write(&path, &good).unwrap();
+        Corpus::open(&path, &mut |_| {}).unwrap();
     }
 
     #[test]
-    fn a_file_truncated_while_it_is_read_is_an_error() {
+    fn the_fingerprint_notices_a_changed_id_and_a_moved_cut() {
+        let of = |train: &[u32], validation: &[u32]| {
+            let mut writer = IdsWriter::new(IdsStore::Temporary, 100).unwrap();
+            writer.extend(0, train).unwrap();
+            writer.extend(1, validation).unwrap();
+            writer.finish([3, 2], None).unwrap().fingerprint
+        };
+        assert_eq!(of(&[1, 2, 3], &[4, 5]), of(&[1, 2, 3], &[4, 5]));
+        assert_ne!(of(&[1, 2, 3], &[4, 5]), of(&[1, 2, 3], &[4, 6]));
+        assert_ne!(of(&[1, 2, 3], &[4, 5]), of(&[1, 2], &[3, 4, 5]));
+    }
+
+    #[test]
+    fn a_file_truncated_while_it_is_in_use_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let documents = documents(dir.path());
-        let tokenizer = Tokenizer::bytes(true).unwrap();
-        let validation = Validation::Fraction(0.5);
-        let corpus = Corpus::new(&tokenizer, &documents, &validation, &on_file(dir.path()), &mut |_| {}).unwrap();
-        let file = corpus.train.file().unwrap();
-        File::options().write(true).open(&file.path).unwrap().set_len(1 << 16).unwrap();
+        let path = dir.path().join("ids");
+        let corpus = in_bytes("some words ".repeat(1_700_000), &path);
+        assert_eq!(corpus.train.bytes_in_memory(), 0);
+        File::options().write(true).open(&path).unwrap().set_len(1 << 16).unwrap();
         assert!(corpus.train.read(0..100).is_ok());
         let error = corpus.train.read(40_000..40_010).unwrap_err().to_string();
-        assert!(error.contains("cannot read") && error.contains(".attn-ids-"), "{error}");
+        assert!(error.contains("cannot read") && error.contains("ids"), "{error}");
         let error = corpus.train.read(5..corpus.train.len() + 1).unwrap_err().to_string();
         assert!(error.contains("expected positions up to"), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_is_said_to_be_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids");
+        let written = |fault| {
+            let block = vec![7; 1 << 18];
+            with(fault, || {
+                let mut writer = IdsWriter::new(IdsStore::File(&path), 100)?;
+                (0..4).try_for_each(|_| writer.extend(0, &block))?;
+                writer.finish([1, 0], None)
+            })
+        };
+        let (whole, changes) = written(None);
+        assert!(changes.len() > 4, "{changes:?}");
+        let fingerprint = whole.unwrap().fingerprint;
+        for at in (0..changes.len()).filter(|at| changes[*at].0 == disk::Change::Write) {
+            std::fs::remove_file(&path).unwrap();
+            let error = written(Some(Fault::Full(at))).0.unwrap_err();
+            assert!(matches!(error, Error::NoSpace { .. }), "{at}: {error}");
+            // What is left is not taken for another text; the header, which is written last over what was there, may be
+            // there.
+            match Corpus::open(&path, &mut |_| {}) {
+                Err(Error::Corrupt { .. }) => {}
+                found => assert_eq!(found.unwrap().fingerprint, fingerprint, "{at}"),
+            }
+        }
     }
 }

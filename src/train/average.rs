@@ -7,21 +7,17 @@
 //!
 //! This is torch's `AveragedModel` with `get_ema_multi_avg_fn(decay)`, updated after every step.
 
-use std::collections::BTreeMap;
+use candle_core::{Result, Var};
 
-use candle_core::{Result, Tensor, Var};
-
-use super::fit;
+use crate::cpu::parallel::for_each;
 use crate::nn::Parameters;
-use crate::ops;
-
-/// Prefix of the names of the weights in training in a checkpoint, whose own weights are the average.
-const RAW: &str = "weight.";
+use crate::optim::moving_average;
 
 /// The average of a model's weights.
 pub(super) struct WeightAverage {
-    parameters: Parameters,
-    vars: Vec<(String, Var)>,
+    /// The averaged weights, to build a model from.
+    pub(super) parameters: Parameters,
+    pub(super) vars: Vec<(String, Var)>,
     decay: f64,
 }
 
@@ -33,52 +29,40 @@ impl WeightAverage {
         Ok(Self { vars: parameters.vars(), parameters, decay })
     }
 
-    /// The averaged weights by name.
-    pub(super) fn vars(&self) -> &[(String, Var)] {
-        &self.vars
-    }
-
-    /// The averaged weights, to build a model from.
-    pub(super) fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
     /// Adds the weights after update number `update`, counted from 1.
     pub(super) fn update(&mut self, vars: &[(String, Var)], update: u64) -> Result<()> {
         let decay = if update == 1 { 0.0 } else { self.decay };
         let mut results: Vec<_> = self.vars.iter().zip(vars).map(|pair| (pair, Ok(()))).collect();
-        ops::for_each(&mut results, |_, (((_, average), (_, var)), result)| {
-            *result = ops::moving_average(average, var, decay);
-        });
+        for_each(&mut results, |_, (((_, average), (_, var)), result)| *result = moving_average(average, var, decay));
         results.into_iter().try_for_each(|(_, result)| result)
     }
+}
 
-    /// Restores saved values.
-    ///
-    /// # Errors
-    /// If any are missing, unexpected or misshapen: all of these are listed, and nothing is changed.
-    pub(super) fn restore(&self, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        let expected: Vec<_> = self.vars.iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect();
-        fit::check("average of the weights", weights, &expected)?;
-        self.vars.iter().zip(weights.values()).try_for_each(|((_, var), tensor)| var.set(tensor))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+    use serde_json::Value;
+
+    /// `tests/fixtures/recipes.py` asks torch's own `AveragedModel`.
+    #[test]
+    fn a_moving_average_is_torchs() {
+        let fixture = include_str!("../../tests/fixtures/recipes.json");
+        let fixture = &serde_json::from_str::<Value>(fixture).unwrap()["moving_average"];
+        let rows = |name: &str| serde_json::from_value::<Vec<Vec<f64>>>(fixture[name].clone()).unwrap();
+        let tensor = |row: &[f64]| Tensor::new(row, &Device::Cpu).unwrap();
+        let var = Var::from_tensor(&tensor(&[9.0, 9.0, 9.0])).unwrap();
+        let vars = [("weight".to_string(), var)];
+        let mut average = WeightAverage::new(&vars, fixture["decay"].as_f64().unwrap()).unwrap();
+        assert_eq!(rows("weights").len(), 6);
+        for (update, (weights, expected)) in (1..).zip(rows("weights").iter().zip(rows("averages"))) {
+            vars[0].1.set(&tensor(weights)).unwrap();
+            average.update(&vars, update).unwrap();
+            for (got, expected) in average.vars[0].1.to_vec1::<f64>().unwrap().into_iter().zip(expected) {
+                // Both sides round at each update.
+                let allowed = 12.0 * f64::EPSILON * expected.abs().max(1.0);
+                assert!((got - expected).abs() <= allowed, "update {update}: {got}, expected {expected}");
+            }
+        }
     }
-}
-
-/// The weights in training, under the names they have in a checkpoint beside the average.
-pub(super) fn raw_weights(vars: &[(String, Var)]) -> impl Iterator<Item = (String, Tensor)> {
-    vars.iter().map(|(name, var)| (format!("{RAW}{name}"), var.as_detached_tensor()))
-}
-
-/// Takes the weights in training out of the optimizer tensors of a checkpoint.
-///
-/// # Errors
-/// If names or shapes are not the `expected` ones: all that are missing, unexpected or misshapen are listed.
-pub(super) fn take_raw_weights(
-    moments: &mut BTreeMap<String, Tensor>,
-    expected: &[(String, Vec<usize>)],
-) -> Result<BTreeMap<String, Tensor>> {
-    let raw: Vec<String> = moments.keys().filter(|key| key.starts_with(RAW)).cloned().collect();
-    let raw = raw.into_iter().filter_map(|key| Some((key[RAW.len()..].to_string(), moments.remove(&key)?))).collect();
-    fit::check("weights in training, beside their average", &raw, expected)?;
-    Ok(raw)
 }

@@ -1,321 +1,189 @@
-//! One checkpoint on disk: a folder of weights, optimizer state and training state, complete or absent.
+//! One checkpoint on disk: a safetensors file of weights, averages and optimizer state, with the rest of the state and a
+//! checksum in its metadata.
+//!
+//! | tensor | |
+//! |---|---|
+//! | `weight.NAME` | a weight in training |
+//! | `average.NAME` | its moving average, if the run has one |
+//! | `first_moment.NAME`, `second_moment.NAME` | AdamW's state |
+//! | `momentum.NAME` | Muon's state |
+//!
+//! The checksum is the SHA-256 of the whole file with 64 zeros in the place of the checksum, which is the first entry of
+//! the header.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Error, Result, Tensor, bail};
-use serde::{Deserialize, Serialize};
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::{Counters, TrainOptions, Trainer, generations};
-use crate::files;
-use crate::model::{ModelConfig, safetensors_from_bytes, safetensors_to_bytes, weights_from_bytes, weights_to_bytes};
+use crate::host::{Error, Result, disk, input};
+use crate::model::{TensorFile, write_tensors};
 
-pub(super) const WEIGHTS: &str = "model.safetensors";
-const MOMENTS: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
+/// How every checkpoint begins, after the eight bytes of the header's length; the checksum follows.
+const BEGIN: &str = r#"{"__metadata__":{"checksum":""#;
 
-/// The files at the run's root that a checkpoint is useless without.
-const ROOT_FILES: [&str; 2] = [CONFIG, TOKENIZER];
+/// Where the checksum stands.
+const CHECKSUM_AT: u64 = 8 + BEGIN.len() as u64;
 
-/// The version of this layout; later ones may be unreadable for this code.
-const FORMAT: u32 = 2;
+/// In the place of a checksum.
+const ZEROS: [u8; 64] = [b'0'; 64];
 
-/// The model with the lowest validation loss so far.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// The steps it had been trained for.
-    pub step: u64,
-    /// Its validation loss, in nats per token.
-    pub validation_loss: f64,
+/// The path of the checkpoint of a step in the folder `training`.
+pub(super) fn path(training: &Path, step: u64) -> PathBuf {
+    training.join(format!("step-{step:08}.safetensors"))
 }
 
-/// The weights of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SavedWeights {
-    /// The name of the checkpoint's folder.
-    pub(super) checkpoint: String,
-    /// The SHA-256 of their file.
-    pub(super) checksum: String,
-}
-
-/// What a checkpoint records of the run folder, beside the trainer's state.
-pub(super) struct RunState {
-    /// The checksums of [`root_checksums`].
-    pub(super) root_checksums: BTreeMap<String, String>,
-    /// The best model that the run folder has, or will have with this checkpoint.
-    pub(super) best: Option<Best>,
-    /// The weights that belong at the root, of an earlier checkpoint; `None` if they are those of this one.
-    pub(super) published: Option<SavedWeights>,
-    pub(super) metrics_bytes: u64,
-    pub(super) seconds: f64,
-}
-
-/// A checkpoint's state beside weights and moments. The position in the data and the random state are not part of it:
-/// both are functions of the step and the options' seed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainState {
-    format: u32,
-    /// Steps done.
-    pub step: u64,
-    /// Whether the validation due at this step has not been made yet.
-    #[serde(default)]
-    pub validation_is_pending: bool,
-    /// The best model so far, after the first validation.
-    pub best: Option<Best>,
-    /// The run's counters.
-    #[serde(default)]
-    pub counters: Counters,
-    /// The options of the run.
-    pub options: TrainOptions,
-    /// The fingerprint of the corpus.
-    pub corpus: String,
-    /// The length of the metrics file at this checkpoint.
-    pub metrics_bytes: u64,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// The weights that belong at the run's root: the best, or these while there is no best.
-    pub(super) published: SavedWeights,
-    /// SHA-256 of the files beside this one, and of configuration and tokenizer at the root.
-    pub(super) checksums: BTreeMap<String, String>,
-    /// SHA-256 of the file that holds this state, with this field empty.
-    seal: String,
-}
-
-/// A checkpoint that has been read.
-pub struct Checkpoint {
-    /// The state beside weights and moments.
-    pub state: TrainState,
-    /// The weights, by their names in the model.
-    pub weights: BTreeMap<String, Tensor>,
-    /// The optimizer's moments, by name.
-    pub moments: BTreeMap<String, Tensor>,
-}
-
-/// Writes the trainer's state as the folder `path`, which appears complete or not at all.
+/// The steps of the checkpoints in the folder `training`, newest first.
 ///
 /// # Errors
-/// If a weight is not finite, or something cannot be written.
-pub(super) fn write(path: &Path, trainer: &Trainer, run: RunState) -> Result<TrainState> {
-    if let Some(name) = trainer.non_finite_weight()? {
-        bail!("step {}: {name} is no longer finite; a lower learning rate may help", trainer.step());
+/// If the folder cannot be read.
+pub(super) fn steps(training: &Path) -> Result<Vec<u64>> {
+    let mut steps = vec![];
+    for entry in fs::read_dir(training).map_err(Error::io("read", training))? {
+        let name = entry.map_err(Error::io("read", training))?.file_name().to_string_lossy().into_owned();
+        let step = name.strip_prefix("step-").and_then(|name| name.strip_suffix(".safetensors"));
+        steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
     }
-    let temporary = files::sibling(path);
-    files::remove_folder(&temporary)?;
-    files::remove_folder(path)?;
-    files::create_folder(&temporary)?;
-
-    let mut checksums = run.root_checksums;
-    let mut write = |name: &str, bytes: &[u8]| {
-        let sum = write_and_sum(&temporary.join(name), bytes)?;
-        checksums.insert(name.to_string(), sum.clone());
-        Ok::<_, Error>(sum)
-    };
-    let weights = write(WEIGHTS, &weights_to_bytes(trainer.config(), &trainer.weights())?)?;
-    write(MOMENTS, &safetensors_to_bytes(trainer.moments())?)?;
-    let own = SavedWeights { checkpoint: generations::of(trainer), checksum: weights };
-    let state = TrainState {
-        format: FORMAT,
-        step: trainer.step(),
-        validation_is_pending: trainer.validation_is_pending(),
-        best: run.best,
-        counters: trainer.counters(),
-        options: trainer.options().clone(),
-        corpus: trainer.corpus().fingerprint.clone(),
-        metrics_bytes: run.metrics_bytes,
-        seconds: run.seconds,
-        published: run.published.unwrap_or(own),
-        checksums,
-        seal: String::new(),
-    };
-    files::write_new(&temporary.join(STATE), state.sealed()?.as_bytes())?;
-    files::rename_folder(&temporary, path)?;
-    Ok(state)
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
 }
 
-/// Writes a file and gives the checksum of its content; both take equally long, so they run in parallel.
-fn write_and_sum(path: &Path, bytes: &[u8]) -> Result<String> {
-    std::thread::scope(|scope| {
-        let sum = scope.spawn(|| sha256(bytes));
-        files::write_new(path, bytes)?;
-        sum.join().map_err(|_| Error::Msg(format!("cannot compute the checksum of {}", path.display())))
+/// Removes what a crash has left of checkpoints that never appeared.
+///
+/// # Errors
+/// If the folder cannot be read, or something cannot be removed.
+pub(super) fn remove_unfinished(training: &Path) -> Result<()> {
+    for entry in fs::read_dir(training).map_err(Error::io("read", training))? {
+        let path = entry.map_err(Error::io("read", training))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("step-") && name.ends_with(".safetensors.tmp") {
+            disk::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint, which appears by one rename.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn write(path: &Path, state: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let checksum = String::from_utf8_lossy(&ZEROS).into_owned();
+    let metadata = BTreeMap::from([("checksum", checksum), ("state", state.to_string())]);
+    disk::replace(path, |file| {
+        let mut out = Hashed { file, hash: Sha256::new() };
+        write_tensors(&mut out, tensors, &metadata)?;
+        let Hashed { file, hash } = out;
+        file.seek(SeekFrom::Start(CHECKSUM_AT))?;
+        file.write_all(hexadecimal(hash).as_bytes())
     })
 }
 
-/// The checksums of the files at the run's root that a checkpoint is useless without.
-pub(super) fn root_checksums(root: &Path) -> Result<BTreeMap<String, String>> {
-    ROOT_FILES.into_iter().map(|name| Ok((name.to_string(), sha256(&files::read(&root.join(name))?)))).collect()
-}
-
-/// Reads the state in the checkpoint folder `path`.
-pub(super) fn read_state(path: &Path) -> Result<TrainState> {
-    let file = path.join(STATE);
-    let json = files::read(&file)?;
-    let broken = |what: &dyn Display| Error::Msg(format!("broken checkpoint: {}: {what}", file.display()));
-    let state: TrainState = serde_json::from_slice(&json).map_err(|error| broken(&error))?;
-    if state.format != FORMAT {
-        bail!("{}: expected format {FORMAT}, got {}", file.display(), state.format);
-    }
-    if !state.is_the_content_of(&json) {
-        return Err(broken(&"it is not the file that was written"));
-    }
-    match state.contradiction(&path.file_name().unwrap_or_default().to_string_lossy()) {
-        Some(contradiction) => Err(broken(&contradiction)),
-        None => Ok(state),
-    }
-}
-
-/// Reads the checkpoint folder `path` of the run in `root`.
+/// Reads a checkpoint: the state, and the tensors by name.
 ///
 /// # Errors
-/// If something cannot be read, or a file is not the one that was written.
-pub(super) fn load(root: &Path, path: &Path, device: &Device) -> Result<(ModelConfig, Checkpoint)> {
-    let state = read_state(path)?;
-    let config = ModelConfig::from_json(&state.read(root, CONFIG)?)?;
-    state.read(root, TOKENIZER)?;
-    let weights = weights_from_bytes(&path.join(WEIGHTS), &state.read(path, WEIGHTS)?, &config, device)?;
-    let moments = safetensors_from_bytes(&path.join(MOMENTS), &state.read(path, MOMENTS)?, device)?;
-    Ok((config, Checkpoint { state, weights, moments }))
+/// If it cannot be read, or is not what was written.
+pub(super) fn read(path: &Path, device: &Device) -> Result<(String, BTreeMap<String, Tensor>)> {
+    let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+    let (mut file, _) = input::open(&input::inside(folder, name)?)?;
+    verify(&mut file).map_err(Error::io("read", path))?.map_err(|what| Error::corrupt(path, what))?;
+    let mut file = TensorFile::open(path)?;
+    let state = file.metadata("state").ok_or_else(|| Error::corrupt(path, "it has no state"))?;
+    let names = file.tensors().into_keys();
+    let tensors = names.map(|name| Ok((name.clone(), file.read(&name, device)?))).collect::<Result<_>>()?;
+    Ok((state, tensors))
 }
 
-impl TrainState {
-    /// The content of its file: the seal is the checksum of every other byte.
-    fn sealed(&self) -> Result<String> {
-        let json = serde_json::to_string_pretty(self).map_err(Error::wrap)?;
-        let member = |seal: &str| format!("\"seal\": \"{seal}\"");
-        Ok(json.replacen(&member(""), &member(&sha256(json.as_bytes())), 1))
+/// Compares a file with its checksum.
+fn verify(file: &mut File) -> io::Result<Result<(), &'static str>> {
+    let mut head = Vec::new();
+    Read::take(&mut *file, CHECKSUM_AT + ZEROS.len() as u64).read_to_end(&mut head)?;
+    let Some((begin, checksum)) = head.split_at_checked(CHECKSUM_AT as usize) else {
+        return Ok(Err("it is cut short"));
+    };
+    if begin[8..] != *BEGIN.as_bytes() {
+        return Ok(Err("it is not a checkpoint"));
     }
-
-    fn is_the_content_of(&self, json: &[u8]) -> bool {
-        let json = String::from_utf8_lossy(json);
-        json.rsplit_once(&self.seal).is_some_and(|(before, after)| {
-            !self.seal.is_empty() && sha256(format!("{before}{after}").as_bytes()) == self.seal
-        })
-    }
-
-    /// What cannot be true of the checkpoint `name`, whoever has written it.
-    fn contradiction(&self, name: &str) -> Option<&'static str> {
-        let Counters { skipped, skipped_in_a_row, .. } = self.counters;
-        let is_sound = |best: Best| best.step <= self.step && best.validation_loss.is_finite();
-        [
-            (
-                generations::step_of(name) == Some((self.step, self.validation_is_pending)),
-                "its step is not the folder's",
-            ),
-            (skipped <= self.step, "more steps are skipped than made"),
-            (skipped_in_a_row <= skipped, "more steps are skipped in a row than in all"),
-            (self.best.is_none_or(is_sound), "the best model is not one of its steps, or its loss is not finite"),
-            (
-                generations::step_of(&self.published.checkpoint).is_some_and(|(step, _)| step <= self.step),
-                "the weights at the root are not of an earlier step",
-            ),
-            (self.seconds.is_finite() && self.seconds >= 0.0, "the seconds are not a duration"),
-        ]
-        .into_iter()
-        .find_map(|(holds, contradiction)| (!holds).then_some(contradiction))
-    }
-
-    /// Its own weights.
-    pub(super) fn weights(&self) -> Option<SavedWeights> {
-        let checkpoint = generations::of_state(self.step, self.validation_is_pending);
-        self.checksums.get(WEIGHTS).map(|checksum| SavedWeights { checkpoint, checksum: checksum.clone() })
-    }
-
-    /// Reads a file and verifies its checksum.
-    fn read(&self, folder: &Path, name: &str) -> Result<Vec<u8>> {
-        let path = folder.join(name);
-        let bytes = files::read(&path)?;
-        if self.checksums.get(name) != Some(&sha256(&bytes)) {
-            bail!("broken checkpoint: {} is not the file that was written", path.display());
-        }
-        Ok(bytes)
-    }
-
-    /// The checksums of files at the run's root.
-    pub(super) fn root_checksums(&self) -> BTreeMap<String, String> {
-        let of_root = self.checksums.iter().filter(|(name, _)| ROOT_FILES.contains(&name.as_str()));
-        of_root.map(|(name, sum)| (name.clone(), sum.clone())).collect()
-    }
-}
-
-impl SavedWeights {
-    /// The step of their checkpoint.
-    pub(super) fn step(&self) -> Option<u64> {
-        generations::step_of(&self.checkpoint).map(|(step, _)| step)
-    }
-
-    /// Whether the file `path` holds them.
-    ///
-    /// # Errors
-    /// If it exists and cannot be read.
-    pub(super) fn are_in(&self, path: &Path) -> Result<bool> {
-        match is_ordinary_file(path).and_then(|is_file| Ok(is_file && checksum(path)? == self.checksum)) {
-            Ok(are) => Ok(are),
-            Err(error) => bail!("cannot read {}: {error}", path.display()),
-        }
-    }
-
-    /// Whether their checkpoint in the folder `training` still has them.
-    ///
-    /// # Errors
-    /// If its file exists and cannot be read.
-    pub(super) fn are_kept(&self, training: &Path) -> Result<bool> {
-        let folder = training.join(&self.checkpoint);
-        let is_folder = fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir());
-        Ok(is_folder && self.are_in(&folder.join(WEIGHTS))?)
-    }
-}
-
-/// Whether `path` is a file and not a link, which could lead anywhere.
-fn is_ordinary_file(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(found) => Ok(found.is_file()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The SHA-256 of a file, however large.
-fn checksum(path: &Path) -> io::Result<String> {
-    let (mut file, mut sum, mut buffer) = (File::open(path)?, Sha256::new(), Vec::new());
-    while file.by_ref().take(1 << 20).read_to_end(&mut buffer)? > 0 {
-        sum.update(&buffer);
+    let mut hash = Sha256::new();
+    hash.update(begin);
+    hash.update(ZEROS);
+    let mut buffer = Vec::new();
+    while Read::take(&mut *file, 1 << 20).read_to_end(&mut buffer)? > 0 {
+        hash.update(&buffer);
         buffer.clear();
     }
-    Ok(hexadecimal(&sum.finalize()))
+    Ok(if hexadecimal(hash).as_bytes() == checksum { Ok(()) } else { Err("it is not what was written") })
 }
 
-/// The SHA-256 of some bytes.
-fn sha256(bytes: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(bytes))
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Writes to a file and hashes what it writes.
+struct Hashed<'a> {
+    file: &'a mut File,
+    hash: Sha256,
 }
 
-#[cfg(all(test, target_os = "linux"))]
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::DType;
+
+    fn tensors() -> BTreeMap<String, Tensor> {
+        let tensor = |seed| crate::cpu::testing::randn(seed, &[3, 5]).to_dtype(DType::F32).unwrap();
+        BTreeMap::from([("weight.a".to_string(), tensor(1)), ("average.a".to_string(), tensor(2))])
+    }
 
     #[test]
-    fn weights_that_cannot_be_read_are_an_error_and_not_other_weights() {
+    fn what_is_written_comes_back_and_the_bytes_are_always_the_same() {
         let space = tempfile::tempdir().unwrap();
-        let path = space.path().join(WEIGHTS);
-        let bytes = vec![7; (1 << 20) + 3];
-        let weights = SavedWeights { checkpoint: String::new(), checksum: sha256(&bytes) };
-        assert!(!weights.are_in(&path).unwrap());
-        fs::write(&path, &bytes).unwrap();
-        assert!(weights.are_in(&path).unwrap());
-        fs::write(&path, &bytes[1..]).unwrap();
-        assert!(!weights.are_in(&path).unwrap());
-        // An ordinary file of which no byte can be read.
-        let error = weights.are_in(Path::new("/proc/self/mem")).unwrap_err().to_string();
-        assert!(error.starts_with("cannot read /proc/self/mem: "), "{error}");
+        let (one, two) = (path(space.path(), 7), path(space.path(), 12));
+        let tensors = tensors();
+        write(&one, r#"{"step":7}"#, &tensors).unwrap();
+        write(&two, r#"{"step":7}"#, &tensors).unwrap();
+        assert_eq!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
+        assert_eq!(steps(space.path()).unwrap(), [12, 7]);
+        let (state, read) = read(&one, &Device::Cpu).unwrap();
+        assert_eq!(state, r#"{"step":7}"#);
+        for (name, tensor) in &tensors {
+            assert_eq!(read[name].to_vec2::<f32>().unwrap(), tensor.to_vec2::<f32>().unwrap());
+        }
+        // Any other program reads it too.
+        let bytes = fs::read(&one).unwrap();
+        assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn one_changed_bit_is_seen_wherever_it_is() {
+        let space = tempfile::tempdir().unwrap();
+        let path = path(space.path(), 7);
+        write(&path, r#"{"step":7}"#, &tensors()).unwrap();
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&path, bad).unwrap();
+            assert!(matches!(read(&path, &Device::Cpu), Err(Error::Corrupt { .. })), "byte {at}");
+        }
+        for len in [0, 7, 8, 50, 99, good.len() - 1] {
+            fs::write(&path, &good[..len]).unwrap();
+            assert!(matches!(read(&path, &Device::Cpu), Err(Error::Corrupt { .. })), "length {len}");
+        }
     }
 }

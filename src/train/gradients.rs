@@ -1,197 +1,250 @@
-//! The gradients of one step, and the audit of whether they reach every tensor.
+//! The loss and gradients of a batch, over shards that run side by side.
 
-use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId, Var, bail};
+use candle_core::{Tensor, Var};
 
-use crate::ops;
+use super::TrainOptions;
+use super::evaluate::loss;
+use crate::cpu::parallel::map;
+use crate::cpu::sums::add;
+use crate::host::{Error, Result};
+use crate::model::{CausalLm, DropoutSource};
+use crate::ops::{CrossEntropyOptions, record};
+use crate::text::Batch;
 
-/// The gradients of all trainable tensors, sorted by name.
-pub struct Gradients {
-    tensors: Vec<Tensor>,
-    scale: f64,
+/// The loss of a batch, in nats per token, and its gradients, in the order of the variables.
+pub(super) struct LossAndGradients {
+    pub(super) loss: f64,
+    pub(super) gradients: Vec<Tensor>,
 }
 
-impl Gradients {
-    /// Takes the gradients of `vars` out of the store that a backward pass returned.
-    ///
-    /// # Errors
-    /// If some of them have no gradient: every such tensor is named.
-    pub fn collect(mut store: GradStore, vars: &[(String, Var)]) -> Result<Self> {
-        Self::take(|var| store.remove(var), vars)
+/// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
+/// forward and backward on a thread of its own; rounds run one after the other. Shards are added over a fixed binary tree,
+/// so the bits of the result depend on where the batch is cut, but not on threads or rounds.
+pub(super) fn loss_and_gradients(
+    model: &CausalLm,
+    vars: &[(String, Var)],
+    batch: &Batch,
+    options: &TrainOptions,
+    dropout: DropoutSource,
+) -> Result<LossAndGradients> {
+    let cross_entropy = CrossEntropyOptions {
+        divisor: Some(batch.tokens() as f64),
+        label_smoothing: options.label_smoothing,
+        ..Default::default()
+    };
+    let mut sum = TreeSum::default();
+    for round in cut(0..batch.size(), options.accumulate) {
+        let shards = cut(round, options.shards);
+        let parts = map(shards.len(), |i| {
+            let Range { start, end } = shards[i];
+            let dropout = DropoutSource { first_sequence: start as u64, ..dropout };
+            of_shard(model, vars, &batch.narrow(start, end - start)?, dropout, &cross_entropy)
+        });
+        for part in parts {
+            sum.push(part?)?;
+        }
     }
+    sum.finish()
+}
 
-    /// As [`Gradients::collect`], from the backward pass of a recording.
-    pub(super) fn collect_recorded(mut store: HashMap<TensorId, Tensor>, vars: &[(String, Var)]) -> Result<Self> {
-        Self::take(|var| store.remove(&var.id()), vars)
+/// Divides a range into at most `count` parts whose lengths differ by at most one.
+fn cut(range: Range<usize>, count: usize) -> Vec<Range<usize>> {
+    let count = count.clamp(1, range.len().max(1));
+    let bound = |i: usize| range.start + i * range.len() / count;
+    (0..count).map(|i| bound(i)..bound(i + 1)).collect()
+}
+
+fn of_shard(
+    model: &CausalLm,
+    vars: &[(String, Var)],
+    batch: &Batch,
+    dropout: DropoutSource,
+    options: &CrossEntropyOptions,
+) -> Result<LossAndGradients> {
+    let forward = || loss(model, batch, Some(dropout), options);
+    // On the CPU all operations have kernels, which can be recorded; elsewhere candle's own graph is used.
+    if model.device().is_cpu() {
+        let (loss, recording) = record::record(forward)?;
+        let mut gradients = recording.backward(&loss)?;
+        collect(&loss, vars, |var| gradients.remove(&var.id()))
+    } else {
+        let loss = forward()?;
+        let mut gradients = loss.backward()?;
+        collect(&loss, vars, |var| gradients.remove(var))
     }
+}
 
-    fn take(mut gradient: impl FnMut(&Var) -> Option<Tensor>, vars: &[(String, Var)]) -> Result<Self> {
-        let (mut tensors, mut missing) = (Vec::with_capacity(vars.len()), Vec::new());
-        for (name, var) in vars {
-            match gradient(var) {
-                Some(gradient) => tensors.push(gradient),
-                None => missing.push(name.as_str()),
+fn collect(
+    loss: &Tensor,
+    vars: &[(String, Var)],
+    mut gradient: impl FnMut(&Var) -> Option<Tensor>,
+) -> Result<LossAndGradients> {
+    let (mut gradients, mut missing) = (Vec::with_capacity(vars.len()), vec![]);
+    for (name, var) in vars {
+        match gradient(var) {
+            Some(gradient) => gradients.push(gradient),
+            None => missing.push(name.as_str()),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(Error::NoGradient(format!("no gradient reaches {}", missing.join(", "))));
+    }
+    Ok(LossAndGradients { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
+}
+
+/// Adds parts over a binary tree on their index: 0 and 1, 2 and 3, then these sums, and so on. Part `i` is pushed as the
+/// `i`-th; what is kept are the roots of the complete trees so far, one for each binary digit of their number.
+#[derive(Default)]
+struct TreeSum {
+    roots: Vec<Option<LossAndGradients>>,
+}
+
+impl TreeSum {
+    fn push(&mut self, part: LossAndGradients) -> Result<()> {
+        let mut root = part;
+        for place in &mut self.roots {
+            match place.take() {
+                Some(before) => root = before.plus(root)?,
+                None => {
+                    *place = Some(root);
+                    return Ok(());
+                }
             }
         }
-        if !missing.is_empty() {
-            bail!("gradient audit: no gradient reaches {}", missing.join(", "));
-        }
-        Ok(Self { tensors, scale: 1.0 })
-    }
-
-    /// The sum of the gradients of the shards of a batch, added in order.
-    ///
-    /// # Errors
-    /// If the shards differ in number or shapes of tensors.
-    pub fn sum(shards: &[Self]) -> Result<Self> {
-        let count = shards.first().map_or(0, |shard| shard.tensors.len());
-        if let Some(other) = shards.iter().find(|shard| shard.tensors.len() != count) {
-            bail!("gradients: expected shards of {count} tensors, got one of {}", other.tensors.len());
-        }
-        let of = |i: usize| shards.iter().map(|shard| &shard.tensors[i]).collect::<Vec<_>>();
-        let tensors = ops::map(count, |i| ops::add(&of(i))).into_iter().collect::<Result<_>>()?;
-        Ok(Self { tensors, scale: 1.0 })
-    }
-
-    /// The factor to apply to the gradients: below 1 after clipping.
-    pub fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    /// One gradient per trainable tensor, sorted by name, before [`Gradients::scale`] is applied.
-    pub fn tensors(&self) -> &[Tensor] {
-        &self.tensors
-    }
-
-    /// The Euclidean norm of each gradient, before [`Gradients::scale`] is applied.
-    ///
-    /// # Errors
-    /// If a tensor cannot be read.
-    pub fn norms(&self) -> Result<Vec<f64>> {
-        ops::map(self.tensors.len(), |i| ops::euclidean_norm(&self.tensors[i])).into_iter().collect()
-    }
-
-    /// Sets the scale so that the global norm, now `norm`, becomes at most `most`.
-    pub fn clip(&mut self, norm: f64, most: f64) {
-        // As torch's clip_grad_norm_, which adds 1e-6.
-        self.scale = if norm > most { most / (norm + 1e-6) } else { 1.0 };
-    }
-}
-
-/// The fewest steps that allow a verdict: behind a projection that starts at zero the first gradients are zero too.
-const LEAST: u64 = 2;
-
-/// Checks that every trainable tensor learns.
-///
-/// That each *has* a gradient is checked whenever gradients are collected, at every step. Whether it is ever *non-zero*
-/// shows only after some steps.
-#[derive(Debug)]
-pub struct GradientAudit {
-    /// Tensors that have had only zero gradients, and excused ones with the reason.
-    silent: BTreeMap<String, Option<&'static str>>,
-    observed: u64,
-    deadline: u64,
-}
-
-impl GradientAudit {
-    /// Audits the tensors `names`, except the `excused` ones, whose gradient is always zero. Each of the others must
-    /// have had a non-zero gradient after `deadline` steps, or two if that is less.
-    pub fn new<'a>(names: impl Iterator<Item = &'a String>, excused: &[(String, &'static str)], deadline: u64) -> Self {
-        let reason = |name: &String| excused.iter().find(|(excused, _)| excused == name).map(|(_, reason)| *reason);
-        Self {
-            silent: names.map(|name| (name.clone(), reason(name))).collect(),
-            observed: 0,
-            deadline: deadline.max(LEAST),
-        }
-    }
-
-    /// Adds the gradient norms of one more step, by name.
-    ///
-    /// # Errors
-    /// From the deadline on, if tensors that are not excused have had only zero gradients: every such tensor is named.
-    pub fn observe<'a>(&mut self, norms: impl Iterator<Item = (&'a String, f64)>) -> Result<()> {
-        for (name, norm) in norms {
-            if norm != 0.0 && self.silent.get(name) == Some(&None) {
-                self.silent.remove(name);
-            }
-        }
-        self.observed += 1;
-        if self.observed >= self.deadline { self.conclude() } else { Ok(()) }
-    }
-
-    /// The verdict when training ends before the deadline; a single step allows none.
-    ///
-    /// # Errors
-    /// Those of [`GradientAudit::observe`] at the deadline.
-    pub fn conclude(&self) -> Result<()> {
-        let stuck: Vec<&str> =
-            self.silent.iter().filter(|(_, reason)| reason.is_none()).map(|(name, _)| name.as_str()).collect();
-        if self.observed >= LEAST && !stuck.is_empty() {
-            bail!("gradient audit: after {} steps the gradient is still zero at {}", self.observed, stuck.join(", "));
-        }
+        self.roots.push(Some(root));
         Ok(())
+    }
+
+    /// The sum of all parts: the smaller trees, which came later, are added to the larger ones.
+    fn finish(self) -> Result<LossAndGradients> {
+        let mut sum: Option<LossAndGradients> = None;
+        for root in self.roots.into_iter().flatten() {
+            sum = Some(match sum {
+                Some(sum) => root.plus(sum)?,
+                None => root,
+            });
+        }
+        sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))
+    }
+}
+
+impl LossAndGradients {
+    fn plus(self, other: Self) -> Result<Self> {
+        let sums = map(self.gradients.len(), |i| add(&self.gradients[i], &other.gradients[i]));
+        Ok(Self { loss: self.loss + other.loss, gradients: sums.into_iter().collect::<candle_core::Result<_>>()? })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Tensor};
+    use crate::cpu::testing::randn;
+    use crate::model::{Activation, DropoutRates, ModelConfig};
+    use crate::nn::Parameters;
+    use crate::text::windows;
+    use candle_core::{DType, Device};
 
-    fn var(values: &[f32]) -> Var {
-        Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap()
+    /// A sum of strings would tell the order; numbers of very different size tell it by what they lose.
+    #[test]
+    fn parts_are_added_over_a_tree_on_their_index() {
+        let part =
+            |loss: f64| LossAndGradients { loss, gradients: vec![Tensor::new(&[loss as f32], &Device::Cpu).unwrap()] };
+        let values = [1e8f64, 1.0, -1e8, 3.0, 0.1, 1e7, 5.0];
+        let of = |n: usize| {
+            let mut sum = TreeSum::default();
+            values[..n].iter().for_each(|value| sum.push(part(*value)).unwrap());
+            let LossAndGradients { loss, gradients } = sum.finish().unwrap();
+            (loss, gradients[0].to_vec1::<f32>().unwrap()[0])
+        };
+        let [a, b, c, d, e, f, g] = values.map(|value| value as f32);
+        let expected = [
+            a,
+            a + b,
+            (a + b) + c,
+            (a + b) + (c + d),
+            ((a + b) + (c + d)) + e,
+            ((a + b) + (c + d)) + (e + f),
+            ((a + b) + (c + d)) + ((e + f) + g),
+        ];
+        for (n, expected) in (1..).zip(expected) {
+            assert_eq!(of(n).1, expected, "{n} parts");
+        }
+        assert!(TreeSum::default().finish().is_err());
+    }
+
+    #[test]
+    fn ranges_are_cut_evenly() {
+        assert_eq!(cut(3..10, 3), [3..5, 5..7, 7..10]);
+        assert_eq!(cut(0..2, 5), [0..1, 1..2]);
+        assert_eq!(cut(4..4, 3).len(), 1);
     }
 
     #[test]
     fn a_tensor_that_no_gradient_reaches_is_named() {
-        let vars = vec![
-            ("cut".to_string(), var(&[1.0])),
-            ("fine".to_string(), var(&[2.0])),
-            ("lost".to_string(), var(&[3.0])),
-        ];
-        let sum = (vars[1].1.as_tensor() + vars[0].1.as_detached_tensor()).unwrap();
-        let error = Gradients::collect(sum.sum_all().unwrap().backward().unwrap(), &vars).err().unwrap();
-        assert!(error.to_string().contains("no gradient reaches cut, lost"), "{error}");
+        let vars =
+            ["cut", "fine", "lost"].map(|name| (name.to_string(), Var::ones(3, DType::F32, &Device::Cpu).unwrap()));
+        let [cut, fine, _] = vars.each_ref().map(|(_, var)| var);
+        let loss = (fine.as_tensor() + cut.as_detached_tensor()).unwrap().sum_all().unwrap();
+        let mut gradients = loss.backward().unwrap();
+        let error = collect(&loss, &vars, |var| gradients.remove(var)).err().unwrap().to_string();
+        assert_eq!(error, "gradient audit: no gradient reaches cut, lost");
     }
 
-    #[test]
-    fn clipping_keeps_the_direction_and_bounds_the_norm() {
-        let vars = vec![("a".to_string(), var(&[3.0])), ("b".to_string(), var(&[4.0]))];
-        let loss = (vars[0].1.sqr().unwrap() + vars[1].1.sqr().unwrap()).unwrap().affine(0.5, 0.0).unwrap();
-        let mut gradients = Gradients::collect(loss.sum_all().unwrap().backward().unwrap(), &vars).unwrap();
-        assert_eq!(gradients.norms().unwrap(), [3.0, 4.0]);
-        gradients.clip(5.0, 6.0);
-        assert_eq!(gradients.scale(), 1.0);
-        gradients.clip(5.0, 1.0);
-        assert!((gradients.scale() * 5.0 - 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn shards_that_do_not_agree_are_not_added() {
-        let of = |shapes: &[&[usize]]| {
-            let tensors = shapes.iter().map(|shape| Tensor::ones(*shape, DType::F32, &Device::Cpu).unwrap()).collect();
-            Gradients { tensors, scale: 1.0 }
+    /// Every form of the model: tied and untied, with biases, with grouped heads, with a given head width.
+    fn forms() -> Vec<ModelConfig> {
+        let of = |form: ModelConfig| ModelConfig {
+            context_len: 7,
+            embed_dim: 12,
+            num_heads: 3,
+            num_layers: 2,
+            hidden_dim: 20,
+            dropout: DropoutRates { embedding: 0.2, attention: 0.3, residual: 0.4 },
+            ..form
         };
-        for (shards, expected) in [
-            ([of(&[&[3], &[5]]), of(&[&[3], &[5]]), of(&[&[3]])], "expected shards of 2 tensors, got one of 1"),
-            ([of(&[&[6]]), of(&[&[6]]), of(&[&[7]])], "add: expected tensors of shape [6], got [7]"),
-            ([of(&[&[2, 3]]), of(&[&[3, 2]]), of(&[&[2, 3]])], "add: expected tensors of shape [2, 3], got [3, 2]"),
-        ] {
-            let error = Gradients::sum(&shards).err().unwrap().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
+        let (gpt2, llama, qwen3) = (of(ModelConfig::gpt2(11)), of(ModelConfig::llama(11)), of(ModelConfig::qwen3(11)));
+        let untied = |form: &ModelConfig| ModelConfig { tie_embeddings: false, ..form.clone() };
+        vec![
+            gpt2.clone(),
+            ModelConfig { bias: true, activation: Activation::GeluTanh, ..untied(&gpt2) },
+            ModelConfig { dropout: DropoutRates::default(), bias: true, ..gpt2 },
+            llama.clone(),
+            ModelConfig { bias: true, mlp_bias: true, num_kv_heads: Some(1), ..untied(&llama) },
+            qwen3.clone(),
+            ModelConfig { num_kv_heads: Some(1), head_dim: Some(6), bias: true, ..untied(&qwen3) },
+        ]
     }
 
+    /// The trainer's own backward pass against candle's, on the CPU in `f32`: an operation that is not recorded would lose
+    /// its part of the gradient. Both call the same kernels, and in these models no more than two gradients meet at a
+    /// tensor; the rounded sum of two does not depend on their order. So nothing is rounded differently.
     #[test]
-    fn a_tensor_whose_gradient_stays_zero_is_named_unless_excused() {
-        let names = ["awake", "asleep", "excused"].map(String::from);
-        let mut audit = GradientAudit::new(names.iter(), &[("excused".to_string(), "a reason")], 1);
-        let norms = |awake| names.iter().zip([awake, 0.0, 0.0]);
-        audit.observe(norms(0.5)).unwrap();
-        let message = audit.observe(norms(0.0)).unwrap_err().to_string();
-        let message = message.lines().next().unwrap();
-        assert_eq!(message, "gradient audit: after 2 steps the gradient is still zero at asleep");
+    fn recorded_gradients_are_those_of_candles_own_backward_pass() {
+        let ids: Vec<u32> = (0..40).map(|i| (i * i + i / 3) % 11).collect();
+        let (ids, dropout) = (ids.into(), DropoutSource { seed: 3, step: 5, first_sequence: 2 });
+        for config in forms() {
+            let parameters = Parameters::new(3);
+            let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+            let vars = parameters.vars();
+            for (i, (_, var)) in vars.iter().enumerate() {
+                var.set(&(randn(i as u64, var.dims()) * 0.3).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+            }
+            for (t, separator, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.1)] {
+                let mut batches = windows(&ids, (3, t), true, separator, &Device::Cpu).unwrap();
+                let batch = batches.next().unwrap().unwrap();
+                let options = CrossEntropyOptions { divisor: Some(5.0), label_smoothing, ..Default::default() };
+                let recorded = of_shard(&model, &vars, &batch, dropout, &options).unwrap();
+                let by_graph = loss(&model, &batch, Some(dropout), &options).unwrap();
+                let mut gradients = by_graph.backward().unwrap();
+                let by_graph = collect(&by_graph, &vars, |var| gradients.remove(var)).unwrap();
+                assert_eq!(recorded.loss, by_graph.loss);
+                for ((name, _), (got, expected)) in vars.iter().zip(recorded.gradients.iter().zip(&by_graph.gradients))
+                {
+                    let [got, expected] = [got, expected].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                    assert_eq!(got, expected, "{name} of {:?}, {t} positions", config.architecture);
+                }
+            }
+        }
     }
 }

@@ -1,49 +1,53 @@
-//! From a corpus and a configuration to a trained model in a run folder.
+//! From a corpus and a configuration to a trained model in a run's folder.
 //!
-//! A [`Trainer`] holds the model, the optimizer and the data and makes one step at a time; [`train`] is the loop around
-//! it; a [`RunFolder`] keeps the checkpoints and metrics.
+//! A [`Trainer`] holds the model, the optimizer and the data, and makes one step at a time; [`train`] is the loop around
+//! it; a [`RunDir`] keeps checkpoints and metrics; [`resume`] goes on from them.
+//!
+//! ```
+//! use candle_attention::{model::ModelConfig, text, train};
+//! use candle_core::Device;
+//! use std::ops::ControlFlow;
+//!
+//! # fn main() -> candle_attention::Result<()> {
+//! let documents = [text::Document::new("poem", "roses are red, violets are blue\n".repeat(20))];
+//! let validation = text::Validation::Fraction(0.1);
+//! let (tokenizer, corpus) =
+//!     text::prepare(&documents, &validation, &"char".parse()?, text::IdsStore::Temporary, &mut |_| {})?;
+//! let config = ModelConfig { context_len: 16, embed_dim: 16, num_layers: 1, ..ModelConfig::gpt2(tokenizer.vocab_size()) };
+//! let options = train::TrainOptions { steps: 4, batch: 3, ..Default::default() };
+//! let mut trainer = train::Trainer::new(&config, &options, corpus, &Device::Cpu)?;
+//! let outcome = train::train(&mut trainer, None, &mut |_| ControlFlow::Continue(()))?;
+//! assert_eq!((outcome, trainer.steps_done()), (train::Outcome::Finished, 4));
+//! # Ok(())
+//! # }
+//! ```
 
+mod audit;
 mod average;
-mod backward;
-mod bounds;
 mod checkpoint;
-mod counters;
-#[cfg(test)]
-mod crash_tests;
-mod fit;
-mod folder;
-mod forecast;
-mod generations;
+mod evaluate;
 mod gradients;
-mod inputs;
-mod lock;
-mod new_folder;
-mod optimizer;
+mod memory_needed;
+pub mod metrics;
 mod options;
 mod overfit;
-mod ramp;
-mod run;
-mod schedule;
-mod session;
-mod space;
+mod resume;
+mod run_dir;
+mod settings;
 mod statistics;
-mod step;
 mod trainer;
-mod validation;
+mod training_loop;
 
-pub use checkpoint::{Best, Checkpoint, TrainState};
-pub use counters::Counters;
-pub use folder::RunFolder;
-pub use forecast::Forecast;
-pub use gradients::{GradientAudit, Gradients};
-pub use new_folder::remove_unfinished_runs;
-pub use optimizer::{FIRST_MOMENTUM, Optimizer, OptimizerKind};
-pub use options::TrainOptions;
+pub use evaluate::{Evaluation, bits_per_byte, evaluate};
+pub use memory_needed::memory_needed;
+pub use options::{OptimizerKind, TrainOptions};
 pub use overfit::{OverfitReport, overfit_one_batch};
-pub use ramp::Ramp;
-pub use run::{Event, Outcome, Remedy, train};
-pub use schedule::Schedule;
-pub use statistics::{StatisticsReport, TensorStatistics};
-pub use step::{BadStep, StepOutcome, StepReport};
-pub use trainer::Trainer;
-pub use validation::{VALIDATION_BATCH_TOKENS, ValidationReport};
+pub use resume::resume;
+pub use run_dir::{Best, RunDir};
+pub use settings::{CHANGEABLE, RATES};
+pub use statistics::TensorStatistics;
+pub use trainer::{StepReport, Trainer, ValidationReport};
+pub use training_loop::{Event, Outcome, train};
+
+#[cfg(test)]
+mod crash_tests;

@@ -1,89 +1,98 @@
 //! The options of a training run.
 
-use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerKind, Ramp, Schedule};
+use crate::host::{Result, bail};
+use crate::model::ModelConfig;
+use crate::optim::{LrSchedule, Schedule};
+use crate::text::Corpus;
 
-/// Length, rates and seed of a training run. The defaults are nanoGPT's CPU recipe, with one shard per core.
+/// What updates the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum OptimizerKind {
+    /// AdamW for everything.
+    #[default]
+    AdamW,
+    /// Muon for the matrices inside the blocks, AdamW for embeddings, head and vectors.
+    Muon,
+}
+
+/// Length, rates and seed of a training run, relative to one another: the rates of groups are multiples of `lr`, the
+/// lengths of a schedule fractions of `steps`. The defaults are nanoGPT's CPU recipe. 0 turns off what is off by default.
+///
+/// | group | tensors | updated by | peak learning rate | weight decay |
+/// |---|---|---|---|---|
+/// | matrices | two-dimensional, inside the blocks | Muon, if chosen | `lr * matrix_lr` | `matrix_weight_decay` |
+/// | embeddings | of tokens and positions | AdamW | `lr * embedding_lr` | `weight_decay` |
+/// | the rest | | AdamW | `lr` | `weight_decay`, on matrices only |
+///
+/// Under AdamW the matrices belong to the rest. In files the names have dashes: `min-lr = 0.1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, rename_all = "kebab-case")]
 pub struct TrainOptions {
     /// Optimizer steps.
     pub steps: u64,
     /// Sequences per step (B).
-    pub batch_size: usize,
+    pub batch: usize,
     /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards
     /// affects the result, in its last bits.
     pub shards: usize,
     /// Parts that a batch is split into to accumulate gradients, one after the other, each in at most `shards` shards.
-    /// Takes the memory of a batch of `batch_size / accumulate` sequences, rounded up. The result is that of the whole
-    /// batch up to rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
+    /// Takes the memory of a batch of `batch / accumulate` sequences, rounded up. The result is that of the whole batch
+    /// up to rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
     pub accumulate: usize,
     /// The peak learning rate, reached after the warm-up.
-    pub learning_rate: f64,
-    /// The final learning rate, which the schedule would reach at the step after the last.
-    pub min_learning_rate: f64,
-    /// Steps of the linear warm-up of the learning rate.
-    pub warmup_steps: u64,
+    pub lr: f64,
+    /// The final learning rate, which the schedule would reach at the step after the last; a multiple of `lr`.
+    pub min_lr: f64,
+    /// The linear warm-up of the learning rate; a fraction of `steps`.
+    pub warmup: f64,
     /// The learning-rate schedule after the warm-up.
     pub schedule: Schedule,
-    /// Length of the decay of [`Schedule::WarmupStableDecay`]; the other schedules ignore it.
-    pub decay_steps: u64,
+    /// The decay of [`Schedule::WarmupStableDecay`]; a fraction of `steps`.
+    pub decay: f64,
+    /// The optimizer.
+    pub optimizer: OptimizerKind,
     /// AdamW's decay rate of the first moment.
     pub beta1: f64,
     /// AdamW's decay rate of the second moment.
     pub beta2: f64,
-    /// The constant that AdamW adds to the denominator.
-    pub eps: f64,
     /// AdamW's weight decay, on matrices only.
     pub weight_decay: f64,
-    /// The optimizer; see [`Optimizer`](super::Optimizer) for the groups of tensors.
-    pub optimizer: OptimizerKind,
-    /// The peak learning rate of the matrices under [`OptimizerKind::Muon`]. It follows the schedule as all rates do.
-    pub matrix_learning_rate: f64,
+    /// The peak learning rate of the matrices under [`OptimizerKind::Muon`]; a multiple of `lr`.
+    pub matrix_lr: f64,
     /// The weight decay of the matrices under [`OptimizerKind::Muon`].
     pub matrix_weight_decay: f64,
-    /// Muon's momentum: the decay rate of its running mean of the gradient.
+    /// Muon's momentum: the decay rate of its moving average of the gradient.
     pub momentum: f64,
-    /// Steps over which the momentum rises from 0.85; 0 for none.
-    pub momentum_warmup_steps: u64,
-    /// The peak learning rate of the embeddings; `learning_rate` by default.
-    pub embedding_learning_rate: Option<f64>,
-    /// The peak learning rate of an untied head; `learning_rate` by default.
-    pub head_learning_rate: Option<f64>,
-    /// Whether to drop the elements of an update whose sign disagrees with the gradient
-    /// ([`Cautious`](crate::ops::Cautious)).
-    pub cautious_updates: bool,
-    /// Whether weights whose magnitude the update increases are exempt from decay ([`Cautious`](crate::ops::Cautious)).
-    pub cautious_decay: bool,
-    /// The global gradient norm above which gradients are scaled down; 0 turns clipping off.
-    pub clip_norm: f64,
+    /// The peak learning rate of the embeddings; a multiple of `lr`.
+    pub embedding_lr: f64,
+    /// The global gradient norm above which gradients are scaled down; 0 for no clipping.
+    pub clip: f64,
     /// The share `s` of each target's probability that is spread evenly over the vocabulary: the training loss, but not
     /// the validation loss, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015,
     /// arXiv:1512.00567).
     pub label_smoothing: f64,
-    /// The coefficient of the z-loss, the squared log-sum-exp of the logits at each position, in the training loss
-    /// ([`CrossEntropyOptions`](crate::ops::CrossEntropyOptions)); 0 for none.
-    pub z_loss: f64,
-    /// How the batch size grows in the first part of the run.
-    pub batch_ramp: Option<Ramp>,
-    /// How the window length grows in the first part of the run.
-    pub context_ramp: Option<Ramp>,
     /// Decay rate of an exponential moving average of the weights, which is then the model that is validated and saved;
     /// 0 for none.
     pub ema: f64,
     /// Whether attention stays within a document where a window spans several. Positions are still counted from the
     /// start of the window.
     pub isolate_documents: bool,
-    /// Steps between validations, each followed by a checkpoint.
-    pub eval_every: u64,
+    /// Steps between validations, each followed by a checkpoint. By default a fifth of the steps, or as many more as
+    /// keep the validations before the last from costing more than a tenth of the steps.
+    #[serde(with = "auto")]
+    pub eval_every: Option<u64>,
     /// Consecutive validations without a lower loss after which training stops; 0 for never.
     pub patience: u64,
-    /// Consecutive steps with a non-finite loss or gradient that are skipped; one more stops training.
-    pub skip_bad_steps: u64,
     /// Steps between reports of the norms of every tensor; 0 for never.
     pub statistics_every: u64,
+    /// Minutes after which a checkpoint is written even where no validation is due; 0 for one after every step.
+    pub save_every: f64,
+    /// Checkpoints that are kept: the newest.
+    pub keep: usize,
     /// The seed of all randomness: initial weights, batches and dropout.
     pub seed: u64,
 }
@@ -92,90 +101,197 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             steps: 2000,
-            batch_size: 12,
-            shards: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(12)),
-            learning_rate: 1e-3,
+            batch: 12,
+            // The same on every machine: enough for the threads of most, and hardly slower on two.
+            shards: 4,
             accumulate: 1,
-            min_learning_rate: 1e-4,
-            warmup_steps: 100,
+            lr: 1e-3,
+            min_lr: 0.1,
+            warmup: 0.05,
             schedule: Schedule::Cosine,
-            decay_steps: 400,
+            decay: 0.2,
+            optimizer: OptimizerKind::AdamW,
             beta1: 0.9,
             beta2: 0.99,
-            eps: 1e-8,
             weight_decay: 0.1,
-            optimizer: OptimizerKind::AdamW,
-            matrix_learning_rate: 0.02,
+            matrix_lr: 20.0,
             matrix_weight_decay: 0.1,
             momentum: 0.95,
-            momentum_warmup_steps: 0,
-            embedding_learning_rate: None,
-            head_learning_rate: None,
-            cautious_updates: false,
-            cautious_decay: false,
-            clip_norm: 1.0,
+            embedding_lr: 1.0,
+            clip: 1.0,
             label_smoothing: 0.0,
-            z_loss: 0.0,
-            batch_ramp: None,
-            context_ramp: None,
             ema: 0.0,
             isolate_documents: false,
-            eval_every: 250,
+            eval_every: None,
             patience: 0,
-            skip_bad_steps: 0,
             statistics_every: 0,
+            save_every: 10.0,
+            keep: 2,
             seed: 1,
         }
     }
 }
 
 impl TrainOptions {
-    /// These options, with everything that a resumed run may change taken from `other`: length, rates and schedule, how
-    /// often it validates and reports, when it stops, and how it treats bad steps.
-    pub(super) fn changed_as(self, other: &Self) -> Self {
-        Self {
-            steps: other.steps,
-            learning_rate: other.learning_rate,
-            min_learning_rate: other.min_learning_rate,
-            warmup_steps: other.warmup_steps,
-            schedule: other.schedule,
-            decay_steps: other.decay_steps,
-            weight_decay: other.weight_decay,
-            matrix_learning_rate: other.matrix_learning_rate,
-            matrix_weight_decay: other.matrix_weight_decay,
-            embedding_learning_rate: other.embedding_learning_rate,
-            head_learning_rate: other.head_learning_rate,
-            clip_norm: other.clip_norm,
-            eval_every: other.eval_every,
-            patience: other.patience,
-            skip_bad_steps: other.skip_bad_steps,
-            statistics_every: other.statistics_every,
-            ..self
+    /// The learning rate over the steps.
+    pub fn lr_schedule(&self) -> LrSchedule {
+        let part = |fraction: f64| (fraction * self.steps as f64).round() as u64;
+        let &Self { schedule: shape, steps, min_lr: min, .. } = self;
+        LrSchedule { shape, steps, warmup_steps: part(self.warmup), decay_steps: part(self.decay), min }
+    }
+
+    /// Steps between validations of `tokens` tokens each, for a model of this context length.
+    pub fn eval_interval(&self, tokens: usize, context_len: usize) -> u64 {
+        /// A forward pass takes a third of the time of a training step.
+        const FORWARD: f64 = 1.0 / 3.0;
+        let trained = self.steps as f64 * self.batch as f64 * context_len as f64;
+        let affordable = 0.1 * trained / (FORWARD * tokens as f64);
+        let before_the_last = affordable.min(4.0) as u64;
+        self.eval_every.unwrap_or_else(|| self.steps.div_ceil(before_the_last + 1))
+    }
+
+    /// Checks that these values can train a model.
+    ///
+    /// # Errors
+    /// The first option out of bounds, with what it expects and what it got.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value, max) in [
+            ("steps", self.steps, i64::MAX as u64),
+            ("batch", self.batch as u64, 1 << 24),
+            ("shards", self.shards as u64, 1 << 24),
+            ("accumulate", self.accumulate as u64, self.batch as u64),
+            ("eval-every", self.eval_every.unwrap_or(1), i64::MAX as u64),
+            ("keep", self.keep as u64, 1 << 24),
+        ] {
+            if !(1..=max).contains(&value) {
+                bail!("{name}: expected a number from 1 to {max}, got {value}");
+            }
+        }
+        if i64::try_from(self.seed).is_err() {
+            bail!("seed: expected at most {}, the largest number of a settings file, got {}", i64::MAX, self.seed);
+        }
+        for (name, value, is_allowed, allowed) in [
+            ("lr", self.lr, self.lr > 0.0, "above 0"),
+            ("min-lr", self.min_lr, (0.0..=1.0).contains(&self.min_lr), "from 0 to 1, a multiple of lr"),
+            ("warmup", self.warmup, (0.0..=1.0).contains(&self.warmup), "from 0 to 1, a fraction of steps"),
+            ("decay", self.decay, (0.0..=1.0).contains(&self.decay), "from 0 to 1, a fraction of steps"),
+            ("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "from 0 to below 1"),
+            ("beta2", self.beta2, (0.0..1.0).contains(&self.beta2), "from 0 to below 1"),
+            ("weight-decay", self.weight_decay, self.weight_decay >= 0.0, "of at least 0"),
+            ("matrix-lr", self.matrix_lr, self.matrix_lr > 0.0, "above 0, a multiple of lr"),
+            ("matrix-weight-decay", self.matrix_weight_decay, self.matrix_weight_decay >= 0.0, "of at least 0"),
+            ("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "from 0 to below 1"),
+            ("embedding-lr", self.embedding_lr, self.embedding_lr > 0.0, "above 0, a multiple of lr"),
+            ("clip", self.clip, self.clip >= 0.0, "of at least 0"),
+            ("label-smoothing", self.label_smoothing, (0.0..1.0).contains(&self.label_smoothing), "from 0 to below 1"),
+            ("ema", self.ema, (0.0..1.0).contains(&self.ema), "from 0 to below 1"),
+            ("save-every", self.save_every, self.save_every >= 0.0, "of at least 0, in minutes"),
+        ] {
+            // Updates are computed in `f32`, where a number must be neither infinite nor rounded to zero or one.
+            let rounded = value as f32;
+            let is_in_f32 =
+                rounded.is_finite() && (rounded == 0.0) == (value == 0.0) && (rounded == 1.0) == (value == 1.0);
+            if !is_allowed || !is_in_f32 {
+                bail!("{name}: expected a number {allowed}, got {value:?}");
+            }
+        }
+        if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
+            bail!("warmup, decay: expected fractions of at most 1 together, got {} and {}", self.warmup, self.decay);
+        }
+        Ok(())
+    }
+
+    /// Checks that these values can train this model on this corpus.
+    ///
+    /// # Errors
+    /// The first option out of bounds, with what it expects and what it got.
+    pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
+        self.validate()?;
+        if self.isolate_documents && corpus.separator.is_none() {
+            bail!("isolate-documents: expected several documents and a tokenizer with an end-of-text token, got none");
+        }
+        if self.patience > 0 && corpus.validation.is_empty() {
+            bail!("patience: expected a validation text, got none");
+        }
+        corpus.check_context(config.context_len)
+    }
+}
+
+/// An option whose value follows from others where it is not given, written `"auto"`.
+mod auto {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Auto {
+        Number(u64),
+        Word(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.serialize_u64(*value),
+            None => serializer.serialize_str("auto"),
         }
     }
 
-    /// The options that differ in `other`: name, own value, value in `other`. Options that the schedule of `other`
-    /// ignores are left out.
-    ///
-    /// # Errors
-    /// If a value cannot be written as JSON.
-    pub fn differences(&self, other: &Self) -> Result<Vec<(String, String, String)>> {
-        let schedule = other.schedule;
-        let map = |options: &Self| match serde_json::to_value(options) {
-            Ok(serde_json::Value::Object(map)) => Ok(map),
-            _ => bail!("train options: a value cannot be written as JSON"),
-        };
-        let (own, other) = (map(self)?, map(other)?);
-        let is_used = |name: &str| match name {
-            "decay_steps" => schedule == Schedule::WarmupStableDecay,
-            "min_learning_rate" => schedule != Schedule::Constant,
-            _ => true,
-        };
-        let differing = own.into_iter().filter(|(name, value)| other.get(name) != Some(value) && is_used(name));
-        let with_other = |(name, value): (String, serde_json::Value)| {
-            let other = other.get(&name).map(ToString::to_string);
-            (name, value.to_string(), other.unwrap_or_default())
-        };
-        Ok(differing.map(with_other).collect())
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        match Auto::deserialize(deserializer)? {
+            Auto::Number(value) => Ok(Some(value)),
+            Auto::Word(word) if word == "auto" => Ok(None),
+            Auto::Word(word) => Err(D::Error::custom(format!("expected a number or \"auto\", got {word:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_come_back_from_toml_with_the_names_that_errors_have() {
+        let options = TrainOptions { eval_every: Some(7), isolate_documents: true, ema: 0.99, ..Default::default() };
+        for options in [options, TrainOptions::default()] {
+            let table = toml::Table::try_from(&options).unwrap();
+            assert_eq!(table.clone().try_into::<TrainOptions>().unwrap(), options);
+            let wrong = TrainOptions { matrix_lr: -1.0, ..options };
+            let error = wrong.validate().unwrap_err().to_string();
+            let name = error.split(':').next().unwrap();
+            assert!(table.contains_key(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_fractions_and_validations_cost_a_tenth() {
+        let options = TrainOptions { steps: 300, warmup: 10.0 / 300.0, decay: 0.8, batch: 12, ..Default::default() };
+        let schedule = options.lr_schedule();
+        assert_eq!((schedule.warmup_steps, schedule.decay_steps), (10, 240));
+        // 230,400 tokens of training pay for 69,120 tokens of validation, whatever is given.
+        for (tokens, expected) in [(1, 60), (17_000, 60), (20_000, 75), (60_000, 150), (111_540, 300), (1 << 40, 300)] {
+            assert_eq!(options.eval_interval(tokens, 64), expected, "{tokens}");
+        }
+        assert_eq!(TrainOptions { eval_every: Some(5), ..options }.eval_interval(111_540, 64), 5);
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named() {
+        let default = TrainOptions::default;
+        for (options, expected) in [
+            (TrainOptions { batch: 0, ..default() }, "batch: expected a number from 1"),
+            (TrainOptions { accumulate: 13, ..default() }, "accumulate: expected a number from 1 to 12, got 13"),
+            (TrainOptions { lr: 0.0, ..default() }, "lr: expected a number above 0, got 0.0"),
+            (TrainOptions { lr: f64::NAN, ..default() }, "lr: expected"),
+            (TrainOptions { lr: 1e-50, ..default() }, "lr: expected a number above 0, got 1e-50"),
+            (TrainOptions { ema: 1.0 - 1e-12, ..default() }, "ema: expected a number from 0 to below 1"),
+            (TrainOptions { save_every: f64::INFINITY, ..default() }, "save-every: expected"),
+            (TrainOptions { seed: u64::MAX, ..default() }, "seed: expected at most"),
+            (
+                TrainOptions { schedule: Schedule::WarmupStableDecay, warmup: 0.3, decay: 0.8, ..default() },
+                "warmup, decay: expected fractions of at most 1 together, got 0.3 and 0.8",
+            ),
+        ] {
+            let error = options.validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -1,50 +1,92 @@
-//! The model, the optimizer and the data of a training run.
+//! The model, the optimizer and the data of a training run, and one step of it.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
-use super::average::{self, WeightAverage};
-use super::fit;
-use super::{Best, Checkpoint, Counters, GradientAudit, Optimizer, StatisticsReport, TrainOptions};
-use crate::model::{CausalLm, ModelConfig};
+use super::audit::Audit;
+use super::average::WeightAverage;
+use super::gradients::{LossAndGradients, loss_and_gradients};
+use super::statistics::{self, TensorStatistics};
+use super::{Best, OptimizerKind, TrainOptions, bits_per_byte, evaluate, memory_needed};
+use crate::cpu::sums::euclidean_norm;
+use crate::host::{Error, Memory, Result, bail};
+use crate::model::{CausalLm, DropoutSource, ModelConfig};
 use crate::nn::Parameters;
-use crate::text::Corpus;
-
-/// The first steps of a session, in which every trainable tensor must have a gradient other than zero at least once.
-const AUDIT_STEPS: u64 = 10;
+use crate::optim::{Group, Optimizer, Rates, Rule, clip_factor, global_norm};
+use crate::text::{Batch, BatchSampler, Corpus};
 
 /// A model in training: makes one step at a time and validates.
 ///
 /// All randomness comes from the options' seed: initial weights are drawn from it, and the batch of a step is a
 /// function of the seed and the step's number.
 pub struct Trainer {
-    parameters: Parameters,
-    /// The variables of `parameters`, in their order.
     pub(super) vars: Vec<(String, Var)>,
-    pub(super) trainable: CausalLm,
+    trainable: CausalLm,
     /// The same weights, or their average, without a graph.
-    pub(super) model: CausalLm,
+    model: CausalLm,
     pub(super) average: Option<WeightAverage>,
     pub(super) optimizer: Optimizer,
-    pub(super) corpus: Corpus,
-    pub(super) options: TrainOptions,
-    pub(super) audit: GradientAudit,
-    pub(super) is_recording_checked: bool,
+    corpus: Corpus,
+    options: TrainOptions,
+    pub(super) state: TrainState,
+}
+
+/// What changes from step to step beside tensors. The position in the data and the random state are not part of it: both
+/// are functions of the step and the options' seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct TrainState {
+    /// Steps done.
     pub(super) step: u64,
-    pub(super) counters: Counters,
-    pub(super) statistics: Option<StatisticsReport>,
+    /// The step of the last validation, or of the last checkpoint in the place of one.
+    pub(super) validated: u64,
     pub(super) best: Option<Best>,
-    /// The step whose validation is due and not yet made.
-    pub(super) pending_validation: Option<u64>,
-    pub(super) device: Device,
+    /// Validations since the best.
+    pub(super) without_improvement: u64,
+    pub(super) audit: Audit,
+    /// The fingerprint of the corpus.
+    pub(super) corpus: String,
+}
+
+/// The result of one step of training.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Steps done, including this one.
+    pub step: u64,
+    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// The global norm of the gradients before clipping.
+    pub gradient_norm: f64,
+    /// The number of tokens in the batch.
+    pub tokens: usize,
+    /// The norms of every tensor, if the options ask for them at this step.
+    pub statistics: Vec<TensorStatistics>,
+}
+
+/// The result of a pass over the validation part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ValidationReport {
+    /// Steps done.
+    pub step: u64,
+    /// Mean cross-entropy over all non-overlapping windows, in nats per token.
+    pub loss: f64,
+    /// The same in bits per byte of text.
+    pub bits_per_byte: f64,
+    /// Whether it is the lowest so far.
+    pub is_best: bool,
 }
 
 impl Trainer {
     /// A new model with initial weights drawn from the options' seed.
     ///
     /// # Errors
-    /// If configuration, options and corpus do not fit together.
+    /// If configuration, options and corpus do not fit together, or need more memory than this machine has.
     pub fn new(config: &ModelConfig, options: &TrainOptions, corpus: Corpus, device: &Device) -> Result<Self> {
         Self::from_parameters(Parameters::new(options.seed), config, options, corpus, device)
     }
@@ -52,8 +94,7 @@ impl Trainer {
     /// A model that starts from the given weights, by their names in the model.
     ///
     /// # Errors
-    /// Those of [`Trainer::new`], and if weights are missing, unexpected or misshapen: they are listed, the first
-    /// twelve by name.
+    /// Those of [`Trainer::new`], and if a weight is missing or misshapen.
     pub fn from_weights(
         weights: BTreeMap<String, Tensor>,
         config: &ModelConfig,
@@ -61,7 +102,6 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
-        fit::check("weights", &weights, &config.parameters())?;
         Self::from_parameters(Parameters::restored(weights)?, config, options, corpus, device)
     }
 
@@ -72,95 +112,174 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
+        config.validate()?;
         options.validate_for(config, &corpus)?;
+        let (needed, total) = (memory_needed(config, &corpus, options), Memory::now().total);
+        if needed > total {
+            let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
+            bail!(
+                "the run would need {} MB of memory, and there are {} MB; accumulate or a smaller batch takes less",
+                megabytes(needed),
+                megabytes(total)
+            );
+        }
         let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
-        let (names, excused) = (vars.iter().map(|(name, _)| name), config.zero_gradient_parameters());
-        let audit = GradientAudit::new(names, &excused, AUDIT_STEPS);
         let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
-        let shown = average.as_ref().map_or(&parameters, WeightAverage::parameters);
+        let shown = average.as_ref().map_or(&parameters, |average| &average.parameters);
+        let grouped = vars.iter().map(|(name, var)| (name.clone(), var.clone(), group(name, var, options)));
+        let state = TrainState {
+            step: 0,
+            validated: 0,
+            best: None,
+            without_improvement: 0,
+            audit: audit_of(config),
+            corpus: corpus.fingerprint.clone(),
+        };
         Ok(Self {
             model: CausalLm::new(config, shown.frozen(DType::F32, device))?,
-            optimizer: Optimizer::new(vars.clone(), options)?,
-            parameters,
+            optimizer: Optimizer::new(grouped)?,
             vars,
             trainable,
+            average,
             corpus,
             options: options.clone(),
-            audit,
-            average,
-            is_recording_checked: false,
-            step: 0,
-            counters: Counters::default(),
-            statistics: None,
-            best: None,
-            pending_validation: None,
-            device: device.clone(),
+            state,
         })
     }
 
-    /// Goes on from `checkpoint`. Number of steps, learning rates and schedule may have changed since, as may how often
-    /// it validates and reports, when it stops early and what it skips. If nothing has changed that matters, the result
-    /// is that of an uninterrupted run.
+    /// The batch of the next step: a function of the seed and the step's number.
     ///
     /// # Errors
-    /// If the corpus or another option is not that of the checkpoint, or a tensor does not fit.
-    pub fn resume(
-        checkpoint: Checkpoint,
-        config: &ModelConfig,
-        options: &TrainOptions,
-        corpus: Corpus,
-        device: &Device,
-    ) -> Result<Self> {
-        let Checkpoint { state, weights, mut moments } = checkpoint;
-        if state.corpus != corpus.fingerprint {
-            bail!("resume: the text or the tokenizer is not the one that the run was trained on");
-        }
-        if let Some((name, expected, got)) = state.options.changed_as(options).differences(options)?.into_iter().next()
-        {
-            bail!("resume: expected {name} {expected}, as the run has, got {got}");
-        }
-        if options.steps < state.step {
-            bail!("resume: expected at least the {} steps that are done, got {}", state.step, options.steps);
-        }
-        let mut trainer = if options.ema > 0.0 {
-            let raw = average::take_raw_weights(&mut moments, &config.parameters())?;
-            Self::from_weights(raw, config, options, corpus, device)?
-        } else {
-            Self::from_weights(weights.clone(), config, options, corpus, device)?
+    /// If the ids cannot be read.
+    pub fn next_batch(&self) -> Result<Batch> {
+        let sampler = BatchSampler {
+            seed: self.options.seed,
+            batch_size: self.options.batch,
+            context_len: self.config().context_len,
+            separator: self.separator(),
         };
-        if let Some(average) = &trainer.average {
-            average.restore(&weights)?;
+        sampler.batch(&self.corpus.train, self.state.step, self.model.device())
+    }
+
+    /// Makes one optimizer step on a batch: loss, backward, check, clip, rate, update.
+    ///
+    /// # Errors
+    /// If the loss or a gradient is not finite, or a gradient is missing; then nothing has been updated.
+    pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let step = self.state.step + 1;
+        let dropout = DropoutSource { seed: self.options.seed, step: self.state.step, first_sequence: 0 };
+        let LossAndGradients { loss, gradients } =
+            loss_and_gradients(&self.trainable, &self.vars, batch, &self.options, dropout)?;
+        let (norms, gradient_norm) = global_norm(&gradients)?;
+        self.check(loss, &norms)?;
+        let scale = if self.options.clip > 0.0 { clip_factor(gradient_norm, self.options.clip) } else { 1.0 };
+        let learning_rate = self.options.lr * self.options.lr_schedule().factor(self.state.step);
+        let every = self.options.statistics_every;
+        let before = (every > 0 && step.is_multiple_of(every)).then(|| statistics::copies(&self.vars)).transpose()?;
+        self.optimizer.step(&gradients, &self.rates(learning_rate, scale))?;
+        self.state.step = step;
+        if let Some(average) = &mut self.average {
+            average.update(&self.vars, step)?;
         }
-        trainer.optimizer.restore(moments)?;
-        (trainer.step, trainer.best, trainer.counters) = (state.step, state.best, state.counters);
-        trainer.pending_validation = state.validation_is_pending.then_some(state.step);
-        Ok(trainer)
+        let statistics = before.map(|before| statistics::statistics(&self.vars, &before, &norms)).transpose()?;
+        let (tokens, statistics) = (batch.tokens(), statistics.unwrap_or_default());
+        Ok(StepReport { step, loss, learning_rate, gradient_norm, tokens, statistics })
+    }
+
+    /// Stops at a loss or gradient that is not finite, or that has never reached a tensor.
+    fn check(&mut self, loss: f64, norms: &[f64]) -> Result<()> {
+        let step = self.state.step + 1;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step, what: "the loss".into(), value: loss });
+        }
+        let named = || self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied());
+        if let Some((name, norm)) = named().find(|(_, norm)| !norm.is_finite()) {
+            return Err(Error::Diverged { step, what: format!("the gradient of {name}"), value: norm });
+        }
+        self.state.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))
+    }
+
+    fn rates(&self, lr: f64, gradient_scale: f64) -> Rates {
+        /// The constant that AdamW adds to the denominator.
+        const EPS: f64 = 1e-8;
+        let &TrainOptions { beta1, beta2, momentum, .. } = &self.options;
+        Rates { lr, gradient_scale, step: self.state.step + 1, betas: (beta1, beta2), eps: EPS, momentum }
+    }
+
+    /// The loss over the whole validation part: all non-overlapping windows of the context's length. `on_batch` is told,
+    /// before each batch, how many of how many tokens are done or in progress, and may break off: then there is no
+    /// result.
+    ///
+    /// # Errors
+    /// If the corpus has no validation part, or the loss is not finite.
+    pub fn validate(
+        &mut self,
+        on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<ValidationReport>> {
+        let (step, ids) = (self.state.step, &self.corpus.validation);
+        let Some(evaluation) = evaluate(&self.model, ids, true, self.separator(), on_batch)? else { return Ok(None) };
+        let loss = evaluation.loss;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step, what: "the validation loss".into(), value: loss });
+        }
+        let is_best = self.state.best.is_none_or(|best| loss < best.loss);
+        let TrainState { best, without_improvement, validated, .. } = &mut self.state;
+        *validated = step;
+        *without_improvement = if is_best { 0 } else { *without_improvement + 1 };
+        *best = if is_best { Some(Best { step, loss }) } else { *best };
+        let bits_per_byte = bits_per_byte(loss, ids.len(), self.corpus.validation_bytes);
+        Ok(Some(ValidationReport { step, loss, bits_per_byte, is_best }))
+    }
+
+    /// Whether this step ends with a validation, or a checkpoint where there is no validation text, that is still to be
+    /// made.
+    pub(super) fn validation_is_due(&self) -> bool {
+        let step = self.state.step;
+        let every = self.options.eval_interval(self.corpus.validation.len(), self.config().context_len);
+        step > self.state.validated && (step == self.options.steps || step.is_multiple_of(every))
+    }
+
+    /// Whether there have been as many validations without improvement as the options' patience allows.
+    pub(super) fn is_out_of_patience(&self) -> bool {
+        self.options.patience > 0 && self.state.without_improvement >= self.options.patience
+    }
+
+    /// Refuses weights that are not finite: nothing could be learned from them.
+    pub(super) fn check_weights(&self) -> Result<()> {
+        let averaged = self.average.iter().flat_map(|average| &average.vars);
+        for (name, var) in self.vars.iter().chain(averaged) {
+            let norm = euclidean_norm(var)?;
+            if !norm.is_finite() {
+                return Err(Error::Diverged { step: self.state.step, what: format!("the weight {name}"), value: norm });
+            }
+        }
+        Ok(())
     }
 
     /// The id by which documents are isolated, if the options ask for that.
-    pub(super) fn separator(&self) -> Option<u32> {
-        self.corpus.separator.token().filter(|_| self.options.isolate_documents)
+    fn separator(&self) -> Option<u32> {
+        self.corpus.separator.filter(|_| self.options.isolate_documents)
     }
 
     /// Steps done.
-    pub fn step(&self) -> u64 {
-        self.step
+    pub fn steps_done(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Whether nothing is left to do: all steps are made and validated.
+    pub fn is_finished(&self) -> bool {
+        self.state.step >= self.options.steps && !self.validation_is_due()
     }
 
     /// The lowest validation loss so far.
     pub fn best(&self) -> Option<Best> {
-        self.best
+        self.state.best
     }
 
-    /// The run's counters: steps skipped, validations without improvement.
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Whether there have been as many validations without improvement as the options' patience allows.
-    pub fn is_out_of_patience(&self) -> bool {
-        self.options.patience > 0 && self.counters.without_improvement >= self.options.patience
+    /// Validations since the one with the lowest loss.
+    pub fn validations_without_improvement(&self) -> u64 {
+        self.state.without_improvement
     }
 
     /// The options.
@@ -183,24 +302,60 @@ impl Trainer {
         &self.model
     }
 
-    /// The trainable tensors.
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
     /// The weights of [`Trainer::model`], by name.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
-        let shown = self.average.as_ref().map_or(&self.parameters, WeightAverage::parameters);
-        shown.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
+        let shown = self.average.as_ref().map_or(&self.vars, |average| &average.vars);
+        shown.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
     }
 
-    /// The other tensors that a resumed run needs, by name: the optimizer's state and, if the model is an average, the
-    /// weights in training.
-    pub fn moments(&self) -> Vec<(String, Tensor)> {
-        let mut state = self.optimizer.state();
-        if self.average.is_some() {
-            state.extend(average::raw_weights(&self.vars));
+    /// The optimizer's state, by name: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates,
+    /// `momentum.NAME` for Muon's.
+    pub fn optimizer_state(&self) -> Vec<(String, Tensor)> {
+        self.optimizer.state()
+    }
+}
+
+/// The audit of a model's tensors, without those whose gradient is zero for any data.
+pub(super) fn audit_of(config: &ModelConfig) -> Audit {
+    let excused = config.zero_gradient_parameters();
+    let names = config.parameters().into_iter().map(|(name, _)| name);
+    Audit::new(names.filter(|name| !excused.iter().any(|(excused, _)| excused == name)))
+}
+
+/// The group of a tensor of the model.
+fn group(name: &str, var: &Var, options: &TrainOptions) -> Group {
+    let decayed = if var.rank() >= 2 { options.weight_decay } else { 0.0 };
+    let adamw = |lr| Group { rule: Rule::AdamW, lr, weight_decay: decayed };
+    match name {
+        _ if options.optimizer == OptimizerKind::Muon && name.starts_with("blocks.") && var.rank() == 2 => {
+            Group { rule: Rule::Muon, lr: options.matrix_lr, weight_decay: options.matrix_weight_decay }
         }
-        state
+        "token_embedding.weight" | "position_embedding.weight" => adamw(options.embedding_lr),
+        _ => adamw(1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn muon_has_the_matrices_of_the_blocks_and_embeddings_have_a_rate_of_their_own() {
+        let muon = TrainOptions { optimizer: OptimizerKind::Muon, embedding_lr: 2.0, ..Default::default() };
+        let adamw = TrainOptions { optimizer: OptimizerKind::AdamW, ..muon.clone() };
+        let var = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        for (name, shape, rule, lr, weight_decay) in [
+            ("blocks.0.attention.q_proj.weight", &[3, 5][..], Rule::Muon, 20.0, 0.1),
+            ("blocks.0.attention.q_proj.bias", &[3], Rule::AdamW, 1.0, 0.0),
+            ("blocks.10.mlp_norm.weight", &[3], Rule::AdamW, 1.0, 0.0),
+            ("norm.weight", &[3], Rule::AdamW, 1.0, 0.0),
+            ("token_embedding.weight", &[7, 3], Rule::AdamW, 2.0, 0.1),
+            ("position_embedding.weight", &[7, 3], Rule::AdamW, 2.0, 0.1),
+            ("head.weight", &[7, 3], Rule::AdamW, 1.0, 0.1),
+        ] {
+            assert_eq!(group(name, &var(shape), &muon), Group { rule, lr, weight_decay }, "{name}");
+            let lr = if rule == Rule::Muon { 1.0 } else { lr };
+            assert_eq!(group(name, &var(shape), &adamw), Group { rule: Rule::AdamW, lr, weight_decay }, "{name}");
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! Dropout in the model and in training.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
 use candle_attention::model::{CausalLm, DropoutRates, DropoutSource, ForwardContext, ModelConfig};
 use candle_attention::nn::Parameters;
 use candle_attention::ops::{self, AttentionOptions, DropoutOptions, Mask, RandomKey};
-use candle_attention::train::{RunFolder, TrainOptions, Trainer};
+use candle_attention::text::{Document, IdsStore, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::train::{Event, Outcome, RunDir, TrainOptions, Trainer, resume, train};
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::model::{ids, random_model, tiny};
 use crate::support::{assert_close, check_gradients, values};
-use crate::training::{config, data, options, resume, run_in, weights};
 
 const SOURCE: DropoutSource = DropoutSource { seed: 3, step: 5, first_sequence: 7 };
 
@@ -95,14 +98,28 @@ fn documents_do_not_see_each_other() {
     assert!(one.0 != other.0 && one.1 == other.1);
 }
 
+/// A text and a model of it with this dropout.
+fn start(dropout: f64, options: &TrainOptions, store: IdsStore) -> (Tokenizer, Trainer) {
+    let documents = [Document::new("numbers", "one two three four five six seven eight nine ten. ".repeat(40))];
+    let (validation, choice) = (Validation::Fraction(0.1), TokenizerChoice::Characters);
+    let (tokenizer, corpus) = prepare(&documents, &validation, &choice, store, &mut |_| {}).unwrap();
+    let dropout = DropoutRates::all(dropout);
+    let config = ModelConfig { dropout, vocab_size: tokenizer.vocab_size(), context_len: 13, ..tiny() };
+    let trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();
+    (tokenizer, trainer)
+}
+
+fn options(steps: u64) -> TrainOptions {
+    TrainOptions { steps, batch: 5, warmup: 0.25, eval_every: Some(4), ..Default::default() }
+}
+
 fn trained(dropout: f64, shards: usize, threads: usize) -> (Trainer, Vec<f64>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let (tokenizer, corpus) = data();
-        let config = ModelConfig { dropout: DropoutRates::all(dropout), ..config(&tokenizer) };
         let options = TrainOptions { shards, ..options(12) };
-        let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap();
-        let losses = (0..12).map(|_| trainer.train_step().unwrap().loss).collect();
+        let (_, mut trainer) = start(dropout, &options, IdsStore::Temporary);
+        let mut step = || trainer.step(&trainer.next_batch().unwrap()).unwrap().loss;
+        let losses = (0..options.steps).map(|_| step()).collect();
         (trainer, losses)
     })
 }
@@ -124,36 +141,52 @@ fn what_is_dropped_does_not_depend_on_shards_and_threads() {
 #[test]
 fn evaluation_drops_nothing() {
     let (trainer, _) = trained(0.3, 1, 1);
-    let parameters = Parameters::restored(crate::model::named(trainer.parameters())).unwrap();
+    let parameters = Parameters::restored(trainer.weights()).unwrap();
     let without = ModelConfig { dropout: DropoutRates::default(), ..trainer.config().clone() };
     let model = CausalLm::new(&without, parameters.frozen(DType::F32, &Device::Cpu)).unwrap();
     let ids = ids(2, 5, 11);
     assert_eq!(values(&model.forward(&ids).unwrap()), values(&trainer.model().forward(&ids).unwrap()));
 }
 
+/// Trains to the end or to step `stop`, and gives the losses.
+fn losses(run: &mut RunDir, trainer: &mut Trainer, stop: Option<u64>) -> (Outcome, Vec<f64>) {
+    let mut losses = vec![];
+    let outcome = train(trainer, Some(run), &mut |event| match event {
+        Event::Step(report) => {
+            losses.push(report.loss);
+            if Some(report.step) == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    (outcome.unwrap(), losses)
+}
+
 #[test]
 fn a_run_with_dropout_is_resumed_to_the_last_bit() {
     let space = tempfile::tempdir().unwrap();
-    let options = options(11);
-    let new = || {
-        let (tokenizer, corpus) = data();
-        let config = ModelConfig { dropout: DropoutRates::all(0.2), ..config(&tokenizer) };
-        (tokenizer, Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap())
+    let begin = |name: &str| {
+        let mut run = RunDir::create(&space.path().join(name)).unwrap();
+        let (tokenizer, trainer) = start(0.2, &options(11), IdsStore::File(&run.ids_path()));
+        run.begin(&tokenizer, &trainer, &Default::default()).unwrap();
+        (run, trainer)
     };
-    let (tokenizer, mut whole) = new();
-    let mut folder = RunFolder::create(&space.path().join("whole"), &tokenizer, &whole, "").unwrap();
-    let (_, losses) = run_in(&mut folder, &mut whole, None);
+    let bits = |trainer: &Trainer| -> BTreeMap<String, Vec<f64>> {
+        trainer.weights().into_iter().map(|(name, weight)| (name, values(&weight))).collect()
+    };
+    let (mut run, mut whole) = begin("whole");
+    let (_, expected) = losses(&mut run, &mut whole, None);
 
-    let (_, mut part) = new();
+    let (mut run, mut part) = begin("part");
+    let (outcome, mut pieces) = losses(&mut run, &mut part, Some(6));
+    assert_eq!(outcome, Outcome::Interrupted);
+    drop((run, part));
     let root = space.path().join("part");
-    let mut folder = RunFolder::create(&root, &tokenizer, &part, "").unwrap();
-    let (_, mut pieces) = run_in(&mut folder, &mut part, Some(6));
-    drop(folder);
-    let (mut folder, mut part) = resume(&root, &options).unwrap();
+    let (mut part, mut run, damaged) = resume(&root, &Default::default(), &Device::Cpu, &mut |_| {}).unwrap();
+    assert!(damaged.is_empty());
     assert_eq!(part.config().dropout, DropoutRates::all(0.2));
-    pieces.extend(run_in(&mut folder, &mut part, None).1);
-    assert_eq!(losses, pieces);
-    assert_eq!(weights(&whole), weights(&part));
+    pieces.extend(losses(&mut run, &mut part, None).1);
+    assert_eq!(pieces, expected);
+    assert_eq!(bits(&part), bits(&whole));
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn names_on_disk_and_config_json_are_hugging_faces() {
 }
 
 /// The configuration of a fixture with other values, and without the keys whose value is `absent`.
-fn changed(variant: &str, changes: &Value) -> candle_core::Result<ModelConfig> {
+fn changed(variant: &str, changes: &Value) -> candle_attention::Result<ModelConfig> {
     let mut json: Value = serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
     let keys = json.as_object_mut().unwrap();
     for (name, value) in changes.as_object().unwrap() {

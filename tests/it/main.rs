@@ -5,9 +5,6 @@
 
 mod attention_cache;
 mod chapter;
-#[cfg(feature = "cli")]
-mod determinism;
-mod documented;
 mod drop_in;
 mod gradient_traps;
 mod layer;
@@ -17,26 +14,24 @@ mod support;
 
 #[cfg(feature = "lm")]
 mod bits_per_byte;
-#[cfg(feature = "cli")]
-mod chosen;
-#[cfg(feature = "cli")]
-mod command;
+#[cfg(feature = "lm")]
+mod charts;
 #[cfg(feature = "lm")]
 mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
 #[cfg(feature = "lm")]
+mod divergence;
+#[cfg(feature = "lm")]
 mod documents;
 #[cfg(feature = "lm")]
 mod dropout;
 #[cfg(feature = "lm")]
+mod end_of_text;
+#[cfg(feature = "lm")]
 mod exact_resume;
 #[cfg(feature = "lm")]
-mod forecast;
-#[cfg(feature = "lm")]
 mod hostile;
-#[cfg(all(feature = "cli", unix))]
-mod interruptions;
 #[cfg(feature = "lm")]
 mod llama_and_qwen3;
 #[cfg(feature = "lm")]
@@ -45,6 +40,10 @@ mod model;
 mod optimizers;
 #[cfg(feature = "lm")]
 mod recipes;
+#[cfg(feature = "lm")]
+mod run_dirs;
+#[cfg(feature = "lm")]
+mod samples;
 #[cfg(feature = "lm")]
 mod sampling;
 #[cfg(all(feature = "lm", unix))]

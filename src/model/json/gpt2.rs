@@ -1,10 +1,10 @@
 //! `config.json` of a `gpt2`.
 
-use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{EndIds, is_known};
 use super::{Activation, default_stdev, default_true, float32};
+use crate::host::{Result, bail};
 use crate::model::config::{DropoutRates, ModelConfig};
 
 /// The id that begins and ends a text where the file has no such key.

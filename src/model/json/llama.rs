@@ -1,11 +1,11 @@
 //! `config.json` of a `llama` or a `qwen3`, which differ in a few keys.
 
-use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ids::{EndIds, is_known};
 use super::{Activation, default_stdev, float32, present};
+use crate::host::{Result, bail};
 use crate::model::Architecture;
 use crate::model::config::{DropoutRates, ModelConfig, ROPE_THETA};
 

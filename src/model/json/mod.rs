@@ -4,7 +4,6 @@ mod gpt2;
 mod ids;
 mod llama;
 
-use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::gpt2::Gpt2Json;
@@ -12,6 +11,7 @@ use self::ids::EndIds;
 use self::llama::LlamaJson;
 use super::config::{INIT_STDEV, ModelConfig};
 use super::{Activation, Architecture};
+use crate::host::{Error, Result, bail};
 
 /// See [`ModelConfig::from_json`].
 pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
@@ -31,7 +31,7 @@ pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
 }
 
 fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(json).map_err(|error| Error::Msg(error.to_string()))
+    serde_json::from_slice(json).map_err(|error| Error::Input(error.to_string()))
 }
 
 /// See [`ModelConfig::to_json`].
@@ -68,7 +68,8 @@ pub(super) fn with_generation(config: ModelConfig, json: &[u8]) -> Result<ModelC
 }
 
 fn pretty(json: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string_pretty(json).map_err(Error::wrap)? + "\n")
+    let text = serde_json::to_string_pretty(json).map_err(|error| Error::Input(error.to_string()))?;
+    Ok(text + "\n")
 }
 
 fn default_true() -> bool {

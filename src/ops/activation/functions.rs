@@ -5,7 +5,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::simd::exp;
+use crate::cpu::simd::exp;
 
 /// A function applied element by element.
 pub(super) trait Activation: Send + Sync + 'static {

@@ -1,9 +1,9 @@
 //! Activations and gated products and their gradients, on slices.
 
 use super::functions::Activation;
-use crate::ops::elementwise::zip_map;
-use crate::ops::parallel::for_each_chunk_pair;
-use crate::ops::simd::dispatch;
+use crate::cpu::elementwise::zip_map;
+use crate::cpu::parallel::for_each_chunk_pair;
+use crate::cpu::simd::dispatch;
 
 /// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 16 * 1024;

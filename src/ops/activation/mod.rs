@@ -8,9 +8,9 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
-use super::checks::check_alike;
 use super::record;
-use super::storage::{has_kernel, precise, slice, values};
+use crate::cpu::checks::check_alike;
+use crate::cpu::storage::{has_kernel, precise, slice, values};
 
 /// The Gaussian error linear unit (Hendrycks and Gimpel 2016, arXiv:1606.08415):
 /// `x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2`, element by element, for any shape.
@@ -173,7 +173,7 @@ impl<A: Activation> CustomOp2 for Fused<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_like_reference, randn};
+    use crate::cpu::testing::{assert_like_reference, randn};
     use candle_core::{DType, Var};
 
     /// Sizes that are not multiples of a chunk, and spreads from the linear part of the curves to the flat one.

@@ -11,9 +11,9 @@ use super::layout::{GradientLayout, Sizes};
 use super::mask::{Mask, Seen};
 use super::scores::{Scoring, Softmax};
 use super::visible::{Causal, Full, Other, Visible};
-use crate::ops::random::DropoutFactors;
+use crate::cpu::random::DropoutFactors;
+use crate::cpu::storage::{slice, values};
 use crate::ops::record::is_tracked;
-use crate::ops::storage::{slice, values};
 
 /// The operation, with the softmax of each query (B, H, T), which it keeps for backward.
 pub(super) struct Attention {

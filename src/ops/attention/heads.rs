@@ -6,7 +6,7 @@ use super::rows::{Place, Rows};
 use super::scores::{Scoring, Softmax};
 use super::single;
 use super::visible::Visible;
-use crate::ops::parallel;
+use crate::cpu::parallel;
 
 /// Queries, keys or values of all sequences and heads: (B, T, H, D) with any strides, except that the last is 1.
 #[derive(Clone, Copy)]

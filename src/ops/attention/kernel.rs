@@ -10,8 +10,8 @@ use pulp::{Simd, WithSimd};
 use super::rows::{Rows, RowsMut, tiles};
 use super::scores::{Online, Scoring, Softmax, TILE, Tile};
 use super::visible::Visible;
-use crate::ops::block_product::{GROUP, Left, Right, Target, product};
-use crate::ops::simd::{dispatch, dispatch_vectors, sum_of};
+use crate::cpu::block_product::{GROUP, Left, Right, Target, product};
+use crate::cpu::simd::{dispatch, dispatch_vectors, sum_of};
 
 /// Queries (T) and keys (S) of a sequence, channels of queries and keys (D) and of values (E).
 #[derive(Clone, Copy)]

@@ -55,7 +55,7 @@ use candle_core::{DType, Layout, Result, Tensor, bail};
 use self::fused::{Attention, PackedAttention};
 use super::DropoutOptions;
 use super::record;
-use super::storage::has_kernel;
+use crate::cpu::storage::has_kernel;
 
 pub use mask::Mask;
 

@@ -3,8 +3,8 @@
 use candle_core::{D, Result, Tensor};
 
 use super::AttentionOptions;
-use crate::ops::random::DropoutOptions;
-use crate::ops::storage::{nothing_of, precise};
+use crate::cpu::random::DropoutOptions;
+use crate::cpu::storage::{nothing_of, precise};
 
 /// See [`super::attention_with_weights`]; the arguments have been checked.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::visible::Visible;
-use crate::ops::block_product::{GROUP, ROWS};
-use crate::ops::random::DropoutFactors;
-use crate::ops::simd::{exp, max_of, sum_of, tanh};
+use crate::cpu::block_product::{GROUP, ROWS};
+use crate::cpu::random::DropoutFactors;
+use crate::cpu::simd::{exp, max_of, sum_of, tanh};
 
 /// Queries, and keys, in a tile: its scores stay in the L1 cache.
 pub(super) const TILE: usize = 64;

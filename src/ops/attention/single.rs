@@ -8,8 +8,8 @@ use super::layout::Sizes;
 use super::rows::{Rows, tiles};
 use super::scores::{Online, Scoring, Softmax, TILE, Tile};
 use super::visible::Visible;
-use crate::ops::parallel::{for_each_chunk_pair, sequential};
-use crate::ops::simd::{dispatch, sum_of};
+use crate::cpu::parallel::{for_each_chunk_pair, sequential};
+use crate::cpu::simd::{dispatch, sum_of};
 
 /// The output (B, 1, H, E), and the softmax of each query (B, H, 1).
 pub(super) fn forward([q, k, v]: [View; 3], heads: &impl Heads, sizes: Sizes) -> (Vec<f32>, Vec<Softmax>) {

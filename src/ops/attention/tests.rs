@@ -1,8 +1,8 @@
 //! The kernel against the reference, with every mask and sizes that are not multiples of a tile.
 
 use super::*;
+use crate::cpu::testing::{assert_like_reference, randn};
 use crate::ops::RandomKey;
-use crate::ops::testing::{assert_like_reference, randn};
 use candle_core::Device;
 
 fn checkers(t: usize, s: usize) -> Mask {

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shap
 
 use super::kernel::{self, Row, Targets, Terms};
 use super::linear_kernel::{self, Gradients, Problem};
-use crate::ops::storage::{slice, values};
+use crate::cpu::storage::{slice, values};
 
 /// Cross-entropy of logits, with what backward needs of each row.
 pub(super) struct CrossEntropy {

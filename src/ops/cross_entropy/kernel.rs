@@ -1,7 +1,8 @@
 //! Cross-entropy of rows of logits, and its gradient, on slices.
 
-use crate::ops::parallel::{for_each_chunk, for_each_chunk_pair};
-use crate::ops::simd::{dispatch, exp, max_of, sum_of};
+use crate::cpu::parallel::{for_each_chunk, for_each_chunk_pair};
+use crate::cpu::simd::{dispatch, exp, max_of, sum_of};
+use crate::cpu::sums;
 
 /// The target of each row (`None` for rows that do not count), and the divisor of the sum of losses.
 pub(super) struct Targets {
@@ -107,7 +108,7 @@ pub(super) fn forward(logits: &[f32], targets: &Targets) -> (f32, Vec<Row>) {
             *loss = row.loss(logits[*id as usize], &Smoothing::of(logits, smoothing), z_loss);
         }
     });
-    ((losses.iter().sum::<f64>() / targets.divisor) as f32, rows)
+    ((sums::sum(&losses) / targets.divisor) as f32, rows)
 }
 
 /// `dlogits = dloss ((1 + 2 z lse) softmax - s / V - (1 - s at the target)) / divisor`; zeros for rows that do not

@@ -1,8 +1,9 @@
 //! A linear layer and cross-entropy in one, on slices, with the logits of only some rows at a time.
 
 use super::kernel::{self, Terms};
-use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul};
-use crate::ops::parallel::for_each_chunk_pair;
+use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul};
+use crate::cpu::parallel::for_each_chunk_pair;
+use crate::cpu::sums;
 
 /// The inputs: rows `xs` (N, C), `weight` (V, C) and the target of each row. The sum of losses is divided by `divisor`.
 pub(super) struct Problem<'a> {
@@ -62,5 +63,5 @@ pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
             matmul(MatrixMut::new(dweight, v, c, c), Output::Add, 1.0, dlogits.t(), xs);
         }
     }
-    (losses.iter().sum::<f64>() / divisor) as f32
+    (sums::sum(&losses) / divisor) as f32
 }

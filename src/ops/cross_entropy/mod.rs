@@ -20,9 +20,9 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
-use super::checks::check_not_negative;
 use super::record;
-use super::storage::has_kernel;
+use crate::cpu::checks::check_not_negative;
+use crate::cpu::storage::has_kernel;
 
 /// Which positions count, and how their losses are combined. The default is the mean over all positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor};
 
 use super::kernel::{Targets, Terms};
-use crate::ops::storage::{nothing_of, precise};
+use crate::cpu::storage::{nothing_of, precise};
 
 /// See [`super::cross_entropy`]; the arguments have been checked.
 pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor> {

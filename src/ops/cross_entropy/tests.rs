@@ -1,7 +1,7 @@
 //! The kernels against the references, and positions that do not count.
 
 use super::*;
-use crate::ops::testing::{assert_like_reference, randn};
+use crate::cpu::testing::{assert_like_reference, randn};
 use candle_core::{Device, Var};
 
 const MEAN: CrossEntropyOptions =

@@ -1,7 +1,7 @@
 //! Row look-up and the sums of its gradient, on slices.
 
-use crate::ops::parallel::{for_each_chunk, threads};
-use crate::ops::simd::dispatch;
+use crate::cpu::parallel::{for_each_chunk, threads};
+use crate::cpu::simd::dispatch;
 
 /// Elements per chunk: enough to be worth handing to a thread.
 const CHUNK: usize = 16 * 1024;

@@ -6,7 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::record;
-use super::storage::{has_kernel, slice, values};
+use crate::cpu::storage::{has_kernel, slice, values};
 
 /// `out[i] = weight[ids[i]]`: `ids` (..) of dtype `u32`, `weight` (V, C), result (.., C).
 ///
@@ -75,7 +75,7 @@ impl CustomOp1 for Embedding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_like_reference, randn};
+    use crate::cpu::testing::{assert_like_reference, randn};
     use candle_core::Var;
 
     fn ids(n: usize, v: usize) -> Tensor {

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::storage::precise;
+use crate::cpu::storage::precise;
 
 /// See [`super::embedding`]; the arguments have been checked, and give a result of shape `out_shape`.
 pub(super) fn embedding(ids: &Tensor, weight: &Tensor, out_shape: Vec<usize>) -> Result<Tensor> {

@@ -1,7 +1,7 @@
 //! `y = x W^T + b` and its gradients, on slices.
 
-use crate::ops::matmul::{Matrix, MatrixMut, Output, matmul, product};
-use crate::ops::simd;
+use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul, product};
+use crate::cpu::simd;
 
 /// Sizes: rows of the input (all leading dimensions), input channels, output channels.
 #[derive(Clone, Copy)]

@@ -6,9 +6,9 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
-use super::checks::check_alike;
 use super::record;
-use super::storage::{has_kernel, slice, values};
+use crate::cpu::checks::check_alike;
+use crate::cpu::storage::{has_kernel, slice, values};
 
 /// `xs W^T + bias`: `xs` (.., I), `weight` W (O, I), `bias` (O), result (.., O).
 ///
@@ -158,7 +158,7 @@ impl CustomOp3 for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_like_reference, randn};
+    use crate::cpu::testing::{assert_like_reference, randn};
 
     #[test]
     fn the_kernel_is_the_reference() {

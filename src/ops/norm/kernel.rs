@@ -1,7 +1,7 @@
 //! Layer and root-mean-square normalisation of rows, with gradients, on slices.
 
-use crate::ops::parallel::{for_each_chunk, map};
-use crate::ops::simd::{dispatch, sum_of};
+use crate::cpu::parallel::{for_each_chunk, map};
+use crate::cpu::simd::{dispatch, sum_of};
 
 /// What a row is normalised by.
 #[derive(Clone, Copy, PartialEq)]

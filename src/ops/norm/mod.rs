@@ -11,9 +11,9 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
-use super::checks::{check_alike, check_not_negative};
 use super::record;
-use super::storage::{has_kernel, slice, values};
+use crate::cpu::checks::{check_alike, check_not_negative};
+use crate::cpu::storage::{has_kernel, slice, values};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` (Ba et al. 2016, arXiv:1607.06450).
 ///
@@ -167,7 +167,7 @@ impl CustomOp3 for Norm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_like_reference, randn};
+    use crate::cpu::testing::{assert_like_reference, randn};
 
     #[test]
     fn the_kernel_is_the_reference() {

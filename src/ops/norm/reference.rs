@@ -3,7 +3,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use crate::ops::storage::precise;
+use crate::cpu::storage::precise;
 
 /// See [`super::layer_norm`]; the arguments have been checked.
 pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {

@@ -1,8 +1,8 @@
 //! Rotation of pairs of channels, on slices.
 
 use super::RotaryPairs;
-use crate::ops::parallel::for_each_chunk;
-use crate::ops::simd::dispatch;
+use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::simd::dispatch;
 
 /// Sizes: positions, heads, channels.
 #[derive(Clone, Copy)]

@@ -6,10 +6,10 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Angles, Dims, Heads};
-use super::checks::check_alike;
 use super::record;
-use super::storage::{has_kernel, values};
-use crate::memory;
+use crate::cpu::allocation;
+use crate::cpu::checks::check_alike;
+use crate::cpu::storage::{has_kernel, values};
 
 /// Which channels of a head form the pairs that are rotated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +123,7 @@ pub(crate) fn frequencies(op: &str, theta: f64, head_dim: usize) -> Result<Vec<f
     if !(theta > 0.0 && theta.is_finite()) {
         bail!("{op}: expected theta above 0, got {theta}");
     }
-    memory::check(op, memory::tensor_bytes(&[head_dim / 2], size_of::<f64>()))?;
+    allocation::check(op, &[head_dim / 2], size_of::<f64>())?;
     Ok((0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect())
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn tables(
         bail!("{op}: expected positions that 64 bits can count, got {len} from {start} on");
     }
     // Two tables in `f64` while they are computed.
-    memory::check(op, memory::tensor_bytes(&[len, frequencies.len()], 2 * size_of::<f64>()))?;
+    allocation::check(op, &[len, frequencies.len()], 2 * size_of::<f64>())?;
     let table = |f: fn(f64) -> f64| {
         let angles = (start..start + len).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
         let values: Vec<f64> = angles.map(f).collect();
@@ -151,7 +151,7 @@ pub(crate) fn tables(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_like_reference, randn};
+    use crate::cpu::testing::{assert_like_reference, randn};
     use candle_core::Var;
 
     fn values(x: &Tensor) -> Vec<f64> {
@@ -259,8 +259,8 @@ mod tests {
             (1e4, 5, 0, 7, "expected an even number of channels, got 5"),
             (f64::NAN, 4, 0, 7, "expected theta above 0, got NaN"),
             (1e4, 4, usize::MAX, 7, "expected positions that 64 bits can count"),
-            (1e4, 4, 0, usize::MAX / 2, "of memory, got more than 64 bits count"),
-            (1e4, 64, 0, 1 << 47, "of memory, got"),
+            (1e4, 4, 0, usize::MAX / 2, "fits into memory, got more bytes than 64 bits count"),
+            (1e4, 64, 0, 1 << 47, "fits into memory, got 72057594038 MB"),
         ] {
             let error = rotary_tables(theta, d, start, len, &xs).unwrap_err().to_string();
             assert!(error.contains("rotary-tables") && error.contains(expected), "{error}");

@@ -6,7 +6,7 @@ use proptest::test_runner::RngSeed;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::ops::testing::{assert_like_itself, randn, without_kernels};
+use crate::cpu::testing::{assert_like_itself, randn, without_kernels};
 use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Mask, RandomKey, Scale};
 
 /// The same cases each time.

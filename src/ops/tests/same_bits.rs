@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use crate::ops::testing::{assert_same_bits, in_each_version, randn, without_kernels};
+use crate::cpu::testing::{assert_same_bits, in_each_version, randn, without_kernels};
 use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Mask, RandomKey};
+use crate::optim;
 
 type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Sync>;
 
@@ -93,7 +94,7 @@ fn every_operation_has_the_same_bits_for_any_number_of_threads() {
 /// The optimizer's step has no gradient, and works in place.
 #[test]
 fn adamw_has_the_same_bits_for_any_number_of_threads() {
-    let step = ops::AdamWStep {
+    let step = optim::AdamWStep {
         learning_rate: 0.01,
         beta1: 0.9,
         beta2: 0.95,
@@ -101,12 +102,12 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
         weight_decay: 0.1,
         gradient_scale: 0.3,
         step: 1,
-        cautious: ops::Cautious { updates: true, decay: true },
+        cautious: optim::Cautious { updates: true, decay: true },
     };
     assert_same_bits("adamw", &[randn(1, &[40_009])], &|x| {
         let var = Var::from_tensor(&randn(2, &[40_009]).to_dtype(DType::F32)?)?;
-        let mut moments = ops::Moments::zeros(&var)?;
-        ops::adamw(&var, &x[0], &mut moments, &step)?;
+        let mut moments = optim::Moments::zeros(&var)?;
+        optim::adamw(&var, &x[0], &mut moments, &step)?;
         let after = Tensor::cat(&[var.as_tensor(), &moments.first, &moments.second], 0)?.detach();
         after.broadcast_add(&x[0].sum_all()?)
     });
@@ -116,13 +117,13 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
 #[test]
 fn muon_has_the_same_bits_for_any_number_of_threads() {
     for (shape, cautious) in [([67, 200], true), ([600, 531], false)] {
-        let cautious = ops::Cautious { updates: cautious, decay: cautious };
+        let cautious = optim::Cautious { updates: cautious, decay: cautious };
         let step =
-            ops::MuonStep { learning_rate: 0.02, momentum: 0.95, weight_decay: 0.1, gradient_scale: 0.3, cautious };
+            optim::MuonStep { learning_rate: 0.02, momentum: 0.95, weight_decay: 0.1, gradient_scale: 0.3, cautious };
         assert_same_bits("muon", &[randn(1, &shape)], &|x| {
             let var = Var::from_tensor(&randn(2, &shape).to_dtype(DType::F32)?)?;
             let mut mean = var.zeros_like()?.detach();
-            ops::muon(&var, &x[0], &mut mean, &step)?;
+            optim::muon(&var, &x[0], &mut mean, &step)?;
             let after = Tensor::cat(&[var.as_tensor(), &mean], 0)?.detach();
             after.broadcast_add(&x[0].sum_all()?)
         });
@@ -133,14 +134,14 @@ fn muon_has_the_same_bits_for_any_number_of_threads() {
 #[test]
 fn muon_is_as_exact_in_each_version_of_the_kernels() {
     for (shape, cautious) in [([67, 200], false), ([150, 131], false), ([9, 1], true)] {
-        let cautious = ops::Cautious { updates: cautious, decay: cautious };
+        let cautious = optim::Cautious { updates: cautious, decay: cautious };
         let step =
-            ops::MuonStep { learning_rate: 0.02, momentum: 0.95, weight_decay: 0.1, gradient_scale: 0.3, cautious };
+            optim::MuonStep { learning_rate: 0.02, momentum: 0.95, weight_decay: 0.1, gradient_scale: 0.3, cautious };
         let run = |dtype: DType| {
             let var = Var::from_tensor(&randn(2, &shape).to_dtype(dtype).unwrap()).unwrap();
             let mut mean = var.zeros_like().unwrap().detach();
             for seed in 3..6 {
-                ops::muon(&var, &randn(seed, &shape).to_dtype(dtype).unwrap(), &mut mean, &step).unwrap();
+                optim::muon(&var, &randn(seed, &shape).to_dtype(dtype).unwrap(), &mut mean, &step).unwrap();
             }
             let after = Tensor::cat(&[var.as_detached_tensor(), mean], 0).unwrap();
             after.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()

@@ -1,10 +1,10 @@
 //! The tokenizers that need no training, and assembling a `tokenizer.json`.
 
-use candle_core::{Error, Result, bail};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::{END_OF_TEXT, Tokenizer, byte_alphabet};
+use crate::host::{Error, Result, bail};
 
 impl Tokenizer {
     /// One token for each distinct character of some texts, with ids in character order, and with `end_of_text` one
@@ -14,9 +14,7 @@ impl Tokenizer {
     /// Texts without a single character.
     pub fn characters(texts: &[&str], end_of_text: bool) -> Result<Self> {
         let mut characters = CharacterSet::default();
-        for text in texts {
-            characters.add(text);
-        }
+        characters.add(texts);
         Self::of_characters(&characters, end_of_text)
     }
 
@@ -62,14 +60,9 @@ impl Default for CharacterSet {
 }
 
 impl CharacterSet {
-    /// Adds the characters of a text, and returns how many it has.
-    pub(in crate::text) fn add(&mut self, text: &str) -> u64 {
-        let mut count = 0;
-        for c in text.chars() {
-            self.0[c as usize] = true;
-            count += 1;
-        }
-        count
+    /// Adds the characters of some texts.
+    pub(in crate::text) fn add(&mut self, texts: &[&str]) {
+        texts.iter().flat_map(|text| text.chars()).for_each(|c| self.0[c as usize] = true);
     }
 
     /// The characters in order.
@@ -116,7 +109,8 @@ impl JsonParts {
             "decoder": self.decoder, "model": self.model
         });
         // The library writes the vocabulary in the order of the ids.
-        let inner = HfTokenizer::from_bytes(json.to_string()).map_err(Error::wrap)?;
-        Tokenizer::from_json(inner.to_string(true).map_err(Error::wrap)?.as_bytes())
+        let refused = |error: tokenizers::Error| Error::Input(error.to_string());
+        let inner = HfTokenizer::from_bytes(json.to_string()).map_err(refused)?;
+        Tokenizer::from_json(inner.to_string(true).map_err(refused)?.as_bytes())
     }
 }

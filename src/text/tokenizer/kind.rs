@@ -1,7 +1,5 @@
 //! Recognises the kind of a tokenizer from the content of its `tokenizer.json`.
 
-use std::collections::HashSet;
-
 use serde_json::Value;
 
 use super::{END_OF_TEXT, byte_alphabet};
@@ -18,7 +16,7 @@ pub(super) enum Kind {
     /// GPT-2's alphabet and regular expression, with any merges.
     ByteLevelBpe { token_bytes: TokenBytes },
     /// Anything else, with the id of its unknown token, if it has one.
-    Other { unknown_id: Option<u32> },
+    HuggingFace { unknown_id: Option<u32> },
 }
 
 impl Kind {
@@ -26,7 +24,7 @@ impl Kind {
         let known = tokens(json).filter(|_| json["normalizer"].is_null());
         known
             .and_then(|tokens| characters(json, &tokens).or_else(|| byte_level(json, &tokens)))
-            .unwrap_or_else(|| Self::Other { unknown_id: unknown_id(&json["model"]) })
+            .unwrap_or_else(|| Self::HuggingFace { unknown_id: unknown_id(&json["model"]) })
     }
 
     pub(super) fn token_bytes(&self) -> Option<&TokenBytes> {
@@ -34,7 +32,7 @@ impl Kind {
             Self::Characters { token_bytes, .. } | Self::Bytes { token_bytes } | Self::ByteLevelBpe { token_bytes } => {
                 Some(token_bytes)
             }
-            Self::Other { .. } => None,
+            Self::HuggingFace { .. } => None,
         }
     }
 }
@@ -60,15 +58,16 @@ fn tokens(json: &Value) -> Option<Vec<&str>> {
 /// Single characters in order, optionally followed by the end of text.
 fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
     let split = &json["pre_tokenizer"];
-    let one_by_one =
+    let is_split_by_character =
         split["pattern"]["Regex"] == r"[\s\S]" && split["behavior"] == "Isolated" && split["invert"] == false;
-    if json["model"]["type"] != "WordLevel" || !one_by_one || json["decoder"]["type"] != "Fuse" {
+    if json["model"]["type"] != "WordLevel" || !is_split_by_character || json["decoder"]["type"] != "Fuse" {
         return None;
     }
     let plain = tokens.strip_suffix(&[END_OF_TEXT]).unwrap_or(tokens);
-    let sorted = plain.iter().map(|token| only_character(token)).collect::<Option<Vec<char>>>()?;
+    let only_character = |token: &&str| token.chars().next().filter(|c| c.len_utf8() == token.len());
+    let sorted = plain.iter().map(only_character).collect::<Option<Vec<char>>>()?;
     let token_bytes =
-        tokens.iter().map(|token| bytes_of(token, |c| Some(c.to_string().into_bytes()))).collect::<Option<_>>()?;
+        tokens.iter().map(|token| if *token == END_OF_TEXT { "" } else { token }.as_bytes().into()).collect();
     sorted.is_sorted().then_some(Kind::Characters { sorted, token_bytes })
 }
 
@@ -76,46 +75,32 @@ fn characters(json: &Value, tokens: &[&str]) -> Option<Kind> {
 fn byte_level(json: &Value, tokens: &[&str]) -> Option<Kind> {
     let (model, split) = (&json["model"], &json["pre_tokenizer"]);
     let merges = model["merges"].as_array()?;
-    let plain = !matches!(model["type"].as_str(), Some(other) if other != "BPE")
-        && model["dropout"].as_f64().unwrap_or(0.0) == 0.0
+    let is_plain = model["type"].as_str().is_none_or(|kind| kind == "BPE")
         && ["continuing_subword_prefix", "end_of_word_suffix"]
             .iter()
             .all(|key| model[key].as_str().is_none_or(str::is_empty));
-    let words = split["type"] == "ByteLevel"
+    let has_words = split["type"] == "ByteLevel"
         && split["add_prefix_space"] == false
         && (merges.is_empty() || split["use_regex"] != false);
-    if !plain || !words || json["decoder"]["type"] != "ByteLevel" {
+    if !is_plain || !has_words || json["decoder"]["type"] != "ByteLevel" {
         return None;
     }
     let bytes = byte_alphabet::bytes();
-    let token_bytes: TokenBytes =
-        tokens.iter().map(|token| bytes_of(token, |c| Some(vec![*bytes.get(&c)?]))).collect::<Option<_>>()?;
-    if merges.is_empty() && is_in_byte_order(&token_bytes) {
+    let bytes_of = |token: &&str| match *token {
+        END_OF_TEXT => Some(Box::default()),
+        token => token.chars().map(|c| bytes.get(&c).copied()).collect::<Option<_>>(),
+    };
+    let token_bytes: TokenBytes = tokens.iter().map(bytes_of).collect::<Option<_>>()?;
+    if merges.is_empty()
+        && token_bytes.len() >= 256
+        && (0..=255u8).all(|byte| *token_bytes[usize::from(byte)] == [byte])
+        && token_bytes[256..].iter().all(|token| token.is_empty())
+    {
         return Some(Kind::Bytes { token_bytes });
     }
-    let single: HashSet<u8> = token_bytes.iter().filter(|bytes| bytes.len() == 1).map(|bytes| bytes[0]).collect();
-    (single.len() == 256).then_some(Kind::ByteLevelBpe { token_bytes })
-}
-
-/// The bytes of a token, character by character; none for the end of text.
-fn bytes_of(token: &str, of_character: impl Fn(char) -> Option<Vec<u8>>) -> Option<Box<[u8]>> {
-    if token == END_OF_TEXT {
-        return Some(Box::default());
-    }
-    let bytes = token.chars().map(of_character).collect::<Option<Vec<_>>>()?;
-    Some(bytes.concat().into())
-}
-
-fn is_in_byte_order(token_bytes: &TokenBytes) -> bool {
-    let (bytes, rest) = token_bytes.split_at(token_bytes.len().min(256));
-    bytes.len() == 256
-        && bytes.iter().zip(0..=u8::MAX).all(|(token, byte)| **token == [byte])
-        && rest.iter().all(|token| token.is_empty())
-}
-
-fn only_character(token: &str) -> Option<char> {
-    let mut chars = token.chars();
-    chars.next().filter(|_| chars.next().is_none())
+    let mut has_byte = [false; 256];
+    token_bytes.iter().filter(|bytes| bytes.len() == 1).for_each(|bytes| has_byte[usize::from(bytes[0])] = true);
+    has_byte.iter().all(|has| *has).then_some(Kind::ByteLevelBpe { token_bytes })
 }
 
 /// Unigram names its unknown token by id, the others by its text.

@@ -1,12 +1,12 @@
 //! Decoding ids one at a time.
 
-use candle_core::{Error, Result};
 use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, tokenizer::DecodeStream,
 };
 
 use super::guard::guarded;
-use super::{Tokenizer, foreign, outside_vocabulary};
+use super::{Tokenizer, hugging_face, outside_vocabulary};
+use crate::host::Result;
 
 /// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs
 /// the same no matter how many came before.
@@ -20,21 +20,21 @@ use super::{Tokenizer, foreign, outside_vocabulary};
 /// let texts = [b'a', 0xc3, 0x9f].map(|byte| stream.push(byte.into()).unwrap_or_default());
 /// assert_eq!(texts, ["a", "", "ß"]);
 /// assert_eq!(stream.finish()?, "");
-/// # Ok::<(), candle_core::Error>(())
+/// # Ok::<(), candle_attention::Error>(())
 /// ```
 pub struct TextStream<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) state: State<'a>,
 }
 
-type ForeignStream<'a> =
+type LibraryStream<'a> =
     DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 pub(super) enum State<'a> {
     /// A tokenizer of this crate: the bytes of a character that is incomplete so far.
     Bytes(Vec<u8>),
     /// Any other: all ids, the number of bytes of text returned so far, and the library's own stream until that fails.
-    Foreign { ids: Vec<u32>, given: usize, stream: Option<ForeignStream<'a>> },
+    Library { ids: Vec<u32>, given: usize, stream: Option<LibraryStream<'a>> },
 }
 
 impl Tokenizer {
@@ -42,7 +42,7 @@ impl Tokenizer {
     pub fn stream(&self) -> TextStream<'_> {
         let state = match self.kind.token_bytes() {
             Some(_) => State::Bytes(Vec::new()),
-            None => State::Foreign { ids: Vec::new(), given: 0, stream: Some(self.inner.decode_stream(true)) },
+            None => State::Library { ids: Vec::new(), given: 0, stream: Some(self.inner.decode_stream(true)) },
         };
         TextStream { tokenizer: self, state }
     }
@@ -59,21 +59,20 @@ impl TextStream<'_> {
                 bytes.extend_from_slice(&self.tokenizer.decode_bytes(&[id])?);
                 Ok(take_finished(bytes))
             }
-            State::Foreign { ids, given, stream } => {
+            State::Library { ids, given, stream } => {
                 if self.tokenizer.inner.id_to_token(id).is_none() {
                     return Err(outside_vocabulary(id, self.tokenizer.vocab_size));
                 }
                 ids.push(id);
                 // The library's stream fails if the decoder changes text it has written: then the rest comes at the
                 // end.
-                let text =
-                    match stream.as_mut().map(|stream| guarded("to decode", || stream.step(id).map_err(Error::wrap))) {
-                        Some(Ok(text)) => text.unwrap_or_default(),
-                        Some(Err(_)) | None => {
-                            *stream = None;
-                            String::new()
-                        }
-                    };
+                let text = match stream.as_mut().map(|stream| guarded(|| stream.step(id))) {
+                    Some(Ok(Ok(text))) => text.unwrap_or_default(),
+                    _ => {
+                        *stream = None;
+                        String::new()
+                    }
+                };
                 *given += text.len();
                 Ok(text)
             }
@@ -90,8 +89,8 @@ impl TextStream<'_> {
     pub fn finish(self) -> Result<String> {
         match self.state {
             State::Bytes(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            State::Foreign { ids, given, .. } => {
-                let all = foreign::decode(&self.tokenizer.inner, &ids, self.tokenizer.vocab_size)?;
+            State::Library { ids, given, .. } => {
+                let all = hugging_face::decode(&self.tokenizer.inner, &ids, self.tokenizer.vocab_size)?;
                 Ok(all[all.floor_char_boundary(given)..].to_string())
             }
         }

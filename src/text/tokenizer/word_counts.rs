@@ -4,64 +4,40 @@ use ahash::AHashMap;
 use compact_str::CompactString;
 use rayon::prelude::*;
 
-use super::place::Fault;
-use super::words::{check_words, words};
+use super::words::words;
 
-/// How many different words there may be, and how many bytes together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bounds {
-    words: usize,
-    bytes: usize,
+/// The maximum of different words that are counted, and of their bytes together. With their table they take up to
+/// 110 MB, and those of the text being read some 10 MB.
+const MAX_COUNTED: (usize, usize) = (1 << 19, 32 << 20);
+
+/// The maximum of words that merges are learned from, and of their bytes together, by the size of the vocabulary. The
+/// library takes up to some 200 bytes for each byte of them: 0.4 GB, and 1.6 GB for the largest vocabulary.
+fn max_learned(vocab_size: usize) -> (usize, usize) {
+    let words = vocab_size.saturating_mul(2).clamp(1 << 17, MAX_COUNTED.0);
+    (words, 16 * words)
 }
-
-impl Bounds {
-    /// Words that are counted. With their table they take up to 110 MB, and those of the text being read some 10 MB.
-    const COUNTED: Self = Self { words: 1 << 19, bytes: 32 << 20 };
-
-    /// Words that merges are learned from, by the size of the vocabulary: 2^17 words of 2 MiB together and, above 2^16
-    /// ids, two words of 16 bytes for each id, up to 2^19 words of 8 MiB.
-    ///
-    /// The library takes up to some 200 bytes for each byte of them, so these are 0.4 GB, and 1.6 GB for the largest.
-    fn learned(vocab_size: usize) -> Self {
-        const BYTES_PER_WORD: usize = 16;
-        let words = vocab_size.saturating_mul(2).clamp(1 << 17, Self::COUNTED.words);
-        Self { words, bytes: words * BYTES_PER_WORD }
-    }
-}
-
-/// Longer words are counted in sections of at most this many bytes. This changes what merges are learned from, not how
-/// text is encoded: a merge of two sections would be a token longer than this.
-const SECTION_BYTES: usize = 256;
 
 /// The words of a text and their counts.
 ///
-/// Counts are exact up to 2^19 different words with 32 MiB together. Beyond that, the rarer ones are dropped, down to
-/// half as many words and bytes, so a word that comes back later has lost its count so far, which was at most that of
-/// the words that were kept. Words that are frequent throughout are not affected; a word that comes back rarely enough
-/// may be dropped each time, and then teaches no merges. Ties are broken by a hash of
-/// the word, so neither the position in the text nor the alphabet decides, and the result is always the same.
-#[derive(Debug)]
+/// Counts are exact up to 2^19 different words with 32 MiB together. Beyond that the rarer half is dropped: a word that
+/// comes back later has lost its count so far. Words that are frequent throughout are not affected.
+///
+/// Words longer than 256 bytes are counted in sections, which changes what merges are learned from, not how text is
+/// encoded: a merge of two sections would be a token longer than this.
+#[derive(Debug, Default)]
 pub(in crate::text) struct WordCounts {
     counts: AHashMap<CompactString, u64>,
     /// Bytes of all words in `counts`.
     bytes: usize,
-    bounds: Bounds,
-}
-
-impl Default for WordCounts {
-    fn default() -> Self {
-        Self { counts: AHashMap::new(), bytes: 0, bounds: Bounds::COUNTED }
-    }
 }
 
 impl WordCounts {
-    /// Counts the words of some pieces of a text on all threads; pieces start and end at word boundaries. An error
-    /// comes with the number of the piece.
-    pub(in crate::text) fn add(&mut self, texts: &[&str]) -> Result<(), (usize, Fault)> {
-        let counted: Vec<_> = texts.par_iter().map(|text| count(text)).collect();
-        // Merged in order, and words are dropped between pieces, so the threads' timing does not matter.
-        for (number, counts) in counted.into_iter().enumerate() {
-            for (word, count) in counts.map_err(|fault| (number, fault))? {
+    /// Counts the words of some chunks of a text on all threads; chunks start and end between words.
+    pub(in crate::text) fn add(&mut self, chunks: &[&str]) {
+        let counted: Vec<_> = chunks.par_iter().map(|text| count(text)).collect();
+        // Merged in order, and words are dropped between chunks, so the threads' timing does not matter.
+        for counts in counted {
+            for (word, count) in counts {
                 match self.counts.get_mut(word) {
                     Some(sum) => *sum += count,
                     None => {
@@ -70,66 +46,38 @@ impl WordCounts {
                     }
                 }
             }
-            let Bounds { words, bytes } = self.bounds;
-            if self.counts.len() > words || self.bytes > bytes {
-                self.keep(Bounds { words: words / 2, bytes: bytes / 2 });
-            }
+            let (words, bytes) = MAX_COUNTED;
+            self.keep_frequent(MAX_COUNTED, (words / 2, bytes / 2));
         }
-        Ok(())
     }
 
     /// The words, with counts, to learn a vocabulary of this size from.
     pub(super) fn finish(mut self, vocab_size: usize) -> AHashMap<CompactString, u64> {
-        self.keep(Bounds::learned(vocab_size));
+        let max = max_learned(vocab_size);
+        self.keep_frequent(max, max);
         self.counts
     }
 
-    #[cfg(test)]
-    pub(super) fn set(&mut self, word: &str, count: u64) {
-        self.counts.insert(word.into(), count);
-        self.bytes = self.counts.keys().map(|word| word.len()).sum();
-    }
-
-    /// Drops all but the most frequent words within `bounds`.
-    fn keep(&mut self, bounds: Bounds) {
-        if self.counts.len() <= bounds.words && self.bytes <= bounds.bytes {
+    /// Keeps the most frequent words if there are more than `max`, in number or bytes.
+    fn keep_frequent(&mut self, max: (usize, usize), kept: (usize, usize)) {
+        if self.counts.len() <= max.0 && self.bytes <= max.1 {
             return;
         }
-        let ranked = self.counts.iter().map(|(word, &count)| (rank(word, count), word.len()));
-        let mut ranked: Vec<((u64, u64), usize)> = ranked.collect();
-        ranked.sort_unstable_by(|a, b| b.cmp(a));
-        let (mut words, mut bytes) = (0, 0);
-        let first_dropped = ranked.iter().find(|(_, len)| {
-            (words, bytes) = (words + 1, bytes + len);
-            words > bounds.words || bytes > bounds.bytes
-        });
-        if let Some(&(dropped, _)) = first_dropped {
-            self.counts.retain(|word, count| rank(word, *count) > dropped);
-            self.bytes = self.counts.keys().map(|word| word.len()).sum();
-            self.counts.shrink_to_fit();
+        let mut ranked: Vec<_> = self.counts.drain().map(|(word, count)| (rank(&word, count), word, count)).collect();
+        ranked.sort_unstable_by_key(|(rank, ..)| std::cmp::Reverse(*rank));
+        self.bytes = 0;
+        for (_, word, count) in ranked.into_iter().take(kept.0) {
+            if self.bytes + word.len() > kept.1 {
+                break;
+            }
+            self.bytes += word.len();
+            self.counts.insert(word, count);
         }
     }
 }
 
-fn count(text: &str) -> Result<AHashMap<&str, u64>, Fault> {
-    check_words(text)?;
-    let mut counts = AHashMap::new();
-    for section in words(text).flat_map(sections) {
-        *counts.entry(section).or_default() += 1;
-    }
-    Ok(counts)
-}
-
-/// A word in sections of at most [`SECTION_BYTES`].
-fn sections(mut word: &str) -> impl Iterator<Item = &str> {
-    std::iter::from_fn(move || {
-        let (section, rest) = word.split_at(word.floor_char_boundary(SECTION_BYTES));
-        word = rest;
-        (!section.is_empty()).then_some(section)
-    })
-}
-
-/// The order in which words are kept: by count, then by FNV-1a hash, which is the same on every machine.
+/// The order in which words are kept: by count, then by FNV-1a hash, so that neither the position in the text nor the
+/// alphabet decides, and the result is the same on every machine.
 fn rank(word: &str, count: u64) -> (u64, u64) {
     let hash = word
         .bytes()
@@ -137,34 +85,54 @@ fn rank(word: &str, count: u64) -> (u64, u64) {
     (count, hash)
 }
 
+fn count(text: &str) -> AHashMap<&str, u64> {
+    let mut counts = AHashMap::new();
+    for section in words(text).flat_map(|(_, word)| sections(word)) {
+        *counts.entry(section).or_default() += 1;
+    }
+    counts
+}
+
+/// A word in sections of at most 256 bytes.
+fn sections(mut word: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (section, rest) = word.split_at(word.floor_char_boundary(256));
+        word = rest;
+        (!section.is_empty()).then_some(section)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The counts of texts of which at most `words` words and `bytes` bytes are kept.
     fn of(texts: &[&str], words: usize, bytes: usize) -> WordCounts {
-        let mut counts = WordCounts { bounds: Bounds { words, bytes }, ..Default::default() };
-        counts.add(texts).unwrap();
+        let mut counts = WordCounts::default();
+        for text in texts {
+            counts.add(&[text]);
+            counts.keep_frequent((words, bytes), (words / 2, bytes / 2));
+        }
         counts
     }
 
     #[test]
-    fn counts_add_up_over_pieces() {
-        let counts = of(&["a b a", " a c", " b"], 100, 100).counts;
+    fn counts_add_up_over_chunks() {
+        let mut counts = WordCounts::default();
+        counts.add(&["a b a", " a c", " b"]);
         let expected = [("a", 1), (" a", 2), (" b", 2), (" c", 1)].map(|(word, count)| (word.into(), count));
-        assert_eq!(counts, AHashMap::from(expected));
+        assert_eq!((counts.counts, counts.bytes), (AHashMap::from(expected), 7));
     }
 
     #[test]
     fn frequent_words_stay_and_rare_ones_go() {
         let rare: String = (0..1000).map(|i| format!("{i}.")).collect();
-        let mut counts = of(&[&" often seldom often".repeat(10)], 64, 10_000);
-        counts.add(&[&rare]).unwrap();
+        let texts = [&*" often seldom often".repeat(10), &rare];
+        let counts = of(&texts, 64, 10_000);
         assert_eq!((counts.counts.len(), counts.counts["."]), (32, 1000));
         assert_eq!((counts.counts[" often"], counts.counts[" seldom"]), (20, 10));
         // The rare ones that stay are the same ones, from anywhere in the text.
-        let mut again = of(&[&" often seldom often".repeat(10)], 64, 10_000);
-        again.add(&[&rare]).unwrap();
-        assert_eq!(counts.counts, again.counts);
+        assert_eq!(counts.counts, of(&texts, 64, 10_000).counts);
         let kept: Vec<usize> = counts.counts.keys().filter_map(|word| word.parse().ok()).collect();
         assert!(kept.iter().any(|&i| i < 500) && kept.iter().any(|&i| i >= 500), "{kept:?}");
     }
@@ -181,35 +149,26 @@ mod tests {
 
     #[test]
     fn the_bytes_of_long_words_are_bounded() {
-        let mut counts = of(&[&" often".repeat(10)], 1000, 20_000);
-        for number in 0..200 {
-            counts.add(&[&long_line(number), &long_line(number + 1000)]).unwrap();
-            let bytes: usize = counts.counts.keys().map(|word| word.len()).sum();
-            assert!(bytes == counts.bytes && bytes <= 20_000, "{bytes} bytes of words, {} counted", counts.bytes);
-            assert!(counts.counts.keys().all(|word| word.len() <= SECTION_BYTES));
-        }
-        assert!(counts.bytes > 5000 && counts.counts[" often"] == 10, "{}", counts.bytes);
-
-        // So are those that merges are learned from, for any vocabulary.
-        for vocab_size in [0, 512, 1 << 17, usize::MAX] {
-            let Bounds { words, bytes } = Bounds::learned(vocab_size);
-            assert!((1 << 17..=1 << 19).contains(&words) && (2 << 20..=8 << 20).contains(&bytes));
-        }
-        let mut counts = WordCounts::default();
-        for number in 0..12_000 {
-            counts.set_long(number);
-        }
-        assert!(counts.bytes > 2 << 20);
-        let learned: usize = counts.finish(512).keys().map(|word| word.len()).sum();
-        assert!((1 << 20..=2 << 20).contains(&learned), "{learned}");
+        let lines: Vec<String> = (0..200).map(long_line).collect();
+        let often = " often".repeat(10);
+        let texts: Vec<&str> = [&*often].into_iter().chain(lines.iter().map(String::as_str)).collect();
+        let counts = of(&texts, 1000, 20_000);
+        let bytes: usize = counts.counts.keys().map(|word| word.len()).sum();
+        assert!(bytes == counts.bytes && (5000..=20_000).contains(&bytes), "{bytes} bytes, {} counted", counts.bytes);
+        assert!(counts.counts.keys().all(|word| word.len() <= 256));
+        assert_eq!(counts.counts[" often"], 10);
     }
 
-    impl WordCounts {
-        /// A word of 200 bytes.
-        fn set_long(&mut self, number: usize) {
-            self.counts.insert(format!("{number:0200}").into(), 1);
-            self.bytes += 200;
+    #[test]
+    fn what_merges_are_learned_from_is_bounded_for_any_vocabulary() {
+        for vocab_size in [0, 512, 1 << 17, usize::MAX] {
+            let (words, bytes) = max_learned(vocab_size);
+            assert!((1 << 17..=1 << 19).contains(&words) && (2 << 20..=8 << 20).contains(&bytes));
         }
+        let words = (0..12_000).map(|number| (format!("{number:0200}").into(), 1));
+        let counts = WordCounts { counts: words.collect(), bytes: 12_000 * 200 };
+        let learned: usize = counts.finish(512).keys().map(|word| word.len()).sum();
+        assert!((1 << 20..=2 << 20).contains(&learned), "{learned}");
     }
 
     #[test]

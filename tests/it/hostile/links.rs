@@ -3,7 +3,15 @@
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
+use candle_attention::train::resume;
+use training::{CHECKPOINT, IDS};
+
 use super::*;
+
+/// Opens the training, and changes nothing but what every resumption does.
+fn open_training(root: &Path) -> Result<()> {
+    resume(root, &toml::Table::new(), &Device::Cpu, &mut |_| {}).map(drop)
+}
 
 /// The result of opening the run after one of its files is replaced by a link to `target`.
 fn with_link(victim: &Victim, name: &str, target: &Path, open: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
@@ -19,36 +27,28 @@ fn with_link(victim: &Victim, name: &str, target: &Path, open: &dyn Fn(&Path) ->
 
 #[test]
 fn a_link_out_of_the_folder_is_not_followed() {
-    let choice = TokenizerChoice::Characters;
-    let victim = Victim::new(&choice);
-    let outside = Victim::new(&choice);
-    let training = |root: &Path| RunFolder::resume(root, &Device::Cpu)?.0.ids(&mut |_| {}).map(drop);
-    let model: [&str; 5] =
+    let (victim, outside) = (Victim::new("char"), Victim::new("char"));
+    let of_the_model: [&str; 5] =
         ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
-    for name in model {
+    for name in of_the_model {
         let error = with_link(&victim, name, &outside.path(name), &open_model).unwrap_err().to_string();
         assert!(error.contains("outside of the folder") && error.contains("cp -rL"), "{name}: {error}");
         // A link within the folder is as good as a file.
         let kept = victim.path(name).with_extension("kept");
         with_link(&victim, name, &kept, &open_model).unwrap();
     }
-    let step = |name: &str| format!("{CHECKPOINT}/{name}");
-    let trained = ["state.json", "model.safetensors", "optimizer.safetensors"].map(step);
-    let others =
-        ["training/current", "training/metrics.jsonl", "training/lock", "training/ids.safetensors", CHECKPOINT]
-            .map(String::from);
     let before = contents(&outside.root);
-    for name in trained.iter().chain(&others) {
-        let error = with_link(&victim, name, &outside.path(name), &training).unwrap_err().to_string();
+    for name in ["training/metrics.jsonl", "training/lock", "training/settings.toml", "config.json", CHECKPOINT, IDS] {
+        let error = with_link(&victim, name, &outside.path(name), &open_training).unwrap_err().to_string();
         assert!(error.contains("link"), "{name}: {error}");
         assert_eq!(before, contents(&outside.root), "{name}");
     }
-    training(&victim.root).unwrap();
+    open_training(&victim.root).unwrap();
 }
 
 #[test]
 fn hugging_faces_cache_is_opened_as_it_is() {
-    let victim = Victim::new(&TokenizerChoice::Characters);
+    let victim = Victim::new("char");
     let dir = tempfile::tempdir().unwrap();
     let snapshot = dir.path().join("models--a--b/snapshots/0123abc");
     let blobs = dir.path().join("models--a--b/blobs");
@@ -67,7 +67,7 @@ fn hugging_faces_cache_is_opened_as_it_is() {
 
 #[test]
 fn pipes_and_devices_are_no_files_of_a_model() {
-    let victim = Victim::new(&TokenizerChoice::Characters);
+    let victim = Victim::new("char");
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         let path = victim.path(name);
         let good = std::fs::read(&path).unwrap();
@@ -83,7 +83,7 @@ fn pipes_and_devices_are_no_files_of_a_model() {
         std::fs::write(&path, good).unwrap();
     }
     for device in ["/dev/zero", "/dev/null"] {
-        let error = Tokenizer::from_file(device).unwrap_err().to_string();
+        let error = Tokenizer::open(device).unwrap_err().to_string();
         assert!(error.contains("expected a regular file"), "{error}");
     }
     open_model(&victim.root).unwrap();
@@ -91,7 +91,7 @@ fn pipes_and_devices_are_no_files_of_a_model() {
 
 #[test]
 fn files_that_are_too_long_are_not_read() {
-    let victim = Victim::new(&TokenizerChoice::Characters);
+    let victim = Victim::new("char");
     let refused = |name: &str, bytes: u64, open: &dyn Fn(&Path) -> Result<()>| {
         let path = victim.path(name);
         let good = std::fs::read(&path).unwrap();
@@ -108,12 +108,10 @@ fn files_that_are_too_long_are_not_read() {
         refused(name, bytes, &open_model);
     }
     // Far less than there is memory for.
-    let resume = |root: &Path| RunFolder::resume(root, &Device::Cpu).map(drop);
-    for name in ["training/current", "config.json", &format!("{CHECKPOINT}/state.json")] {
-        refused(name, (16 << 20) + 1, &resume);
+    for (name, bytes) in [("config.json", 16 << 20), ("training/settings.toml", 16 << 20)] {
+        refused(name, bytes + 1, &open_training);
     }
-    refused("tokenizer.json", (256 << 20) + 1, &resume);
-    refused("training/settings.toml", (16 << 20) + 1, &|root| RunFolder::settings(root).map(drop));
+    refused("tokenizer.json", (256 << 20) + 1, &open_model);
     open_model(&victim.root).unwrap();
-    resume(&victim.root).unwrap();
+    open_training(&victim.root).unwrap();
 }

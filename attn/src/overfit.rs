@@ -1,0 +1,59 @@
+//! `attn train --overfit-one-batch`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use candle_attention::model::DropoutRates;
+use candle_attention::text::IdsStore;
+use candle_attention::train::{Event, OverfitReport, Trainer, overfit_one_batch};
+use candle_core::Device;
+
+use super::layers::{Layers, Prepared};
+use super::progress::Progress;
+use super::terminal::note;
+use super::{RunFailed, plan};
+
+/// Overfits one batch and prints the result. Nothing is saved.
+pub fn run(mut layers: Layers, out: &mut dyn Write) -> Result<ExitCode> {
+    /// Several times what a sound model needs.
+    const STEPS: i64 = 500;
+    layers.set_default("steps", STEPS.into());
+    let Prepared { trainer, tokenizer, .. } = layers.prepare(layers.source()?, IdsStore::Temporary)?;
+    note(&plan::description(trainer.config(), trainer.corpus(), &tokenizer));
+    let mut config = trainer.config().clone();
+    config.dropout = DropoutRates::default();
+    let (options, corpus) = (trainer.options().for_overfitting(), trainer.corpus().clone());
+    let mut trainer = Trainer::from_weights(trainer.weights(), &config, &options, corpus, &Device::Cpu)?;
+    let mut progress = Progress::new(&trainer);
+    let report = overfit_one_batch(&mut trainer, &mut |step| {
+        progress.show(&Event::Step(step));
+        ControlFlow::Continue(())
+    });
+    drop(progress);
+    let report = report.map_err(|error| RunFailed(error.to_string()))?;
+    print(&report, options.batch, options.lr, out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(report: &OverfitReport, sequences: usize, lr: f64, out: &mut dyn Write) -> Result<()> {
+    let &OverfitReport { steps, first_loss, last_loss, .. } = report;
+    let found =
+        format!("one batch of {sequences} sequences: loss {first_loss:.4} before, {last_loss:.4} after {steps} steps");
+    if report.succeeded() {
+        writeln!(out, "{found}\nmemorised: data, model and optimizer work together")?;
+        return Ok(());
+    }
+    let advice = if last_loss >= first_loss {
+        format!("the loss did not fall: try a lower --lr than {lr}, and look at the text and the tokenizer")
+    } else {
+        format!(
+            "the loss falls, but not far enough: try more --steps, another --lr ({:.1e}, {:.1e}), fewer sequences (--batch), \
+             then a larger --dim or --layers",
+            lr * 3.0,
+            lr / 3.0
+        )
+    };
+    Err(RunFailed(format!("{found}: not memorised; {advice}")).into())
+}

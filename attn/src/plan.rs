@@ -1,0 +1,162 @@
+//! What a run will be and need, said before it starts: `attn train --dry-run` and the first lines of every run.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_attention::Memory;
+use candle_attention::model::ModelConfig;
+use candle_attention::optim::{LrSchedule, Schedule};
+use candle_attention::text::{Corpus, Tokenizer};
+use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, memory_needed};
+use indicatif::{DecimalBytes, HumanCount};
+
+use super::progress::rounded;
+use super::settings::Settings;
+use super::terminal::note;
+
+/// Model and data, on a line each.
+pub fn description(config: &ModelConfig, corpus: &Corpus, tokenizer: &Tokenizer) -> String {
+    let kv_heads = match config.kv_heads() {
+        n if n == config.num_heads => String::new(),
+        n => format!(" ({n} for keys and values)"),
+    };
+    let count = |n: usize| HumanCount(n as u64);
+    format!(
+        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}\n\
+         data: {} tokens for training, {} for validation; vocabulary of {} ({})",
+        config.architecture.model_type(),
+        count(config.parameter_count()),
+        config.num_layers,
+        config.num_heads,
+        config.embed_dim,
+        config.context_len,
+        count(corpus.train.len()),
+        count(corpus.validation.len()),
+        count(config.vocab_size),
+        tokenizer.kind_name(),
+    )
+}
+
+/// How the model will be trained, on one line.
+pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
+    let tokens = options.steps.saturating_mul((options.batch * config.context_len) as u64);
+    let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
+    format!(
+        "recipe: {} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
+        HumanCount(options.steps),
+        HumanCount(options.batch as u64),
+        options.shards.min(options.batch),
+        HumanCount(tokens),
+        tokens as f64 / corpus.train.len() as f64,
+        optimizer(options),
+        schedule(options),
+        dropout.map_or(String::new(), |rate| format!("; dropout {rate}")),
+    )
+}
+
+fn optimizer(options: &TrainOptions) -> String {
+    let lr = options.lr;
+    let optimizer = match options.optimizer {
+        OptimizerKind::Muon => format!("Muon at {}, AdamW at {lr}", product(lr, options.matrix_lr)),
+        _ => format!("AdamW at {lr}"),
+    };
+    if options.embedding_lr == 1.0 {
+        optimizer
+    } else {
+        format!("{optimizer}, embeddings at {}", product(lr, options.embedding_lr))
+    }
+}
+
+/// A rate of so many times another, with no more digits than mean something.
+fn product(lr: f64, factor: f64) -> f32 {
+    (lr * factor) as f32
+}
+
+fn schedule(options: &TrainOptions) -> String {
+    let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
+    let (warmup, end) = (format!("warm-up over {warmup_steps} steps"), product(options.lr, options.min_lr));
+    match options.schedule {
+        Schedule::Cosine => format!("{warmup}, cosine decay to {end}"),
+        Schedule::Linear => format!("{warmup}, linear decay to {end}"),
+        Schedule::WarmupStableDecay => format!("{warmup}, decay to {end} over the last {decay_steps}"),
+        _ => format!("{warmup}, then constant"),
+    }
+}
+
+/// The memory that the run is expected to take, on one line.
+pub fn memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
+    let (needed, available) = (memory_needed(config, corpus, options), Memory::now().available);
+    let megabytes = |bytes: usize| DecimalBytes(bytes as u64);
+    match needed > available {
+        true => format!("memory: {} needed, but only {} free now", megabytes(needed), megabytes(available)),
+        false => format!("memory: {} needed", megabytes(needed)),
+    }
+}
+
+/// Prints the plan as comments, then all settings: together a file for `--config`. Makes some steps in memory to measure
+/// them, and leaves nothing on disk.
+pub fn dry_run(
+    trainer: Trainer,
+    tokenizer: &Tokenizer,
+    settings: &Settings,
+    started: Instant,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let (config, corpus, options) = (trainer.config().clone(), trainer.corpus().clone(), trainer.options().clone());
+    let mut lines = format!(
+        "{}\n{}\n{}\n",
+        description(&config, &corpus, tokenizer),
+        recipe(&config, &corpus, &options),
+        memory(&config, &corpus, &options)
+    );
+    let start_up = started.elapsed().as_secs_f64();
+    lines += &match measure(trainer) {
+        Ok((step, validation)) => {
+            let validations =
+                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), config.context_len));
+            let total = rounded(start_up + step * options.steps as f64 + validation * validations as f64);
+            format!(
+                "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
+                1e3 * step
+            )
+        }
+        Err(error) => format!("time: unknown: a step to measure it failed: {error}"),
+    };
+    lines.lines().try_for_each(|line| writeln!(out, "# {line}"))?;
+    write!(out, "\n{}", settings.to_toml()?)?;
+    Ok(())
+}
+
+/// The seconds of a step and of a validation, from a second of each.
+fn measure(mut trainer: Trainer) -> Result<(f64, f64)> {
+    const SECONDS: f64 = 1.0;
+    let seconds_since = |instant: Instant| instant.elapsed().as_secs_f64();
+    let (started, mut steps) = (Instant::now(), 0);
+    while steps < 3 || seconds_since(started) < SECONDS {
+        trainer.step(&trainer.next_batch()?)?;
+        steps += 1;
+    }
+    let step = seconds_since(started) / f64::from(steps);
+    if trainer.corpus().validation.is_empty() {
+        return Ok((step, 0.0));
+    }
+    let (started, mut share) = (Instant::now(), 1.0);
+    trainer.validate(&mut |done, total| {
+        share = done as f64 / total as f64;
+        if seconds_since(started) < SECONDS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok((step, seconds_since(started) / share))
+}
+
+/// Prints the first lines of a run.
+pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
+    let (config, corpus, options) = (trainer.config(), trainer.corpus(), trainer.options());
+    note(&description(config, corpus, tokenizer));
+    note(&recipe(config, corpus, options));
+    note(&memory(config, corpus, options));
+    if corpus.train.len() < 10_000 {
+        note("a text this short teaches a model little but itself");
+    }
+}

@@ -1,0 +1,37 @@
+//! Printing text as it is generated.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use candle_attention::generate::{Continuation, Pipeline};
+
+/// The line between two samples.
+const SEPARATOR: &str = "---------------";
+
+/// Writes the prompt and its continuation, token by token; further samples follow when they are complete.
+pub fn write(pipeline: &Pipeline, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
+    let mut texts = vec![vec![]; continuation.samples];
+    let (mut result, mut is_started): (io::Result<()>, bool) = (Ok(()), false);
+    continuation.write(pipeline, prompt, &mut |piece| {
+        if piece.sample == 0 && result.is_ok() {
+            // A prompt that the tokenizer refuses is never written.
+            let before = if is_started { "" } else { prompt };
+            is_started = true;
+            result =
+                out.write_all(before.as_bytes()).and_then(|()| out.write_all(piece.text)).and_then(|()| out.flush());
+        } else {
+            texts[piece.sample].extend_from_slice(piece.text);
+        }
+        // Once the output is closed, all samples stop.
+        if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    result?;
+    writeln!(out)?;
+    for text in &texts[1..] {
+        write!(out, "{SEPARATOR}\n{prompt}")?;
+        out.write_all(text)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! `attn train`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use candle_attention::Error;
+use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
+use candle_attention::model::ModelConfig;
+use candle_attention::text::IdsStore;
+use candle_attention::train::{CHANGEABLE, Outcome, RATES, RunDir, Trainer, bits_per_byte, resume, train};
+use candle_core::Device;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use toml::Table;
+
+use super::layers::{Layers, Prepared};
+use super::progress::{Progress, Times, text_progress};
+use super::settings::{PRESETS, preset};
+use super::signals::{self, Stage};
+use super::terminal::{note, one_line, quoted};
+use super::{RunFailed, chart, options, overfit, plan, sample, texts};
+
+/// The command line of `attn train`.
+pub fn command() -> Command {
+    let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    let names: Vec<String> = RATES.iter().chain(&CHANGEABLE).map(|name| format!("--{name}")).collect();
+    let resumable = names.join(", ");
+    Command::new("train")
+        .about("Train a model on text files, or without any on the built-in corpus of Portuguese sentences")
+        .allow_negative_numbers(true)
+        .args(options::args())
+        .args([
+            Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS).help(
+                "Built-in recipe for the options you don't set; without one, sizes, steps and batch are chosen from the length \
+                 of the text, and all else is that of quick. --dry-run prints it",
+            ),
+            path("config").value_name("FILE").conflicts_with("resume").help(
+                "TOML file of these options, such as a run's training/settings.toml, which repeats that run; the command line \
+                 takes precedence",
+            ),
+            path("out").value_name("DIR").help("Folder of the run, new or empty [default: the first unused runs/TEXT-N]"),
+            switch("resume").requires("out").help(format!(
+                "Continue the run in --out with its saved options, of which only these can be changed: {resumable}. Fractions of \
+                 --steps follow it, and multiples of --lr that"
+            )),
+            switch("dry-run").conflicts_with("resume").help(
+                "Print the model, recipe, memory and measured time, then exit; the output is a file for --config",
+            ),
+            switch("overfit-one-batch").conflicts_with_all(["resume", "out", "dry-run"]).help(
+                "Sanity check for a new model: train on one batch until it is memorised, and report whether that worked",
+            ),
+        ])
+}
+
+/// Trains a model, or resumes a run. The process started at `started`.
+pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
+    signals::listen()?;
+    let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
+    if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
+        return go_on(root, &given, out);
+    }
+    let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
+    let preset = matches.get_one::<String>("preset").map(|name| preset(name)).transpose()?;
+    let layers = Layers { given, config, preset };
+    if matches.get_flag("overfit-one-batch") {
+        return overfit::run(layers, out);
+    }
+    // What can be refused is refused before a folder appears.
+    let source = layers.source()?;
+    if matches.get_flag("dry-run") {
+        let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::Temporary)?;
+        plan::dry_run(trainer, &tokenizer, &settings, started, out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut run = create(root.map(PathBuf::as_path), source.settings.texts()[0].first().map(PathBuf::as_path))?;
+    let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
+    plan::announce(&trainer, &tokenizer);
+    run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
+    Stage::Saved.enter();
+    follow(trainer, run, started, out)
+}
+
+/// Creates the given folder, or the first `runs/TEXT-N` that does not exist yet.
+fn create(root: Option<&Path>, text: Option<&Path>) -> Result<RunDir> {
+    let new = |root: &Path| signals::create(root, || RunDir::create(root));
+    if let Some(root) = root {
+        return match new(root) {
+            Err(error @ Error::Exists(_)) => bail!("{error}; give another --out, or --resume to continue a run"),
+            run => Ok(run?),
+        };
+    }
+    let stem = texts::stem(text);
+    for n in 1.. {
+        match new(&PathBuf::from(format!("runs/{stem}-{n}"))) {
+            Err(Error::Exists(_) | Error::Locked(_) | Error::Unfinished(_)) => {}
+            run => return Ok(run?),
+        }
+    }
+    bail!("no name is free for a run of {stem}")
+}
+
+/// `attn train --resume`.
+fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
+    let changes: Table = given.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    Stage::Saved.enter();
+    let (trainer, run, damaged) = resume(root, &changes, &Device::Cpu, &mut text_progress())?;
+    damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
+    let names = given.keys().map(String::as_str);
+    let changed: Vec<&str> = names.filter(|name| RATES.contains(name)).collect();
+    if !changed.is_empty() {
+        note(&format!("changed: {}; the result will differ from the unchanged run's", changed.join(", ")));
+    }
+    if trainer.is_finished() {
+        let (step, steps) = (trainer.steps_done(), trainer.options().steps);
+        writeln!(out, "{} is already finished at step {step} of {steps}; a larger --steps trains on", root.display())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow(trainer, run, Instant::now(), out)
+}
+
+/// Trains to the end or the first Ctrl-C, and reports.
+fn follow(mut trainer: Trainer, mut run: RunDir, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
+    let (root, steps) = (run.root().to_path_buf(), trainer.options().steps);
+    note_excused(trainer.config());
+    note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.steps_done()));
+    let mut progress = Progress::new(&trainer);
+    Stage::Training.enter();
+    let outcome = train(&mut trainer, Some(&mut run), &mut |event| {
+        progress.show(&event);
+        if signals::exit_code().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    Stage::Saved.enter();
+    let Progress { times, .. } = progress;
+    let (step, resume) = (trainer.steps_done(), format!("attn train --resume --out {}", quoted(&root)));
+    match outcome {
+        Err(error) => {
+            let rate = if matches!(error, Error::Diverged { .. }) { " --lr RATE" } else { "" };
+            Err(RunFailed(format!("{error}; the last checkpoint is kept: {resume}{rate}")).into())
+        }
+        Ok(Outcome::Interrupted) => {
+            // The terminal may be gone, which changes nothing.
+            let _ =
+                writeln!(out, "stopped and saved at step {step} of {steps}; to continue: {resume}").and(out.flush());
+            Ok(ExitCode::from(signals::exit_code().unwrap_or(1)))
+        }
+        Ok(outcome) => {
+            Stage::Complete.enter();
+            if outcome == Outcome::StoppedEarly {
+                let (count, patience) = (trainer.validations_without_improvement(), trainer.options().patience);
+                writeln!(
+                    out,
+                    "stopped early at step {step} of {steps}: {count} validations without a lower loss (--patience \
+                     {patience}); to continue anyway: {resume} --patience N"
+                )?;
+            }
+            report(&trainer, &run, &times, started, out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Lists the tensors that the gradient audit excuses, by reason.
+fn note_excused(config: &ModelConfig) {
+    let excused = config.zero_gradient_parameters();
+    let mut reasons: Vec<&str> = excused.iter().map(|(_, reason)| *reason).collect();
+    reasons.dedup();
+    for reason in reasons {
+        let of_reason = excused.iter().filter(|(_, other)| *other == reason);
+        let names: Vec<&str> = of_reason.map(|(name, _)| name.as_str()).collect();
+        note(&format!("no gradient expected for {}: {reason}", names.join(", ")));
+    }
+}
+
+/// Prints the loss curve, a sample, and where the run is.
+fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out: &mut dyn Write) -> Result<()> {
+    /// The length and temperature of the sample.
+    const TOKENS: usize = 300;
+    const TEMPERATURE: f64 = 0.5;
+    let root = run.root();
+    if let Some(curve) = chart::loss_curve(&run.metrics_path())? {
+        writeln!(out, "{curve}")?;
+    }
+    let pipeline = Pipeline::open(root, &Device::Cpu)?;
+    let sampling = SamplingOptions { temperature: TEMPERATURE, ..Default::default() };
+    writeln!(out, "a sample, at temperature {TEMPERATURE}:")?;
+    let seed = trainer.options().seed;
+    let continuation = Continuation { max_tokens: TOKENS, sampling, seed, ..Default::default() };
+    sample::write(&pipeline, "", &continuation, out)?;
+    writeln!(out)?;
+    if let Some(best) = trainer.best() {
+        let bits = bits_per_byte(best.loss, trainer.corpus().validation.len(), trainer.corpus().validation_bytes);
+        writeln!(out, "lowest validation loss {:.4} ({bits:.4} bits/byte) at step {}", best.loss, best.step)?;
+    }
+    writeln!(out, "{} steps in {:.0} s: {}", trainer.steps_done(), run.seconds(), root.display())?;
+    writeln!(out, "{:.2} s since the start: {times}", started.elapsed().as_secs_f64())?;
+    if run.plot_path().exists() {
+        writeln!(out, "loss plot: {}", run.plot_path().display())?;
+    }
+    writeln!(out, "more text: attn generate {}", quoted(root))?;
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! What `attn train` chooses by itself and what it says before it starts.
+
+use crate::support::{SMALL, Space};
+
+#[test]
+fn without_options_all_is_chosen_and_said_before_the_start() {
+    let space = Space::new();
+    let (_, told) = space.told("train text.txt --out run");
+    let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what} is not in {told}"));
+    let start = at("run from step 0 of 100");
+    for what in [
+        "model: qwen3, ",
+        "data: ",
+        "recipe: 100 steps of ",
+        "Muon at 0.02, AdamW at 0.01, embeddings at 0.02",
+        "memory: ",
+        "a text this short teaches a model little but itself",
+    ] {
+        assert!(at(what) < start, "{told}");
+    }
+    let settings = space.settings("run");
+    assert_eq!(settings["architecture"].as_str(), Some("qwen3"));
+    assert_eq!(settings["optimizer"].as_str(), Some("muon"));
+    assert_eq!((&settings["steps"], &settings["matrix-lr"]), (&100.into(), &2.0.into()));
+}
+
+/// The recipe decides what an option needs, also where it is chosen by itself.
+#[test]
+fn options_are_given_on_top_of_the_recipe() {
+    let space = Space::new();
+    let small = "--layers 1 --context 16 --batch 2";
+    for (given, expected) in [
+        ("--momentum 0.9 --matrix-lr 3 --lr 0.005", "Muon at 0.015, AdamW at 0.005, embeddings at 0.01"),
+        ("--kv-heads 1 --heads 2", "2 heads (1 for keys and values)"),
+        ("--rope-theta 500 --head-dim 6 --dim 30 --heads 2", "2 heads, 30 channels"),
+        ("--decay 0.5 --steps 40", "decay to 0 over the last 20"),
+        ("--preset best --momentum 0.5 --dim 64", "1 heads, 64 channels"),
+        ("--preset llama --heads 6", "6 heads (2 for keys and values), 192 channels"),
+        ("--preset gpt2 --optimizer muon --matrix-lr 10", "Muon at 0.01, AdamW at 0.001; warm-up"),
+        ("--preset gpt2 --lr 0.003 --steps 1000", "AdamW at 0.003; warm-up over 50 steps, cosine decay to 0.0003"),
+        ("--preset quick --schedule constant --warmup 0.5 --steps 6", "warm-up over 3 steps, then constant"),
+    ] {
+        let line = format!("train text.txt {small} {given} --dry-run");
+        let printed = space.works(&line);
+        assert!(printed.contains(expected), "attn {line}: {expected} is not in {printed}");
+    }
+    for (given, expected) in [
+        ("--optimizer adamw --momentum 0.9", "--momentum needs --optimizer muon"),
+        ("--schedule cosine --decay 0.3", "--decay needs --schedule warmup-stable-decay"),
+        ("--architecture gpt2 --kv-heads 1", "kv-heads: expected architecture llama or qwen3, got gpt2"),
+        ("--preset gpt2 --rope-theta 500", "rope-theta: expected architecture llama or qwen3, got gpt2"),
+        ("--preset quick --warmup 0.3", "warmup, decay: expected fractions of at most 1 together, got 0.3 and 0.8"),
+    ] {
+        space.refuses(&format!("train text.txt {given}"), expected);
+    }
+}
+
+#[test]
+fn a_short_text_of_long_characters_is_counted_in_characters() {
+    let space = Space::new();
+    space.write("text.txt", "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏\n".repeat(20));
+    space.works("train text.txt --out run --steps 2");
+}
+
+/// All validations but the last cost at most a tenth of the steps, however few these are.
+#[test]
+fn a_short_run_on_a_large_text_validates_once() {
+    let space = Space::new();
+    let mut rng = 1u32;
+    let words = (0..500_000).map(|_| {
+        rng = rng.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        format!("{:x} ", rng >> 12)
+    });
+    space.write("text.txt", words.collect::<String>());
+    let sizes = "--layers 1 --dim 32 --heads 2 --context 32 --batch 4";
+    // 12 steps are 1,536 tokens, and the validation text has 262,144. A pass over it costs as much as 683 steps.
+    for (steps, validations) in [(12, 1), (6_000, 1), (7_000, 2), (28_000, 5)] {
+        let printed = space.works(&format!("train text.txt {sizes} --steps {steps} --dry-run"));
+        assert!(printed.contains("262,144 for validation"), "{printed}");
+        let expected = format!(" ms per step, {validations} x ");
+        assert!(printed.contains(&expected), "{steps} steps: {expected} is not in {printed}");
+    }
+    // A run does what was said.
+    space.write("text.txt", &space.read("text.txt")[..300_000]);
+    space.works(&format!("train text.txt {sizes} --steps 12 --out run"));
+    let validations = space.metrics("run").iter().filter(|line| line.get("validation_loss").is_some()).count();
+    assert_eq!(validations, 1);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let space = Space::new();
+    let printed = space.works(&format!("train text.txt {SMALL} --dry-run"));
+    assert!(printed.starts_with("# model: qwen3, ") && printed.contains("\n# data: "), "{printed}");
+    for expected in ["\n# recipe: 12 steps of 4 sequences", "\n# memory: ", "\n# time: about ", "\nlayers = 1\n"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    let printed = space.works(&format!("train text.txt {SMALL} --preset gpt2 --lr 1e30 --warmup 0 --dry-run"));
+    assert!(printed.contains("# time: unknown: a step to measure it failed: step "), "{printed}");
+    assert_eq!(space.entries("."), ["text.txt"]);
+}
+
+#[test]
+fn a_run_that_diverges_names_step_and_tensor_and_keeps_its_last_checkpoint() {
+    let space = Space::new();
+    let output = space.attn(&format!("train text.txt {SMALL} --preset gpt2 --lr 1e30 --warmup 0 --out run"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let message = told.lines().last().unwrap();
+    assert!(message.starts_with("attn: step ") && message.contains(" is "), "{told}");
+    let advice = "; the last checkpoint is kept: attn train --resume --out run --lr RATE";
+    assert!(message.ends_with(advice), "{told}");
+    // What fails saves nothing.
+    assert_eq!(space.checkpoints("run"), [0]);
+    let (_, told) = space.told("train --resume --out run --lr 0.001");
+    assert!(told.contains("changed: lr; the result will differ from the unchanged run's"), "{told}");
+    assert_eq!(space.checkpoints("run"), [6, 12]);
+}

@@ -1,0 +1,25 @@
+//! All tests of the command in one binary: each link of one costs seconds.
+
+// Tests may fail by a panic; clippy knows only those marked so, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod bits_per_byte;
+mod chosen;
+mod determinism;
+mod documented;
+mod hostile;
+mod options;
+mod pipeline;
+mod refusals;
+mod resuming;
+mod run_folders;
+mod settings;
+mod support;
+mod texts;
+
+#[cfg(unix)]
+mod kills;
+#[cfg(unix)]
+mod signals;
+#[cfg(unix)]
+mod terminals;

@@ -1,0 +1,109 @@
+//! Bad input: one line that says what is wrong, exit code 2, and nothing left behind.
+
+use crate::support::{SMALL, Space};
+
+#[test]
+fn bad_input_is_one_line_and_leaves_nothing_behind() {
+    let space = Space::new();
+    space.write("empty.txt", "");
+    space.write("short.txt", "abc");
+    space.write("same.txt", "a".repeat(2000));
+    space.write("latin1.txt", b"Primeira linha.\nA\xe7\xe3o.\n");
+    for (line, expected) in [
+        ("train missing.txt", "missing.txt: No such file or directory"),
+        ("train empty.txt", "empty.txt, got an empty file"),
+        ("train short.txt", "of at least 2 tokens"),
+        ("train latin1.txt", "latin1.txt: expected utf-8"),
+        ("train same.txt", "expected a text of at least two different tokens"),
+        ("train text.txt --batch 16000000 --context 100", "MB of memory, and there are"),
+        ("train text.txt --dim 1000000 --heads 1", "MB of memory, and there are"),
+        ("train text.txt --preset llama --dim 1000000 --heads 2", "MB of memory, and there are"),
+        ("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run", "MB of memory, and there are"),
+        ("train text.txt --patience 2 --validation-fraction 0", "patience: expected a validation text, got none"),
+        ("train text.txt --isolate-documents", "isolate-documents: expected several documents"),
+        ("train text.txt --context 5000", "context"),
+        ("train text.txt false", "false: No such file or directory"),
+        ("train text.txt --config missing.toml", "missing.toml: No such file or directory"),
+        ("train text.txt --init missing", "init: missing is not a folder"),
+        ("train --resume --out missing", "missing is not a run"),
+        ("generate missing", "missing is not a folder"),
+        ("eval missing text.txt", "missing is not a folder"),
+    ] {
+        let message = space.refuses(line, expected);
+        // The system's words are said once.
+        assert!(message.matches("No such file").count() <= 1, "attn {line}: {message}");
+    }
+    let left: Vec<String> = space.entries(".").into_iter().filter(|name| name != "runs").collect();
+    assert_eq!(left, ["empty.txt", "latin1.txt", "same.txt", "short.txt", "text.txt"]);
+    assert!(!space.path("runs").exists() || space.entries("runs").is_empty());
+}
+
+#[test]
+fn bad_input_to_a_trained_model_is_one_line() {
+    let space = Space::new();
+    space.works(&format!("train text.txt {SMALL} --out run"));
+    space.write("greek.txt", "O gato\npreto α.\n");
+    for (line, expected) in [
+        ("generate run --prompt gaßto", "'ß'"),
+        ("generate run --temperature -1", "temperature"),
+        ("generate run --top-p 2", "above 0 and up to 1, got 2"),
+        ("generate run --min-p 0", "above 0 and up to 1, got 0"),
+        ("generate run --repetition-penalty 0", "repetition"),
+        ("generate run --stop=", "stop"),
+        ("eval run greek.txt", "line 2, column 7"),
+        ("eval run missing.txt", "missing.txt"),
+    ] {
+        space.refuses(line, expected);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// The outcome of a line of a shell, in which `$0` is the command.
+    fn shell(space: &Space, line: &str) -> (Option<i32>, String) {
+        let mut command = Command::new("sh");
+        let output = command.args(["-c", line, env!("CARGO_BIN_EXE_attn")]).current_dir(space.path(".")).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_one_line() {
+        let space = Space::new();
+        let (code, message) = shell(&space, "$0 example >/dev/full");
+        assert_eq!((code, message.lines().count()), (Some(2), 1), "{message}");
+        assert!(message.contains("cannot write to standard output: No space left on device"), "{message}");
+
+        let (code, message) = shell(&space, "ulimit -v 1000000; $0 --threads 1000 example");
+        assert_eq!((code, message.lines().count()), (Some(1), 1), "{message}");
+        assert!(
+            message.contains("cannot start worker threads: ") && message.contains("; try fewer with --threads N"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_limit_on_the_size_of_files_is_an_error_that_leaves_nothing() {
+        let space = Space::new();
+        let sizes = SMALL.replace("--dim 16", "--dim 128");
+        let (code, message) = shell(&space, &format!("ulimit -f 100; $0 train text.txt {sizes} --out run"));
+        assert!(code == Some(2) && message.contains("File too large"), "{code:?}: {message}");
+        assert_eq!(space.entries("."), ["text.txt"]);
+    }
+
+    #[test]
+    fn a_text_whose_name_settings_cannot_hold_is_refused() {
+        let space = Space::new();
+        let name = std::ffi::OsStr::from_bytes(b"a\xff.txt");
+        std::fs::copy(space.path("text.txt"), space.path(".").join(name)).unwrap();
+        let output = space.command("train").arg(name).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains("UTF-8"), "{message}");
+    }
+}

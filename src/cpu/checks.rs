@@ -1,0 +1,23 @@
+//! Checks that several operations make of their arguments.
+
+use candle_core::{Result, Tensor, bail};
+
+/// Refuses a tensor whose dtype or device differs from another's.
+pub(crate) fn check_alike(op: &str, name: &str, tensor: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
+    if tensor.dtype() != other.dtype() {
+        bail!("{op}: expected {name} of the dtype {:?} of {other_name}, got {:?}", other.dtype(), tensor.dtype());
+    }
+    if !tensor.device().same_device(other.device()) {
+        let (expected, got) = (other.device().location(), tensor.device().location());
+        bail!("{op}: expected {name} on the device {expected:?} of {other_name}, got {got:?}");
+    }
+    Ok(())
+}
+
+/// Refuses numbers that are negative or not finite.
+pub(crate) fn check_not_negative(op: &str, numbers: &[(&str, f64)]) -> Result<()> {
+    match numbers.iter().find(|(_, number)| !(*number >= 0.0 && number.is_finite())) {
+        Some((name, number)) => bail!("{op}: expected {name} of at least 0, got {number}"),
+        None => Ok(()),
+    }
+}

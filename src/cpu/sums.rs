@@ -1,0 +1,108 @@
+//! Sums over whole tensors, for a trainer's gradients.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::elementwise::zip_map;
+use super::simd::dispatch;
+use super::storage::{has_kernel, values};
+
+/// Elements of a block. Sums over elements are taken block by block, and the sums of the blocks added in order: so
+/// their bits do not depend on how the blocks are divided among threads or processes.
+const BLOCK: usize = 4096;
+
+/// The sum of some values, in the order of blocks.
+pub(crate) fn sum(values: &[f64]) -> f64 {
+    values.chunks(BLOCK).map(|block| block.iter().sum::<f64>()).sum()
+}
+
+/// The Euclidean norm, with squares taken and summed in `f64`.
+pub(crate) fn euclidean_norm(tensor: &Tensor) -> Result<f64> {
+    let tensor = tensor.contiguous()?;
+    if !has_kernel(&[&tensor]) {
+        let squares = tensor.to_dtype(DType::F64)?.sqr()?;
+        return Ok(squares.sum_all()?.to_scalar::<f64>()?.sqrt());
+    }
+    Ok(norm_of(&values(&tensor)?))
+}
+
+/// The Euclidean norm of a slice.
+pub(crate) fn norm_of(values: &[f32]) -> f64 {
+    let blocks: Vec<f64> = values.chunks(BLOCK).map(sum_of_squares).collect();
+    blocks.iter().sum::<f64>().sqrt()
+}
+
+fn sum_of_squares(block: &[f32]) -> f64 {
+    dispatch(
+        #[inline(always)]
+        || {
+            let mut sums = [0.0f64; 16];
+            let chunks = block.chunks_exact(16);
+            for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
+                *sum += f64::from(*x) * f64::from(*x);
+            }
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *sum += f64::from(*x) * f64::from(*x);
+                }
+            }
+            sums.iter().sum::<f64>()
+        },
+    )
+}
+
+/// `a + b`, of equal shape and without a graph.
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.shape() != b.shape() {
+        candle_core::bail!("add: expected tensors of one shape, got {:?} and {:?}", a.dims(), b.dims());
+    }
+    if !has_kernel(&[a, b]) {
+        return a.detach() + b.detach();
+    }
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let sum = zip_map(&values(&a)?, &values(&b)?, |a, b| a + b);
+    Tensor::from_vec(sum, a.shape(), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::randn;
+
+    /// Beside 1e16 a 1 is lost, two together are not.
+    #[test]
+    fn values_are_added_in_blocks_and_blocks_in_order() {
+        let mut values = vec![0.0; 2 * BLOCK + 1];
+        (values[0], values[2 * BLOCK]) = (1e16, -1e16);
+        (values[BLOCK], values[BLOCK + 1]) = (1.0, 1.0);
+        assert_eq!(sum(&values), 2.0);
+        (values[BLOCK - 1], values[BLOCK]) = (1.0, 0.0);
+        assert_eq!(sum(&values), 0.0);
+    }
+
+    /// Also over many blocks, a last one that is not full, and a view that is not contiguous.
+    #[test]
+    fn a_norm_is_that_of_the_squares_in_f64() {
+        for shape in [[1, 1], [3, 5], [67, 200], [100, 131]] {
+            let xs = randn(1, &shape).to_dtype(DType::F32).unwrap();
+            let squares = xs.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap();
+            let expected = squares.to_scalar::<f64>().unwrap().sqrt();
+            for xs in [&xs, &xs.t().unwrap()] {
+                let got = euclidean_norm(xs).unwrap();
+                // All terms are positive: each of the n additions rounds once, and the root halves the relative error.
+                let allowed = expected * f64::EPSILON * xs.elem_count() as f64 / 2.0;
+                assert!((got - expected).abs() <= allowed, "{shape:?}: {got}, expected {expected} ± {allowed:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_of_two_has_no_graph_and_one_shape() {
+        let [a, b] = [1, 2].map(|seed| randn(seed, &[3, 5]).to_dtype(DType::F32).unwrap());
+        let a = candle_core::Var::from_tensor(&a).unwrap();
+        let sum = add(&a, &b).unwrap();
+        assert!(!sum.track_op());
+        assert_eq!(sum.to_vec2::<f32>().unwrap(), (a.as_tensor() + &b).unwrap().to_vec2::<f32>().unwrap());
+        let error = add(&a, &b.t().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("add: expected tensors of one shape, got [3, 5] and [5, 3]"), "{error}");
+    }
+}

@@ -1,0 +1,13 @@
+//! What the floors of the language model need of the machine: errors, files of unknown origin, files that survive a
+//! crash, memory.
+
+pub(crate) mod disk;
+mod error;
+#[cfg(test)]
+pub(crate) mod faults;
+pub(crate) mod input;
+pub(crate) mod memory;
+
+pub use error::{Error, Result};
+pub(crate) use error::{bail, listed};
+pub use memory::Memory;

@@ -1,0 +1,292 @@
+//! One step of AdamW on one variable (Loshchilov and Hutter 2017, arXiv:1711.05101).
+//!
+//! ```text
+//! m = beta1 m + (1 - beta1) g
+//! v = beta2 v + (1 - beta2) g^2
+//! w = w - lr weight_decay w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+//! ```
+//!
+//! with the gradient `g`, scaled by `gradient_scale`.
+
+mod kernel;
+mod reference;
+
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
+
+use super::Cautious;
+use crate::cpu::checks::check_not_negative;
+use crate::cpu::elementwise::move_average;
+use crate::cpu::storage::{has_kernel, slice, slice_mut, values};
+
+/// The hyperparameters of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// The term in the denominator, above 0 even in `f32`.
+    pub eps: f64,
+    /// Weight decay; 0 for none.
+    pub weight_decay: f64,
+    /// A factor on the gradient, for instance to clip it.
+    pub gradient_scale: f64,
+    /// The number of steps so far (t), including this one.
+    pub step: u64,
+    /// Which parts of the step to leave out where signs disagree.
+    pub cautious: Cautious,
+}
+
+/// The moments of a variable, with its shape and dtype.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// The moving average of the gradient (m).
+    pub first: Tensor,
+    /// The moving average of its square (v).
+    pub second: Tensor,
+}
+
+impl Moments {
+    /// Zero moments for `var`.
+    ///
+    /// # Errors
+    /// If they cannot be allocated.
+    pub fn zeros(var: &Var) -> Result<Self> {
+        Ok(Self { first: var.zeros_like()?.detach(), second: var.zeros_like()?.detach() })
+    }
+}
+
+/// Updates `var` and its moments with `gradient`: one step. In `f32` on the CPU, all three are changed in place.
+///
+/// # Errors
+/// If the shapes differ, or a number is not finite or out of its range.
+///
+/// ```
+/// use candle_attention::optim::{AdamWStep, Cautious, Moments, adamw};
+/// use candle_core::{Device, Tensor, Var};
+///
+/// let var = Var::new(&[1f32, -1.], &Device::Cpu)?;
+/// let (gradient, mut moments) = (Tensor::new(&[0.5f32, 2.], &Device::Cpu)?, Moments::zeros(&var)?);
+/// let step = AdamWStep {
+///     learning_rate: 0.25,
+///     beta1: 0.9,
+///     beta2: 0.95,
+///     eps: 1e-8,
+///     weight_decay: 0.0,
+///     gradient_scale: 1.0,
+///     step: 1,
+///     cautious: Cautious::default(),
+/// };
+/// adamw(&var, &gradient, &mut moments, &step)?;
+/// // The first step has the size of the learning rate, whatever that of the gradient.
+/// let moved: Vec<f32> = var.to_vec1()?;
+/// assert!((moved[0] - 0.75).abs() < 1e-6 && (moved[1] + 1.25).abs() < 1e-6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
+    for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
+    {
+        if tensor.shape() != var.shape() {
+            bail!("adamw: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
+        }
+    }
+    if step.step == 0 || !is_decay(step.beta1) || !is_decay(step.beta2) {
+        let AdamWStep { step, beta1, beta2, .. } = step;
+        bail!("adamw: expected a step of at least 1 and betas from 0 to below 1, got {step}, {beta1} and {beta2}");
+    }
+    let numbers = [
+        ("a learning rate", step.learning_rate),
+        ("a weight decay", step.weight_decay),
+        ("a gradient scale", step.gradient_scale),
+    ];
+    check_not_negative("adamw", &numbers)?;
+    // 0 where a second moment is 0 would divide 0 by 0.
+    let eps = step.eps as f32;
+    if !(eps > 0.0 && eps.is_finite()) {
+        bail!("adamw: expected an eps above 0 in the range of f32, got {:?}", step.eps);
+    }
+    if !has_kernel(&[var, gradient, &moments.first, &moments.second]) {
+        return reference::adamw(var, gradient, moments, step);
+    }
+    let gradient = gradient.contiguous()?;
+    let &AdamWStep { beta1, beta2, gradient_scale: scale, .. } = step;
+    moments.first.inplace_op2(&gradient, &Average { decay: beta1, scale, of_squares: false })?;
+    moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
+    let gradient = step.cautious.is_on().then_some(gradient);
+    var.inplace_op3(&moments.first, &moments.second, &Update { step: *step, gradient })
+}
+
+fn is_decay(beta: f64) -> bool {
+    (0.0..1.0).contains(&beta)
+}
+
+/// `average = decay * average + (1 - decay) * scale g`, or the same of its square.
+struct Average {
+    decay: f64,
+    scale: f64,
+    of_squares: bool,
+}
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "adamw-moment"
+    }
+
+    fn cpu_fwd(
+        &self,
+        average: &mut CpuStorage,
+        average_l: &Layout,
+        gradient: &CpuStorage,
+        gradient_l: &Layout,
+    ) -> Result<()> {
+        let (average, gradient) = (slice_mut(average, average_l)?, slice(gradient, gradient_l)?);
+        let (decay, rest) = (self.decay as f32, 1.0 - self.decay);
+        match self.of_squares {
+            false => move_average(average, gradient, decay, (rest * self.scale) as f32),
+            true => kernel::average_of_squares(average, gradient, self.scale as f32, decay, rest as f32),
+        }
+        Ok(())
+    }
+}
+
+/// The third line of the formula.
+struct Update {
+    step: AdamWStep,
+    /// Only where the step is cautious.
+    gradient: Option<Tensor>,
+}
+
+impl InplaceOp3 for Update {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weights: &mut CpuStorage,
+        weights_l: &Layout,
+        first: &CpuStorage,
+        first_l: &Layout,
+        second: &CpuStorage,
+        second_l: &Layout,
+    ) -> Result<()> {
+        let (first, second) = (slice(first, first_l)?, slice(second, second_l)?);
+        let (weights, coefficients) = (slice_mut(weights, weights_l)?, Coefficients::new(&self.step).into());
+        match &self.gradient {
+            None => kernel::update(weights, first, second, coefficients),
+            Some(gradient) => {
+                let mut update = kernel::update_of(first, second, coefficients);
+                self.step.cautious.apply(weights, &mut update, &values(gradient)?, coefficients.keep);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The coefficients that all elements share: `w = keep w - rate m / (sqrt(correction v) + eps)`.
+#[derive(Clone, Copy)]
+struct Coefficients {
+    keep: f64,
+    rate: f64,
+    /// Of the second moment: `1 / (1 - beta2^t)`.
+    correction: f64,
+    eps: f64,
+}
+
+impl Coefficients {
+    fn new(step: &AdamWStep) -> Self {
+        let &AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, step, .. } = step;
+        let steps = step as f64;
+        Self {
+            keep: 1.0 - learning_rate * weight_decay,
+            rate: learning_rate / (1.0 - beta1.powf(steps)),
+            correction: 1.0 / (1.0 - beta2.powf(steps)),
+            eps,
+        }
+    }
+}
+
+impl From<Coefficients> for kernel::Coefficients {
+    fn from(Coefficients { keep, rate, correction, eps }: Coefficients) -> Self {
+        Self { keep: keep as f32, rate: rate as f32, correction: correction as f32, eps: eps as f32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::randn;
+    use candle_core::DType;
+
+    #[test]
+    fn numbers_out_of_their_range_are_named() {
+        let var = Var::from_tensor(&randn(1, &[3])).unwrap();
+        let good = AdamWStep {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            gradient_scale: 1.0,
+            step: 1,
+            cautious: Cautious::default(),
+        };
+        for (step, expected) in [
+            (AdamWStep { learning_rate: f64::NAN, ..good }, "a learning rate of at least 0, got NaN"),
+            (AdamWStep { eps: f64::INFINITY, ..good }, "an eps above 0 in the range of f32, got inf"),
+            (AdamWStep { eps: 0.0, ..good }, "an eps above 0 in the range of f32, got 0.0"),
+            (AdamWStep { eps: 1e-50, ..good }, "an eps above 0 in the range of f32, got 1e-50"),
+            (AdamWStep { eps: f64::NAN, ..good }, "an eps above 0 in the range of f32, got NaN"),
+            (AdamWStep { weight_decay: -1.0, ..good }, "a weight decay of at least 0, got -1"),
+            (AdamWStep { gradient_scale: f64::NAN, ..good }, "a gradient scale of at least 0, got NaN"),
+            (AdamWStep { beta1: 1.0, ..good }, "betas from 0 to below 1"),
+        ] {
+            let before = var.to_vec1::<f64>().unwrap();
+            let error =
+                adamw(&var, &randn(2, &[3]), &mut Moments::zeros(&var).unwrap(), &step).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(var.to_vec1::<f64>().unwrap(), before);
+        }
+    }
+
+    /// A few steps in f32, fused and composed, and in f64.
+    #[test]
+    fn the_kernel_is_the_reference() {
+        for (updates, decay) in [(false, false), (true, false), (false, true), (true, true)] {
+            hold(Cautious { updates, decay });
+        }
+    }
+
+    fn hold(cautious: Cautious) {
+        type Step = fn(&Var, &Tensor, &mut Moments, &AdamWStep) -> Result<()>;
+        let run = |dtype: DType, step_with: Step| {
+            let var = Var::from_tensor(&randn(1, &[67, 31]).to_dtype(dtype).unwrap()).unwrap();
+            let mut moments = Moments::zeros(&var).unwrap();
+            for step in 1..=5 {
+                let gradient = randn(10 + step, &[67, 31]).to_dtype(dtype).unwrap();
+                let numbers = AdamWStep {
+                    learning_rate: 0.01,
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    eps: 1e-8,
+                    weight_decay: 0.1,
+                    gradient_scale: 0.3,
+                    step,
+                    cautious,
+                };
+                step_with(&var, &gradient, &mut moments, &numbers).unwrap();
+            }
+            let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            [values(&var), values(&moments.first), values(&moments.second)]
+        };
+        let error = |got: &[f64], truth: &[f64]| got.iter().zip(truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let truth = run(DType::F64, reference::adamw);
+        let (composed, fused) = (run(DType::F32, reference::adamw), run(DType::F32, adamw));
+        for i in 0..3 {
+            let (got, yardstick) = (error(&fused[i], &truth[i]), error(&composed[i], &truth[i]));
+            assert!(got <= 2.0 * yardstick + 1e-9, "{i}: error {got:.2e}, the reference's {yardstick:.2e}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The loss of a model: of a batch, in training and in evaluation, and of a whole text.
+
+use std::ops::ControlFlow;
+
+use candle_core::{Device, Tensor};
+
+use crate::cpu::parallel::map;
+use crate::host::{Result, bail};
+use crate::model::{CausalLm, DropoutSource, ForwardContext};
+use crate::ops::CrossEntropyOptions;
+use crate::text::{Batch, Ids, windows};
+
+/// Tokens in a batch of an evaluation: enough for large matrix products, few enough to need little memory.
+pub(super) const VALIDATION_BATCH_TOKENS: usize = 4096;
+
+/// The loss of a batch, in nats per token: a scalar.
+pub(super) fn loss(
+    model: &CausalLm,
+    batch: &Batch,
+    dropout: Option<DropoutSource>,
+    options: &CrossEntropyOptions,
+) -> candle_core::Result<Tensor> {
+    let context = ForwardContext { dropout, documents: batch.documents.clone() };
+    model.loss_with(&batch.inputs, &batch.targets, options, &context)
+}
+
+/// The mean loss over a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// Mean cross-entropy, in nats per token.
+    pub loss: f64,
+    /// Number of predicted tokens.
+    pub tokens: usize,
+}
+
+impl Evaluation {
+    /// `exp(loss)`: the number of equally likely tokens that the model is in effect choosing among.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+
+    /// The mean over several texts.
+    pub fn mean(all: &[Self]) -> Self {
+        let tokens = all.iter().map(|one| one.tokens).sum::<usize>();
+        let nats: f64 = all.iter().map(|one| one.loss * one.tokens as f64).sum();
+        Self { loss: nats / tokens as f64, tokens }
+    }
+}
+
+/// Converts a loss in nats per token to bits per byte: the length in bits to which the model could compress the text,
+/// for each of its bytes. Unlike the loss, it is comparable between tokenizers.
+///
+/// The text has `bytes` bytes and `tokens` tokens, all of which count. The few that are not predicted (the first of a
+/// text and those after the last whole window) count with the mean of the others, as do end-of-text tokens: they have
+/// no bytes, but have to be predicted whatever the tokenizer.
+pub fn bits_per_byte(loss: f64, tokens: usize, bytes: usize) -> f64 {
+    loss / std::f64::consts::LN_2 * tokens as f64 / bytes as f64
+}
+
+/// The mean loss of `model`, which should be built without a graph, over the non-overlapping windows of `ids`: all that
+/// have its context's length and, unless `drop_last`, a shorter last one. `on_batch` is told, before each batch, how
+/// many of how many tokens are done or in progress, and may break off: then there is no result.
+///
+/// With a `separator`, the id that ends each document, documents are isolated.
+///
+/// # Errors
+/// If there are too few ids, or they cannot be read or do not fit the model.
+pub fn evaluate(
+    model: &CausalLm,
+    ids: &Ids,
+    drop_last: bool,
+    separator: Option<u32>,
+    on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<Evaluation>> {
+    let (context_len, device): (usize, &Device) = (model.config().context_len, model.device());
+    let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
+    let mut batches = windows(ids, (batch_size, context_len), drop_last, separator, device)?.peekable();
+    let total = if drop_last { (ids.len() - 1) / context_len * context_len } else { ids.len() - 1 };
+    let (mut nats, mut tokens) = (0.0, 0);
+    while batches.peek().is_some() {
+        // Side by side, each on one thread, then added in order.
+        let mut group: Vec<Batch> = vec![];
+        while group.len() < 2 * rayon::current_num_threads()
+            && let Some(batch) = batches.next()
+        {
+            group.push(batch?);
+            let done = tokens + group.iter().map(Batch::tokens).sum::<usize>();
+            if on_batch(done, total).is_break() {
+                return Ok(None);
+            }
+        }
+        let losses = map(group.len(), |i| {
+            let loss = loss(model, &group[i], None, &CrossEntropyOptions::default())?;
+            Ok(f64::from(loss.to_scalar::<f32>()?))
+        });
+        for (batch, loss) in group.iter().zip(losses.into_iter().collect::<candle_core::Result<Vec<f64>>>()?) {
+            nats += loss * batch.tokens() as f64;
+            tokens += batch.tokens();
+        }
+    }
+    if tokens == 0 {
+        bail!("evaluate: expected at least one batch, got none");
+    }
+    Ok(Some(Evaluation { loss: nats / tokens as f64, tokens }))
+}

@@ -1,0 +1,37 @@
+//! How much memory training takes.
+
+use super::TrainOptions;
+use super::evaluate::VALIDATION_BATCH_TOKENS;
+use crate::model::ModelConfig;
+use crate::text::Corpus;
+
+/// The bytes of memory that training takes, about: the ids of the text that are in memory; weights, the gradients of each
+/// shard and two moments; what a step keeps for its backward pass, which is the tensors of each block and a few of C
+/// channels before and after them; and a validation batch in each thread, whose memory the allocator keeps.
+pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
+    const PROGRAM: usize = 60_000_000;
+    let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
+    let sequences = options.batch.div_ceil(options.accumulate.max(1));
+    let shards = options.shards.min(sequences);
+    // Partial sums of the gradients' tree, the average of the weights, the weights before a step with statistics.
+    let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
+    let copies = shards.saturating_add(4 + more.iter().filter(|one| **one).count());
+    let state = config.parameter_count().saturating_mul(copies);
+    let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
+    let positions = sequences.saturating_mul(config.context_len);
+    let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
+    let validated = VALIDATION_BATCH_TOKENS.max(config.context_len).saturating_mul(rayon::current_num_threads());
+    let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
+    floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
+}
+
+/// The floats that a block keeps per position: six tensors of C channels, two of the width of all queries, four of the
+/// width of all keys, and three (with a gate four) of F; queries and keys once more if they are rotated and once more
+/// if normalised.
+fn block_floats(config: &ModelConfig) -> usize {
+    let queries = config.num_heads * config.head_channels();
+    let keys = config.kv_heads() * config.head_channels();
+    let again = usize::from(config.architecture.is_rotary()) + usize::from(config.architecture.has_qk_norm());
+    let hidden = 3 + usize::from(config.architecture.is_gated());
+    6 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
+}

@@ -1,0 +1,76 @@
+//! Going on with a run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::run_dir::{Latest, tensors};
+use super::trainer::audit_of;
+use super::{RunDir, Trainer, settings};
+use crate::host::{Error, Result, bail, listed};
+use crate::model::ModelConfig;
+use crate::text::{Corpus, TextProgress};
+
+/// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of [`RATES`](super::RATES)
+/// or [`CHANGEABLE`](super::CHANGEABLE). If no rate changes, the result is that of an uninterrupted run, to the last bit.
+///
+/// Also gives the errors of newer checkpoints that are damaged: what was learned since is lost, and is learned again.
+///
+/// # Errors
+/// If there is no run, another process is training in it, no checkpoint is whole, its ids are lost or damaged, or the
+/// changes are not allowed.
+pub fn resume(
+    root: &Path,
+    changes: &toml::Table,
+    device: &Device,
+    progress: &mut dyn FnMut(TextProgress),
+) -> Result<(Trainer, RunDir, Vec<Error>)> {
+    let (mut run, Latest { state, mut tensors, damaged }) = RunDir::open_latest(root, device)?;
+    let (settings, options) = settings::read(&root.join("training"), changes)?;
+    if options.steps < state.step {
+        bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
+    }
+    let config = ModelConfig::open(root)?;
+    let corpus = Corpus::open(&run.ids_path(), progress)?;
+    if state.corpus != corpus.fingerprint {
+        return Err(Error::corrupt(&run.ids_path(), "they are not the ids that the run was trained on"));
+    }
+    let weights = config.parameters().into_iter().filter_map(|(name, _)| {
+        let tensor = tensors.get(&format!("weight.{name}"))?.clone();
+        Some((name, tensor))
+    });
+    let weights: BTreeMap<String, Tensor> = weights.collect();
+    let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, device)?;
+    restore(&mut trainer, &mut tensors)?;
+    trainer.state = state;
+    if trainer.state.audit.is_over() {
+        trainer.state.audit = audit_of(&config);
+    }
+    run.go_on(&mut trainer, &settings)?;
+    Ok((trainer, run, damaged))
+}
+
+/// Puts averages and optimizer state back into their places.
+fn restore(trainer: &mut Trainer, saved: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let described = |tensor: &Tensor| (tensor.dims().to_vec(), tensor.dtype());
+    let expected = tensors(trainer);
+    let is_as_saved = |(name, tensor): &(&String, &Tensor)| saved.get(*name).map(described) == Some(described(tensor));
+    let missing: Vec<String> = expected
+        .iter()
+        .filter(|pair| !is_as_saved(pair))
+        .map(|(name, _)| format!("{name} is not as expected"))
+        .collect();
+    if !missing.is_empty() {
+        bail!("the checkpoint does not belong to config.json and settings.toml: {}", listed(&missing));
+    }
+    if let Some(average) = &trainer.average {
+        for (name, var) in &average.vars {
+            if let Some(tensor) = saved.get(&format!("average.{name}")) {
+                var.set(&tensor.to_dtype(DType::F32)?)?;
+            }
+        }
+    }
+    trainer.optimizer.restore(saved);
+    Ok(())
+}

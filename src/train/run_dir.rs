@@ -1,0 +1,348 @@
+//! The folder of a run: a Hugging Face model folder, with everything that only training needs in `training/`.
+//!
+//! ```text
+//! config.json, generation_config.json       the model
+//! tokenizer.json, tokenizer_config.json     the tokenizer
+//! model.safetensors                         the best weights so far; their step and loss in the metadata
+//! training/step-00000250.safetensors        a checkpoint: weights, optimizer state, averages, state, checksum
+//! training/settings.toml                    all options
+//! training/ids.safetensors                  the token ids of the text
+//! training/metrics.jsonl                    one JSON object per step or validation
+//! training/loss.svg                         a plot of the losses
+//! training/tensorboard/                     the metrics as TensorBoard reads them
+//! training/lock                             held while a process trains here
+//! ```
+//!
+//! A checkpoint appears by one rename; the newest that verifies is the latest, and its state decides which weights are the
+//! best. The weights at the root are written after it: where a crash came between, the next session writes them.
+//!
+//! Whoever succeeds in creating `training/` owns the run; nothing is ever taken over from another process.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{Line, Metrics};
+use super::trainer::{TrainState, Trainer};
+use super::{checkpoint, settings};
+use crate::host::{Error, Result, disk};
+use crate::model::{TensorFile, save_weights_with};
+use crate::text::Tokenizer;
+
+/// The model with the lowest validation loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Best {
+    /// The steps it had been trained for.
+    pub step: u64,
+    /// Its validation loss, in nats per token.
+    pub loss: f64,
+}
+
+/// The state in a checkpoint's metadata.
+#[derive(Serialize, Deserialize)]
+pub(super) struct CheckpointState {
+    #[serde(flatten)]
+    pub(super) trainer: TrainState,
+    /// The length of the metrics at this checkpoint.
+    metrics_bytes: u64,
+    /// Seconds of training so far.
+    seconds: f64,
+}
+
+/// The folder of a run in training. While it is open, its lock is held.
+pub struct RunDir {
+    root: PathBuf,
+    metrics: Metrics,
+    /// The step of the last checkpoint and when it was written or opened; `None` before the first.
+    saved: Option<(u64, Instant)>,
+    /// Whether this process is creating the run and, if so, its root.
+    creates: Option<IsRootNew>,
+    _lock: File,
+}
+
+/// Whether the root of a run did not exist before.
+type IsRootNew = bool;
+
+impl RunDir {
+    /// Creates the folder `root`, which may exist if it is empty, and its missing parents. Until
+    /// [`RunDir::begin`] has written a first checkpoint, dropping it removes what was created.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where there is something, [`Error::Locked`] where another process trains,
+    /// [`Error::Unfinished`] where one has ended while it was creating a run, and if it cannot be written.
+    pub fn create(root: &Path) -> Result<Self> {
+        disk::create_parents(root)?;
+        let is_root_new = disk::create_folder(root)?;
+        if !is_root_new && !root.is_dir() {
+            return Err(Error::Exists(root.to_path_buf()));
+        }
+        let is_other = |entry: fs::DirEntry| entry.file_name() != "training";
+        let mut entries = fs::read_dir(root).map_err(Error::io("read", root))?.flatten();
+        if entries.any(is_other) || !disk::create_folder(&root.join("training"))? {
+            return Err(occupied(root));
+        }
+        Self::created(root, is_root_new).inspect_err(|_| remove_created(root, is_root_new))
+    }
+
+    /// Starts a run whose folder `training` has just been created.
+    fn created(root: &Path, is_root_new: IsRootNew) -> Result<Self> {
+        let (_lock, metrics) = (lock(root, true)?, Metrics::start(&root.join("training"), 0, 0.0)?);
+        Ok(Self { root: root.to_path_buf(), metrics, saved: None, creates: Some(is_root_new), _lock })
+    }
+
+    /// Opens the folder of an earlier run at its latest checkpoint that verifies; also gives those newer ones that do not.
+    pub(super) fn open_latest(root: &Path, device: &Device) -> Result<(Self, Latest)> {
+        let training = root.join("training");
+        if !is_of_a_run(&training) {
+            return Err(Error::Input(format!("{} is not a run: it has no training/lock", root.display())));
+        }
+        if checkpoint::steps(&training)?.is_empty() {
+            return Err(match occupied(root) {
+                Error::Exists(_) => Error::Input(format!(
+                    "{} has no checkpoints: they were removed, or the run is one of an earlier version",
+                    root.display()
+                )),
+                error => error,
+            });
+        }
+        let _lock = lock(root, false)?;
+        checkpoint::remove_unfinished(&training)?;
+        let mut damaged = vec![];
+        for step in checkpoint::steps(&training)? {
+            let path = checkpoint::path(&training, step);
+            match checkpoint::read(&path, device).and_then(|(state, tensors)| Ok((parse(&path, &state)?, tensors))) {
+                Ok((CheckpointState { trainer, metrics_bytes, seconds }, tensors)) => {
+                    let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
+                    let saved = Some((step, Instant::now()));
+                    let run = Self { root: root.to_path_buf(), metrics, saved, creates: None, _lock };
+                    return Ok((run, Latest { state: trainer, tensors, damaged }));
+                }
+                Err(error @ Error::Corrupt { .. }) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(damaged.into_iter().next().unwrap_or_else(|| Error::Unfinished(root.to_path_buf())))
+    }
+
+    /// The path of the run.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn training(&self) -> PathBuf {
+        self.root.join("training")
+    }
+
+    /// Where the token ids of a new run go.
+    pub fn ids_path(&self) -> PathBuf {
+        self.training().join("ids.safetensors")
+    }
+
+    /// The path of the loss plot, which exists once there are losses to draw.
+    pub fn plot_path(&self) -> PathBuf {
+        self.training().join("loss.svg")
+    }
+
+    /// The path of the metrics.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.training().join("metrics.jsonl")
+    }
+
+    /// Writes the model's configuration, the tokenizer, the settings (the trainer's options, and what else the caller wants
+    /// to keep with them) and a first checkpoint of a new run.
+    ///
+    /// # Errors
+    /// If something cannot be written.
+    pub fn begin(&mut self, tokenizer: &Tokenizer, trainer: &Trainer, others: &toml::Table) -> Result<()> {
+        let config = trainer.config();
+        disk::replace_with(&self.root.join("config.json"), config.to_json()?.as_bytes())?;
+        disk::replace_with(&self.root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
+        tokenizer.save(&self.root, config.context_len)?;
+        settings::write(&self.training(), others, trainer.options())?;
+        self.metrics.start_clock();
+        self.save(trainer)
+    }
+
+    /// Goes on at the checkpoint that `trainer` has resumed: makes the weights at the root those of the best model. If they
+    /// are neither there nor in this checkpoint, they are lost: the current ones take their place, and the next validation
+    /// finds a new best.
+    pub(super) fn go_on(&mut self, trainer: &mut Trainer, settings: &toml::Table) -> Result<()> {
+        settings::write(&self.training(), settings, trainer.options())?;
+        let held = self.held_step();
+        match trainer.state.best {
+            Some(best) if held == Some(best.step) => {}
+            Some(best) if best.step == trainer.steps_done() => self.publish(trainer)?,
+            _ => {
+                trainer.state.best = None;
+                self.publish(trainer)?;
+            }
+        }
+        self.remove_old(trainer.steps_done(), trainer.options().keep)
+    }
+
+    /// The step of the weights at the root, if they are those of a validated model.
+    fn held_step(&self) -> Option<u64> {
+        let file = TensorFile::open(&self.root.join("model.safetensors")).ok()?;
+        file.metadata("loss").and(file.metadata("step"))?.parse().ok()
+    }
+
+    /// Appends a line to the metrics.
+    pub(super) fn log(&mut self, line: Line) -> Result<()> {
+        self.metrics.add(line)
+    }
+
+    /// Seconds of training so far, earlier sessions included.
+    pub fn seconds(&self) -> f64 {
+        self.metrics.seconds()
+    }
+
+    /// Whether the last checkpoint is older than the options allow.
+    pub(super) fn is_save_due(&self, trainer: &Trainer) -> bool {
+        let interval = Duration::try_from_secs_f64(60.0 * trainer.options().save_every).unwrap_or(Duration::MAX);
+        self.saved.is_none_or(|(step, at)| step != trainer.steps_done() && at.elapsed() >= interval)
+    }
+
+    /// Writes a checkpoint, then the weights at the root if they are the best or there are no best yet; removes older
+    /// checkpoints, and later ones, which are damaged: those steps were made again.
+    ///
+    /// # Errors
+    /// If a weight is not finite, or something cannot be written. The checkpoint before stays intact.
+    pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
+        trainer.check_weights()?;
+        let (training, step) = (self.training(), trainer.steps_done());
+        self.metrics.save()?;
+        let state = CheckpointState {
+            trainer: trainer.state.clone(),
+            metrics_bytes: self.metrics.bytes(),
+            seconds: self.seconds(),
+        };
+        let state = serde_json::to_string(&state).map_err(|error| Error::Input(error.to_string()))?;
+        checkpoint::write(&checkpoint::path(&training, step), &state, &tensors(trainer))?;
+        self.saved = Some((step, Instant::now()));
+        if trainer.best().is_none_or(|best| best.step == step) {
+            self.publish(trainer)?;
+        }
+        for later in checkpoint::steps(&training)?.into_iter().filter(|other| *other > step) {
+            disk::remove_file(&checkpoint::path(&training, later))?;
+        }
+        self.remove_old(step, trainer.options().keep)
+    }
+
+    /// Removes all checkpoints up to this step but the newest `keep`.
+    fn remove_old(&self, step: u64, keep: usize) -> Result<()> {
+        let training = self.training();
+        for old in checkpoint::steps(&training)?.into_iter().filter(|other| *other <= step).skip(keep) {
+            disk::remove_file(&checkpoint::path(&training, old))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the current weights to the root.
+    fn publish(&self, trainer: &Trainer) -> Result<()> {
+        let mut metadata = BTreeMap::from([("step", trainer.steps_done().to_string())]);
+        if let Some(best) = trainer.best() {
+            metadata.insert("loss", best.loss.to_string());
+        }
+        save_weights_with(&self.root.join("model.safetensors"), trainer.config(), &trainer.weights(), metadata)
+    }
+}
+
+impl Drop for RunDir {
+    /// Removes a new run that has no checkpoint yet.
+    fn drop(&mut self) {
+        if let (Some(is_root_new), None) = (self.creates, self.saved) {
+            remove_created(&self.root, is_root_new);
+        }
+    }
+}
+
+/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else.
+fn remove_created(root: &Path, is_root_new: IsRootNew) {
+    // Best effort: the error that led here is the one to report.
+    let _ = disk::remove_folder(&root.join("training"));
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let _ = disk::remove_file(&root.join(name));
+    }
+    if is_root_new {
+        let _ = disk::remove_empty_folder(root);
+    }
+}
+
+/// What [`RunDir::open_latest`] has read.
+pub(super) struct Latest {
+    pub(super) state: TrainState,
+    pub(super) tensors: BTreeMap<String, Tensor>,
+    /// Newer checkpoints that are not what was written.
+    pub(super) damaged: Vec<Error>,
+}
+
+/// The tensors of a checkpoint, by name.
+pub(super) fn tensors(trainer: &Trainer) -> BTreeMap<String, Tensor> {
+    let average = trainer.average.iter().flat_map(|average| &average.vars);
+    let named = |kind: &'static str| {
+        move |(name, var): &(String, candle_core::Var)| (format!("{kind}.{name}"), var.as_detached_tensor())
+    };
+    let weights = trainer.vars.iter().map(named("weight"));
+    weights.chain(average.map(named("average"))).chain(trainer.optimizer_state()).collect()
+}
+
+fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
+    serde_json::from_str(state).map_err(|error| Error::corrupt(path, error))
+}
+
+/// Why no run can be created in a folder where there is something.
+fn occupied(root: &Path) -> Error {
+    let training = root.join("training");
+    let is_of_a_run = is_of_a_run(&training);
+    if is_of_a_run
+        && has_lock(&training)
+        && let Err(error @ Error::Locked(_)) = lock(root, false)
+    {
+        return error;
+    }
+    let has_checkpoint = checkpoint::steps(&training).is_ok_and(|steps| !steps.is_empty());
+    // The weights at the root come after the first checkpoint.
+    let has_weights = root.join("model.safetensors").exists();
+    match is_of_a_run && !has_checkpoint && !has_weights {
+        true => Error::Unfinished(root.to_path_buf()),
+        false => Error::Exists(root.to_path_buf()),
+    }
+}
+
+/// Whether the folder `training` has been created for a run. Any other of this name, and what a link leads to, is somebody
+/// else's and stays as it is.
+fn is_of_a_run(training: &Path) -> bool {
+    let is_folder = fs::symlink_metadata(training).is_ok_and(|found| found.is_dir());
+    // In this order: the lock may be created in between, and is the first file.
+    let is_empty = fs::read_dir(training).is_ok_and(|mut entries| entries.next().is_none());
+    is_folder && (is_empty || has_lock(training))
+}
+
+fn has_lock(training: &Path) -> bool {
+    fs::symlink_metadata(training.join("lock")).is_ok()
+}
+
+/// Takes the lock of the run in `root`, which is held as long as the file is open.
+fn lock(root: &Path, is_creator: bool) -> Result<File> {
+    let path = root.join("training/lock");
+    let lock = disk::open_in_place(&path)?;
+    if is_creator {
+        // Others only look whether it is free.
+        lock.lock().map_err(Error::io("lock", &path))?;
+        return Ok(lock);
+    }
+    // Tried for a moment: between its creation and its own program, a child process holds its parent's open files.
+    for _ in 0..10 {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        }
+    }
+    Err(Error::Locked(root.to_path_buf()))
+}

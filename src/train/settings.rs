@@ -1,0 +1,115 @@
+//! The settings of a run: one file of all its options, `training/settings.toml`.
+
+use std::path::Path;
+
+use super::TrainOptions;
+use crate::host::{Error, Result, bail, disk, input};
+
+/// The options that a resumed run may change and that change its result: rates, and the lengths that they follow.
+pub const RATES: [&str; 11] = [
+    "steps",
+    "lr",
+    "min-lr",
+    "warmup",
+    "schedule",
+    "decay",
+    "weight-decay",
+    "matrix-lr",
+    "matrix-weight-decay",
+    "embedding-lr",
+    "clip",
+];
+
+/// The options that a resumed run may change beside [`RATES`]: how often it validates, saves and reports, and when it stops.
+pub const CHANGEABLE: [&str; 5] = ["eval-every", "patience", "save-every", "keep", "statistics-every"];
+
+/// The options among the settings of a run in the folder `training`, with these changes.
+///
+/// # Errors
+/// If the file cannot be read or holds no options, a change is not one of [`RATES`] and [`CHANGEABLE`], or an option is out of its
+/// bounds.
+pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Table, TrainOptions)> {
+    let path = training.join("settings.toml");
+    let text = input::read_text(&input::inside(training, "settings.toml")?, input::MAX_CONFIG_BYTES)?;
+    let damaged = |error: toml::de::Error| Error::corrupt(&path, error.message());
+    let mut table: toml::Table = toml::from_str(&text).map_err(damaged)?;
+    let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
+    for (name, value) in changes {
+        if !RATES.contains(&&**name) && !CHANGEABLE.contains(&&**name) {
+            bail!("{name}: a resumed run keeps its own");
+        }
+        table.insert(name.clone(), value.clone());
+    }
+    let wrong = |error: toml::de::Error| Error::Input(error.message().to_string());
+    let options: TrainOptions = table.clone().try_into().map_err(wrong)?;
+    options.validate()?;
+    Ok((table, options))
+}
+
+/// Writes the settings of a run: all training options, and what else the caller keeps with them.
+///
+/// # Errors
+/// If they cannot be written.
+pub(super) fn write(training: &Path, others: &toml::Table, options: &TrainOptions) -> Result<()> {
+    let mut table = others.clone();
+    table.extend(toml::Table::try_from(options).map_err(|error| Error::Input(error.to_string()))?);
+    disk::replace_with(&training.join("settings.toml"), table.to_string().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(toml: &str) -> toml::Table {
+        toml.parse().unwrap()
+    }
+
+    /// A run's settings with these in addition, changed so.
+    fn changed(others: &str, changes: &str) -> Result<(toml::Table, TrainOptions)> {
+        let space = tempfile::tempdir().unwrap();
+        write(space.path(), &table(others), &TrainOptions { seed: 7, ..Default::default() }).unwrap();
+        read(space.path(), &table(changes))
+    }
+
+    #[test]
+    fn all_options_are_written_and_come_back() {
+        let (settings, options) = changed("tokenizer = \"char\"\n[nested]\na = 1", "").unwrap();
+        assert_eq!(options, TrainOptions { seed: 7, ..Default::default() });
+        assert_eq!(settings["tokenizer"], "char".into());
+        assert_eq!(settings["nested"], table("a = 1").into());
+        // Also those that are off, or follow from others.
+        assert_eq!((&settings["ema"], &settings["eval-every"]), (&0.0.into(), &"auto".into()));
+        for name in RATES.iter().chain(&CHANGEABLE) {
+            assert!(settings.contains_key(*name), "{name} is no option");
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_may_change_rates_and_intervals_only() {
+        let (settings, options) = changed("tokenizer = \"char\"", "lr = 0.5\neval-every = 3\nsteps = 9").unwrap();
+        let expected = TrainOptions { lr: 0.5, eval_every: Some(3), steps: 9, seed: 7, ..Default::default() };
+        assert_eq!((options, &settings["lr"]), (expected, &0.5.into()));
+        for (changes, expected) in [
+            ("batch = 3", "batch: a resumed run keeps its own"),
+            ("tokenizer = \"byte\"", "tokenizer: a resumed run keeps its own"),
+            ("lr = -1.0", "lr: expected a number above 0, got -1.0"),
+            ("steps = \"many\"", "invalid type: string \"many\", expected u64"),
+        ] {
+            let error = changed("tokenizer = \"char\"", changes).unwrap_err();
+            assert!(matches!(error, Error::Input(_)) && error.to_string().contains(expected), "{changes}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_are_not_what_was_written_are_damaged() {
+        let space = tempfile::tempdir().unwrap();
+        let path = space.path().join("settings.toml");
+        for damaged in ["lr = ", "lr = \"x\""] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = read(space.path(), &table("lr = 0.1")).unwrap_err();
+            assert!(matches!(&error, Error::Corrupt { path: its, .. } if *its == path), "{damaged}: {error:?}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(read(space.path(), &toml::Table::new()).unwrap_err().to_string().contains("settings.toml"));
+    }
+}

@@ -1,0 +1,90 @@
+//! The training loop.
+
+use std::ops::ControlFlow;
+
+use super::metrics::Line;
+use super::{RunDir, StepReport, Trainer, ValidationReport};
+use crate::host::Result;
+
+/// What [`train`] reports while it runs.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A step is done.
+    Step(&'a StepReport),
+    /// The next batch of a validation is about to start: a long validation can be broken off here.
+    Validating {
+        /// Tokens that are done or in progress.
+        done: usize,
+        /// Tokens in total.
+        total: usize,
+    },
+    /// A pass over the validation part is done.
+    Validation(&'a ValidationReport),
+    /// A checkpoint of this step is safe on disk.
+    Saved(u64),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// The validation loss has not improved for as long as the options' patience.
+    StoppedEarly,
+    /// The listener broke off; the run can be resumed.
+    Interrupted,
+}
+
+/// Trains up to the last step of the options. At the end and at intervals before that it validates, if the corpus has a
+/// validation part, and saves a checkpoint; in between it saves one after the minutes of `save_every`. `on_event` is told
+/// everything, and may break off at any time: the step is finished and saved, a validation is left to the next session.
+///
+/// # Errors
+/// If a step or a validation fails, or a checkpoint cannot be written. A failing run saves nothing: the last checkpoint
+/// stands, and [`resume`](super::resume) goes on from it, with a lower rate if the run has diverged.
+pub fn train(
+    trainer: &mut Trainer,
+    mut run: Option<&mut RunDir>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    let mut stop = false;
+    loop {
+        // Validate.
+        let step = trainer.steps_done();
+        let is_due = trainer.validation_is_due();
+        if is_due && trainer.corpus().validation.is_empty() {
+            trainer.state.validated = step;
+        } else if is_due {
+            let validation = trainer.validate(&mut |done, total| {
+                stop |= on_event(Event::Validating { done, total }).is_break();
+                if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            if let Some(report) = &validation {
+                run.as_mut().map_or(Ok(()), |run| run.log(Line::of_validation(report)))?;
+                stop |= on_event(Event::Validation(report)).is_break();
+            }
+        }
+        // Save.
+        if let Some(run) = &mut run
+            && (is_due || stop || run.is_save_due(trainer))
+        {
+            run.save(trainer)?;
+            stop |= on_event(Event::Saved(step)).is_break();
+        }
+        // End.
+        if trainer.is_finished() || trainer.is_out_of_patience() {
+            trainer.state.audit.conclude()?;
+            return Ok(if trainer.is_finished() { Outcome::Finished } else { Outcome::StoppedEarly });
+        }
+        if stop {
+            return Ok(Outcome::Interrupted);
+        }
+        // Step and report.
+        let batch = trainer.next_batch()?;
+        let report = trainer.step(&batch)?;
+        run.as_mut().map_or(Ok(()), |run| run.log(Line::of_step(&report)))?;
+        stop |= on_event(Event::Step(&report)).is_break();
+    }
+}

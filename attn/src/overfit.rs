@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use candle_attention::Error;
 use candle_attention::model::DropoutRates;
 use candle_attention::text::IdsStore;
 use candle_attention::train::{Event, OverfitReport, Trainer, overfit_one_batch};
@@ -32,7 +33,10 @@ pub fn run(mut layers: Layers, out: &mut dyn Write) -> Result<ExitCode> {
         ControlFlow::Continue(())
     });
     drop(progress);
-    let report = report.map_err(|error| RunFailed(error.to_string()))?;
+    let report = report.map_err(|error| match error {
+        Error::Input(_) => error.into(),
+        error => anyhow::Error::from(RunFailed(error.to_string())),
+    })?;
     print(&report, options.batch, options.lr, out)?;
     Ok(ExitCode::SUCCESS)
 }

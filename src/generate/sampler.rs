@@ -43,15 +43,15 @@ impl SamplingOptions {
             bail!("sampling options: expected a temperature of at least 0, got {}", self.temperature);
         }
         if self.top_k == Some(0) {
-            bail!("sampling options: expected top_k of at least 1, got 0");
+            bail!("sampling options: expected top-k of at least 1, got 0");
         }
-        for (name, share) in [("top_p", self.top_p), ("min_p", self.min_p)] {
+        for (name, share) in [("top-p", self.top_p), ("min-p", self.min_p)] {
             if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
                 bail!("sampling options: expected {name} above 0 and up to 1, got {share}");
             }
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            bail!("sampling options: expected a repetition penalty above 0, got {}", self.repetition_penalty);
+            bail!("sampling options: expected repetition-penalty above 0, got {}", self.repetition_penalty);
         }
         Ok(())
     }

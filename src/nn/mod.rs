@@ -16,7 +16,7 @@
 //! ```
 
 mod attention;
-mod dropout;
+mod dropout_layer;
 mod embedding;
 mod kv_cache;
 mod linear;
@@ -27,7 +27,7 @@ mod rotary;
 
 pub use attention::{CausalSelfAttention, CausalSelfAttentionConfig, causal_self_attention};
 pub use candle_nn::LayerNormConfig;
-pub use dropout::Dropout;
+pub use dropout_layer::Dropout;
 pub use embedding::{Embedding, embedding};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, linear, linear_b, linear_no_bias, linear_with};

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::run_dir::{Latest, tensors};
 use super::trainer::audit_of;
-use super::{RunDir, Trainer, settings};
+use super::{RunDir, Trainer, settings_file};
 use crate::host::{Error, Result, bail, listed};
 use crate::model::ModelConfig;
 use crate::text::{Corpus, TextProgress};
@@ -27,7 +27,7 @@ pub fn resume(
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Trainer, RunDir, Vec<Error>)> {
     let (mut run, Latest { state, mut tensors, damaged }) = RunDir::open_latest(root, device)?;
-    let (settings, options) = settings::read(&root.join("training"), changes)?;
+    let (settings, options) = settings_file::read(&root.join("training"), changes)?;
     if options.steps < state.step {
         bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
     }

@@ -19,7 +19,7 @@
 //! Whoever succeeds in creating `training/` owns the run; nothing is ever taken over from another process.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,9 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Line, Metrics};
+use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
-use super::{checkpoint, settings};
+use super::{checkpoint, settings_file};
 use crate::host::{Error, Result, disk};
 use crate::model::{TensorFile, save_weights_with};
 use crate::text::Tokenizer;
@@ -66,7 +67,7 @@ pub struct RunDir {
 }
 
 /// Whether the root of a run did not exist before.
-type IsRootNew = bool;
+pub(super) type IsRootNew = bool;
 
 impl RunDir {
     /// Creates the folder `root`, which may exist if it is empty, and its missing parents. Until
@@ -163,7 +164,7 @@ impl RunDir {
         disk::replace_with(&self.root.join("config.json"), config.to_json()?.as_bytes())?;
         disk::replace_with(&self.root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
         tokenizer.save(&self.root, config.context_len)?;
-        settings::write(&self.training(), others, trainer.options())?;
+        settings_file::write(&self.training(), others, trainer.options())?;
         self.metrics.start_clock();
         self.save(trainer)
     }
@@ -172,7 +173,7 @@ impl RunDir {
     /// are neither there nor in this checkpoint, they are lost: the current ones take their place, and the next validation
     /// finds a new best.
     pub(super) fn go_on(&mut self, trainer: &mut Trainer, settings: &toml::Table) -> Result<()> {
-        settings::write(&self.training(), settings, trainer.options())?;
+        settings_file::write(&self.training(), settings, trainer.options())?;
         let held = self.held_step();
         match trainer.state.best {
             Some(best) if held == Some(best.step) => {}
@@ -261,18 +262,6 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else.
-fn remove_created(root: &Path, is_root_new: IsRootNew) {
-    // Best effort: the error that led here is the one to report.
-    let _ = disk::remove_folder(&root.join("training"));
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
-        let _ = disk::remove_file(&root.join(name));
-    }
-    if is_root_new {
-        let _ = disk::remove_empty_folder(root);
-    }
-}
-
 /// What [`RunDir::open_latest`] has read.
 pub(super) struct Latest {
     pub(super) state: TrainState,
@@ -293,56 +282,4 @@ pub(super) fn tensors(trainer: &Trainer) -> BTreeMap<String, Tensor> {
 
 fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
     serde_json::from_str(state).map_err(|error| Error::corrupt(path, error))
-}
-
-/// Why no run can be created in a folder where there is something.
-fn occupied(root: &Path) -> Error {
-    let training = root.join("training");
-    let is_of_a_run = is_of_a_run(&training);
-    if is_of_a_run
-        && has_lock(&training)
-        && let Err(error @ Error::Locked(_)) = lock(root, false)
-    {
-        return error;
-    }
-    let has_checkpoint = checkpoint::steps(&training).is_ok_and(|steps| !steps.is_empty());
-    // The weights at the root come after the first checkpoint.
-    let has_weights = root.join("model.safetensors").exists();
-    match is_of_a_run && !has_checkpoint && !has_weights {
-        true => Error::Unfinished(root.to_path_buf()),
-        false => Error::Exists(root.to_path_buf()),
-    }
-}
-
-/// Whether the folder `training` has been created for a run. Any other of this name, and what a link leads to, is somebody
-/// else's and stays as it is.
-fn is_of_a_run(training: &Path) -> bool {
-    let is_folder = fs::symlink_metadata(training).is_ok_and(|found| found.is_dir());
-    // In this order: the lock may be created in between, and is the first file.
-    let is_empty = fs::read_dir(training).is_ok_and(|mut entries| entries.next().is_none());
-    is_folder && (is_empty || has_lock(training))
-}
-
-fn has_lock(training: &Path) -> bool {
-    fs::symlink_metadata(training.join("lock")).is_ok()
-}
-
-/// Takes the lock of the run in `root`, which is held as long as the file is open.
-fn lock(root: &Path, is_creator: bool) -> Result<File> {
-    let path = root.join("training/lock");
-    let lock = disk::open_in_place(&path)?;
-    if is_creator {
-        // Others only look whether it is free.
-        lock.lock().map_err(Error::io("lock", &path))?;
-        return Ok(lock);
-    }
-    // Tried for a moment: between its creation and its own program, a child process holds its parent's open files.
-    for _ in 0..10 {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-        }
-    }
-    Err(Error::Locked(root.to_path_buf()))
 }

@@ -10,12 +10,12 @@ use super::audit::Audit;
 use super::average::WeightAverage;
 use super::gradients::{LossAndGradients, loss_and_gradients};
 use super::statistics::{self, TensorStatistics};
-use super::{Best, OptimizerKind, TrainOptions, bits_per_byte, evaluate, memory_needed};
+use super::{Best, TrainOptions, bits_per_byte, evaluate, memory_needed};
 use crate::cpu::sums::euclidean_norm;
 use crate::host::{Error, Memory, Result, bail};
 use crate::model::{CausalLm, DropoutSource, ModelConfig};
 use crate::nn::Parameters;
-use crate::optim::{Group, Optimizer, Rates, Rule, clip_factor, global_norm};
+use crate::optim::{Optimizer, Rates, clip_factor, global_norm};
 use crate::text::{Batch, BatchSampler, Corpus};
 
 /// A model in training: makes one step at a time and validates.
@@ -127,7 +127,7 @@ impl Trainer {
         let vars = parameters.vars();
         let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
         let shown = average.as_ref().map_or(&parameters, |average| &average.parameters);
-        let grouped = vars.iter().map(|(name, var)| (name.clone(), var.clone(), group(name, var, options)));
+        let grouped = vars.iter().map(|(name, var)| (name.clone(), var.clone(), options.group(name, var.rank())));
         let state = TrainState {
             step: 0,
             validated: 0,
@@ -320,42 +320,4 @@ pub(super) fn audit_of(config: &ModelConfig) -> Audit {
     let excused = config.zero_gradient_parameters();
     let names = config.parameters().into_iter().map(|(name, _)| name);
     Audit::new(names.filter(|name| !excused.iter().any(|(excused, _)| excused == name)))
-}
-
-/// The group of a tensor of the model.
-fn group(name: &str, var: &Var, options: &TrainOptions) -> Group {
-    let decayed = if var.rank() >= 2 { options.weight_decay } else { 0.0 };
-    let adamw = |lr| Group { rule: Rule::AdamW, lr, weight_decay: decayed };
-    match name {
-        _ if options.optimizer == OptimizerKind::Muon && name.starts_with("blocks.") && var.rank() == 2 => {
-            Group { rule: Rule::Muon, lr: options.matrix_lr, weight_decay: options.matrix_weight_decay }
-        }
-        "token_embedding.weight" | "position_embedding.weight" => adamw(options.embedding_lr),
-        _ => adamw(1.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn muon_has_the_matrices_of_the_blocks_and_embeddings_have_a_rate_of_their_own() {
-        let muon = TrainOptions { optimizer: OptimizerKind::Muon, embedding_lr: 2.0, ..Default::default() };
-        let adamw = TrainOptions { optimizer: OptimizerKind::AdamW, ..muon.clone() };
-        let var = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-        for (name, shape, rule, lr, weight_decay) in [
-            ("blocks.0.attention.q_proj.weight", &[3, 5][..], Rule::Muon, 20.0, 0.1),
-            ("blocks.0.attention.q_proj.bias", &[3], Rule::AdamW, 1.0, 0.0),
-            ("blocks.10.mlp_norm.weight", &[3], Rule::AdamW, 1.0, 0.0),
-            ("norm.weight", &[3], Rule::AdamW, 1.0, 0.0),
-            ("token_embedding.weight", &[7, 3], Rule::AdamW, 2.0, 0.1),
-            ("position_embedding.weight", &[7, 3], Rule::AdamW, 2.0, 0.1),
-            ("head.weight", &[7, 3], Rule::AdamW, 1.0, 0.1),
-        ] {
-            assert_eq!(group(name, &var(shape), &muon), Group { rule, lr, weight_decay }, "{name}");
-            let lr = if rule == Rule::Muon { 1.0 } else { lr };
-            assert_eq!(group(name, &var(shape), &adamw), Group { rule: Rule::AdamW, lr, weight_decay }, "{name}");
-        }
-    }
 }

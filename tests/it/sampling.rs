@@ -109,10 +109,10 @@ fn options_out_of_their_range_are_refused() {
     for (error, expected) in [
         (with(|options| options.temperature = -0.1), "expected a temperature of at least 0, got -0.1"),
         (with(|options| options.temperature = f64::INFINITY), "temperature"),
-        (with(|options| options.top_k = Some(0)), "expected top_k of at least 1, got 0"),
-        (with(|options| options.top_p = Some(0.0)), "expected top_p above 0 and up to 1, got 0"),
-        (with(|options| options.min_p = Some(1.5)), "expected min_p above 0 and up to 1, got 1.5"),
-        (with(|options| options.repetition_penalty = 0.0), "expected a repetition penalty above 0, got 0"),
+        (with(|options| options.top_k = Some(0)), "expected top-k of at least 1, got 0"),
+        (with(|options| options.top_p = Some(0.0)), "expected top-p above 0 and up to 1, got 0"),
+        (with(|options| options.min_p = Some(1.5)), "expected min-p above 0 and up to 1, got 1.5"),
+        (with(|options| options.repetition_penalty = 0.0), "expected repetition-penalty above 0, got 0"),
         (with(|options| options.repetition_penalty = f64::NAN), "repetition penalty"),
     ] {
         assert!(error.contains(expected), "{error}");

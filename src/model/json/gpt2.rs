@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{EndIds, is_known};
+use super::special_ids::{EndIds, is_known};
 use super::{Activation, default_stdev, default_true, float32};
 use crate::host::{Result, bail};
 use crate::model::config::{DropoutRates, ModelConfig};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::ids::{EndIds, is_known};
+use super::special_ids::{EndIds, is_known};
 use super::{Activation, default_stdev, float32, present};
 use crate::host::{Result, bail};
 use crate::model::Architecture;

@@ -1,14 +1,14 @@
 //! `config.json` and `generation_config.json` as Hugging Face writes and reads them.
 
 mod gpt2;
-mod ids;
 mod llama;
+mod special_ids;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::gpt2::Gpt2Json;
-use self::ids::EndIds;
 use self::llama::LlamaJson;
+use self::special_ids::EndIds;
 use super::config::{INIT_STDEV, ModelConfig};
 use super::{Activation, Architecture};
 use crate::host::{Error, Result, bail};

@@ -1,19 +1,19 @@
 //! Multi-head attention.
 
 mod cached;
-mod config;
 mod cross;
 mod inputs;
+mod multi_head_config;
 
 use candle_core::{Module, ModuleT, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use self::config::Sizes;
+use self::multi_head_config::Sizes;
 use super::{Dropout, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
 use crate::ops::{self, AttentionOptions, record};
 
-pub use config::MultiHeadAttentionConfig;
 pub use inputs::{AttentionInputs, KeysValues};
+pub use multi_head_config::MultiHeadAttentionConfig;
 
 /// Multi-head attention with learnable W^Q, W^K and W^V (Vaswani et al. 2017, arXiv:1706.03762).
 ///

@@ -39,7 +39,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-mod fused;
+mod fused_attention;
 mod heads;
 mod kernel;
 mod layout;
@@ -52,7 +52,7 @@ mod visible;
 
 use candle_core::{DType, Layout, Result, Tensor, bail};
 
-use self::fused::{Attention, PackedAttention};
+use self::fused_attention::{Attention, PackedAttention};
 use super::DropoutOptions;
 use super::record;
 use crate::cpu::storage::has_kernel;

@@ -9,7 +9,7 @@
 //! with label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; defined as in torch) and z-loss `z` (Chowdhery et
 //! al. 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default.
 
-mod fused;
+mod fused_loss;
 mod kernel;
 mod linear_kernel;
 mod reference;
@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use self::fused::{CrossEntropy, LinearCrossEntropy};
+use self::fused_loss::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
 use super::record;
 use crate::cpu::checks::check_not_negative;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{Result, bail};
 use crate::model::ModelConfig;
-use crate::optim::{LrSchedule, Schedule};
+use crate::optim::{Group, LrSchedule, Rule, Schedule};
 use crate::text::Corpus;
 
 /// What updates the weights.
@@ -138,6 +138,19 @@ impl TrainOptions {
         let part = |fraction: f64| (fraction * self.steps as f64).round() as u64;
         let &Self { schedule: shape, steps, min_lr: min, .. } = self;
         LrSchedule { shape, steps, warmup_steps: part(self.warmup), decay_steps: part(self.decay), min }
+    }
+
+    /// The group of a tensor of the model, by its name and rank.
+    pub(super) fn group(&self, name: &str, rank: usize) -> Group {
+        let decayed = if rank >= 2 { self.weight_decay } else { 0.0 };
+        let adamw = |lr| Group { rule: Rule::AdamW, lr, weight_decay: decayed };
+        match name {
+            _ if self.optimizer == OptimizerKind::Muon && name.starts_with("blocks.") && rank == 2 => {
+                Group { rule: Rule::Muon, lr: self.matrix_lr, weight_decay: self.matrix_weight_decay }
+            }
+            "token_embedding.weight" | "position_embedding.weight" => adamw(self.embedding_lr),
+            _ => adamw(1.0),
+        }
     }
 
     /// Steps between validations of `tokens` tokens each, for a model of this context length.
@@ -292,6 +305,25 @@ mod tests {
         ] {
             let error = options.validate().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn muon_has_the_matrices_of_the_blocks_and_embeddings_have_a_rate_of_their_own() {
+        let muon = TrainOptions { optimizer: OptimizerKind::Muon, embedding_lr: 2.0, ..Default::default() };
+        let adamw = TrainOptions { optimizer: OptimizerKind::AdamW, ..muon.clone() };
+        for (name, rank, rule, lr, weight_decay) in [
+            ("blocks.0.attention.q_proj.weight", 2, Rule::Muon, 20.0, 0.1),
+            ("blocks.0.attention.q_proj.bias", 1, Rule::AdamW, 1.0, 0.0),
+            ("blocks.10.mlp_norm.weight", 1, Rule::AdamW, 1.0, 0.0),
+            ("norm.weight", 1, Rule::AdamW, 1.0, 0.0),
+            ("token_embedding.weight", 2, Rule::AdamW, 2.0, 0.1),
+            ("position_embedding.weight", 2, Rule::AdamW, 2.0, 0.1),
+            ("head.weight", 2, Rule::AdamW, 1.0, 0.1),
+        ] {
+            assert_eq!(muon.group(name, rank), Group { rule, lr, weight_decay }, "{name}");
+            let lr = if rule == Rule::Muon { 1.0 } else { lr };
+            assert_eq!(adamw.group(name, rank), Group { rule: Rule::AdamW, lr, weight_decay }, "{name}");
         }
     }
 }

@@ -22,7 +22,7 @@ const FLOPS: f64 = 100e9;
 /// Tokens to train on for each weight.
 const TOKENS_PER_WEIGHT: f64 = 2.5;
 
-/// More passes over a text only teach it by heart.
+/// More passes over a text only make the model memorise it.
 const MAX_PASSES: f64 = 12.0;
 
 /// Fewer tokens (100 steps of the smallest size) do not even teach short words, however short the text.

@@ -1,4 +1,4 @@
-//! `attn eval`.
+//! `attn eval`: loss, perplexity and bits per byte of a model on texts.
 
 use std::io::Write;
 use std::ops::ControlFlow;

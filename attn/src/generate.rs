@@ -1,4 +1,4 @@
-//! `attn generate`.
+//! `attn generate`: text from a model.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

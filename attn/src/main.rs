@@ -9,7 +9,7 @@ mod chart;
 mod eval;
 mod example;
 mod generate;
-mod layers;
+mod option_layers;
 mod options;
 mod overfit;
 mod plan;

@@ -1,4 +1,4 @@
-//! The options of `attn train`: one name each, on the command line, in files and in errors.
+//! The options that a run keeps: one name each, on the command line, in files and in errors.
 
 use std::path::Path;
 
@@ -184,8 +184,8 @@ impl Kind {
             Number(_) => "a number".into(),
             NumberOrAuto(_) => "a number, or auto".into(),
             Switch => "true or false".into(),
-            Text(_) => "a text".into(),
-            Texts(_) => "a list of texts".into(),
+            Text(_) => "a string".into(),
+            Texts(_) => "a list of strings".into(),
             Choice(all) => all.join(", "),
         }
     }
@@ -285,10 +285,10 @@ mod tests {
             ("heads = \"automatic\"", "heads: expected a whole number of at least 1, or auto, got \"automatic\""),
             ("lr = \"x\"", "lr: expected a number, got \"x\""),
             ("dropout = true", "dropout: expected a number, or auto, got true"),
-            ("texts = 1", "texts: expected a list of texts, got 1"),
-            ("texts = [1]", "texts: expected a list of texts, got [1]"),
+            ("texts = 1", "texts: expected a list of strings, got 1"),
+            ("texts = [1]", "texts: expected a list of strings, got [1]"),
             ("bias = 1", "bias: expected true or false, got 1"),
-            ("init = []", "init: expected a text, got []"),
+            ("init = []", "init: expected a string, got []"),
             ("optimizer = \"sgd\"", "optimizer: expected adamw, muon, got \"sgd\""),
             ("layer = 1", "there is no option layer"),
             ("layers = 1\nlayers = 2", "line 2: duplicate key"),

@@ -1,4 +1,4 @@
-//! `attn train --overfit-one-batch`.
+//! `attn train --overfit-one-batch`: whether a model can memorise a batch.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -11,13 +11,13 @@ use candle_attention::text::IdsStore;
 use candle_attention::train::{Event, OverfitReport, Trainer, overfit_one_batch};
 use candle_core::Device;
 
-use super::layers::{Layers, Prepared};
+use super::option_layers::{OptionLayers, Prepared};
 use super::progress::Progress;
 use super::terminal::note;
 use super::{RunFailed, plan};
 
 /// Overfits one batch and prints the result. Nothing is saved.
-pub fn run(mut layers: Layers, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     /// Several times what a sound model needs.
     const STEPS: i64 = 500;
     layers.set_default("steps", STEPS.into());

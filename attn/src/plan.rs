@@ -60,7 +60,8 @@ fn optimizer(options: &TrainOptions) -> String {
     let lr = options.lr;
     let optimizer = match options.optimizer {
         OptimizerKind::Muon => format!("Muon at {}, AdamW at {lr}", product(lr, options.matrix_lr)),
-        _ => format!("AdamW at {lr}"),
+        OptimizerKind::AdamW => format!("AdamW at {lr}"),
+        other => format!("{other:?} at {lr}"),
     };
     if options.embedding_lr == 1.0 {
         optimizer
@@ -69,7 +70,7 @@ fn optimizer(options: &TrainOptions) -> String {
     }
 }
 
-/// A rate of so many times another, with no more digits than mean something.
+/// `lr` times `factor`, rounded so that it prints without noise.
 fn product(lr: f64, factor: f64) -> f32 {
     (lr * factor) as f32
 }
@@ -81,7 +82,7 @@ fn schedule(options: &TrainOptions) -> String {
         Schedule::Cosine => format!("{warmup}, cosine decay to {end}"),
         Schedule::Linear => format!("{warmup}, linear decay to {end}"),
         Schedule::WarmupStableDecay => format!("{warmup}, decay to {end} over the last {decay_steps}"),
-        _ => format!("{warmup}, then constant"),
+        other => format!("{warmup}, then {}", format!("{other:?}").to_lowercase()),
     }
 }
 

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::terminal::note;
 
-/// What a signal finds.
+/// What the program is doing when a signal arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
     /// There is nothing to keep.

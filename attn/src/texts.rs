@@ -42,7 +42,7 @@ pub fn of(settings: &Settings) -> Result<(Vec<Document>, Validation)> {
     Ok((documents, validation))
 }
 
-/// The fraction of a text that is held out: a tenth, but no more than 256 KiB, which tell losses well enough apart.
+/// The fraction of a text that is held out: a tenth, but no more than 256 KiB, enough to compare losses.
 fn held_out_fraction(bytes: u64) -> f64 {
     const MAX_BYTES: f64 = 262_144.0;
     (MAX_BYTES / bytes as f64).min(0.1)

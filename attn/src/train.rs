@@ -1,4 +1,4 @@
-//! `attn train`.
+//! `attn train`: its command line, and a run from its creation to its report.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -11,12 +11,14 @@ use candle_attention::Error;
 use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::text::IdsStore;
-use candle_attention::train::{CHANGEABLE, Outcome, RATES, RunDir, Trainer, bits_per_byte, resume, train};
+use candle_attention::train::{
+    CHANGE_THE_RESULT, KEEP_THE_RESULT, Outcome, RunDir, Trainer, bits_per_byte, resume, train,
+};
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use toml::Table;
 
-use super::layers::{Layers, Prepared};
+use super::option_layers::{OptionLayers, Prepared};
 use super::progress::{Progress, Times, text_progress};
 use super::settings::{PRESETS, preset};
 use super::signals::{self, Stage};
@@ -27,7 +29,7 @@ use super::{RunFailed, chart, options, overfit, plan, sample, texts};
 pub fn command() -> Command {
     let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
-    let names: Vec<String> = RATES.iter().chain(&CHANGEABLE).map(|name| format!("--{name}")).collect();
+    let names: Vec<String> = CHANGE_THE_RESULT.iter().chain(&KEEP_THE_RESULT).map(|name| format!("--{name}")).collect();
     let resumable = names.join(", ");
     Command::new("train")
         .about("Train a model on text files, or without any on the built-in corpus of Portuguese sentences")
@@ -65,7 +67,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
     let preset = matches.get_one::<String>("preset").map(|name| preset(name)).transpose()?;
-    let layers = Layers { given, config, preset };
+    let layers = OptionLayers { given, config, preset };
     if matches.get_flag("overfit-one-batch") {
         return overfit::run(layers, out);
     }
@@ -105,12 +107,11 @@ fn create(root: Option<&Path>, text: Option<&Path>) -> Result<RunDir> {
 
 /// `attn train --resume`.
 fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
-    let changes: Table = given.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     Stage::Saved.enter();
-    let (trainer, run, damaged) = resume(root, &changes, &Device::Cpu, &mut text_progress())?;
+    let (trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names = given.keys().map(String::as_str);
-    let changed: Vec<&str> = names.filter(|name| RATES.contains(name)).collect();
+    let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
     if !changed.is_empty() {
         note(&format!("changed: {}; the result will differ from the unchanged run's", changed.join(", ")));
     }

@@ -28,6 +28,15 @@ impl Architecture {
         }
     }
 
+    /// Its class in transformers.
+    pub(super) fn class_name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "GPT2LMHeadModel",
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+
     /// Whether positions are rotary; otherwise they are learned and added to the token embeddings.
     pub fn is_rotary(self) -> bool {
         self != Self::Gpt2

@@ -1,4 +1,4 @@
-//! Two sequences of token ids.
+//! The ids to train on and those to validate on.
 
 use super::Ids;
 use crate::host::{Result, bail};

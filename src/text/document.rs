@@ -1,4 +1,4 @@
-//! A text with a name.
+//! A named text, in memory or in a file, that is read in ranges.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

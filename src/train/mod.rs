@@ -44,7 +44,7 @@ pub use memory_needed::memory_needed;
 pub use one_batch::{OverfitReport, overfit_one_batch};
 pub use resume::resume;
 pub use run_dir::{Best, RunDir};
-pub use settings_file::{CHANGEABLE, RATES};
+pub use settings_file::{CHANGE_THE_RESULT, KEEP_THE_RESULT};
 pub use statistics::TensorStatistics;
 pub use train_options::{OptimizerKind, TrainOptions};
 pub use trainer::{StepReport, Trainer, ValidationReport};

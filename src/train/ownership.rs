@@ -1,4 +1,4 @@
-//! Whose a run's folder is: the lock, and what may be created and removed.
+//! Who owns a run's folder: the lock, and what may be created and removed.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;

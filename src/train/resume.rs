@@ -1,4 +1,4 @@
-//! Going on with a run.
+//! Resuming a run: everything is put back as its latest checkpoint has it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::host::{Error, Result, bail, listed};
 use crate::model::ModelConfig;
 use crate::text::{Corpus, TextProgress};
 
-/// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of [`RATES`](super::RATES)
-/// or [`CHANGEABLE`](super::CHANGEABLE). If no rate changes, the result is that of an uninterrupted run, to the last bit.
+/// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of [`CHANGE_THE_RESULT`](super::CHANGE_THE_RESULT)
+/// or [`KEEP_THE_RESULT`](super::KEEP_THE_RESULT). If no rate changes, the result is that of an uninterrupted run, to the last bit.
 ///
 /// Also gives the errors of newer checkpoints that are damaged: what was learned since is lost, and is learned again.
 ///

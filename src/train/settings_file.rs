@@ -6,7 +6,7 @@ use super::TrainOptions;
 use crate::host::{Error, Result, bail, disk, input};
 
 /// The options that a resumed run may change and that change its result: rates, and the lengths that they follow.
-pub const RATES: [&str; 11] = [
+pub const CHANGE_THE_RESULT: [&str; 11] = [
     "steps",
     "lr",
     "min-lr",
@@ -20,14 +20,14 @@ pub const RATES: [&str; 11] = [
     "clip",
 ];
 
-/// The options that a resumed run may change beside [`RATES`]: how often it validates, saves and reports, and when it stops.
-pub const CHANGEABLE: [&str; 5] = ["eval-every", "patience", "save-every", "keep", "statistics-every"];
+/// The other options that a resumed run may change: how often it validates, saves and reports, and when it stops.
+pub const KEEP_THE_RESULT: [&str; 5] = ["eval-every", "patience", "save-every", "keep", "statistics-every"];
 
 /// The options among the settings of a run in the folder `training`, with these changes.
 ///
 /// # Errors
-/// If the file cannot be read or holds no options, a change is not one of [`RATES`] and [`CHANGEABLE`], or an option is out of its
-/// bounds.
+/// If the file cannot be read or holds no options, a change is neither in [`CHANGE_THE_RESULT`] nor in
+/// [`KEEP_THE_RESULT`], or an option is out of its bounds.
 pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Table, TrainOptions)> {
     let path = training.join("settings.toml");
     let text = input::read_text(&input::inside(training, "settings.toml")?, input::MAX_CONFIG_BYTES)?;
@@ -35,8 +35,8 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
     let mut table: toml::Table = toml::from_str(&text).map_err(damaged)?;
     let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
     for (name, value) in changes {
-        if !RATES.contains(&&**name) && !CHANGEABLE.contains(&&**name) {
-            bail!("{name}: a resumed run keeps its own");
+        if !CHANGE_THE_RESULT.contains(&&**name) && !KEEP_THE_RESULT.contains(&&**name) {
+            bail!("{name}: cannot be changed when resuming");
         }
         table.insert(name.clone(), value.clone());
     }
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(settings["nested"], table("a = 1").into());
         // Also those that are off, or follow from others.
         assert_eq!((&settings["ema"], &settings["eval-every"]), (&0.0.into(), &"auto".into()));
-        for name in RATES.iter().chain(&CHANGEABLE) {
+        for name in CHANGE_THE_RESULT.iter().chain(&KEEP_THE_RESULT) {
             assert!(settings.contains_key(*name), "{name} is no option");
         }
     }
@@ -90,8 +90,8 @@ mod tests {
         let expected = TrainOptions { lr: 0.5, eval_every: Some(3), steps: 9, seed: 7, ..Default::default() };
         assert_eq!((options, &settings["lr"]), (expected, &0.5.into()));
         for (changes, expected) in [
-            ("batch = 3", "batch: a resumed run keeps its own"),
-            ("tokenizer = \"byte\"", "tokenizer: a resumed run keeps its own"),
+            ("batch = 3", "batch: cannot be changed when resuming"),
+            ("tokenizer = \"byte\"", "tokenizer: cannot be changed when resuming"),
             ("lr = -1.0", "lr: expected a number above 0, got -1.0"),
             ("steps = \"many\"", "invalid type: string \"many\", expected u64"),
         ] {

@@ -38,8 +38,9 @@ pub enum Outcome {
 }
 
 /// Trains up to the last step of the options. At the end and at intervals before that it validates, if the corpus has a
-/// validation part, and saves a checkpoint; in between it saves one after the minutes of `save_every`. `on_event` is told
-/// everything, and may break off at any time: the step is finished and saved, a validation is left to the next session.
+/// validation part, and saves a checkpoint; in between it saves one after the minutes of `save_every`. `on_event` is
+/// called for every event and may stop the run at any time: the step is finished and saved, a validation is left to the
+/// next session.
 ///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written. A failing run saves nothing: the last checkpoint
@@ -51,7 +52,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let mut stop = false;
     loop {
-        // Validate.
+        // Before the first step too, for a run that was interrupted in a validation.
         let step = trainer.steps_done();
         let is_due = trainer.validation_is_due();
         if is_due && trainer.corpus().validation.is_empty() {
@@ -66,22 +67,24 @@ pub fn train(
                 stop |= on_event(Event::Validation(report)).is_break();
             }
         }
-        // Save.
+        // A run that fails saves nothing.
+        let is_over = trainer.is_finished() || trainer.is_out_of_patience();
+        if is_over {
+            trainer.state.audit.conclude()?;
+        }
+        // After the validation, so that the checkpoint knows of it.
         if let Some(run) = &mut run
             && (is_due || stop || run.is_save_due(trainer))
         {
             run.save(trainer)?;
             stop |= on_event(Event::Saved(step)).is_break();
         }
-        // End.
-        if trainer.is_finished() || trainer.is_out_of_patience() {
-            trainer.state.audit.conclude()?;
+        if is_over {
             return Ok(if trainer.is_finished() { Outcome::Finished } else { Outcome::StoppedEarly });
         }
         if stop {
             return Ok(Outcome::Interrupted);
         }
-        // Step and report.
         let batch = trainer.next_batch()?;
         let report = trainer.step(&batch)?;
         run.as_mut().map_or(Ok(()), |run| run.log(Line::of_step(&report)))?;

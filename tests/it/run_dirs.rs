@@ -412,7 +412,7 @@ fn changes_that_are_refused_leave_the_run_as_it_is() {
     drop(finished_run(&root, &options(8)));
     let before = tree(&root);
     for (changes, expected) in [
-        ("batch = 6", "batch: a resumed run keeps its own"),
+        ("batch = 6", "batch: cannot be changed when resuming"),
         ("lr = 0.0", "lr: expected a number above 0, got 0.0"),
         ("steps = 7", "steps: expected at least the 8 that are done, got 7"),
     ] {

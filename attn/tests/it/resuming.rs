@@ -16,7 +16,7 @@ fn a_finished_run_goes_on_with_more_steps() {
     // The ids are part of the run: the text is needed no more, and is not taken.
     std::fs::remove_file(space.path("text.txt")).unwrap();
     space.works(&format!("{resume} --steps 19"));
-    space.refuses(&format!("{resume} text.txt --steps 20"), "texts: a resumed run keeps its own");
+    space.refuses(&format!("{resume} text.txt --steps 20"), "texts: cannot be changed when resuming");
 }
 
 #[test]
@@ -104,7 +104,8 @@ fn the_options_that_a_resumed_run_may_change_are_listed() {
         ["--batch 5", "--dropout 0.1", "--seed 2", "--optimizer adamw", "--dim 32", "--tokenizer byte", "--tie"]
     {
         let name = given.split(' ').next().unwrap().trim_start_matches('-');
-        space.refuses(&format!("train --resume --out run {given}"), &format!("{name}: a resumed run keeps its own"));
+        space
+            .refuses(&format!("train --resume --out run {given}"), &format!("{name}: cannot be changed when resuming"));
     }
     // Options that do not change the result are not announced.
     let (_, told) = space.told("train --resume --out run --patience 3");

@@ -79,7 +79,7 @@ impl From<&ModelConfig> for Gpt2Json {
     fn from(config: &ModelConfig) -> Self {
         Self {
             model_type: "gpt2".into(),
-            architectures: vec!["GPT2LMHeadModel".into()],
+            architectures: vec![config.architecture.class_name().into()],
             vocab_size: config.vocab_size,
             n_positions: config.context_len,
             n_embd: config.embed_dim,

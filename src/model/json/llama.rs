@@ -95,10 +95,9 @@ fn default_eps() -> f64 {
 
 impl From<&ModelConfig> for LlamaJson {
     fn from(config: &ModelConfig) -> Self {
-        let is_llama = config.architecture == Architecture::Llama;
         Self {
             model_type: config.architecture.model_type().into(),
-            architectures: vec![if is_llama { "LlamaForCausalLM" } else { "Qwen3ForCausalLM" }.into()],
+            architectures: vec![config.architecture.class_name().into()],
             vocab_size: config.vocab_size,
             max_position_embeddings: config.context_len,
             hidden_size: config.embed_dim,

@@ -1,4 +1,4 @@
-//! From the options in all places to a trainer.
+//! The layers of options (recipe, file, command line), and the way from them to a trainer.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
@@ -15,7 +15,7 @@ use super::terminal::note;
 use super::{options, texts};
 
 /// The options from all places, before they are merged.
-pub struct Layers {
+pub struct OptionLayers {
     /// On the command line.
     pub given: Table,
     /// In the file of `--config`.
@@ -38,8 +38,8 @@ pub struct Prepared {
     pub settings: Settings,
 }
 
-impl Layers {
-    /// Sets an option that is set nowhere.
+impl OptionLayers {
+    /// Sets an option that neither the command line nor `--config` sets.
     pub fn set_default(&mut self, name: &str, value: toml::Value) {
         if !self.config.contains_key(name) {
             self.given.entry(name).or_insert(value);
@@ -62,7 +62,7 @@ impl Layers {
         settings.check()
     }
 
-    /// Opens the texts, and refuses what no text could mend.
+    /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
         if let Some(init) = settings.init() {

@@ -59,6 +59,9 @@ impl OptionLayers {
     /// Checks settings, and that everything given has an effect.
     fn check(&self, settings: &Settings) -> Result<()> {
         options::check_effect(&self.given, &settings.absolute()?)?;
+        if ["validation", "validation-fraction"].iter().all(|name| self.given.contains_key(*name)) {
+            bail!("--validation-fraction cannot be given with --validation");
+        }
         settings.check()
     }
 
@@ -66,7 +69,10 @@ impl OptionLayers {
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
         if let Some(init) = settings.init() {
-            let is_given = |option: &&options::Opt| self.given.contains_key(option.name);
+            // Those of a file give way to an --init on the command line.
+            let above = if self.given.contains_key("init") { &self.given } else { &self.config };
+            let is_given =
+                |option: &&options::Opt| self.given.contains_key(option.name) || above.contains_key(option.name);
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }

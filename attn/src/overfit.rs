@@ -26,7 +26,9 @@ pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     let mut config = trainer.config().clone();
     config.dropout = DropoutRates::default();
     let (options, corpus) = (trainer.options().for_overfitting(), trainer.corpus().clone());
-    let mut trainer = Trainer::from_weights(trainer.weights(), &config, &options, corpus, &Device::Cpu)?;
+    let weights = trainer.weights();
+    drop(trainer);
+    let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, &Device::Cpu)?;
     let mut progress = Progress::new(&trainer);
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));

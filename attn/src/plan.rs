@@ -47,7 +47,7 @@ pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> 
         "recipe: {} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
         HumanCount(options.steps),
         HumanCount(options.batch as u64),
-        options.shards.min(options.batch),
+        options.shards.min(options.batch.div_ceil(options.accumulate)),
         HumanCount(tokens),
         tokens as f64 / corpus.train.len() as f64,
         optimizer(options),

@@ -1,14 +1,13 @@
 //! Ctrl-C and other requests to stop: during training the first one finishes the step and saves, another one after a
 //! second exits at once.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use candle_attention::train::RunDir;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::terminal::note;
@@ -48,7 +47,7 @@ impl Stage {
     }
 }
 
-/// Creates the folder of a run, which a signal before the next stage empties and, if it is new, removes.
+/// Creates the folder of a run; a signal before the next stage removes what is in it of an unfinished run.
 pub fn create<T, E>(folder: &Path, create: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     // Locked all the while: a signal finds a folder that it can remove, or none.
     let mut state = state();
@@ -118,23 +117,14 @@ fn stop(signal: i32) {
         Stage::Training => "stopped at once; the run can be resumed from its last checkpoint",
         Stage::Complete => "stopped; the run is complete and saved",
     };
-    if let Some((folder, is_new)) = &state.unfinished {
+    if let Some((root, is_new)) = &state.unfinished {
         // Another thread may still be writing files into it.
         const TRIES: usize = 50;
-        (0..TRIES).any(|_| empty(folder).is_ok() && (!is_new || fs::remove_dir(folder).is_ok()));
+        (0..TRIES).any(|_| RunDir::remove_unfinished(root, *is_new));
     }
     note(&format!("\n{message}"));
     // The state stays locked: from here on the creation of a run cannot be completed.
     std::process::exit(128 + signal);
-}
-
-/// Removes what is in a folder.
-fn empty(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
-    }
-    Ok(())
 }
 
 #[cfg(unix)]

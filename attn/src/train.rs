@@ -18,7 +18,7 @@ use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use toml::Table;
 
-use super::option_layers::{OptionLayers, Prepared};
+use super::option_layers::{OptionLayers, Prepared, Source};
 use super::progress::{Progress, Times, text_progress};
 use super::settings::{PRESETS, preset};
 use super::signals::{self, Stage};
@@ -36,7 +36,7 @@ pub fn command() -> Command {
         .allow_negative_numbers(true)
         .args(options::args())
         .args([
-            Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS).help(
+            Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS).conflicts_with("resume").help(
                 "Built-in recipe for the options you don't set; without one, sizes, steps and batch are chosen from the length \
                  of the text, and all else is that of quick. --dry-run prints it",
             ),
@@ -79,11 +79,25 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
         return Ok(ExitCode::SUCCESS);
     }
     let mut run = create(root.map(PathBuf::as_path), source.settings.texts()[0].first().map(PathBuf::as_path))?;
+    match begin(&layers, source, &mut run) {
+        Ok(trainer) => {
+            Stage::Saved.enter();
+            follow(trainer, run, started, out)
+        }
+        Err(error) => {
+            // Before the folder is removed here: a signal does not remove what then has its name.
+            Stage::Nothing.enter();
+            Err(error)
+        }
+    }
+}
+
+/// Reads the texts into the folder of a new run, and writes its first checkpoint.
+fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<Trainer> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
     plan::announce(&trainer, &tokenizer);
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
-    Stage::Saved.enter();
-    follow(trainer, run, started, out)
+    Ok(trainer)
 }
 
 /// Creates the given folder, or the first `runs/TEXT-N` that does not exist yet.
@@ -109,6 +123,7 @@ fn create(root: Option<&Path>, text: Option<&Path>) -> Result<RunDir> {
 fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
     Stage::Saved.enter();
     let (trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
+    options::check_effect(given, &Table::try_from(trainer.options())?)?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names = given.keys().map(String::as_str);
     let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();

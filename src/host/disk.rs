@@ -39,8 +39,10 @@ fn gate(_: Change, _: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Resul
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let temporary = sibling(path);
     remove_file(&temporary)?;
-    let replaced = gate(Change::Write, &temporary, || write(&mut create_new(&temporary)?))
-        .and_then(|()| sync(&temporary))
+    let mut written = None;
+    let replaced = gate(Change::Write, &temporary, || write(written.insert(create_new(&temporary)?)))
+        // The same handle: some file systems report here alone what could not be written.
+        .and_then(|()| gate(Change::Sync, &temporary, || written.as_ref().map_or(Ok(()), File::sync_all)))
         .and_then(|()| gate(Change::Rename, path, || fs::rename(&temporary, path)))
         .and_then(|()| sync_folder(parent(path)));
     replaced.map_err(|error| {
@@ -150,10 +152,6 @@ pub(crate) fn sibling(path: &Path) -> PathBuf {
 
 fn create_new(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).open(path)
-}
-
-fn sync(path: &Path) -> io::Result<()> {
-    gate(Change::Sync, path, || File::options().write(true).open(path)?.sync_all())
 }
 
 /// Makes the names in a folder survive a power failure, on systems that can.

@@ -35,7 +35,7 @@ use crate::ops;
 ///     assert_eq!(logits.dims(), [1, 11]);
 /// }
 /// assert_eq!(decoder.remembered(), 2); // 4 and 5
-/// # Ok::<(), candle_core::Error>(())
+/// # Ok::<(), candle_attention::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Decoder<'a> {

@@ -129,5 +129,7 @@ pub(crate) fn write_tensors(
     header.resize(header.len().next_multiple_of(LENGTH as usize), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    tensors.values().try_for_each(|tensor| out.write_all(&View::data(&tensor)))
+    tensors.values().try_for_each(|tensor| out.write_all(&View::data(&tensor)))?;
+    // What drops a buffer loses its errors.
+    out.flush()
 }

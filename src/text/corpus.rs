@@ -23,7 +23,7 @@ pub struct Corpus {
     pub validation_bytes: usize,
     /// The id written after each document, if there are several.
     pub separator: Option<u32>,
-    /// SHA-256 of the ids and the position of the cut, in hexadecimal: equal corpora have equal fingerprints.
+    /// SHA-256 of the ids and of the other fields, in hexadecimal: equal corpora have equal fingerprints.
     pub fingerprint: String,
 }
 

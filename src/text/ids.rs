@@ -136,19 +136,6 @@ impl Ids {
         (0..len).step_by(BLOCK).map(move |start| self.read(start..len.min(start + BLOCK)))
     }
 
-    /// Whether `id` is one of them.
-    ///
-    /// # Errors
-    /// A file that can't be read.
-    pub fn contains(&self, id: u32) -> Result<bool> {
-        for block in self.blocks() {
-            if block?.contains(&id) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// All ids, read into memory.
     ///
     /// # Errors

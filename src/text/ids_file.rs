@@ -94,7 +94,7 @@ impl IdsWriter {
         self.flush()?;
         let Self { file, width, bytes, lens: [train, validation], hash, .. } = self;
         let second = HEADER_BYTES + train * width.bytes();
-        let fingerprint = fingerprint(hash, [train, validation]);
+        let fingerprint = fingerprint(hash, [train, validation, train_bytes, validation_bytes], separator);
         let mut corpus = Corpus {
             train: vec![].into(),
             validation: vec![].into(),
@@ -123,8 +123,9 @@ fn hash_ids(hash: &mut Sha256, ids: &[u32]) {
     hash.update(&bytes);
 }
 
-/// SHA-256, in hexadecimal, of all ids and then the number of training and of validation ids.
-fn fingerprint(mut hash: Sha256, lens: [usize; 2]) -> String {
+/// SHA-256, in hexadecimal, of all ids, the separator, and the numbers of ids and of bytes of both parts.
+fn fingerprint(mut hash: Sha256, lens: [usize; 4], separator: Option<u32>) -> String {
+    hash.update(format!("{separator:?}"));
     lens.into_iter().for_each(|len| hash.update((len as u64).to_le_bytes()));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -193,7 +194,9 @@ impl Corpus {
             done += block.len() as u64;
             progress(TextProgress { stage: Stage::Checking, done, total });
         }
-        match fingerprint(hash, lens) == self.fingerprint {
+        let [train, validation] = lens;
+        let lens = [train, validation, self.train_bytes, self.validation_bytes];
+        match fingerprint(hash, lens, self.separator) == self.fingerprint {
             true => Ok(self),
             false => Err(Error::corrupt(path, "the ids are not those that were written")),
         }

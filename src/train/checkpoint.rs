@@ -45,7 +45,8 @@ pub(super) fn steps(training: &Path) -> Result<Vec<u64>> {
     for entry in fs::read_dir(training).map_err(Error::io("read", training))? {
         let name = entry.map_err(Error::io("read", training))?.file_name().to_string_lossy().into_owned();
         let step = name.strip_prefix("step-").and_then(|name| name.strip_suffix(".safetensors"));
-        steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
+        let step = step.and_then(|step| step.parse().ok());
+        steps.extend(step.filter(|step| path(training, *step).ends_with(&name)));
     }
     steps.sort_unstable_by(|a, b| b.cmp(a));
     Ok(steps)

@@ -14,8 +14,10 @@ pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptio
     let sequences = options.batch.div_ceil(options.accumulate.max(1));
     let shards = options.shards.min(sequences);
     // Partial sums of the gradients' tree, the average of the weights, the weights before a step with statistics.
-    let more = [options.accumulate > 1, options.ema > 0.0, options.statistics_every > 0];
-    let copies = shards.saturating_add(4 + more.iter().filter(|one| **one).count());
+    let more = [options.ema > 0.0, options.statistics_every > 0];
+    let sums = shards.saturating_mul(options.accumulate).max(1).ilog2() as usize;
+    let sums = if options.accumulate > 1 { sums } else { 0 };
+    let copies = shards.saturating_add(4 + sums + more.iter().filter(|one| **one).count());
     let state = config.parameter_count().saturating_mul(copies);
     let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let positions = sequences.saturating_mul(config.context_len);

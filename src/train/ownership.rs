@@ -60,14 +60,16 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
     Err(Error::Locked(root.to_path_buf()))
 }
 
-/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else.
-pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) {
-    // Best effort: the error that led here is the one to report.
-    let _ = disk::remove_folder(&root.join("training"));
+/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else; says whether
+/// that is done.
+pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
+    // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
         let _ = disk::remove_file(&root.join(name));
     }
-    if is_root_new {
+    let is_removed = disk::remove_folder(&root.join("training")).is_ok();
+    if is_removed && is_root_new {
         let _ = disk::remove_empty_folder(root);
     }
+    is_removed
 }

@@ -5,15 +5,16 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::run_dir::{Latest, tensors};
+use super::run_dir::{CheckpointState, Latest, tensors};
 use super::trainer::audit_of;
 use super::{RunDir, Trainer, settings_file};
 use crate::host::{Error, Result, bail, listed};
 use crate::model::ModelConfig;
 use crate::text::{Corpus, TextProgress};
 
-/// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of [`CHANGE_THE_RESULT`](super::CHANGE_THE_RESULT)
-/// or [`KEEP_THE_RESULT`](super::KEEP_THE_RESULT). If no rate changes, the result is that of an uninterrupted run, to the last bit.
+/// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of
+/// [`CHANGE_THE_RESULT`](super::CHANGE_THE_RESULT) or [`KEEP_THE_RESULT`](super::KEEP_THE_RESULT). Without changes, the
+/// result is that of an uninterrupted run, to the last bit. If this fails, the run is as it was.
 ///
 /// Also gives the errors of newer checkpoints that are damaged: what was learned since is lost, and is learned again.
 ///
@@ -26,15 +27,17 @@ pub fn resume(
     device: &Device,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Trainer, RunDir, Vec<Error>)> {
-    let (mut run, Latest { state, mut tensors, damaged }) = RunDir::open_latest(root, device)?;
+    let Latest { state: CheckpointState { trainer: state, metrics_bytes, seconds }, mut tensors, damaged, lock } =
+        RunDir::latest(root, device)?;
     let (settings, options) = settings_file::read(&root.join("training"), changes)?;
     if options.steps < state.step {
         bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
     }
     let config = ModelConfig::open(root)?;
-    let corpus = Corpus::open(&run.ids_path(), progress)?;
+    let ids = root.join("training/ids.safetensors");
+    let corpus = Corpus::open(&ids, progress)?;
     if state.corpus != corpus.fingerprint {
-        return Err(Error::corrupt(&run.ids_path(), "they are not the ids that the run was trained on"));
+        return Err(Error::corrupt(&ids, "they are not the ids that the run was trained on"));
     }
     let weights = config.parameters().into_iter().filter_map(|(name, _)| {
         let tensor = tensors.get(&format!("weight.{name}"))?.clone();
@@ -47,7 +50,7 @@ pub fn resume(
     if trainer.state.audit.is_over() {
         trainer.state.audit = audit_of(&config);
     }
-    run.go_on(&mut trainer, &settings)?;
+    let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
     Ok((trainer, run, damaged))
 }
 

@@ -30,7 +30,7 @@ use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
 use super::{checkpoint, settings_file};
-use crate::host::{Error, Result, disk};
+use crate::host::{Error, Result, disk, input};
 use crate::model::{TensorFile, save_weights_with};
 use crate::text::Tokenizer;
 
@@ -50,9 +50,9 @@ pub(super) struct CheckpointState {
     #[serde(flatten)]
     pub(super) trainer: TrainState,
     /// The length of the metrics at this checkpoint.
-    metrics_bytes: u64,
+    pub(super) metrics_bytes: u64,
     /// Seconds of training so far.
-    seconds: f64,
+    pub(super) seconds: f64,
 }
 
 /// The folder of a run in training. While it is open, its lock is held.
@@ -87,7 +87,9 @@ impl RunDir {
         if entries.any(is_other) || !disk::create_folder(&root.join("training"))? {
             return Err(occupied(root));
         }
-        Self::created(root, is_root_new).inspect_err(|_| remove_created(root, is_root_new))
+        Self::created(root, is_root_new).inspect_err(|_| {
+            remove_created(root, is_root_new);
+        })
     }
 
     /// Starts a run whose folder `training` has just been created.
@@ -96,8 +98,8 @@ impl RunDir {
         Ok(Self { root: root.to_path_buf(), metrics, saved: None, creates: Some(is_root_new), _lock })
     }
 
-    /// Opens the folder of an earlier run at its latest checkpoint that verifies; also gives those newer ones that do not.
-    pub(super) fn open_latest(root: &Path, device: &Device) -> Result<(Self, Latest)> {
+    /// Locks the folder of an earlier run and reads its latest checkpoint that verifies. Nothing changes yet.
+    pub(super) fn latest(root: &Path, device: &Device) -> Result<Latest> {
         let training = root.join("training");
         if !is_of_a_run(&training) {
             return Err(Error::Input(format!("{} is not a run: it has no training/lock", root.display())));
@@ -111,18 +113,13 @@ impl RunDir {
                 error => error,
             });
         }
-        let _lock = lock(root, false)?;
+        let lock = lock(root, false)?;
         checkpoint::remove_unfinished(&training)?;
         let mut damaged = vec![];
         for step in checkpoint::steps(&training)? {
             let path = checkpoint::path(&training, step);
             match checkpoint::read(&path, device).and_then(|(state, tensors)| Ok((parse(&path, &state)?, tensors))) {
-                Ok((CheckpointState { trainer, metrics_bytes, seconds }, tensors)) => {
-                    let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
-                    let saved = Some((step, Instant::now()));
-                    let run = Self { root: root.to_path_buf(), metrics, saved, creates: None, _lock };
-                    return Ok((run, Latest { state: trainer, tensors, damaged }));
-                }
+                Ok((state, tensors)) => return Ok(Latest { state, tensors, damaged, lock }),
                 Err(error @ Error::Corrupt { .. }) => damaged.push(error),
                 Err(error) => return Err(error),
             }
@@ -169,26 +166,41 @@ impl RunDir {
         self.save(trainer)
     }
 
-    /// Goes on at the checkpoint that `trainer` has resumed: makes the weights at the root those of the best model. If they
-    /// are neither there nor in this checkpoint, they are lost: the current ones take their place, and the next validation
-    /// finds a new best.
-    pub(super) fn go_on(&mut self, trainer: &mut Trainer, settings: &toml::Table) -> Result<()> {
-        settings_file::write(&self.training(), settings, trainer.options())?;
-        let held = self.held_step();
+    /// Opens the run at the checkpoint that `trainer` has resumed: makes the weights at the root those of the best model. If
+    /// they are neither there nor in this checkpoint, they are lost: the current ones take their place, and the next
+    /// validation finds a new best.
+    pub(super) fn resumed(
+        root: &Path,
+        (lock, metrics_bytes, seconds): (File, u64, f64),
+        trainer: &mut Trainer,
+        settings: &toml::Table,
+    ) -> Result<Self> {
+        let (training, step) = (root.join("training"), trainer.steps_done());
+        settings_file::write(&training, settings, trainer.options())?;
+        let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
+        let saved = Some((step, Instant::now()));
+        let run = Self { root: root.to_path_buf(), metrics, saved, creates: None, _lock: lock };
         match trainer.state.best {
-            Some(best) if held == Some(best.step) => {}
-            Some(best) if best.step == trainer.steps_done() => self.publish(trainer)?,
+            Some(best) if run.held_step() == Some(best.step) => {}
+            Some(best) if best.step == step => run.publish(trainer)?,
             _ => {
                 trainer.state.best = None;
-                self.publish(trainer)?;
+                run.publish(trainer)?;
             }
         }
-        self.remove_old(trainer.steps_done(), trainer.options().keep)
+        run.remove_old(step, trainer.options().keep)?;
+        Ok(run)
+    }
+
+    /// Removes what is in the folder `root` of a run that has no checkpoint yet, and `root` itself if it was new; says
+    /// whether that is done. It is what dropping it does, for a process that ends without.
+    pub fn remove_unfinished(root: &Path, is_root_new: bool) -> bool {
+        remove_created(root, is_root_new)
     }
 
     /// The step of the weights at the root, if they are those of a validated model.
     fn held_step(&self) -> Option<u64> {
-        let file = TensorFile::open(&self.root.join("model.safetensors")).ok()?;
+        let file = TensorFile::open(&input::inside(&self.root, "model.safetensors").ok()?).ok()?;
         file.metadata("loss").and(file.metadata("step"))?.parse().ok()
     }
 
@@ -262,12 +274,14 @@ impl Drop for RunDir {
     }
 }
 
-/// What [`RunDir::open_latest`] has read.
+/// What [`RunDir::latest`] has read.
 pub(super) struct Latest {
-    pub(super) state: TrainState,
+    pub(super) state: CheckpointState,
     pub(super) tensors: BTreeMap<String, Tensor>,
     /// Newer checkpoints that are not what was written.
     pub(super) damaged: Vec<Error>,
+    /// The lock, which is held.
+    pub(super) lock: File,
 }
 
 /// The tensors of a checkpoint, by name.

@@ -33,6 +33,10 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
     let text = input::read_text(&input::inside(training, "settings.toml")?, input::MAX_CONFIG_BYTES)?;
     let damaged = |error: toml::de::Error| Error::corrupt(&path, error.message());
     let mut table: toml::Table = toml::from_str(&text).map_err(damaged)?;
+    let all = toml::Table::try_from(TrainOptions::default()).map_err(|error| Error::Input(error.to_string()))?;
+    if let Some(missing) = all.keys().find(|name| !table.contains_key(*name)) {
+        return Err(Error::corrupt(&path, format!("it does not say {missing}")));
+    }
     let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
     for (name, value) in changes {
         if !CHANGE_THE_RESULT.contains(&&**name) && !KEEP_THE_RESULT.contains(&&**name) {

@@ -248,8 +248,9 @@ impl Trainer {
     /// Refuses weights that are not finite: nothing could be learned from them.
     pub(super) fn check_weights(&self) -> Result<()> {
         let averaged = self.average.iter().flat_map(|average| &average.vars);
-        for (name, var) in self.vars.iter().chain(averaged) {
-            let norm = euclidean_norm(var)?;
+        let weights = self.vars.iter().chain(averaged).map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+        for (name, tensor) in weights.chain(self.optimizer.state()) {
+            let norm = euclidean_norm(&tensor)?;
             if !norm.is_finite() {
                 return Err(Error::Diverged { step: self.state.step, what: format!("the weight {name}"), value: norm });
             }

@@ -95,6 +95,7 @@ fn default_eps() -> f64 {
 
 impl From<&ModelConfig> for LlamaJson {
     fn from(config: &ModelConfig) -> Self {
+        let is_llama = config.architecture == Architecture::Llama;
         Self {
             model_type: config.architecture.model_type().into(),
             architectures: vec![config.architecture.class_name().into()],

@@ -113,7 +113,7 @@ fn options_out_of_their_range_are_refused() {
         (with(|options| options.top_p = Some(0.0)), "expected top-p above 0 and up to 1, got 0"),
         (with(|options| options.min_p = Some(1.5)), "expected min-p above 0 and up to 1, got 1.5"),
         (with(|options| options.repetition_penalty = 0.0), "expected repetition-penalty above 0, got 0"),
-        (with(|options| options.repetition_penalty = f64::NAN), "repetition penalty"),
+        (with(|options| options.repetition_penalty = f64::NAN), "repetition-penalty"),
     ] {
         assert!(error.contains(expected), "{error}");
     }

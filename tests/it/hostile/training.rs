@@ -166,7 +166,9 @@ fn stamped(
     let ids = || train.iter().chain(validation);
     let mut hash = Sha256::new();
     ids().for_each(|id| hash.update(id.to_le_bytes()));
-    [train, validation].into_iter().for_each(|ids| hash.update((ids.len() as u64).to_le_bytes()));
+    hash.update(format!("{end:?}"));
+    let lens = [train.len(), validation.len(), train_bytes, validation_bytes];
+    lens.into_iter().for_each(|len| hash.update((len as u64).to_le_bytes()));
     let mut metadata = json!({
         "fingerprint": hexadecimal(hash), "train_bytes": train_bytes.to_string(),
         "validation_bytes": validation_bytes.to_string()

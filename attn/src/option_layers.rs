@@ -99,7 +99,7 @@ impl OptionLayers {
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
             config.dropout = settings.dropout().unwrap_or(config.dropout);
-            let weights = load_weights(&init.join("model.safetensors"), &config, device)?;
+            let weights = load_weights(&init, &config, device)?;
             let corpus = encode(&tokenizer, &documents, &validation, store, progress)?;
             note_missing_separator(&documents, &corpus);
             let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;

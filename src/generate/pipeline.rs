@@ -25,9 +25,9 @@ impl Pipeline {
     /// # Errors
     /// If the folder or a file is missing or malformed, links out of the folder or needs more memory than there is, or
     /// the files do not fit together.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let (config, tokenizer) = Self::open_config(folder)?;
-        let weights = load_weights(&folder.join("model.safetensors"), &config, device)?;
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let (config, tokenizer) = Self::open_config(path)?;
+        let weights = load_weights(path, &config, device)?;
         let model = CausalLm::new(&config, Parameters::restored(weights)?.frozen(DType::F32, device))?;
         Ok(Self { model, tokenizer })
     }
@@ -37,15 +37,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tokenizer has more tokens than the model.
-    pub fn open_config(folder: &Path) -> Result<(ModelConfig, Tokenizer)> {
-        if !folder.is_dir() {
-            bail!("{} is not a folder", folder.display());
-        }
-        let mut config = ModelConfig::open(folder)?;
-        let tokenizer = Tokenizer::open(folder)?;
+    pub fn open_config(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
+        let mut config = ModelConfig::open(path)?;
+        let tokenizer = Tokenizer::open(path)?;
         let (got, max) = (tokenizer.vocab_size(), config.vocab_size);
         if got > max {
-            bail!("{}: expected a tokenizer of at most {max} tokens, as config.json has, got {got}", folder.display());
+            bail!("{}: expected a tokenizer of at most {max} tokens, as config.json has, got {got}", path.display());
         }
         config.end_of_text_id = config.end_of_text_id.or(tokenizer.end_of_text_id());
         let tokenizer = tokenizer.with_end_of_text(config.end_of_text_id);

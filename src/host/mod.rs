@@ -7,7 +7,9 @@ mod error;
 pub(crate) mod faults;
 pub(crate) mod input;
 pub(crate) mod memory;
+mod model_path;
 
 pub use error::{Error, Result};
 pub(crate) use error::{bail, listed};
 pub use memory::Memory;
+pub(crate) use model_path::ModelPath;

@@ -9,7 +9,7 @@ use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, json};
-use crate::host::{Result, input};
+use crate::host::{ModelPath, Result, bail, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::ops::Mask;
 
@@ -246,7 +246,15 @@ impl ModelConfig {
     ///
     /// # Errors
     /// If there is no `config.json`, `generation_config.json` is malformed, and those of [`ModelConfig::from_json`].
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
+        match ModelPath::of(path)? {
+            ModelPath::Folder(folder) => Self::open_folder(&folder),
+            ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+            ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+        }
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
         let path = input::inside(folder, "config.json")?;
         let config = in_file(&path, Self::from_json(&input::read(&path, input::MAX_CONFIG_BYTES)?))?;
         if fs::symlink_metadata(folder.join(GENERATION)).is_err_and(|error| error.kind() == ErrorKind::NotFound) {

@@ -11,7 +11,7 @@ use safetensors::tensor::TensorInfo;
 use super::config::ModelConfig;
 use super::tensor_file::{TensorFile, write_tensors};
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::host::{Error, Result, bail, disk, input, listed, memory};
+use crate::host::{Error, ModelPath, Result, bail, disk, input, listed, memory};
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -61,7 +61,8 @@ fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<B
     Ok(on_disk)
 }
 
-/// Reads a `model.safetensors` in Hugging Face's layout: the tensors by their names in the model, as `f32`.
+/// Reads the weights of a model: of a folder in Hugging Face's layout or a single `.safetensors` file of it. The tensors
+/// have their names in the model and are `f32`.
 ///
 /// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes
 /// and dtypes are compared with `config` before any tensor is read.
@@ -71,8 +72,15 @@ fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<B
 /// missing, left over or misshapen, biases are not zero though `config` has none, or the head differs from the token
 /// embedding though `config` ties them. All of these are listed, the first twelve by name.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-    read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device)
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        return read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device);
+    }
+    match ModelPath::of(path)? {
+        ModelPath::Folder(folder) => load_weights(&folder.join("model.safetensors"), config, device),
+        ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+        ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+    }
 }
 
 /// The token embedding's name in the model.

@@ -1,21 +1,17 @@
-//! GGUF, the file format of llama.cpp: a model's configuration, tokenizer and weights in one file. The work on the file is
-//! candle's.
+//! Reading GGUF, the file format of llama.cpp: a model's configuration, tokenizer and weights in one file. The work on the
+//! file is candle's.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::QTensor;
-use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 
-use super::{Error, Result, bail, caught, disk, input, memory};
+use super::{Error, Result, bail, caught, input, memory};
 
 /// The longest description of metadata and tensors that is read: several times what any vocabulary needs.
 const MAX_HEAD: u64 = 32 << 20;
-
-/// Metadata by key, in the order in which it is written.
-pub(crate) type Metadata = Vec<(String, Value)>;
 
 /// A GGUF file whose description of metadata and tensors has been read.
 pub(crate) struct GgufFile {
@@ -106,6 +102,11 @@ impl GgufFile {
         })
     }
 
+    /// An element of a list, if there is one.
+    fn element(&self, key: &str, index: usize) -> Option<&Value> {
+        self.content.metadata.get(key)?.to_vec().ok()?.get(index)
+    }
+
     /// What the file cannot do without.
     ///
     /// # Errors
@@ -149,16 +150,24 @@ impl GgufFile {
 }
 
 /// The id of a special token such as `bos`; for SentencePiece's vocabularies with the default of llama.cpp.
+///
+/// llama.cpp has such an id for every vocabulary. Where there is no such token, it is that of an ordinary one.
 pub(crate) fn special_id(file: &GgufFile, name: &str) -> Result<Option<u32>> {
-    let id = file.whole(&format!("tokenizer.ggml.{name}_token_id"))?;
-    let is_sentence_piece = file.text("tokenizer.ggml.model")? == Some("llama");
+    const NORMAL: i128 = 1;
+    let given = file.whole(&format!("tokenizer.ggml.{name}_token_id"))?;
     let default = match name {
         "unknown" => Some(0),
         "bos" => Some(1),
         "eos" => Some(2),
         _ => None,
     };
-    Ok(id.or(default.filter(|_| is_sentence_piece)).and_then(|id| u32::try_from(id).ok()))
+    let is_sentence_piece = file.text("tokenizer.ggml.model")? == Some("llama");
+    let Some(id) = given.or(default.filter(|_| is_sentence_piece)) else { return Ok(None) };
+    let is_normal = file.element("tokenizer.ggml.token_type", id).and_then(integer) == Some(NORMAL);
+    let token = file.element("tokenizer.ggml.tokens", id).and_then(|token| token.to_string().ok());
+    let is_character = token.is_some_and(|token| token.chars().count() == 1);
+    let is_ordinary = is_normal && (given.is_none() || is_character);
+    Ok(u32::try_from(id).ok().filter(|_| !is_ordinary))
 }
 
 fn integer(value: &Value) -> Option<i128> {
@@ -204,21 +213,4 @@ impl Seek for Head {
     fn stream_position(&mut self) -> io::Result<u64> {
         self.file.stream_position()
     }
-}
-
-/// Writes a GGUF file. It is replaced atomically.
-///
-/// # Errors
-/// If it cannot be written.
-pub(crate) fn write(path: &Path, metadata: &Metadata, tensors: &[(String, QTensor)]) -> Result<()> {
-    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    disk::replace(path, |file| {
-        let mut out = BufWriter::new(file);
-        gguf_file::write(&mut out, &metadata, &tensors).map_err(|error| match error {
-            candle_core::Error::Io(error) => error,
-            error => io::Error::other(Error::from(error).to_string()),
-        })?;
-        out.flush()
-    })
 }

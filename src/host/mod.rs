@@ -6,6 +6,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod faults;
 pub(crate) mod gguf;
+pub(crate) mod gguf_writer;
 mod guard;
 pub(crate) mod input;
 pub(crate) mod memory;

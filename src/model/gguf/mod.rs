@@ -20,7 +20,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::tensors::{self, Bias, Entry};
+use super::tensors::{self, Entry};
 use super::{Architecture, ModelConfig};
 use crate::host::gguf::GgufFile;
 use crate::host::{Error, Result, listed, memory};
@@ -122,15 +122,10 @@ fn assigned(file: &GgufFile, config: &ModelConfig) -> (Vec<(String, Entry, &'sta
         }
     }
     problems.extend(left.into_iter().map(|name| match name {
-        "rope_freqs.weight" => format!("{name}: frequencies of rotary positions that are scaled this way are not computed"),
+        "rope_freqs.weight" => {
+            format!("{name}: frequencies of rotary positions that are scaled this way are not computed")
+        }
         name => format!("{name} has no place in the model"),
     }));
     (found, problems)
-}
-
-impl Entry {
-    /// Whether the file has a bias that the model lacks.
-    fn has_zero_bias(&self) -> bool {
-        self.bias == Bias::Zero
-    }
 }

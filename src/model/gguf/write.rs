@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
-use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
 use super::{name, paired_heads, reordered};
-use crate::host::gguf::{self, Metadata};
+use crate::host::gguf_writer::{self, Metadata};
 use crate::host::{Result, bail};
-use crate::model::tensors::{self, Entry};
+use crate::model::tensors::{self, Bias, Entry};
 use crate::model::{Activation, Architecture, ModelConfig};
 
 /// How matrices are stored in a GGUF file. Norms, biases and learned positions are always `f32`, as llama.cpp's own
@@ -80,13 +80,13 @@ pub fn save_gguf(
             if stored == GgmlDType::F16 && tensor.abs()?.max_all()?.to_scalar::<f32>()? > half_max() {
                 bail!("{name}: expected weights that 16 bits can hold, got larger ones; take f32");
             }
-            tensors.push((name, QTensor::quantize(&tensor, stored)?));
+            tensors.push((name, tensor, stored));
         }
     }
     if halves > 0 {
         notes.push(format!("{halves} matrices are stored as f16: q8_0 needs rows of a multiple of 32 numbers"));
     }
-    gguf::write(path, &metadata, &tensors)?;
+    gguf_writer::write(path, &metadata, &tensors)?;
     Ok(notes)
 }
 
@@ -96,14 +96,10 @@ fn half_max() -> f32 {
 }
 
 /// A layer's tensors in the file's layout, by their names there.
-fn packed(
-    entry: &Entry,
-    config: &ModelConfig,
-    weights: &BTreeMap<String, Tensor>,
-) -> Result<Vec<(String, Tensor)>> {
+fn packed(entry: &Entry, config: &ModelConfig, weights: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>> {
     let mut all = Vec::new();
     for &suffix in entry.suffixes() {
-        let tensor = if suffix == "bias" && entry.has_zero_bias() {
+        let tensor = if suffix == "bias" && entry.bias == Bias::Zero {
             Tensor::zeros(entry.shape[0], DType::F32, &Device::Cpu)?
         } else {
             stacked(entry, suffix, weights)?
@@ -178,7 +174,11 @@ fn describe(config: &ModelConfig) -> Result<(Metadata, Vec<String>)> {
     ];
     let mut numbers = vec![];
     if architecture.is_rotary() {
-        sizes.extend([("attention.key_length", width), ("attention.value_length", width), ("rope.dimension_count", width)]);
+        sizes.extend([
+            ("attention.key_length", width),
+            ("attention.value_length", width),
+            ("rope.dimension_count", width),
+        ]);
         numbers.extend([("attention.layer_norm_rms_epsilon", norm_eps), ("rope.freq_base", rope_theta)]);
     } else {
         numbers.push(("attention.layer_norm_epsilon", norm_eps));

@@ -8,7 +8,5 @@ use crate::host::{Result, caught};
 /// lengths of pieces), on opening it or later with some text. Nothing is reused after a panic: if opening fails there is
 /// no tokenizer, and calls on an open one change nothing but caches of results.
 pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    caught(work).map_err(|message| {
-        format!("expected a tokenizer that the library can use, but it fails: {message}")
-    })
+    caught(work).map_err(|message| format!("expected a tokenizer that the library can use, but it fails: {message}"))
 }

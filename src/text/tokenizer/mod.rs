@@ -48,6 +48,7 @@ use crate::host::{Error, Result};
 use kind::Kind;
 
 pub use crate::host::hide_caught_panics;
+pub use gguf::GgufTokens;
 pub use stream::TextStream;
 
 pub(super) use build::CharacterSet;

@@ -12,6 +12,7 @@ mod scores;
 mod write;
 
 pub(super) use read::open;
+pub use write::GgufTokens;
 
 /// What stands for a space in SentencePiece's tokens.
 const SPACE: &str = "\u{2581}";

@@ -30,7 +30,8 @@ pub(in crate::text::tokenizer) fn open(path: &Path) -> Result<Tokenizer> {
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     config.insert("clean_up_tokenization_spaces".into(), false.into());
     config.insert("model_input_names".into(), vec!["input_ids", "attention_mask"].into());
-    for (key, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+    for (key, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    {
         if let Some(id) = known(name)?.filter(|&id| tokenizer.has_token(id)) {
             config.insert(key.into(), vocabulary.tokens[id as usize].into());
         }
@@ -58,7 +59,12 @@ impl<'a> Vocabulary<'a> {
             None => vec![kind::NORMAL; tokens.len()],
         };
         if types.len() != tokens.len() {
-            bail!("{}: expected as many {TYPES} as {TOKENS}, got {} and {}", file.path().display(), types.len(), tokens.len());
+            bail!(
+                "{}: expected as many {TYPES} as {TOKENS}, got {} and {}",
+                file.path().display(),
+                types.len(),
+                tokens.len()
+            );
         }
         Ok(Self { tokens, types })
     }
@@ -116,7 +122,8 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
 fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
     let adds_space = file.switch("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let post_processor = template(file, vocabulary, true)?;
-    if !adds_space && post_processor.is_null()
+    if !adds_space
+        && post_processor.is_null()
         && let Some(characters) = characters(vocabulary)
     {
         return characters;

@@ -31,6 +31,8 @@ mod end_of_text;
 #[cfg(feature = "lm")]
 mod exact_resume;
 #[cfg(feature = "lm")]
+mod gguf;
+#[cfg(feature = "lm")]
 mod hostile;
 #[cfg(feature = "lm")]
 mod llama_and_qwen3;

@@ -160,7 +160,7 @@ fn describe(config: &ModelConfig) -> Result<(Metadata, Vec<String>)> {
         (_, other) => bail!("GGUF has no way to say that a {} computes {other:?}", architecture.model_type()),
     }
     if architecture == Architecture::Qwen3 && bias {
-        notes.push("llama.cpp reads no attention biases in a qwen3; this file has them".into());
+        notes.push("llama.cpp refuses a qwen3 with attention biases, which this one has; other readers take it".into());
     }
     let (name, heads, width) = (architecture.model_type(), config.kv_heads(), config.head_channels());
     let mut sizes = vec![

@@ -1,7 +1,10 @@
 //! From a tokenizer to the metadata of a GGUF file.
 
+use ahash::AHashMap;
+
 use candle_core::quantized::gguf_file::Value as Gguf;
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 use super::pre::Pre;
 use super::{SPACE, kind, scores};
@@ -29,7 +32,7 @@ impl Tokenizer {
     pub fn to_gguf(&self, tokens: &GgufTokens) -> Result<(Vec<(String, Gguf)>, Vec<String>)> {
         let refused = |error: serde_json::Error| Error::Input(error.to_string());
         let json: Value = serde_json::from_str(&self.json).map_err(refused)?;
-        let vocabulary = Vocabulary::of(&json, tokens.vocab_size)?;
+        let vocabulary = Vocabulary::of(&json, &self.inner.get_added_tokens_decoder(), tokens.vocab_size)?;
         let (begin, end) = frame(&json["post_processor"])?;
         let mut all = match &self.kind {
             Kind::Characters { .. } => characters(&vocabulary)?,
@@ -93,7 +96,7 @@ struct Vocabulary {
 }
 
 impl Vocabulary {
-    fn of(json: &Value, vocab_size: usize) -> Result<Self> {
+    fn of(json: &Value, added: &AHashMap<u32, AddedToken>, vocab_size: usize) -> Result<Self> {
         let mut all = Self {
             tokens: (0..vocab_size).map(|id| format!("[PAD{id}]")).collect(),
             types: vec![kind::UNUSED; vocab_size],
@@ -102,13 +105,12 @@ impl Vocabulary {
         for (token, id) in vocab {
             all.put(id, token, kind::NORMAL)?;
         }
-        for added in json["added_tokens"].as_array().into_iter().flatten() {
-            let content = added["content"].as_str().unwrap_or_default();
-            if let Some(flag) = ["single_word", "lstrip", "rstrip"].iter().find(|flag| added[**flag] == true) {
-                bail!("GGUF has no way to say {flag} of a token, which the tokenizer does of {content}");
+        for (&id, added) in added {
+            let flags = [("single_word", added.single_word), ("lstrip", added.lstrip), ("rstrip", added.rstrip)];
+            if let Some((flag, _)) = flags.into_iter().find(|(_, is_set)| *is_set) {
+                bail!("GGUF has no way to say {flag} of a token, which the tokenizer does of {}", added.content);
             }
-            let one = if added["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
-            all.put(&added["id"], content, one)?;
+            all.put(&id.into(), &added.content, if added.special { kind::CONTROL } else { kind::USER_DEFINED })?;
         }
         Ok(all)
     }

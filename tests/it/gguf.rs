@@ -266,14 +266,14 @@ fn a_damaged_file_is_an_error_or_opens() {
     };
     let good = std::fs::read(fixture("llama_bpe_q4_0")).unwrap();
     assert!(open(&good));
-    for at in (0..600).chain((600..good.len()).step_by(97)) {
-        for value in [0, 1, 0x7f, 0xff] {
+    for at in (0..400).chain((400..good.len()).step_by(151)) {
+        for value in [0, 0xff] {
             let mut bytes = good.clone();
             bytes[at] = value;
             open(&bytes);
         }
     }
-    for len in (0..good.len()).step_by(211) {
+    for len in (0..good.len()).step_by(499) {
         assert!(!open(&good[..len]), "of {} bytes, {len} were enough", good.len());
     }
     // A list whose length nothing in the file stands for.

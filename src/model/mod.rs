@@ -9,13 +9,14 @@ mod decoder;
 mod gguf;
 mod json;
 mod tensor_file;
+mod tensor_files;
 mod tensors;
 mod validate;
 mod weights;
 
 pub use architecture::Architecture;
 pub use causal_lm::CausalLm;
-pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit};
+pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit, SlidingWindow};
 pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;
 pub use gguf::{GgufType, save_gguf};

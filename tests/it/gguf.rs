@@ -214,7 +214,8 @@ fn what_is_not_computed_or_not_understood_is_refused_by_its_name() {
         ("general.alignment", Value::U32(0), "as GGUF: attempt to divide by zero"),
         ("split.count", Value::U16(3), "got one of 3 parts (split.count)"),
         ("llama.expert_count", Value::U32(8), "llama.expert_count is not supported"),
-        ("llama.rope.scaling.type", text("yarn"), "llama.rope.scaling.type is not supported"),
+        ("llama.rope.scaling.type", text("longrope"), "llama.rope.scaling.type longrope is not supported"),
+        ("llama.rope.scaling.attn_factor", Value::F32(2.0), "llama.rope.scaling.attn_factor is not supported"),
         ("llama.attention.sliding_window", Value::U32(8), "llama.attention.sliding_window is not supported"),
         (
             "llama.rope.dimension_count",

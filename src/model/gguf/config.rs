@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::rope;
 use crate::host::gguf::{GgufFile, special_id};
 use crate::host::{Result, bail};
 use crate::model::config::ROPE_THETA;
@@ -26,13 +27,16 @@ const KNOWN: [&str; 13] = [
 
 /// The configuration in a GGUF file.
 pub(in crate::model) fn open_config(path: &Path) -> Result<ModelConfig> {
-    let file = GgufFile::open(path)?;
+    let mut file = GgufFile::open(path)?;
     let name = file.required("general.architecture", file.text("general.architecture")?)?;
     let Some(architecture) = Architecture::ALL.into_iter().find(|one| one.model_type() == name) else {
         bail!("{}: expected general.architecture gpt2, llama or qwen3, got {name}", path.display());
     };
     refuse_other_arithmetic(&file, name)?;
-    let config = read(&file, architecture)?;
+    let mut config = read(&file, architecture)?;
+    if architecture.is_rotary() {
+        config.rope_scaling = rope::read(&mut file, &config)?;
+    }
     config.validate().map_err(|error| crate::host::Error::from(error).at(path.display()))?;
     Ok(config)
 }
@@ -46,8 +50,7 @@ fn refuse_other_arithmetic(file: &GgufFile, architecture: &str) -> Result<()> {
         let is_neutral = match name {
             "expert_count" | "expert_used_count" => file.whole(key)? == Some(0),
             "attention.causal" => file.switch(key)? == Some(true),
-            "rope.scaling.type" => file.text(key)? == Some("none"),
-            name => KNOWN.contains(&name),
+            name => KNOWN.contains(&name) || rope::KEYS.contains(&name),
         };
         if !is_neutral {
             bail!("{}: {key} is not supported: it would change what the model computes", file.path().display());

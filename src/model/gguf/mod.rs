@@ -9,10 +9,13 @@
 //! | `blocks.N.attention.{o_proj, q_norm, k_norm}` | `blk.N.attn_output`, `attn_q_norm`, `attn_k_norm` | the same |
 //! | `blocks.N.mlp.{gate_proj, up_proj, down_proj}` | `blk.N.ffn_gate`, `ffn_up`, `ffn_down` | the same |
 //!
+//! `rope_freqs` has the numbers that the frequencies of rotary positions are divided by, as Llama 3 does.
+//!
 //! Rotary positions turn pairs of channels. In llama.cpp's `llama` the two are neighbours; in its `qwen3`, and here, they are
 //! half a head apart.
 
 mod config;
+mod rope;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,11 +124,8 @@ fn assigned(file: &GgufFile, config: &ModelConfig) -> (Vec<(String, Entry, &'sta
             left.remove(name.as_str());
         }
     }
-    problems.extend(left.into_iter().map(|name| match name {
-        "rope_freqs.weight" => {
-            format!("{name}: frequencies of rotary positions that are scaled this way are not computed")
-        }
-        name => format!("{name} has no place in the model"),
-    }));
+    // Part of the configuration.
+    left.remove(rope::DIVISORS);
+    problems.extend(left.into_iter().map(|name| format!("{name} has no place in the model")));
     (found, problems)
 }

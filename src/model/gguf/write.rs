@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::{DType, Device, Tensor};
 
-use super::{name, paired_heads, reordered};
+use super::{name, paired_heads, reordered, rope};
 use crate::host::gguf_writer::{self, Metadata};
 use crate::host::{Result, bail};
 use crate::model::tensors::{self, Bias, Entry};
@@ -72,7 +72,11 @@ pub fn save_gguf(
         metadata.push(("general.quantization_version".into(), Value::U32(2)));
     }
     metadata.extend(tokenizer);
+    let (scaling, divisors) = rope::describe(config)?;
+    let name_of = |key: &str| format!("{}.{key}", config.architecture.model_type());
+    metadata.extend(scaling.into_iter().map(|(key, value)| (name_of(key), value)));
     let (mut tensors, mut halves) = (Vec::new(), 0);
+    tensors.extend(divisors.map(|divisors| (rope::DIVISORS.to_string(), divisors, GgmlDType::F32)));
     for entry in tensors::entries(config) {
         for (name, tensor) in packed(&entry, config, weights)? {
             let stored = kind.of(&entry.parts[0], tensor.dims());
@@ -139,6 +143,10 @@ fn describe(config: &ModelConfig) -> Result<(Metadata, Vec<String>)> {
         activation,
         norm_eps,
         rope_theta,
+        rope_scaling: _,
+        ref sliding_window,
+        scale_attn_weights,
+        scale_attn_by_inverse_layer_idx,
         bias,
         mlp_bias: _,
         tie_embeddings: _,
@@ -158,6 +166,12 @@ fn describe(config: &ModelConfig) -> Result<(Metadata, Vec<String>)> {
                 .into(),
         ),
         (_, other) => bail!("GGUF has no way to say that a {} computes {other:?}", architecture.model_type()),
+    }
+    if sliding_window.is_some() || !scale_attn_weights || scale_attn_by_inverse_layer_idx {
+        bail!(
+            "GGUF has no way to say sliding_window, scale_attn_weights or scale_attn_by_inverse_layer_idx of a {}",
+            architecture.model_type()
+        );
     }
     if architecture == Architecture::Qwen3 && bias {
         notes.push("llama.cpp refuses a qwen3 with attention biases, which this one has; other readers take it".into());

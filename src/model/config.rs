@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, json};
+use super::{Architecture, gguf, json};
 use crate::host::{ModelPath, Result, bail, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig, RotaryScaling};
 use crate::ops::{Mask, Scale};
@@ -293,7 +293,7 @@ impl ModelConfig {
     pub fn open(path: &Path) -> Result<Self> {
         match ModelPath::of(path)? {
             ModelPath::Folder(folder) => Self::open_folder(&folder),
-            ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+            ModelPath::Gguf(file) => gguf::open_config(&file),
             ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
         }
     }

@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::config::ModelConfig;
+use super::gguf;
 use super::tensor_file::write_tensors;
 use super::tensor_files::TensorFiles;
 use super::tensors::{self, Bias, Entry, HEAD};
@@ -79,7 +80,7 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     }
     match ModelPath::of(path)? {
         ModelPath::Folder(folder) => read_weights(TensorFiles::of(&folder)?, config, device),
-        ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+        ModelPath::Gguf(file) => gguf::load_weights(&file, config, device),
         ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
     }
 }
@@ -190,7 +191,7 @@ impl Entry {
     }
 
     /// Splits a tensor on disk that fits into the model's tensors; `suffix` is `weight` or `bias`.
-    fn unpack(&self, suffix: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    pub(super) fn unpack(&self, suffix: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let tensor = tensor.to_dtype(DType::F32)?;
         if suffix == "bias" && self.bias == Bias::Zero {
             if tensor.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {

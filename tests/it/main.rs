@@ -35,6 +35,8 @@ mod exact_resume;
 #[cfg(feature = "lm")]
 mod foreign_folders;
 #[cfg(feature = "lm")]
+mod gguf;
+#[cfg(feature = "lm")]
 mod hostile;
 #[cfg(feature = "lm")]
 mod llama_and_qwen3;

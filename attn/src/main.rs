@@ -14,6 +14,7 @@ mod options;
 mod overfit;
 mod plan;
 mod progress;
+mod remarks;
 mod sample;
 mod settings;
 mod signals;

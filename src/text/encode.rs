@@ -7,83 +7,262 @@ use super::encode_error::EncodeError;
 use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
 use super::split::{Section, split};
-use super::{Corpus, Document, IdsStore, Tokenizer, Validation};
+use super::tokenizer::{END_OF_TEXT, Markers};
+use super::{Corpus, Document, IdsStore, Remarks, Tokenizer, Validation};
 use crate::host::{Memory, Result, bail};
+
+/// How texts are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextOptions {
+    /// `<|endoftext|>` in a text ends a document and begins another. Otherwise it is read as any other token of that name,
+    /// or as ordinary text by a tokenizer that has none.
+    pub split_at_end_of_text: bool,
+    /// What the tokenizer has no token for is counted, and becomes its unknown token or nothing. Otherwise it is an error.
+    pub accept_unknown: bool,
+}
 
 /// The corpus of documents encoded with an existing tokenizer. The tokenizers of this crate, and GPT-2's, read them
 /// chunk by chunk; any other `tokenizer.json` takes each document whole, which needs some fifty times its size in
 /// memory.
 ///
 /// # Errors
-/// Text the tokenizer can't encode, with the document and the place; a document too large for memory; and a file that
-/// can't be read or written.
+/// Text the tokenizer can't encode, with the document and the place; a document too large for memory; a file that can't be
+/// read or written; and documents to split where the tokenizer has nothing to put between them.
 pub fn encode(
     tokenizer: &Tokenizer,
     documents: &[Document],
     validation: &Validation,
+    options: TextOptions,
     store: IdsStore,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Corpus> {
-    let parts = split(documents, validation)?;
-    let separator = tokenizer.end_of_text_id().filter(|_| parts.iter().any(|part| part.len() > 1));
+    let reader = Reader::new(tokenizer, options)?;
+    let parts = split(documents, validation, &reader.whole)?;
+    let has_several = options.split_at_end_of_text || parts.iter().any(|part| part.len() > 1);
+    let separator = tokenizer.end_of_text_id().filter(|_| has_several);
     let bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
     let (mut done, total) = (0, bytes.iter().sum());
-    let mut writer = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let mut ids = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let mut remarks = Remarks::default();
     for (number, part) in parts.iter().enumerate() {
-        encode_sections(tokenizer, part, separator, &mut |ids, bytes| {
-            done += bytes;
-            progress(TextProgress { stage: Stage::Encoding, done, total });
-            writer.extend(number, ids)
+        let mut writer = DocumentWriter { template: tokenizer.template(), separator, is_open: false, last: None };
+        let mut extend = |new: &[u32]| ids.extend(number, new);
+        reader.read(part, &mut |event| match event {
+            Event::Section(section) => {
+                writer.is_open = !section.starts();
+                Ok(())
+            }
+            Event::Read(read, bytes) => {
+                done += bytes;
+                progress(TextProgress { stage: Stage::Encoding, done, total });
+                remarks.add(&read.remarks);
+                writer.write(&read.documents, &mut extend)
+            }
+            Event::End => writer.end(&mut extend),
         })?;
     }
-    writer.finish(bytes.map(|bytes| bytes as usize), separator)
+    let corpus = ids.finish(bytes.map(|bytes| bytes as usize), separator)?;
+    Ok(Corpus { remarks, ..corpus })
 }
 
-/// Takes ids in order, with the number of bytes that they encode.
-type Take<'a> = &'a mut dyn FnMut(&[u32], u64) -> Result<()>;
-
-/// Encodes sections, with the separator after each that ends its document.
-fn encode_sections(tokenizer: &Tokenizer, sections: &[Section], separator: Option<u32>, take: Take) -> Result<()> {
-    let end = |section: &Section, take: Take| take(separator.filter(|_| section.ends()).as_slice(), 0);
-    if tokenizer.reads_chunks() {
-        for section in sections {
-            encode_chunks(tokenizer, section, take)?;
-            end(section, take)?;
-        }
-        return Ok(());
-    }
-    for group in groups(sections, Memory::now().available as u64)? {
-        for (section, ids) in group.iter().zip(in_parallel(group, |section| encode_whole(tokenizer, section))?) {
-            take(&ids, section.len())?;
-            end(section, take)?;
-        }
-    }
-    Ok(())
+/// Writes the ids of documents, with what comes in front of each, behind it and between two.
+struct DocumentWriter<'a> {
+    template: (&'a [u32], &'a [u32]),
+    separator: Option<u32>,
+    /// Whether the current document has begun.
+    is_open: bool,
+    /// The last id that was written.
+    last: Option<u32>,
 }
 
-/// Encodes a section in chunks, several at once on all threads.
-fn encode_chunks(tokenizer: &Tokenizer, Section { document, range }: &Section, take: Take) -> Result<()> {
-    let chunks = if tokenizer.takes_any_bytes() { Chunks::bytes } else { Chunks::text };
-    let mut chunks = chunks(document, range.clone())?;
-    loop {
-        let group = chunks.next_group()?;
-        if group.is_empty() {
+/// Takes ids in order.
+type Extend<'a> = &'a mut dyn FnMut(&[u32]) -> Result<()>;
+
+impl DocumentWriter<'_> {
+    /// Goes on with the current document, and with others after it. What is empty is no document.
+    fn write(&mut self, documents: &[Vec<u32>], extend: Extend) -> Result<()> {
+        for (i, ids) in documents.iter().enumerate() {
+            if i > 0 {
+                self.end(extend)?;
+            }
+            if !self.is_open && !ids.is_empty() {
+                // A separator before it may be what it begins with.
+                let front = self.template.0;
+                let is_there =
+                    self.separator.is_some() && self.last == self.separator && front.first() == self.last.as_ref();
+                self.put(&front[usize::from(is_there)..], extend)?;
+                self.is_open = true;
+            }
+            self.put(ids, extend)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the current document.
+    fn end(&mut self, extend: Extend) -> Result<()> {
+        if std::mem::take(&mut self.is_open) {
+            self.put(self.template.1, extend)?;
+            if let Some(separator) = self.separator.filter(|_| self.last != self.separator) {
+                self.put(&[separator], extend)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, ids: &[u32], extend: Extend) -> Result<()> {
+        self.last = ids.last().copied().or(self.last);
+        extend(ids)
+    }
+}
+
+/// Part of a text as ids.
+#[derive(Default)]
+struct ReadText {
+    /// The ids of the current document, and of those after it.
+    documents: Vec<Vec<u32>>,
+    remarks: Remarks,
+}
+
+/// What happens while sections are read.
+enum Event<'a> {
+    Section(&'a Section<'a>),
+    /// Part of it, with its length in bytes.
+    Read(ReadText, u64),
+    /// The section ends its document.
+    End,
+}
+
+type Take<'a> = &'a mut dyn FnMut(Event) -> Result<()>;
+
+/// Encodes texts piece by piece.
+struct Reader<'a> {
+    tokenizer: &'a Tokenizer,
+    accept_unknown: bool,
+    /// What ends a document inside a text.
+    ends: Markers,
+    /// What would, but is ordinary text.
+    unread: Markers,
+    /// What must not be cut.
+    whole: Markers,
+}
+
+impl<'a> Reader<'a> {
+    fn new(
+        tokenizer: &'a Tokenizer,
+        TextOptions { split_at_end_of_text, accept_unknown }: TextOptions,
+    ) -> Result<Self> {
+        let none = || Ok(Markers::default());
+        let is_read = tokenizer.has_marker(END_OF_TEXT);
+        if split_at_end_of_text && tokenizer.end_of_text_id().is_none() && tokenizer.template() == (&[], &[]) {
+            bail!("the tokenizer has no end-of-text token to put between documents");
+        }
+        Ok(Self {
+            tokenizer,
+            accept_unknown,
+            ends: if split_at_end_of_text { Markers::end_of_text() } else { none() }?,
+            unread: if is_read || split_at_end_of_text { none() } else { Markers::end_of_text() }?,
+            whole: tokenizer.markers().with_end_of_text()?,
+        })
+    }
+
+    /// Encodes sections in order.
+    fn read(&self, sections: &[Section], take: Take) -> Result<()> {
+        let end = |section: &Section, take: Take| if section.ends() { take(Event::End) } else { Ok(()) };
+        if self.tokenizer.reads_chunks() {
+            for section in sections {
+                take(Event::Section(section))?;
+                self.read_chunks(section, take)?;
+                end(section, take)?;
+            }
             return Ok(());
         }
-        let encode = |chunk: &Chunk| match tokenizer.takes_any_bytes() {
-            true => Ok(chunk.bytes.iter().copied().map(u32::from).collect()),
-            false => tokenizer.try_encode(chunk.text()).map_err(|error| error.in_document(document, chunk.offset)),
-        };
-        for (chunk, ids) in group.iter().zip(in_parallel(&group, encode)?) {
-            take(&ids, chunk.bytes.len() as u64)?;
+        for group in groups(sections, Memory::now().available as u64)? {
+            for (section, read) in group.iter().zip(in_parallel(group, |section| self.read_whole(section))?) {
+                take(Event::Section(section))?;
+                take(Event::Read(read, section.len()))?;
+                end(section, take)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Encodes a section in chunks, several at once on all threads.
+    fn read_chunks(&self, Section { document, range }: &Section, take: Take) -> Result<()> {
+        let takes_bytes = self.tokenizer.takes_any_bytes();
+        let chunks = if takes_bytes { Chunks::bytes } else { Chunks::text };
+        let mut chunks = chunks(document, range.clone())?.around(&self.whole);
+        loop {
+            let group = chunks.next_group()?;
+            if group.is_empty() {
+                return Ok(());
+            }
+            let encode = |chunk: &Chunk| match takes_bytes {
+                true => Ok(self.bytes(&chunk.bytes)),
+                false => self.text(chunk.text(), document, chunk.offset),
+            };
+            for (chunk, read) in group.iter().zip(in_parallel(&group, encode)?) {
+                take(Event::Read(read, chunk.bytes.len() as u64))?;
+            }
+        }
+    }
+
+    fn read_whole(&self, Section { document, range }: &Section) -> Result<ReadText> {
+        let bytes = document.read(range.clone())?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| EncodeError::not_utf8(&bytes, error.valid_up_to()));
+        text.map_err(|error| error.in_document(document, range.start))
+            .and_then(|text| self.text(text, document, range.start))
+    }
+
+    /// Encodes a text that begins `start` bytes into a document.
+    fn text(&self, text: &str, document: &Document, start: u64) -> Result<ReadText> {
+        let mut read = ReadText { documents: vec![vec![]], remarks: self.remarks(text.as_bytes()) };
+        for (range, end) in self.ends.pieces(text.as_bytes()) {
+            if end.is_some() {
+                read.documents.push(vec![]);
+                continue;
+            }
+            let (piece, start) = (&text[range.clone()], start + range.start as u64);
+            let encoded = self.tokenizer.try_encode(piece).map_err(|error| error.in_document(document, start))?;
+            if let Some(offset) = encoded.first_unknown {
+                let error = EncodeError::unknown_character(piece, offset).in_document(document, start);
+                if !self.accept_unknown {
+                    return Err(error);
+                }
+                read.remarks.first_unknown.get_or_insert(error.to_string());
+            }
+            read.remarks.unknown += encoded.unknown;
+            read.remarks.cut_words += encoded.cut_words;
+            if let Some(document) = read.documents.last_mut() {
+                *document = encoded.ids;
+            }
+        }
+        Ok(read)
+    }
+
+    fn bytes(&self, bytes: &[u8]) -> ReadText {
+        let mut read = ReadText { documents: vec![vec![]], remarks: self.remarks(bytes) };
+        for (range, end) in self.ends.pieces(bytes) {
+            match (end, read.documents.last_mut()) {
+                (None, Some(document)) => *document = self.tokenizer.encode_bytes(&bytes[range]),
+                _ => read.documents.push(vec![]),
+            }
+        }
+        read
+    }
+
+    fn remarks(&self, bytes: &[u8]) -> Remarks {
+        Remarks { unread_ends: self.unread.count(bytes), ..Remarks::default() }
     }
 }
 
-fn encode_whole(tokenizer: &Tokenizer, Section { document, range }: &Section) -> Result<Vec<u32>> {
-    let bytes = document.read(range.clone())?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| EncodeError::not_utf8(&bytes, error.valid_up_to()));
-    text.and_then(|text| tokenizer.try_encode(text)).map_err(|error| error.in_document(document, range.start))
+impl Remarks {
+    /// Adds those of the text that follows.
+    fn add(&mut self, Self { unknown, first_unknown, unread_ends, cut_words }: &Self) {
+        self.unknown += unknown;
+        self.first_unknown = self.first_unknown.take().or_else(|| first_unknown.clone());
+        self.unread_ends += unread_ends;
+        self.cut_words += cut_words;
+    }
 }
 
 /// The results for all items, or the error of the first that has one.
@@ -129,7 +308,7 @@ mod tests {
     use crate::text::{Ids, prepare};
 
     fn corpus(tokenizer: &Tokenizer, documents: &[Document], validation: Validation) -> Result<Corpus> {
-        encode(tokenizer, documents, &validation, IdsStore::Temporary, &mut |_| {})
+        encode(tokenizer, documents, &validation, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
     }
 
     fn document(name: &str, text: &str) -> Document {
@@ -210,7 +389,8 @@ mod tests {
             let documents = [document("a", &text)];
             let (validation, choice) = (Validation::Fraction(0.0), choice.parse().unwrap());
             let (tokenizer, corpus) =
-                prepare(&documents, &validation, &choice, IdsStore::Temporary, &mut |_| {}).unwrap();
+                prepare(&documents, &validation, &choice, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
+                    .unwrap();
             assert!(corpus.train.to_vec().unwrap() == tokenizer.encode(&text).unwrap(), "{choice}");
         }
     }
@@ -226,7 +406,14 @@ mod tests {
             let documents: Vec<Document> = texts.iter().map(|text| document("a", text)).collect();
             let mut done = vec![];
             let progress = &mut |progress: TextProgress| done.push(progress.done);
-            let made = encode(&tokenizer, &documents, &Validation::Fraction(0.0), IdsStore::Temporary, progress);
+            let made = encode(
+                &tokenizer,
+                &documents,
+                &Validation::Fraction(0.0),
+                TextOptions::default(),
+                IdsStore::Temporary,
+                progress,
+            );
             let end: &[u32] = if count > 1 { &[6] } else { &[] };
             let expected: Vec<u32> =
                 texts.iter().flat_map(|text| [&tokenizer.encode(text).unwrap()[..], end].concat()).collect();

@@ -86,7 +86,7 @@ impl<'a> Chunks<'a> {
         let Some(markers) = self.markers else { return Ok(len) };
         // All of a marker that begins before the cut must be in sight.
         let mut len = len.min(available.saturating_sub(markers.reach()));
-        while self.is_text && self.buffer[len] & 0xc0 == 0x80 {
+        while self.is_text && self.buffer.get(len).is_some_and(|byte| byte & 0xc0 == 0x80) {
             len -= 1;
         }
         Ok(match markers.across(&self.buffer, len) {

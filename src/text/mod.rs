@@ -29,6 +29,7 @@ mod files;
 mod ids;
 mod ids_file;
 mod prepare;
+mod reader;
 mod split;
 mod tokenizer;
 

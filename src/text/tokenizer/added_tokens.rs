@@ -54,7 +54,12 @@ impl NamedTokens {
 
     /// The text of the token with a role.
     pub(super) fn special(&self, name: &str) -> Option<&str> {
-        self.special.iter().find(|(role, _)| role == name).map(|(_, token)| token.content.as_str())
+        self.roles().find(|(role, _)| *role == name).map(|(_, token)| token)
+    }
+
+    /// The special tokens with a role, by text.
+    pub(super) fn roles(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.special.iter().map(|(role, token)| (role.as_str(), token.content.as_str()))
     }
 
     /// Adds them to a `tokenizer.json`; whether that changes it.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::added_tokens::NamedTokens;
 use super::class::Class;
+use super::kind::Kind;
 use super::tokenizer_json::{self, CONFIG, TOKENIZER};
 use super::{Tokenizer, hugging_face};
 use crate::host::{Error, Result, bail, input};
@@ -83,15 +84,20 @@ fn completed(folder: &Path, mut json: Value, text: Option<String>) -> Result<Tok
     let switch = |name: &str| known.get(name).and_then(Value::as_bool).unwrap_or_default();
     tokenizer.cleans_up = switch("clean_up_tokenization_spaces")
         && (!is_bpe || switch("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
-    let is_whole = tokenizer.json_is_whole;
-    tokenizer.config = config.map(|config| if is_whole { plain_class(config) } else { config });
+    if tokenizer.cleans_up && tokenizer.knows_bytes() {
+        // Text is then more than the bytes of its tokens.
+        tokenizer.kind = Kind::HuggingFace { unknown_id: None };
+    }
+    let mut config = config.unwrap_or_else(|| tokenizer.default_config());
+    for (role, token) in named.roles() {
+        config.entry(role).or_insert(token.into());
+    }
+    if tokenizer.json_is_whole {
+        // It says everything, and no class need complete it.
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    }
+    tokenizer.config = Some(config);
     Ok(tokenizer)
-}
-
-/// The configuration beside a `tokenizer.json` that says everything, which no class need complete.
-fn plain_class(mut config: Map<String, Value>) -> Map<String, Value> {
-    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
-    config
 }
 
 /// GPT-2's older files as a `tokenizer.json`, of which the class completes the rest.

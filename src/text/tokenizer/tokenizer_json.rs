@@ -92,7 +92,7 @@ impl Tokenizer {
         disk::replace_with(&dir.join(CONFIG), format!("{:#}", Value::from(config)).as_bytes())
     }
 
-    fn default_config(&self) -> Map<String, Value> {
+    pub(super) fn default_config(&self) -> Map<String, Value> {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());

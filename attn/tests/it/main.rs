@@ -16,6 +16,7 @@ mod run_folders;
 mod settings;
 mod support;
 mod texts;
+mod tokenizers;
 
 #[cfg(unix)]
 mod kills;

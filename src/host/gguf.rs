@@ -31,7 +31,12 @@ impl GgufFile {
         // A value of a single byte takes this many.
         let bytes = (head.len as usize).checked_mul(size_of::<Value>());
         memory::check(&path.display().to_string(), bytes)?;
-        let unreadable = |message: String| Error::Input(format!("cannot read {} as GGUF: {message}", path.display()));
+        let unreadable = |message: String| {
+            Error::Input(format!(
+                "cannot read {} as GGUF: {message}; weights in F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are read",
+                path.display()
+            ))
+        };
         let content = caught(|| Content::read(&mut head)).map_err(unreadable)?;
         let content = content.map_err(|error| unreadable(Error::from(error).to_string()))?;
         let opened = Self { path: path.to_path_buf(), file: head.file, content };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_attention::generate::{Pipeline, export_folder, export_gguf};
 use candle_attention::model::{CausalLm, GgufType, ModelConfig, load_weights};
-use candle_attention::nn::Parameters;
+use candle_attention::nn::{Parameters, RotaryScaling};
 use candle_attention::text::{Document, IdsStore, Tokenizer, Validation, hide_caught_panics, prepare};
 use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{self, Content, Value};
@@ -140,6 +140,39 @@ fn what_is_written_is_read_back() {
             }
         }
     }
+}
+
+/// Llama 3's scaling is a tensor in the file, the others are keys. llama.cpp gives the logits of these files.
+#[test]
+fn rotary_scaling_is_written_and_read_back() {
+    let space = tempfile::tempdir().unwrap();
+    let yarn = |beta_fast, truncate| RotaryScaling::Yarn {
+        factor: 4.0,
+        original_positions: 8,
+        beta_fast,
+        beta_slow: 1.0,
+        truncate,
+        attention_factor: RotaryScaling::yarn_attention_factor(4.0),
+    };
+    let llama3 = |original_positions| RotaryScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_positions,
+    };
+    let linear = RotaryScaling::Linear { factor: 2.5 };
+    let (config, tokenizer, weights) = own(wide, "char", &documents());
+    for (i, rope_scaling) in [linear, yarn(32.0, true), yarn(8.0, true), llama3(16), llama3(64)].into_iter().enumerate()
+    {
+        let config = ModelConfig { rope_theta: 500.0, rope_scaling, ..config.clone() };
+        let path = space.path().join(format!("{i}.gguf"));
+        export_gguf(&path, (&config, &tokenizer), &weights, GgufType::F16).unwrap();
+        assert_eq!(Pipeline::open(&path, &Device::Cpu).unwrap().model.config().rope_scaling, rope_scaling);
+    }
+    let config = ModelConfig { rope_scaling: yarn(32.0, false), ..config };
+    let path = space.path().join("none.gguf");
+    let error = export_gguf(&path, (&config, &tokenizer), &weights, GgufType::F16).unwrap_err().to_string();
+    assert!(error.contains("no way to say attention_factor"), "{error}");
 }
 
 /// With the tokenizers of the fixtures, which are not this crate's.
@@ -282,4 +315,13 @@ fn a_damaged_file_is_an_error_or_opens() {
     let mut bytes = good.clone();
     bytes[at..at + 8].copy_from_slice(&(1u64 << 29).to_le_bytes());
     assert!(!open(&bytes));
+    // One that is there, and would take 32 times its bytes.
+    let mut head = [&b"GGUF"[..], &3u32.to_le_bytes(), &0u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
+    head.extend(
+        [&1u64.to_le_bytes()[..], b"a", &9u32.to_le_bytes(), &0u32.to_le_bytes(), &(1u64 << 26).to_le_bytes()].concat(),
+    );
+    std::fs::write(&path, head).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len((1 << 26) + 100).unwrap();
+    let error = Pipeline::open(&path, &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("array of 67108864 elements needs at least 67108864 bytes"), "{error}");
 }

@@ -73,8 +73,11 @@ fn divisors(scaling: &RotaryScaling, config: &ModelConfig) -> Result<Vec<f64>> {
     Ok(plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect())
 }
 
+/// Keys, after the architecture, and their values.
+type Keys = Vec<(&'static str, Value)>;
+
 /// What a file says of the scaling: keys and, for Llama 3, divisors.
-pub(super) fn describe(config: &ModelConfig) -> Result<(Vec<(&'static str, Value)>, Option<Tensor>)> {
+pub(super) fn describe(config: &ModelConfig) -> Result<(Keys, Option<Tensor>)> {
     let text = |text: &str| Value::String(text.into());
     let number = |number: f64| Value::F32(number as f32);
     match config.rope_scaling {

@@ -167,7 +167,8 @@ fn describe(config: &ModelConfig) -> Result<(Metadata, Vec<String>)> {
         ),
         (_, other) => bail!("GGUF has no way to say that a {} computes {other:?}", architecture.model_type()),
     }
-    if sliding_window.is_some() || !scale_attn_weights || scale_attn_by_inverse_layer_idx {
+    let slides = sliding_window.as_ref().is_some_and(|window| window.len < context_len);
+    if slides || !scale_attn_weights || scale_attn_by_inverse_layer_idx {
         bail!(
             "GGUF has no way to say sliding_window, scale_attn_weights or scale_attn_by_inverse_layer_idx of a {}",
             architecture.model_type()

@@ -8,6 +8,7 @@ use tokenizers::AddedToken;
 
 use super::pre::Pre;
 use super::{SPACE, kind, scores};
+use crate::host::gguf_writer::Metadata;
 use crate::host::{Error, Result, bail};
 use crate::text::tokenizer::kind::Kind;
 use crate::text::tokenizer::{Tokenizer, byte_alphabet};
@@ -29,7 +30,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If the format has no way to describe this tokenizer, or it has more tokens than the model.
-    pub fn to_gguf(&self, tokens: &GgufTokens) -> Result<(Vec<(String, Gguf)>, Vec<String>)> {
+    pub fn to_gguf(&self, tokens: &GgufTokens) -> Result<(Metadata, Vec<String>)> {
         let refused = |error: serde_json::Error| Error::Input(error.to_string());
         let json: Value = serde_json::from_str(&self.json).map_err(refused)?;
         let vocabulary = Vocabulary::of(&json, &self.inner.get_added_tokens_decoder(), tokens.vocab_size)?;
@@ -125,7 +126,7 @@ impl Vocabulary {
     }
 
     /// Names the type of vocabulary, its tokens and their types.
-    fn metadata(&self, model: &str, pre: &str) -> Vec<(String, Gguf)> {
+    fn metadata(&self, model: &str, pre: &str) -> Metadata {
         vec![
             key("model", Gguf::String(model.into())),
             key("pre", Gguf::String(pre.into())),
@@ -136,7 +137,7 @@ impl Vocabulary {
 }
 
 /// SentencePiece's vocabulary, in which each piece is a character.
-fn characters(vocabulary: &Vocabulary) -> Result<Vec<(String, Gguf)>> {
+fn characters(vocabulary: &Vocabulary) -> Result<Metadata> {
     if vocabulary.tokens.iter().any(|token| token == SPACE) {
         bail!("GGUF has no form for a tokenizer of characters that has U+2581, which stands for a space there");
     }
@@ -150,7 +151,7 @@ fn characters(vocabulary: &Vocabulary) -> Result<Vec<(String, Gguf)>> {
 }
 
 /// BPE over bytes.
-fn byte_level(json: &Value, vocabulary: &Vocabulary, pre: &str) -> Result<Vec<(String, Gguf)>> {
+fn byte_level(json: &Value, vocabulary: &Vocabulary, pre: &str) -> Result<Metadata> {
     let mut all = vocabulary.metadata("gpt2", pre);
     let merges = merges(json)?;
     if let Some((left, right)) = merges.iter().find(|(left, right)| left.contains(' ') || right.contains(' ')) {
@@ -162,7 +163,7 @@ fn byte_level(json: &Value, vocabulary: &Vocabulary, pre: &str) -> Result<Vec<(S
 }
 
 /// A BPE of another's making, over bytes or as SentencePiece has it.
-fn third_party(json: &Value, vocabulary: &Vocabulary) -> Result<Vec<(String, Gguf)>> {
+fn third_party(json: &Value, vocabulary: &Vocabulary) -> Result<Metadata> {
     let (model, normalizer) = (&json["model"], &json["normalizer"]);
     let is_plain = ["continuing_subword_prefix", "end_of_word_suffix"]
         .iter()
@@ -184,7 +185,7 @@ fn third_party(json: &Value, vocabulary: &Vocabulary) -> Result<Vec<(String, Ggu
 }
 
 /// SentencePiece's BPE, if the merges are those that follow from scores.
-fn sentence_piece(json: &Value, vocabulary: &Vocabulary) -> Result<Vec<(String, Gguf)>> {
+fn sentence_piece(json: &Value, vocabulary: &Vocabulary) -> Result<Metadata> {
     let Some(adds_space) = adds_space(json) else {
         bail!(
             "GGUF has no form for what this tokenizer does with spaces (normalizer and pre_tokenizer in tokenizer.json)"

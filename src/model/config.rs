@@ -9,7 +9,7 @@ use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, json};
-use crate::host::{ModelPath, Result, bail, input};
+use crate::host::{ModelPath, Result, adapter_base, bail, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::ops::Mask;
 
@@ -250,7 +250,7 @@ impl ModelConfig {
         match ModelPath::of(path)? {
             ModelPath::Folder(folder) => Self::open_folder(&folder),
             ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
-            ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+            ModelPath::Adapter(folder) => Self::open(&adapter_base(&folder)?),
         }
     }
 

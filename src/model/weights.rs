@@ -8,10 +8,11 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
+use super::adapter::merge_adapter;
 use super::config::ModelConfig;
 use super::tensor_file::{TensorFile, write_tensors};
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::host::{Error, ModelPath, Result, bail, disk, input, listed, memory};
+use crate::host::{Error, ModelPath, Result, adapter_base, bail, disk, input, listed, memory};
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -62,7 +63,7 @@ fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<B
 }
 
 /// Reads the weights of a model: of a folder in Hugging Face's layout or a single `.safetensors` file of it. The tensors
-/// have their names in the model and are `f32`.
+/// have their names in the model and are `f32`. An adapter (LoRA) in PEFT's layout is merged into the weights of its base.
 ///
 /// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes
 /// and dtypes are compared with `config` before any tensor is read.
@@ -79,7 +80,10 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     match ModelPath::of(path)? {
         ModelPath::Folder(folder) => load_weights(&folder.join("model.safetensors"), config, device),
         ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
-        ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+        ModelPath::Adapter(folder) => {
+            let weights = load_weights(&adapter_base(&folder)?, config, device)?;
+            merge_adapter(&folder, weights, config, device)
+        }
     }
 }
 

@@ -174,6 +174,16 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// `factor * a`.
+pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
+    if !is_recording() {
+        return a * factor;
+    }
+    let out = (a.detach() * factor)?;
+    push(&[a], &out, Box::new(move |dout| Ok(vec![Some((dout * factor)?)])))?;
+    Ok(out)
+}
+
 /// Adds the T rows of a table (L, C) from `start` on to each sequence of `xs` (B, T, C).
 pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
     let t = xs.dim(1)?;

@@ -70,4 +70,9 @@ impl ModelConfig {
         };
         sites(self).into_iter().flat_map(of_site).collect()
     }
+
+    /// The number of scalars in them.
+    pub fn lora_parameter_count(&self, lora: &LoraConfig) -> usize {
+        self.lora_parameters(lora).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
 }

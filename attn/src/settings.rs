@@ -60,7 +60,7 @@ impl Settings {
         self.train_options()?.validate()?;
         if let Some(LoraConfig { rank, alpha }) = self.lora() {
             if self.init().is_none() {
-                bail!("lora: expected the model that gets adapters as init, got none");
+                bail!("lora: expected --init with the model that gets adapters, got none");
             }
             if self.string("optimizer") != "adamw" {
                 bail!("lora: expected optimizer adamw, got {}", self.string("optimizer"));

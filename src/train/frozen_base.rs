@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
@@ -11,7 +11,7 @@ use crate::cpu::parallel::map;
 use crate::cpu::storage::values;
 use crate::host::{Error, ModelPath, Result, bail};
 use crate::model::{CausalLm, ModelConfig, load_weights};
-use crate::nn::{LoraConfig, Parameters};
+use crate::nn::LoraConfig;
 
 /// A model on disk whose weights stay as they are, and which is fine-tuned through adapters (LoRA).
 pub struct FrozenBase {
@@ -20,7 +20,7 @@ pub struct FrozenBase {
     /// SHA-256 of its weights, in hexadecimal.
     pub(super) fingerprint: String,
     pub(super) lora: LoraConfig,
-    weights: Parameters,
+    weights: VarBuilder<'static>,
 }
 
 impl FrozenBase {
@@ -35,13 +35,13 @@ impl FrozenBase {
         let absolute = std::path::absolute(path).map_err(Error::io("read", path))?;
         let weights = load_weights(path, config, device)?;
         let fingerprint = fingerprint(&weights)?;
-        Ok(Self { path: absolute, fingerprint, lora: *lora, weights: Parameters::restored(weights)? })
+        let weights = VarBuilder::from_tensors(weights.into_iter().collect(), DType::F32, device);
+        Ok(Self { path: absolute, fingerprint, lora: *lora, weights })
     }
 
     /// The model with adapters from `vb`.
     pub(super) fn with_adapters(&self, config: &ModelConfig, vb: VarBuilder) -> candle_core::Result<CausalLm> {
-        let base = CausalLm::new(config, self.weights.frozen(vb.dtype(), vb.device()))?;
-        base.with_lora(&self.lora, vb)
+        CausalLm::new(config, self.weights.clone())?.with_lora(&self.lora, vb)
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn memory_needed(
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }
 
-/// The floats that a block keeps per position: six tensors of C channels, two of the width of all queries, four of the
+/// The floats that a block keeps per position: four tensors of C channels, two of the width of all queries, four of the
 /// width of all keys, and three (with a gate four) of F; queries and keys once more if they are rotated and once more
 /// if normalised.
 fn block_floats(config: &ModelConfig) -> usize {
@@ -45,5 +45,5 @@ fn block_floats(config: &ModelConfig) -> usize {
     let keys = config.kv_heads() * config.head_channels();
     let again = usize::from(config.architecture.is_rotary()) + usize::from(config.architecture.has_qk_norm());
     let hidden = 3 + usize::from(config.architecture.is_gated());
-    6 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
+    4 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::load_weights;
 use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, prepare};
-use candle_attention::train::Trainer;
+use candle_attention::train::{FrozenBase, Trainer};
 use candle_core::Device;
 use toml::Table;
 
@@ -99,10 +99,15 @@ impl OptionLayers {
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
             config.dropout = settings.dropout().unwrap_or(config.dropout);
-            let weights = load_weights(&init, &config, device)?;
+            let base = settings.lora().map(|lora| FrozenBase::open(&init, &lora, &config, device)).transpose()?;
+            let weights = base.is_none().then(|| load_weights(&init, &config, device)).transpose()?;
             let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
             note_missing_separator(&documents, &corpus);
-            let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;
+            let options = settings.train_options()?;
+            let trainer = match base {
+                Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
+                None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
+            };
             remarks::note_in_training(&trainer.corpus().remarks);
             return Ok(Prepared { trainer, tokenizer, settings });
         }

@@ -81,13 +81,15 @@ pub const MODEL: &[Opt] = &[
     opt("zero-residual", Switch, "Initialise the projections into the residual stream to zero"),
 ];
 
-/// Options of training, with the names of `TrainOptions`; dropout is the model's.
+/// Options of training, with the names of `TrainOptions`; adapters and dropout are the model's.
 pub const TRAINING: &[Opt] = &[
     opt("steps", Whole(1), "Number of optimizer steps"),
     opt("batch", Whole(1), "Sequences per step"),
     opt("shards", Whole(1), "Parts of a batch that run in parallel, one thread each [default: 4]"),
     opt("accumulate", Whole(1), "Split each batch into N parts, which takes less memory [default: 1]"),
     opt("isolate-documents", Switch, "Keep attention within a document where a window spans several"),
+    opt("lora", Whole(0), "Train adapters (LoRA) of rank N for the model of --init, which stays as it is; 0 for none"),
+    opt("lora-alpha", NumberOrAuto("ALPHA"), "Scale the adapters by ALPHA / N [default: twice --lora]"),
     opt("dropout", NumberOrAuto("RATE"), "Dropout rate, from 0 to below 1 [default: 0, or that of --init]"),
     opt("lr", Number("RATE"), "Peak learning rate"),
     opt("min-lr", Number("FACTOR"), "Final learning rate, as a multiple of --lr"),
@@ -149,6 +151,13 @@ pub fn check_effect(given: &Table, settings: &Table) -> Result<()> {
         if given.contains_key(name) && settings.get(other).and_then(Value::as_str) != Some(needed) {
             bail!("--{name} needs --{other} {needed}");
         }
+    }
+    let has_adapters = settings.get("lora").and_then(Value::as_integer).is_some_and(|rank| rank > 0);
+    if given.contains_key("lora-alpha") && !has_adapters {
+        bail!("--lora-alpha needs --lora N");
+    }
+    if given.contains_key("embedding-lr") && has_adapters {
+        bail!("--embedding-lr has no effect with --lora, which trains no embeddings");
     }
     Ok(())
 }

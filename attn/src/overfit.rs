@@ -6,10 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use candle_attention::Error;
-use candle_attention::model::DropoutRates;
 use candle_attention::text::IdsStore;
-use candle_attention::train::{Event, OverfitReport, Trainer, overfit_one_batch};
-use candle_core::Device;
+use candle_attention::train::{Event, OverfitReport, overfit_one_batch};
 
 use super::option_layers::{OptionLayers, Prepared};
 use super::progress::Progress;
@@ -22,13 +20,9 @@ pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     const STEPS: i64 = 500;
     layers.set_default("steps", STEPS.into());
     let Prepared { trainer, tokenizer, .. } = layers.prepare(layers.source()?, IdsStore::Temporary)?;
-    note(&plan::description(trainer.config(), trainer.corpus(), &tokenizer));
-    let mut config = trainer.config().clone();
-    config.dropout = DropoutRates::default();
-    let (options, corpus) = (trainer.options().for_overfitting(), trainer.corpus().clone());
-    let weights = trainer.weights();
-    drop(trainer);
-    let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, &Device::Cpu)?;
+    note(&plan::description(&trainer, &tokenizer));
+    let mut trainer = trainer.for_overfitting()?;
+    let (batch, lr) = (trainer.options().batch, trainer.options().lr);
     let mut progress = Progress::new(&trainer);
     let report = overfit_one_batch(&mut trainer, &mut |step| {
         progress.show(&Event::Step(step));
@@ -39,7 +33,7 @@ pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
         Error::Input(_) => error.into(),
         error => anyhow::Error::from(RunFailed(error.to_string())),
     })?;
-    print(&report, options.batch, options.lr, out)?;
+    print(&report, batch, lr, out)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,9 +7,10 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_attention::Memory;
 use candle_attention::model::ModelConfig;
+use candle_attention::nn::LoraConfig;
 use candle_attention::optim::{LrSchedule, Schedule};
 use candle_attention::text::{Corpus, Tokenizer};
-use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, memory_needed};
+use candle_attention::train::{OptimizerKind, TrainOptions, Trainer};
 use indicatif::{DecimalBytes, HumanCount};
 
 use super::progress::rounded;
@@ -17,14 +18,19 @@ use super::settings::Settings;
 use super::terminal::note;
 
 /// Model and data, on a line each.
-pub fn description(config: &ModelConfig, corpus: &Corpus, tokenizer: &Tokenizer) -> String {
+pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
+    let (config, corpus) = (trainer.config(), trainer.corpus());
     let kv_heads = match config.kv_heads() {
         n if n == config.num_heads => String::new(),
         n => format!(" ({n} for keys and values)"),
     };
     let count = |n: usize| HumanCount(n as u64);
+    let adapters = trainer.lora().map_or(String::new(), |lora| {
+        let (trained, LoraConfig { rank, alpha }) = (count(config.lora_parameter_count(lora)), lora);
+        format!("\nadapters: rank {rank}, alpha {alpha}: {trained} parameters, which alone are trained")
+    });
     format!(
-        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}\n\
+        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{adapters}\n\
          data: {} tokens for training, {} for validation; vocabulary of {} ({})",
         config.architecture.model_type(),
         count(config.parameter_count()),
@@ -87,8 +93,8 @@ fn schedule(options: &TrainOptions) -> String {
 }
 
 /// The memory that the run is expected to take, on one line.
-pub fn memory(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
-    let (needed, available) = (memory_needed(config, corpus, options), Memory::now().available);
+pub fn memory(trainer: &Trainer) -> String {
+    let (needed, available) = (trainer.memory_needed(), Memory::now().available);
     let megabytes = |bytes: usize| DecimalBytes(bytes as u64);
     match needed > available {
         true => format!("memory: {} needed, but only {} free now", megabytes(needed), megabytes(available)),
@@ -106,12 +112,8 @@ pub fn dry_run(
     out: &mut dyn Write,
 ) -> Result<()> {
     let (config, corpus, options) = (trainer.config().clone(), trainer.corpus().clone(), trainer.options().clone());
-    let mut lines = format!(
-        "{}\n{}\n{}\n",
-        description(&config, &corpus, tokenizer),
-        recipe(&config, &corpus, &options),
-        memory(&config, &corpus, &options)
-    );
+    let mut lines =
+        format!("{}\n{}\n{}\n", description(&trainer, tokenizer), recipe(&config, &corpus, &options), memory(&trainer));
     let start_up = started.elapsed().as_secs_f64();
     lines += &match measure(trainer) {
         Ok((step, validation)) => {
@@ -154,9 +156,9 @@ fn measure(mut trainer: Trainer) -> Result<(f64, f64)> {
 /// Prints the first lines of a run.
 pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
     let (config, corpus, options) = (trainer.config(), trainer.corpus(), trainer.options());
-    note(&description(config, corpus, tokenizer));
+    note(&description(trainer, tokenizer));
     note(&recipe(config, corpus, options));
-    note(&memory(config, corpus, options));
+    note(&memory(trainer));
     if corpus.train.len() < 10_000 {
         note("a text this short teaches a model little but itself");
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
+use candle_attention::nn::LoraConfig;
 use candle_attention::text::{TextOptions, TokenizerChoice};
 use candle_attention::train::TrainOptions;
 use toml::{Table, Value};
@@ -57,6 +58,20 @@ impl Settings {
             }
         }
         self.train_options()?.validate()?;
+        if let Some(LoraConfig { rank, alpha }) = self.lora() {
+            if self.init().is_none() {
+                bail!("lora: expected --init with the model that gets adapters, got none");
+            }
+            if self.string("optimizer") != "adamw" {
+                bail!("lora: expected optimizer adamw, got {}", self.string("optimizer"));
+            }
+            if rank > ModelConfig::MAX_SIZE {
+                bail!("lora: expected at most {}, got {rank}", ModelConfig::MAX_SIZE);
+            }
+            if !(alpha > 0.0 && (alpha as f32).is_finite()) {
+                bail!("lora-alpha: expected a number above 0, got {alpha:?}");
+            }
+        }
         if self.init().is_none() {
             self.model_config(2, None)?;
         }
@@ -115,6 +130,13 @@ impl Settings {
     /// The model folder to start from.
     pub fn init(&self) -> Option<PathBuf> {
         Some(self.string("init")).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    /// The size of the adapters, if these are what is trained.
+    pub fn lora(&self) -> Option<LoraConfig> {
+        let rank = self.0.get("lora").and_then(Value::as_integer).filter(|rank| *rank > 0)? as usize;
+        let alpha = self.0.get("lora-alpha").and_then(Value::as_float).unwrap_or(2.0 * rank as f64);
+        Some(LoraConfig { rank, alpha })
     }
 
     /// The training options.
@@ -274,6 +296,8 @@ mod tests {
         bias = true
         tie = false
         zero-residual = true
+        lora = 0
+        lora-alpha = 32.0
         dropout = 0.1
         steps = 77
         batch = 7
@@ -313,6 +337,7 @@ mod tests {
         assert_eq!(defaults.0.keys().cloned().collect::<BTreeSet<_>>(), names);
         let mut expected = names.clone();
         expected.remove("init");
+        expected.remove("lora");
         assert_eq!(differing(&defaults, &all), expected);
 
         // Without `..`, so that a new one is missed here.
@@ -381,6 +406,7 @@ mod tests {
             "validation-fraction = 0.2\nlr = 0.1",
             "architecture = 'gpt2'\noptimizer = 'adamw'\nschedule = 'cosine'",
             "init = '/model'\ndropout = 0.2",
+            "init = '/model'\nlora = 8",
             EVERY_OPTION,
         ] {
             let first = settings(&[&quick, given]);
@@ -401,7 +427,7 @@ mod tests {
         let below = settings(&[&saved]);
         for (name, value) in options::parse(EVERY_OPTION).unwrap() {
             let above = match name.as_str() {
-                "init" => continue,
+                "init" | "lora" => continue,
                 // Muon and decay are the recipe's already.
                 "optimizer" => "adamw".into(),
                 "schedule" => "linear".into(),

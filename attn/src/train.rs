@@ -141,7 +141,9 @@ fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
 /// Trains to the end or the first Ctrl-C, and reports.
 fn follow(mut trainer: Trainer, mut run: RunDir, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
     let (root, steps) = (run.root().to_path_buf(), trainer.options().steps);
-    note_excused(trainer.config());
+    if trainer.lora().is_none() {
+        note_excused(trainer.config());
+    }
     note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.steps_done()));
     let mut progress = Progress::new(&trainer);
     Stage::Training.enter();

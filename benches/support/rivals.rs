@@ -5,6 +5,7 @@ use std::process::Command;
 use super::peer::{THREADS, bench};
 
 /// This bench from another build, answering as `side`, if `CANDLE_ATTENTION_OTHER_BUILD` names its program.
+#[allow(dead_code, reason = "some benches have no such side")]
 pub fn other_build(side: &str) -> Option<Command> {
     Some(bench(&std::env::var_os("CANDLE_ATTENTION_OTHER_BUILD")?, side))
 }

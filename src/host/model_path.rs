@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Result, bail};
+use serde_json::Value;
+
+use super::{Result, bail, input};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,33 @@ impl ModelPath {
             return Ok(Self::Gguf(path.into()));
         }
         bail!("{}: expected the folder of a model or a .gguf file, got {}", path.display(), kind(path))
+    }
+}
+
+/// The path of the model that an adapter changes: its `base_model_name_or_path`, as it is, from the adapter's folder or from
+/// here.
+///
+/// # Errors
+/// If there is no model of that name on disk, or it is an adapter too.
+pub(crate) fn adapter_base(folder: &Path) -> Result<PathBuf> {
+    const KEY: &str = "base_model_name_or_path";
+    let path = input::inside(folder, ADAPTER_CONFIG)?;
+    let json: Option<Value> = serde_json::from_slice(&input::read(&path, input::MAX_CONFIG_BYTES)?).ok();
+    let Some(name) = json.as_ref().and_then(|json| json.get(KEY)?.as_str()).filter(|name| !name.is_empty()) else {
+        bail!("{}: the adapter (LoRA) names no base model: expected the path of one as {KEY}", path.display())
+    };
+    let Some(base) = [folder.join(name), name.into()].into_iter().find(|base| base.exists()) else {
+        bail!(
+            "{}: the base model {name} of the adapter (LoRA) is not here: download it, and write the path of its folder as \
+             {KEY}",
+            path.display()
+        )
+    };
+    match ModelPath::of(&base)? {
+        ModelPath::Adapter(_) => {
+            bail!("{}: expected a whole model as the base of an adapter, got another adapter", base.display())
+        }
+        _ => Ok(base),
     }
 }
 

@@ -6,7 +6,8 @@ use candle_nn::VarBuilder;
 use super::config::{Activation, ModelConfig};
 use super::context::{BlockPass, dropped};
 use crate::nn::{
-    AttentionInputs, KvCache, LayerNorm, Linear, MultiHeadAttention, RotaryEmbedding, layer_norm, linear_with,
+    AttentionInputs, KvCache, LayerNorm, LoraConfig, MultiHeadAttention, Projection, RotaryEmbedding, layer_norm,
+    linear_with,
 };
 use crate::ops::{self, record};
 
@@ -36,6 +37,12 @@ impl Block {
         })
     }
 
+    /// This block with an adapter on each linear layer.
+    pub(super) fn with_lora(self, lora: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+        let attention = self.attention.with_lora(lora, vb.pp("attention"))?;
+        Ok(Self { attention, mlp: self.mlp.with_lora(lora, vb.pp("mlp"))?, ..self })
+    }
+
     pub(super) fn forward(&self, xs: &Tensor, pass: &BlockPass) -> Result<Tensor> {
         let inputs = AttentionInputs { mask: pass.mask, dropout: pass.attention, ..Default::default() };
         self.residual(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
@@ -63,9 +70,9 @@ impl Block {
 /// `activation(x W_up) W_down`, or with a gate `(activation(x W_gate) * x W_up) W_down`.
 #[derive(Clone, Debug)]
 struct Mlp {
-    gate_proj: Option<Linear>,
-    up_proj: Linear,
-    down_proj: Linear,
+    gate_proj: Option<Projection>,
+    up_proj: Projection,
+    down_proj: Projection,
     activation: Activation,
 }
 
@@ -73,12 +80,22 @@ impl Mlp {
     fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let &ModelConfig { embed_dim: c, hidden_dim: f, activation, .. } = config;
         let bias = config.has_mlp_biases();
-        let into_hidden = |name| linear_with(c, f, bias, config.init(), vb.pp(name));
+        let into_hidden = |name| linear_with(c, f, bias, config.init(), vb.pp(name)).map(Projection::from);
         Ok(Self {
             gate_proj: config.architecture.is_gated().then(|| into_hidden("gate_proj")).transpose()?,
             up_proj: into_hidden("up_proj")?,
-            down_proj: linear_with(f, c, bias, config.residual_init(), vb.pp("down_proj"))?,
+            down_proj: linear_with(f, c, bias, config.residual_init(), vb.pp("down_proj"))?.into(),
             activation,
+        })
+    }
+
+    fn with_lora(self, lora: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+        let adapted = |projection: &Projection, name| projection.with_lora(lora, vb.pp(name));
+        Ok(Self {
+            gate_proj: self.gate_proj.as_ref().map(|gate_proj| adapted(gate_proj, "gate_proj")).transpose()?,
+            up_proj: adapted(&self.up_proj, "up_proj")?,
+            down_proj: adapted(&self.down_proj, "down_proj")?,
+            ..self
         })
     }
 }

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::block::Block;
 use super::config::ModelConfig;
 use super::context::{ForwardContext, Pass, dropped};
-use crate::nn::{KvCache, LayerNorm, layer_norm};
+use crate::nn::{KvCache, LayerNorm, LoraConfig, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
 
 /// A decoder: token embeddings, a stack of blocks, a norm and a projection to the vocabulary. Depending on the
@@ -60,6 +60,18 @@ impl CausalLm {
             token_embedding,
             config: config.clone(),
         })
+    }
+
+    /// This model, which should be built without a graph, with an adapter on each linear layer of its blocks. Reads or
+    /// creates the tensors that [`ModelConfig::lora_parameters`] lists.
+    ///
+    /// # Errors
+    /// If the builder lacks a tensor or has it in another shape.
+    pub fn with_lora(mut self, lora: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+        let blocks = self.blocks.into_iter().enumerate();
+        let adapted = blocks.map(|(i, block)| block.with_lora(lora, vb.pp(format!("blocks.{i}"))));
+        self.blocks = adapted.collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// Sizes and options.

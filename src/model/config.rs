@@ -9,7 +9,7 @@ use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, gguf, json};
-use crate::host::{ModelPath, Result, bail, input};
+use crate::host::{ModelPath, Result, adapter_base, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig, RotaryScaling};
 use crate::ops::{Mask, Scale};
 
@@ -294,7 +294,7 @@ impl ModelConfig {
         match ModelPath::of(path)? {
             ModelPath::Folder(folder) => Self::open_folder(&folder),
             ModelPath::Gguf(file) => gguf::open_config(&file),
-            ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+            ModelPath::Adapter(folder) => Self::open(&adapter_base(&folder)?),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The language model, a decoder, and its form on disk, a Hugging Face model folder.
 
+mod adapter;
 mod architecture;
 mod block;
 mod causal_lm;
@@ -14,6 +15,7 @@ mod tensors;
 mod validate;
 mod weights;
 
+pub(crate) use adapter::{ADAPTER_WEIGHTS, adapter_json, own_adapter, save_adapter};
 pub use architecture::Architecture;
 pub use causal_lm::CausalLm;
 pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit, SlidingWindow};

@@ -202,17 +202,19 @@ impl ModelConfig {
 
     /// The parameters whose gradient is zero for any data, with the reason.
     pub fn zero_gradient_parameters(&self) -> Vec<(String, &'static str)> {
+        let named = |(name, _): (String, _)| self.zero_gradient_reason(&name).map(|reason| (name, reason));
+        self.parameters().into_iter().filter_map(named).collect()
+    }
+
+    /// Why the gradient of a parameter, or of an adapter of it, is zero for any data, if it is.
+    pub(crate) fn zero_gradient_reason(&self, name: &str) -> Option<&'static str> {
         const KEY_BIAS: &str =
             "without rotary positions it adds the same to all scores of a query, which softmax ignores";
         const ONE_POSITION: &str = "with a single position, the only attention weight is always 1";
-        let is_rotary = self.architecture.is_rotary();
-        self.parameters()
-            .into_iter()
-            .filter_map(|(name, _)| match name.rsplit_once(".attention.")?.1 {
-                "k_proj.bias" if !is_rotary => Some((name, KEY_BIAS)),
-                tensor if self.context_len == 1 && tensor.starts_with(['q', 'k']) => Some((name, ONE_POSITION)),
-                _ => None,
-            })
-            .collect()
+        match name.rsplit_once(".attention.")?.1 {
+            "k_proj.bias" if !self.architecture.is_rotary() => Some(KEY_BIAS),
+            tensor if self.context_len == 1 && tensor.starts_with(['q', 'k']) => Some(ONE_POSITION),
+            _ => None,
+        }
     }
 }

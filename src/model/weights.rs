@@ -8,12 +8,13 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
+use super::adapter::merge_adapter;
 use super::config::ModelConfig;
 use super::gguf;
 use super::tensor_file::write_tensors;
 use super::tensor_files::TensorFiles;
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::host::{Error, ModelPath, Result, bail, disk, listed, memory};
+use crate::host::{Error, ModelPath, Result, adapter_base, bail, disk, listed, memory};
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -63,8 +64,9 @@ fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<B
     Ok(on_disk)
 }
 
-/// Reads the weights of a model: of a folder in Hugging Face's layout, in one file or in shards, or of a single
-/// `.safetensors` file. The tensors have their names in the model and are `f32`.
+/// Reads the weights of a model: of a folder in Hugging Face's layout, in one file or in shards, of a single
+/// `.safetensors` file, or of a GGUF file. An adapter (LoRA) in PEFT's layout is merged into the weights of its base. The
+/// tensors have their names in the model and are `f32`.
 ///
 /// The prefix `transformer.` or `model.` may be absent, wrappers of torch may have left `module.` or `_orig_mod.` in the
 /// names, a tied head may have the name of the embedding, of the head or both, and tables that follow from the sizes are
@@ -81,7 +83,10 @@ pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Resul
     match ModelPath::of(path)? {
         ModelPath::Folder(folder) => read_weights(TensorFiles::of(&folder)?, config, device),
         ModelPath::Gguf(file) => gguf::load_weights(&file, config, device),
-        ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
+        ModelPath::Adapter(folder) => {
+            let weights = load_weights(&adapter_base(&folder)?, config, device)?;
+            merge_adapter(&folder, weights, config, device)
+        }
     }
 }
 

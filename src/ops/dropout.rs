@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::random::{DropoutFactors, DropoutOptions};
 use crate::cpu::simd::dispatch;
@@ -42,7 +42,7 @@ pub fn dropout(xs: &Tensor, options: &DropoutOptions) -> Result<Tensor> {
     let sequence_len = xs.elem_count() / sequences;
     let op = Dropout { factors, first_sequence: options.first_sequence, sequence_len };
     match has_kernel(&[xs]) {
-        true => record::apply1(&record::contiguous(xs)?, op),
+        true => record::apply1(&record::contiguous(xs)?, op, Kept::Inputs),
         false => op.reference(xs),
     }
 }

@@ -103,26 +103,41 @@ fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
     Ok(())
 }
 
+/// What an operation's gradients depend on, and the recording keeps: what is not kept is freed after its last use in
+/// forward.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Kept {
+    Inputs,
+    InputsAndResult,
+}
+
+impl Kept {
+    /// What takes the place of the result in backward.
+    fn result(self, out: &Tensor, input: &Tensor) -> Tensor {
+        if self == Self::InputsAndResult { out.clone() } else { input.clone() }
+    }
+}
+
 /// Applies an operation, in candle's graph or in the recording.
-pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static, kept: Kept) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op1(op);
     }
     let out = a.apply_op1_no_bwd(&op)?;
-    let (kept_a, kept_out) = (a.clone(), out.clone());
+    let (kept_a, kept_out) = (a.clone(), kept.result(&out, a));
     push(&[a], &out, Box::new(move |dout| Ok(vec![op.bwd(&kept_a, &kept_out, dout)?])))?;
     Ok(out)
 }
 
-/// As [`apply1`], for two tensors.
+/// As [`apply1`], for two tensors on which alone the gradients depend.
 pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op2(b, op);
     }
     let out = a.apply_op2_no_bwd(b, &op)?;
-    let (kept, kept_out) = ([a.clone(), b.clone()], out.clone());
+    let kept = [a.clone(), b.clone()];
     let backward = move |dout: &Tensor| {
-        let (da, db) = op.bwd(&kept[0], &kept[1], &kept_out, dout)?;
+        let (da, db) = op.bwd(&kept[0], &kept[1], &kept[0], dout)?;
         Ok(vec![da, db])
     };
     push(&[a, b], &out, Box::new(backward))?;
@@ -130,12 +145,16 @@ pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 
 }
 
 /// As [`apply1`], for three tensors.
-pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
+pub(crate) fn apply3(
+    [a, b, c]: [&Tensor; 3],
+    op: impl CustomOp3 + Send + Sync + 'static,
+    kept: Kept,
+) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op3(b, c, op);
     }
     let out = a.apply_op3_no_bwd(b, c, &op)?;
-    let (kept, kept_out) = ([a.clone(), b.clone(), c.clone()], out.clone());
+    let (kept, kept_out) = ([a.clone(), b.clone(), c.clone()], kept.result(&out, a));
     let backward = move |dout: &Tensor| {
         let (da, db, dc) = op.bwd(&kept[0], &kept[1], &kept[2], &kept_out, dout)?;
         Ok(vec![da, db, dc])
@@ -171,6 +190,16 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let out = (a.detach() + b.detach())?;
     push(&[a, b], &out, Box::new(|dout| Ok(vec![Some(dout.clone()), Some(dout.clone())])))?;
+    Ok(out)
+}
+
+/// `factor * a`.
+pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
+    if !is_recording() {
+        return a * factor;
+    }
+    let out = (a.detach() * factor)?;
+    push(&[a], &out, Box::new(move |dout| Ok(vec![Some((dout * factor)?)])))?;
     Ok(out)
 }
 

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::cpu::testing::randn;
     use crate::model::{Activation, DropoutRates, ModelConfig};
-    use crate::nn::Parameters;
+    use crate::nn::{LoraConfig, Parameters};
     use crate::text::windows;
     use candle_core::{DType, Device};
 
@@ -221,29 +221,51 @@ mod tests {
     /// tensor; the rounded sum of two does not depend on their order. So nothing is rounded differently.
     #[test]
     fn recorded_gradients_are_those_of_candles_own_backward_pass() {
-        let ids: Vec<u32> = (0..40).map(|i| (i * i + i / 3) % 11).collect();
-        let (ids, dropout) = (ids.into(), DropoutSource { seed: 3, step: 5, first_sequence: 2 });
         for config in forms() {
             let parameters = Parameters::new(3);
             let model = CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
-            let vars = parameters.vars();
-            for (i, (_, var)) in vars.iter().enumerate() {
-                var.set(&(randn(i as u64, var.dims()) * 0.3).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
-            }
-            for (t, separator, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.1)] {
-                let mut batches = windows(&ids, (3, t), true, separator, &Device::Cpu).unwrap();
-                let batch = batches.next().unwrap().unwrap();
-                let options = CrossEntropyOptions { divisor: Some(5.0), label_smoothing, ..Default::default() };
-                let recorded = of_shard(&model, &vars, &batch, dropout, &options).unwrap();
-                let by_graph = loss(&model, &batch, Some(dropout), &options).unwrap();
-                let mut gradients = by_graph.backward().unwrap();
-                let by_graph = collect(&by_graph, &vars, |var| gradients.remove(var)).unwrap();
-                assert_eq!(recorded.loss, by_graph.loss);
-                for ((name, _), (got, expected)) in vars.iter().zip(recorded.gradients.iter().zip(&by_graph.gradients))
-                {
-                    let [got, expected] = [got, expected].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-                    assert_eq!(got, expected, "{name} of {:?}, {t} positions", config.architecture);
-                }
+            hold(&model, &parameters.vars(), 0.0);
+        }
+    }
+
+    /// The same with adapters, where more gradients meet: one more rounding for each.
+    #[test]
+    fn recorded_gradients_of_adapters_are_those_of_candles_own_backward_pass() {
+        for config in forms() {
+            let (base, parameters) = (Parameters::new(3), Parameters::new(4));
+            let model = CausalLm::new(&config, base.frozen(DType::F32, &Device::Cpu)).unwrap();
+            let lora = LoraConfig { rank: 2, alpha: 3.0 };
+            let model = model.with_lora(&lora, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
+            let names: Vec<String> = parameters.vars().into_iter().map(|(name, _)| name).collect();
+            let mut expected: Vec<String> = config.lora_parameters(&lora).into_iter().map(|(name, _)| name).collect();
+            expected.sort_unstable();
+            assert_eq!(names, expected);
+            hold(&model, &parameters.vars(), 8.0 * f32::EPSILON);
+        }
+    }
+
+    /// Compares gradients, of which each element may differ by this part of the tensor's largest.
+    fn hold(model: &CausalLm, vars: &[(String, Var)], tolerance: f32) {
+        let ids: Vec<u32> = (0..40).map(|i| (i * i + i / 3) % 11).collect();
+        let (ids, dropout) = (ids.into(), DropoutSource { seed: 3, step: 5, first_sequence: 2 });
+        for (i, (_, var)) in vars.iter().enumerate() {
+            var.set(&(randn(i as u64, var.dims()) * 0.3).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+        }
+        for (t, separator, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.1)] {
+            let mut batches = windows(&ids, (3, t), true, separator, &Device::Cpu).unwrap();
+            let batch = batches.next().unwrap().unwrap();
+            let options = CrossEntropyOptions { divisor: Some(5.0), label_smoothing, ..Default::default() };
+            let recorded = of_shard(model, vars, &batch, dropout, &options).unwrap();
+            let by_graph = loss(model, &batch, Some(dropout), &options).unwrap();
+            let mut gradients = by_graph.backward().unwrap();
+            let by_graph = collect(&by_graph, vars, |var| gradients.remove(var)).unwrap();
+            assert_eq!(recorded.loss, by_graph.loss);
+            for ((name, _), (got, expected)) in vars.iter().zip(recorded.gradients.iter().zip(&by_graph.gradients)) {
+                let [got, expected] = [got, expected].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                let largest = expected.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+                let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= tolerance * largest;
+                let label = format!("{name} of {:?}, {t} positions", model.config().architecture);
+                assert!(got.iter().zip(&expected).all(is_close), "{label}: {got:?}, expected {expected:?}");
             }
         }
     }

@@ -3,12 +3,18 @@
 use super::TrainOptions;
 use super::evaluate::VALIDATION_BATCH_TOKENS;
 use crate::model::ModelConfig;
+use crate::nn::LoraConfig;
 use crate::text::Corpus;
 
 /// The bytes of memory that training takes, about: the ids of the text that are in memory; weights, the gradients of each
 /// shard and two moments; what a step keeps for its backward pass, which is the tensors of each block and a few of C
 /// channels before and after them; and a validation batch in each thread, whose memory the allocator keeps.
-pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> usize {
+pub(super) fn memory_needed(
+    config: &ModelConfig,
+    corpus: &Corpus,
+    options: &TrainOptions,
+    lora: Option<&LoraConfig>,
+) -> usize {
     const PROGRAM: usize = 60_000_000;
     let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     let sequences = options.batch.div_ceil(options.accumulate.max(1));
@@ -18,7 +24,11 @@ pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptio
     let sums = shards.saturating_mul(options.accumulate).max(1).ilog2() as usize;
     let sums = if options.accumulate > 1 { sums } else { 0 };
     let copies = shards.saturating_add(4 + sums + more.iter().filter(|one| **one).count());
-    let state = config.parameter_count().saturating_mul(copies);
+    let (trained, frozen) = match lora {
+        None => (config.parameter_count(), 0),
+        Some(lora) => (config.lora_parameter_count(lora), config.parameter_count()),
+    };
+    let state = trained.saturating_mul(copies).saturating_add(frozen);
     let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let positions = sequences.saturating_mul(config.context_len);
     let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
@@ -27,7 +37,7 @@ pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptio
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }
 
-/// The floats that a block keeps per position: six tensors of C channels, two of the width of all queries, four of the
+/// The floats that a block keeps per position: four tensors of C channels, two of the width of all queries, four of the
 /// width of all keys, and three (with a gate four) of F; queries and keys once more if they are rotated and once more
 /// if normalised.
 fn block_floats(config: &ModelConfig) -> usize {
@@ -35,5 +45,5 @@ fn block_floats(config: &ModelConfig) -> usize {
     let keys = config.kv_heads() * config.head_channels();
     let again = usize::from(config.architecture.is_rotary()) + usize::from(config.architecture.has_qk_norm());
     let hidden = 3 + usize::from(config.architecture.is_gated());
-    6 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
+    4 * config.embed_dim + 2 * queries + 4 * keys + again * (queries + keys) + hidden * config.hidden_dim
 }

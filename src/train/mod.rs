@@ -26,6 +26,7 @@ mod audit;
 mod average;
 mod checkpoint;
 mod evaluate;
+mod frozen_base;
 mod gradients;
 mod memory_needed;
 pub mod metrics;
@@ -40,7 +41,7 @@ mod trainer;
 mod training_loop;
 
 pub use evaluate::{Evaluation, bits_per_byte, evaluate};
-pub use memory_needed::memory_needed;
+pub use frozen_base::FrozenBase;
 pub use one_batch::{OverfitReport, overfit_one_batch};
 pub use resume::resume;
 pub use run_dir::{Best, RunDir};

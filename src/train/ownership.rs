@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::checkpoint;
 use super::run_dir::IsRootNew;
-use crate::host::{Error, Result, disk};
+use crate::host::{ADAPTER_CONFIG, Error, Result, disk};
+use crate::model::ADAPTER_WEIGHTS;
 
 /// Why no run can be created in a folder where there is something.
 pub(super) fn occupied(root: &Path) -> Error {
@@ -20,7 +21,7 @@ pub(super) fn occupied(root: &Path) -> Error {
     }
     let has_checkpoint = checkpoint::steps(&training).is_ok_and(|steps| !steps.is_empty());
     // The weights at the root come after the first checkpoint.
-    let has_weights = root.join("model.safetensors").exists();
+    let has_weights = ["model.safetensors", ADAPTER_WEIGHTS].iter().any(|name| root.join(name).exists());
     match is_of_a_run && !has_checkpoint && !has_weights {
         true => Error::Unfinished(root.to_path_buf()),
         false => Error::Exists(root.to_path_buf()),
@@ -64,7 +65,9 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
 /// that is done.
 pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
     // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+    const NAMES: [&str; 5] =
+        ["config.json", "generation_config.json", ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json"];
+    for name in NAMES {
         let _ = disk::remove_file(&root.join(name));
     }
     let is_removed = disk::remove_folder(&root.join("training")).is_ok();

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::frozen_base::FrozenBase;
 use super::run_dir::{CheckpointState, Latest, tensors};
 use super::trainer::audit_of;
 use super::{RunDir, Trainer, settings_file};
-use crate::host::{Error, Result, bail, listed};
-use crate::model::ModelConfig;
+use crate::host::{Error, Result, adapter_base, bail, listed};
+use crate::model::{ModelConfig, own_adapter};
+use crate::nn::Parameters;
 use crate::text::{Corpus, TextProgress};
 
 /// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of
@@ -33,25 +35,41 @@ pub fn resume(
     if options.steps < state.step {
         bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
     }
-    let config = ModelConfig::open(root)?;
+    let (config, base) = model(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");
     let corpus = Corpus::open(&ids, progress)?;
     if state.corpus != corpus.fingerprint {
         return Err(Error::corrupt(&ids, "they are not the ids that the run was trained on"));
     }
-    let weights = config.parameters().into_iter().filter_map(|(name, _)| {
+    let names = match &base {
+        None => config.parameters(),
+        Some(base) => config.lora_parameters(&base.lora),
+    };
+    let weights = names.into_iter().filter_map(|(name, _)| {
         let tensor = tensors.get(&format!("weight.{name}"))?.clone();
         Some((name, tensor))
     });
-    let weights: BTreeMap<String, Tensor> = weights.collect();
-    let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, device)?;
+    let parameters = Parameters::restored(weights)?;
+    let mut trainer = Trainer::from_parameters(parameters, base, &config, &options, corpus, device)?;
     restore(&mut trainer, &mut tensors)?;
     trainer.state = state;
     if trainer.state.audit.is_over() {
-        trainer.state.audit = audit_of(&config);
+        trainer.state.audit = audit_of(&config, &trainer.vars);
     }
     let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
     Ok((trainer, run, damaged))
+}
+
+/// The configuration of the model of the run in `root` and, if the run trains adapters, the model below them, whose weights
+/// must have this fingerprint.
+fn model(root: &Path, fingerprint: Option<&str>, device: &Device) -> Result<(ModelConfig, Option<FrozenBase>)> {
+    let Some(fingerprint) = fingerprint else { return Ok((ModelConfig::open(root)?, None)) };
+    let config = ModelConfig::open(&root.join("training"))?;
+    let base = FrozenBase::open(&adapter_base(root)?, &own_adapter(root)?, &config, device)?;
+    if base.fingerprint != fingerprint {
+        bail!("{}: its weights are not those whose adapters this run trains", base.path.display());
+    }
+    Ok((config, Some(base)))
 }
 
 /// Puts averages and optimizer state back into their places.

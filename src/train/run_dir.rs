@@ -13,6 +13,9 @@
 //! training/lock                             held while a process trains here
 //! ```
 //!
+//! Where adapters (LoRA) are trained, the root is a PEFT folder instead: `adapter_config.json`, which names the model below
+//! them, and `adapter_model.safetensors`. The model's configuration is `training/config.json`.
+//!
 //! A checkpoint appears by one rename; the newest that verifies is the latest, and its state decides which weights are the
 //! best. The weights at the root are written after it: where a crash came between, the next session writes them.
 //!
@@ -30,8 +33,8 @@ use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
 use super::{checkpoint, settings_file};
-use crate::host::{Error, Result, disk, input};
-use crate::model::{TensorFile, save_weights_with};
+use crate::host::{ADAPTER_CONFIG, Error, Result, disk, input};
+use crate::model::{ADAPTER_WEIGHTS, TensorFile, adapter_json, save_adapter, save_weights_with};
 use crate::text::Tokenizer;
 
 /// The model with the lowest validation loss so far.
@@ -158,8 +161,14 @@ impl RunDir {
     /// If something cannot be written.
     pub fn begin(&mut self, tokenizer: &Tokenizer, trainer: &Trainer, others: &toml::Table) -> Result<()> {
         let config = trainer.config();
-        disk::replace_with(&self.root.join("config.json"), config.to_json()?.as_bytes())?;
-        disk::replace_with(&self.root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
+        let write = |name: &str, text: String| disk::replace_with(&self.root.join(name), text.as_bytes());
+        if let Some(base) = &trainer.base {
+            write(ADAPTER_CONFIG, adapter_json(config, &base.lora, &base.path)?)?;
+            write("training/config.json", config.to_json()?)?;
+        } else {
+            write("config.json", config.to_json()?)?;
+            write("generation_config.json", config.generation_json()?)?;
+        }
         tokenizer.save(&self.root, config.context_len)?;
         settings_file::write(&self.training(), others, trainer.options())?;
         self.metrics.start_clock();
@@ -181,7 +190,7 @@ impl RunDir {
         let saved = Some((step, Instant::now()));
         let run = Self { root: root.to_path_buf(), metrics, saved, creates: None, _lock: lock };
         match trainer.state.best {
-            Some(best) if run.held_step() == Some(best.step) => {}
+            Some(best) if run.held_step(trainer) == Some(best.step) => {}
             Some(best) if best.step == step => run.publish(trainer)?,
             _ => {
                 trainer.state.best = None;
@@ -199,8 +208,8 @@ impl RunDir {
     }
 
     /// The step of the weights at the root, if they are those of a validated model.
-    fn held_step(&self) -> Option<u64> {
-        let file = TensorFile::open(&input::inside(&self.root, "model.safetensors").ok()?).ok()?;
+    fn held_step(&self, trainer: &Trainer) -> Option<u64> {
+        let file = TensorFile::open(&input::inside(&self.root, weights_name(trainer)).ok()?).ok()?;
         file.metadata("loss").and(file.metadata("step"))?.parse().ok()
     }
 
@@ -261,8 +270,17 @@ impl RunDir {
         if let Some(best) = trainer.best() {
             metadata.insert("loss", best.loss.to_string());
         }
-        save_weights_with(&self.root.join("model.safetensors"), trainer.config(), &trainer.weights(), metadata)
+        let (path, config, weights) = (self.root.join(weights_name(trainer)), trainer.config(), trainer.weights());
+        match trainer.base {
+            None => save_weights_with(&path, config, &weights, metadata),
+            Some(_) => save_adapter(&path, config, &weights, metadata),
+        }
     }
+}
+
+/// The name of the weights at the root.
+fn weights_name(trainer: &Trainer) -> &'static str {
+    if trainer.base.is_some() { ADAPTER_WEIGHTS } else { "model.safetensors" }
 }
 
 impl Drop for RunDir {

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::average::WeightAverage;
+use super::frozen_base::FrozenBase;
 use super::gradients::{LossAndGradients, loss_and_gradients};
+use super::memory_needed::memory_needed;
 use super::statistics::{self, TensorStatistics};
-use super::{Best, TrainOptions, bits_per_byte, evaluate, memory_needed};
+use super::{Best, TrainOptions, bits_per_byte, evaluate};
 use crate::cpu::sums::euclidean_norm;
 use crate::host::{Error, Memory, Result, bail};
-use crate::model::{CausalLm, DropoutSource, ModelConfig};
-use crate::nn::Parameters;
+use crate::model::{CausalLm, DropoutRates, DropoutSource, ModelConfig};
+use crate::nn::{LoraConfig, Parameters};
 use crate::optim::{Optimizer, Rates, clip_factor, global_norm};
 use crate::text::{Batch, BatchSampler, Corpus};
 
@@ -27,6 +29,8 @@ pub struct Trainer {
     trainable: CausalLm,
     /// The same weights, or their average, without a graph.
     model: CausalLm,
+    /// The model whose adapters are trained, if that is what is trained.
+    pub(super) base: Option<FrozenBase>,
     pub(super) average: Option<WeightAverage>,
     pub(super) optimizer: Optimizer,
     corpus: Corpus,
@@ -48,6 +52,9 @@ pub(super) struct TrainState {
     pub(super) audit: Audit,
     /// The fingerprint of the corpus.
     pub(super) corpus: String,
+    /// The fingerprint of the model whose adapters are trained.
+    #[serde(default)]
+    pub(super) base: Option<String>,
 }
 
 /// The result of one step of training.
@@ -88,7 +95,7 @@ impl Trainer {
     /// # Errors
     /// If configuration, options and corpus do not fit together, or need more memory than this machine has.
     pub fn new(config: &ModelConfig, options: &TrainOptions, corpus: Corpus, device: &Device) -> Result<Self> {
-        Self::from_parameters(Parameters::new(options.seed), config, options, corpus, device)
+        Self::from_parameters(Parameters::new(options.seed), None, config, options, corpus, device)
     }
 
     /// A model that starts from the given weights, by their names in the model.
@@ -102,11 +109,39 @@ impl Trainer {
         corpus: Corpus,
         device: &Device,
     ) -> Result<Self> {
-        Self::from_parameters(Parameters::restored(weights)?, config, options, corpus, device)
+        Self::from_parameters(Parameters::restored(weights)?, None, config, options, corpus, device)
     }
 
-    fn from_parameters(
+    /// New adapters (LoRA) on all linear layers in the blocks of `base`: they are all that is trained and saved. `config` is
+    /// the one that the base was opened with.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`].
+    pub fn with_lora(
+        base: FrozenBase,
+        config: &ModelConfig,
+        options: &TrainOptions,
+        corpus: Corpus,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::from_parameters(Parameters::new(options.seed), Some(base), config, options, corpus, device)
+    }
+
+    /// The same start, with everything turned off that keeps a model from overfitting one batch: dropout, and what
+    /// [`TrainOptions::for_overfitting`] lists.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`].
+    pub fn for_overfitting(self) -> Result<Self> {
+        let config = ModelConfig { dropout: DropoutRates::default(), ..self.config().clone() };
+        let (options, device) = (self.options.for_overfitting(), self.model.device().clone());
+        Self::from_parameters(Parameters::restored(self.weights())?, self.base, &config, &options, self.corpus, &device)
+    }
+
+    /// From the parameters of adapters, if there is a base, or those of a whole model.
+    pub(super) fn from_parameters(
         parameters: Parameters,
+        base: Option<FrozenBase>,
         config: &ModelConfig,
         options: &TrainOptions,
         corpus: Corpus,
@@ -114,7 +149,8 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         options.validate_for(config, &corpus)?;
-        let (needed, total) = (memory_needed(config, &corpus, options), Memory::now().total);
+        let lora = base.as_ref().map(|base| &base.lora);
+        let (needed, total) = (memory_needed(config, &corpus, options, lora), Memory::now().total);
         if needed > total {
             let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
             bail!(
@@ -123,7 +159,11 @@ impl Trainer {
                 megabytes(total)
             );
         }
-        let trainable = CausalLm::new(config, parameters.var_builder(DType::F32, device))?;
+        let model = |vb| match &base {
+            None => CausalLm::new(config, vb),
+            Some(base) => base.with_adapters(config, vb),
+        };
+        let trainable = model(parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
         let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
         let shown = average.as_ref().map_or(&parameters, |average| &average.parameters);
@@ -133,11 +173,13 @@ impl Trainer {
             validated: 0,
             best: None,
             without_improvement: 0,
-            audit: audit_of(config),
+            audit: audit_of(config, &vars),
             corpus: corpus.fingerprint.clone(),
+            base: base.as_ref().map(|base| base.fingerprint.clone()),
         };
         Ok(Self {
-            model: CausalLm::new(config, shown.frozen(DType::F32, device))?,
+            model: model(shown.frozen(DType::F32, device))?,
+            base,
             optimizer: Optimizer::new(grouped)?,
             vars,
             trainable,
@@ -293,6 +335,16 @@ impl Trainer {
         self.model.config()
     }
 
+    /// The size of the adapters, if these are what is trained.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.base.as_ref().map(|base| &base.lora)
+    }
+
+    /// The bytes of memory that training takes, about.
+    pub fn memory_needed(&self) -> usize {
+        memory_needed(self.config(), &self.corpus, &self.options, self.lora())
+    }
+
     /// The data.
     pub fn corpus(&self) -> &Corpus {
         &self.corpus
@@ -303,7 +355,7 @@ impl Trainer {
         &self.model
     }
 
-    /// The weights of [`Trainer::model`], by name.
+    /// The weights of [`Trainer::model`], by name: those of the adapters if these are what is trained.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         let shown = self.average.as_ref().map_or(&self.vars, |average| &average.vars);
         shown.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
@@ -316,9 +368,8 @@ impl Trainer {
     }
 }
 
-/// The audit of a model's tensors, without those whose gradient is zero for any data.
-pub(super) fn audit_of(config: &ModelConfig) -> Audit {
-    let excused = config.zero_gradient_parameters();
-    let names = config.parameters().into_iter().map(|(name, _)| name);
-    Audit::new(names.filter(|name| !excused.iter().any(|(excused, _)| excused == name)))
+/// The audit of the tensors in training, without those whose gradient is zero for any data.
+pub(super) fn audit_of(config: &ModelConfig, vars: &[(String, Var)]) -> Audit {
+    let names = vars.iter().map(|(name, _)| name);
+    Audit::new(names.filter(|name| config.zero_gradient_reason(name).is_none()).cloned())
 }

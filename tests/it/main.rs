@@ -41,6 +41,8 @@ mod hostile;
 #[cfg(feature = "lm")]
 mod llama_and_qwen3;
 #[cfg(feature = "lm")]
+mod lora;
+#[cfg(feature = "lm")]
 mod model;
 #[cfg(feature = "lm")]
 mod optimizers;

@@ -18,7 +18,7 @@ pub fn data() -> (Tokenizer, Corpus) {
     data_in(IdsStore::Temporary)
 }
 
-fn data_in(store: IdsStore) -> (Tokenizer, Corpus) {
+pub fn data_in(store: IdsStore) -> (Tokenizer, Corpus) {
     let documents = [Document::new("numbers", TEXT.repeat(40))];
     prepare(
         &documents,

@@ -3,6 +3,7 @@
 // Tests may fail by a panic; clippy knows only those marked so, not their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod bits_per_byte;
 mod chosen;
 mod convert;

@@ -9,7 +9,7 @@ use candle_core::{Module, ModuleT, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use self::multi_head_config::Sizes;
-use super::{Dropout, Linear, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
+use super::{Dropout, Linear, LoraConfig, LoraLinear, Projection, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
 use crate::ops::{self, AttentionOptions, record};
 
 pub use inputs::{AttentionInputs, KeysValues};
@@ -64,10 +64,10 @@ pub use multi_head_config::MultiHeadAttentionConfig;
 /// ```
 #[derive(Clone, Debug)]
 pub struct MultiHeadAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Option<Linear>,
+    q_proj: Projection,
+    k_proj: Projection,
+    v_proj: Projection,
+    o_proj: Option<Projection>,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     rotary: Option<RotaryEmbedding>,
@@ -86,8 +86,9 @@ impl MultiHeadAttention {
     pub fn new(config: &MultiHeadAttentionConfig, vb: VarBuilder) -> Result<Self> {
         let sizes = config.sizes()?;
         let Sizes { c, m, h, g, d, e } = sizes;
-        let input = |name, from, to| linear_with(from, to, config.bias, config.init, vb.pp(name));
-        let output = || linear_with(h * e, c, config.output_bias, config.output_init, vb.pp("o_proj"));
+        let input = |name, from, to| linear_with(from, to, config.bias, config.init, vb.pp(name)).map(Projection::from);
+        let output =
+            || linear_with(h * e, c, config.output_bias, config.output_init, vb.pp("o_proj")).map(Projection::from);
         let norm = |name| config.qk_norm.map(|eps| rms_norm(d, eps, vb.pp(name))).transpose();
         Ok(Self {
             q_proj: input("q_proj", c, h * d)?,
@@ -108,24 +109,49 @@ impl MultiHeadAttention {
         })
     }
 
+    /// This layer with an adapter on each projection, all of which are frozen. Reads or creates `lora_A.weight` and
+    /// `lora_B.weight` in `q_proj`, `k_proj`, `v_proj` and `o_proj`; where one product gives queries, keys and values,
+    /// these share `qkv_proj.lora_A.weight`, as GPT-2's packed projection does in PEFT.
+    ///
+    /// # Errors
+    /// Those of [`LoraLinear::new`].
+    pub fn with_lora(self, config: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+        let shared = self.is_packable().then(|| config.down(self.sizes.c, &vb.pp("qkv_proj"))).transpose()?;
+        let adapted = |projection: &Projection, name| match &shared {
+            None => projection.with_lora(config, vb.pp(name)),
+            Some(a) => {
+                let (base, b) = (projection.base().clone(), config.up(self.sizes.h * self.sizes.d, &vb.pp(name))?);
+                LoraLinear::from_tensors(base, a.clone(), b, config.scale()).map(Projection::Adapted)
+            }
+        };
+        let output = |o_proj: &Projection| o_proj.with_lora(config, vb.pp("o_proj"));
+        Ok(Self {
+            q_proj: adapted(&self.q_proj, "q_proj")?,
+            k_proj: adapted(&self.k_proj, "k_proj")?,
+            v_proj: adapted(&self.v_proj, "v_proj")?,
+            o_proj: self.o_proj.as_ref().map(output).transpose()?,
+            ..self
+        })
+    }
+
     /// The projection to queries, W^Q.
     pub fn q_proj(&self) -> &Linear {
-        &self.q_proj
+        self.q_proj.base()
     }
 
     /// The projection to keys, W^K.
     pub fn k_proj(&self) -> &Linear {
-        &self.k_proj
+        self.k_proj.base()
     }
 
     /// The projection to values, W^V.
     pub fn v_proj(&self) -> &Linear {
-        &self.v_proj
+        self.v_proj.base()
     }
 
     /// The output projection, W^O, if there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
-        self.o_proj.as_ref()
+        self.o_proj.as_ref().map(Projection::base)
     }
 
     /// Self-attention with the layer's own mask, without dropout.
@@ -228,11 +254,7 @@ impl MultiHeadAttention {
 
     /// Queries, keys and values from one product, (B, T, 3 * H * D), which reads the input once.
     fn project_qkv(&self, xs: &Tensor) -> Result<Tensor> {
-        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let weight = record::stack_rows(&projections.map(Linear::weight))?; // (3 * H * D, C)
-        let biases: Vec<&Tensor> = projections.iter().filter_map(|projection| projection.bias()).collect();
-        let bias = if biases.is_empty() { None } else { Some(record::stack_rows(&biases)?) };
-        ops::linear(xs, &weight, bias.as_ref())
+        Projection::stacked([&self.q_proj, &self.k_proj, &self.v_proj])?.forward(xs)
     }
 
     fn options(&self, inputs: &AttentionInputs) -> AttentionOptions {
@@ -251,14 +273,14 @@ impl ModuleT for MultiHeadAttention {
 }
 
 /// A projection split into heads: (B, T, n, channels).
-fn heads(projection: &Linear, xs: &Tensor, n: usize, channels: usize) -> Result<Tensor> {
+fn heads(projection: &Projection, xs: &Tensor, n: usize, channels: usize) -> Result<Tensor> {
     let (b, t, _) = xs.dims3()?;
     record::reshape(&projection.forward(xs)?, (b, t, n, channels))
 }
 
 /// Refuses an input that the projection cannot take.
-fn check(what: &str, xs: &Tensor, projection: &Linear) -> Result<()> {
-    let weight = projection.weight();
+fn check(what: &str, xs: &Tensor, projection: &Projection) -> Result<()> {
+    let weight = projection.base().weight();
     let channels = weight.dim(1)?;
     if !matches!(xs.dims(), [_, c] | [_, _, c] if *c == channels) {
         bail!(

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, precise, slice, values};
 
@@ -91,7 +91,7 @@ pub fn reglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     check(name, xs)?;
     match has_kernel(&[xs]) {
-        true => record::apply1(&record::contiguous(xs)?, Fused::<A> { name, activation: PhantomData }),
+        true => record::apply1(&record::contiguous(xs)?, Fused::<A> { name, activation: PhantomData }, Kept::Inputs),
         false => A::reference(&xs.to_dtype(precise(xs.dtype()))?)?.to_dtype(xs.dtype()),
     }
 }

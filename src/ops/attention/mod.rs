@@ -54,7 +54,7 @@ use candle_core::{DType, Layout, Result, Tensor, bail};
 
 use self::fused_attention::{Attention, PackedAttention};
 use super::DropoutOptions;
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::storage::has_kernel;
 
 pub use mask::Mask;
@@ -132,7 +132,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
         return Ok(reference::attention(q, k, v, options)?.0);
     }
     let op = Attention::new(options, q.dim(3)?, &[q, k, v])?;
-    record::apply3(&with_rows(q)?, &with_rows(k)?, &with_rows(v)?, op)
+    record::apply3([&with_rows(q)?, &with_rows(k)?, &with_rows(v)?], op, Kept::InputsAndResult)
 }
 
 /// Whether the kernel handles these tensors: not if one is empty, or a bias is tracked, whose gradient it does not
@@ -162,7 +162,11 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     options.check([b, num_heads, t, t], qkv.dtype())?;
     if takes_kernel(&[qkv], &options.mask) {
         let attention = Attention::new(options, head_dim, &[qkv])?;
-        return record::apply1(&record::contiguous(qkv)?, PackedAttention { attention, num_heads });
+        return record::apply1(
+            &record::contiguous(qkv)?,
+            PackedAttention { attention, num_heads },
+            Kept::InputsAndResult,
+        );
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, options)?.reshape((b, t, width / 3))

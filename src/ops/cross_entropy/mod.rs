@@ -20,7 +20,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use self::fused_loss::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::checks::check_not_negative;
 use crate::cpu::storage::has_kernel;
 
@@ -61,7 +61,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
     check("cross-entropy", "logits", logits, targets)?;
     let targets = read_targets("cross-entropy", targets, logits.dim(D::Minus1)?, options)?;
     match has_kernel(&[logits]) {
-        true => record::apply1(&record::contiguous(logits)?, CrossEntropy { targets, rows: OnceLock::new() }),
+        true => {
+            record::apply1(&record::contiguous(logits)?, CrossEntropy { targets, rows: OnceLock::new() }, Kept::Inputs)
+        }
         false => reference::cross_entropy(logits, &targets),
     }
 }

@@ -5,7 +5,7 @@ mod reference;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::storage::{has_kernel, slice, values};
 
 /// `out[i] = weight[ids[i]]`: `ids` (..) of dtype `u32`, `weight` (V, C), result (.., C).
@@ -41,7 +41,7 @@ pub fn embedding(ids: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
     let out_shape = [ids.dims(), &[channels]].concat();
     match has_kernel(&[weight]) && weight.elem_count() > 0 {
-        true => record::apply1(&record::contiguous(weight)?, Embedding { ids: read, out_shape }),
+        true => record::apply1(&record::contiguous(weight)?, Embedding { ids: read, out_shape }, Kept::Inputs),
         false => reference::embedding(ids, weight, out_shape),
     }
 }

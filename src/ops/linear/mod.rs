@@ -6,7 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, slice, values};
 
@@ -33,7 +33,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let (xs, weight) = (record::contiguous(xs)?, record::contiguous(weight)?);
     let op = Linear { tracked: [&xs, &weight].map(record::is_tracked) };
     match bias {
-        Some(bias) => record::apply3(&xs, &weight, &record::contiguous(bias)?, op),
+        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], op, Kept::Inputs),
         None => record::apply2(&xs, &weight, op),
     }
 }

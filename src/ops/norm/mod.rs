@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::checks::{check_alike, check_not_negative};
 use crate::cpu::storage::{has_kernel, slice, values};
 
@@ -33,7 +33,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
     }
     let (xs, weight, norm) = (record::contiguous(xs)?, record::contiguous(weight)?, Norm::new(Kind::Layer, eps));
     match bias {
-        Some(bias) => record::apply3(&xs, &weight, &record::contiguous(bias)?, norm),
+        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], norm, Kept::Inputs),
         None => record::apply2(&xs, &weight, norm),
     }
 }

@@ -6,7 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Angles, Dims, Heads};
-use super::record;
+use super::record::{self, Kept};
 use crate::cpu::allocation;
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, values};
@@ -58,7 +58,7 @@ pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Re
         return reference::rotary(xs, cos, sin, pairs);
     }
     let xs = if xs.layout().stride()[3] == 1 { xs.clone() } else { record::contiguous(xs)? };
-    record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs })
+    record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs }, Kept::Inputs)
 }
 
 /// The fused operation.

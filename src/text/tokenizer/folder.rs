@@ -10,11 +10,11 @@ use super::class::Class;
 use super::kind::Kind;
 use super::tokenizer_json::{self, CONFIG, TOKENIZER};
 use super::{Tokenizer, gguf, hugging_face};
-use crate::host::{Error, ModelPath, Result, bail, input};
+use crate::host::{Error, ModelPath, Result, adapter_base, bail, input};
 
 impl Tokenizer {
     /// The tokenizer of a folder, of a `tokenizer.json` in it, or of a GGUF file. In a folder it is a `tokenizer.json`, or
-    /// GPT-2's `vocab.json` and `merges.txt`.
+    /// GPT-2's `vocab.json` and `merges.txt`. An adapter (LoRA) without one has that of its base.
     ///
     /// It is what transformers 5 makes of the folder: `tokenizer_config.json` may name the end of text and add tokens, as
     /// may `special_tokens_map.json` and `added_tokens.json`; its `tokenizer_class`, or the model type in `config.json`,
@@ -24,8 +24,12 @@ impl Tokenizer {
     /// A file that can't be read or isn't a tokenizer, no such file, and links that lead out of a folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if let Ok(ModelPath::Gguf(file)) = ModelPath::of(path) {
-            return gguf::open(&file);
+        match ModelPath::of(path) {
+            Ok(ModelPath::Gguf(file)) => return gguf::open(&file),
+            Ok(ModelPath::Adapter(folder)) if !folder.join(TOKENIZER).exists() => {
+                return Self::open(adapter_base(&folder)?);
+            }
+            _ => {}
         }
         let (folder, is_folder) = match path.is_dir() {
             true => (path, true),

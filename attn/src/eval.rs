@@ -22,7 +22,7 @@ pub fn command() -> Command {
     Command::new("eval").about("Loss, perplexity and bits per byte of a trained model on text files").args([
         path("run").value_name("RUN").help("The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3"),
         path("texts").value_name("TEXT").num_args(1..).help(
-            "Text files, and folders of them; several texts are evaluated separately. The tokens of a large text go to a \
+            "Text files, and folders of them; - is standard input; several texts are evaluated separately. The tokens of a large text go to a \
              temporary file",
         ),
     ])

@@ -15,6 +15,7 @@ mod overfit;
 mod plan;
 mod progress;
 mod sample;
+mod sampling;
 mod settings;
 mod signals;
 mod terminal;
@@ -87,10 +88,19 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             signals::wait_for_end();
-            terminal::note(&format!("attn: {}", terminal::one_line(&format!("{error:#}"))));
+            terminal::note(&format!("attn: {}", terminal::one_line(&message(&error))));
             ExitCode::from(if error.is::<RunFailed>() { 1 } else { 2 })
         }
     }
+}
+
+/// The causes of an error, with options as they are typed.
+fn message(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(|cause| match cause.downcast_ref() {
+        Some(candle_attention::Error::Option { name, what }) => format!("--{name}: {what}"),
+        _ => cause.to_string(),
+    });
+    causes.collect::<Vec<_>>().join(": ")
 }
 
 /// Starts the worker threads now, so that a failure is reported here and not at their first use.

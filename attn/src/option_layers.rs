@@ -28,7 +28,8 @@ pub struct OptionLayers {
 pub struct Source {
     pub settings: Settings,
     documents: Vec<Document>,
-    validation: Validation,
+    /// Those to validate on, if they are others.
+    held_out: Vec<Document>,
 }
 
 /// All that a run starts from.
@@ -76,25 +77,31 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            Pipeline::open_config(&init).context("init")?;
+            Pipeline::open_config(&init).context("--init")?;
             self.check(&settings)?;
         }
-        let (documents, validation) = texts::of(&settings)?;
+        let [documents, held_out] = texts::of(&settings)?;
         if settings.init().is_none() {
             let (tokenizer, bytes) = (settings.tokenizer()?, documents.iter().map(Document::len).sum());
             if let TokenizerChoice::File(path) = &tokenizer
                 && !path.exists()
             {
-                bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display());
+                bail!("--tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display());
             }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
-        Ok(Source { settings, documents, validation })
+        Ok(Source { settings, documents, held_out })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { settings, documents, validation } = source;
+        let Source { settings, mut documents, mut held_out } = source;
+        texts::read_waiting(&mut documents)?;
+        texts::read_waiting(&mut held_out).context("--validation")?;
+        let validation = texts::validation(&settings, &documents, held_out);
+        if settings.validation_fraction().is_none() && validation == Validation::Fraction(0.0) {
+            note("too short to hold out a part: this text is trained on as a whole, without validation");
+        }
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;

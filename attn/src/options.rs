@@ -39,7 +39,7 @@ const fn opt(name: &'static str, kind: Kind, help: &'static str) -> Opt {
 
 /// Options of the texts.
 const DATA: &[Opt] = &[
-    opt("texts", Texts("TEXT"), "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte"),
+    opt("texts", Texts("TEXT"), "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte; - is standard input"),
     opt("validation", Texts("FILE"), "Text file or folder to validate on, instead of the end of TEXT; may be repeated"),
     opt(
         "validation-fraction",
@@ -245,7 +245,7 @@ pub fn given(matches: &ArgMatches) -> Table {
 /// The options in a TOML file.
 pub fn read(path: &Path) -> Result<Table> {
     if path.exists() && !path.is_file() {
-        bail!("config: expected a file, got a folder, a pipe or a device: {}", path.display());
+        bail!("--config: expected a file, got a folder, a pipe or a device: {}", path.display());
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| path.display().to_string())

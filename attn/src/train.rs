@@ -205,7 +205,7 @@ fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out:
     writeln!(out, "a sample, at temperature {TEMPERATURE}:")?;
     let seed = trainer.options().seed;
     let continuation = Continuation { max_tokens: TOKENS, sampling, seed, ..Default::default() };
-    sample::write(&pipeline, "", &continuation, out)?;
+    sample::write(&pipeline, &[], &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
         let bits = bits_per_byte(best.loss, trainer.corpus().validation.len(), trainer.corpus().validation_bytes);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::{Pipeline, Sampler, SamplingOptions, generate_side_by_side};
-use crate::host::{Result, bail};
+use crate::host::{Result, bail, bail_option};
 use crate::text::{TextStream, Tokenizer};
 
 /// The form in which a continuation is delivered.
@@ -58,7 +58,7 @@ impl Default for Continuation {
 }
 
 impl Continuation {
-    /// Continues `prompt`, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered,
+    /// Continues `prompt`, a text or, for a model of bytes, any bytes, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered,
     /// nor what follows them.
     ///
     /// An empty prompt starts from the model's beginning-of-text token; from its end-of-text token if it has none; else
@@ -71,14 +71,14 @@ impl Continuation {
     pub fn write(
         &self,
         pipeline: &Pipeline,
-        prompt: &str,
+        prompt: impl AsRef<[u8]>,
         on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<()> {
         if self.stop.iter().any(String::is_empty) {
-            bail!("generate: expected stop texts of at least one character, got an empty one");
+            bail_option!("stop", "expected texts of at least one character, got an empty one");
         }
         let Pipeline { model, tokenizer } = pipeline;
-        let prompt = prompt_ids(pipeline, prompt)?;
+        let prompt = prompt_ids(pipeline, prompt.as_ref())?;
         let excluded = ids_without_token(pipeline);
         let sampler = |stream| Ok(Sampler::new(self.sampling, self.seed, stream)?.excluding(excluded.clone()));
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
@@ -103,9 +103,13 @@ impl Continuation {
 }
 
 /// The ids to start from.
-fn prompt_ids(Pipeline { model, tokenizer }: &Pipeline, prompt: &str) -> Result<Vec<u32>> {
+fn prompt_ids(Pipeline { model, tokenizer }: &Pipeline, prompt: &[u8]) -> Result<Vec<u32>> {
+    if !prompt.is_empty() && tokenizer.takes_any_bytes() {
+        return Ok(prompt.iter().copied().map(u32::from).collect());
+    }
     if !prompt.is_empty() {
-        let ids = tokenizer.encode(prompt).map_err(|error| error.at("the prompt"))?;
+        let Ok(text) = std::str::from_utf8(prompt) else { bail!("the prompt: expected utf-8 text, got other bytes") };
+        let ids = tokenizer.encode(text).map_err(|error| error.at("the prompt"))?;
         if ids.is_empty() {
             bail!("the prompt: the tokenizer makes nothing of it");
         }

@@ -4,6 +4,7 @@
 //! ids, which a [`Sampler`] chooses from the logits.
 
 mod continuation;
+mod defaults;
 mod pipeline;
 mod sampler;
 
@@ -12,6 +13,7 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Tensor};
 
 pub use continuation::{Continuation, OutputForm, Piece};
+pub use defaults::GenerationDefaults;
 pub use pipeline::Pipeline;
 pub use sampler::{Sampler, SamplingOptions};
 

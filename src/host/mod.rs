@@ -10,6 +10,6 @@ pub(crate) mod memory;
 mod model_path;
 
 pub use error::{Error, Result};
-pub(crate) use error::{bail, listed};
+pub(crate) use error::{bail, bail_option, listed};
 pub use memory::Memory;
 pub(crate) use model_path::ModelPath;

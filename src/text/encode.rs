@@ -81,6 +81,7 @@ fn encode_chunks(tokenizer: &Tokenizer, Section { document, range }: &Section, t
 }
 
 fn encode_whole(tokenizer: &Tokenizer, Section { document, range }: &Section) -> Result<Vec<u32>> {
+    document.expect_utf8()?;
     let bytes = document.read(range.clone())?;
     let text = std::str::from_utf8(&bytes).map_err(|error| EncodeError::not_utf8(&bytes, error.valid_up_to()));
     text.and_then(|text| tokenizer.try_encode(text)).map_err(|error| error.in_document(document, range.start))

@@ -30,6 +30,7 @@ mod ids_file;
 mod prepare;
 mod split;
 mod tokenizer;
+mod utf;
 
 pub use batches::{Batch, BatchSampler, windows};
 pub use corpus::Corpus;

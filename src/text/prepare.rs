@@ -8,7 +8,7 @@ use super::chunks::{Chunk, Chunks};
 use super::split::{Section, split};
 use super::tokenizer::{CharacterSet, WordCounts, check_vocab_size};
 use super::{Corpus, Document, IdsStore, Tokenizer, Validation, encode};
-use crate::host::{Error, Result, bail};
+use crate::host::{Error, Result, bail_option};
 
 /// Which tokenizer to use, written `char`, `byte`, `bpe:N` or as a path.
 ///
@@ -42,10 +42,10 @@ impl FromStr for TokenizerChoice {
             ("byte", _) => Self::Bytes,
             (_, Some(size)) => match size.parse() {
                 Ok(size) => Self::Bpe(size),
-                Err(_) => bail!("tokenizer: expected a number of tokens in bpe:N, got {text}"),
+                Err(_) => bail_option!("tokenizer", "expected a number of tokens in bpe:N, got {text}"),
             },
-            ("bpe", _) => bail!("tokenizer: expected a number of tokens, as in bpe:512, got bpe"),
-            ("", _) => bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got nothing"),
+            ("bpe", _) => bail_option!("tokenizer", "expected a number of tokens, as in bpe:512, got bpe"),
+            ("", _) => bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got nothing"),
             _ => Self::File(text.into()),
         })
     }
@@ -125,7 +125,7 @@ pub fn prepare(
             Tokenizer::learn_bpe(counts, *vocab_size, end_of_text)?
         }
         TokenizerChoice::File(path) if !path.exists() => {
-            bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display())
+            bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display())
         }
         TokenizerChoice::File(path) => Tokenizer::open(path)?,
     };

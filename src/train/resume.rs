@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::run_dir::{CheckpointState, Latest, tensors};
 use super::trainer::audit_of;
 use super::{RunDir, Trainer, settings_file};
-use crate::host::{Error, Result, bail, listed};
+use crate::host::{Error, Result, bail, bail_option, listed};
 use crate::model::ModelConfig;
 use crate::text::{Corpus, TextProgress};
 
@@ -31,7 +31,7 @@ pub fn resume(
         RunDir::latest(root, device)?;
     let (settings, options) = settings_file::read(&root.join("training"), changes)?;
     if options.steps < state.step {
-        bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
+        bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
     let config = ModelConfig::open(root)?;
     let ids = root.join("training/ids.safetensors");

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Result, bail};
+use crate::host::{Result, bail_option};
 use crate::model::ModelConfig;
 use crate::optim::{Group, LrSchedule, Rule, Schedule};
 use crate::text::Corpus;
@@ -177,11 +177,11 @@ impl TrainOptions {
             ("keep", self.keep as u64, 1 << 24),
         ] {
             if !(1..=max).contains(&value) {
-                bail!("{name}: expected a number from 1 to {max}, got {value}");
+                bail_option!(name, "expected a number from 1 to {max}, got {value}");
             }
         }
         if i64::try_from(self.seed).is_err() {
-            bail!("seed: expected at most {}, the largest number of a settings file, got {}", i64::MAX, self.seed);
+            bail_option!("seed", "expected at most {}, the largest number of a settings file, got {}", i64::MAX, self.seed);
         }
         for (name, value, is_allowed, allowed) in [
             ("lr", self.lr, self.lr > 0.0, "above 0"),
@@ -205,11 +205,11 @@ impl TrainOptions {
             let is_in_f32 =
                 rounded.is_finite() && (rounded == 0.0) == (value == 0.0) && (rounded == 1.0) == (value == 1.0);
             if !is_allowed || !is_in_f32 {
-                bail!("{name}: expected a number {allowed}, got {value:?}");
+                bail_option!(name, "expected a number {allowed}, got {value:?}");
             }
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
-            bail!("warmup, decay: expected fractions of at most 1 together, got {} and {}", self.warmup, self.decay);
+            bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);
         }
         Ok(())
     }
@@ -221,10 +221,10 @@ impl TrainOptions {
     pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
         self.validate()?;
         if self.isolate_documents && corpus.separator.is_none() {
-            bail!("isolate-documents: expected several documents and a tokenizer with an end-of-text token, got none");
+            bail_option!("isolate-documents", "expected several documents and a tokenizer with an end-of-text token, got none");
         }
         if self.patience > 0 && corpus.validation.is_empty() {
-            bail!("patience: expected a validation text, got none");
+            bail_option!("patience", "expected a validation text, got none");
         }
         corpus.check_context(config.context_len)
     }
@@ -300,7 +300,7 @@ mod tests {
             (TrainOptions { seed: u64::MAX, ..default() }, "seed: expected at most"),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, warmup: 0.3, decay: 0.8, ..default() },
-                "warmup, decay: expected fractions of at most 1 together, got 0.3 and 0.8",
+                "warmup: expected at most 1 together with decay, got 0.3 and 0.8",
             ),
         ] {
             let error = options.validate().unwrap_err().to_string();

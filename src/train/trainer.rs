@@ -118,7 +118,7 @@ impl Trainer {
         if needed > total {
             let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
             bail!(
-                "the run would need {} MB of memory, and there are {} MB; accumulate or a smaller batch takes less",
+                "the run would need {} MB of memory, and there are {} MB; --accumulate or a smaller --batch takes less",
                 megabytes(needed),
                 megabytes(total)
             );

@@ -21,9 +21,12 @@ pub fn command() -> Command {
     let others = [
         text("stop").action(ArgAction::Append).help("Stop before this text; may be given several times"),
         whole("seed", "N").default_value("1").help("Seed: the same one gives the same text"),
-        Arg::new("samples").long("samples").value_name("N").default_value("1").value_parser(options::count(65_535)).help(
-            "Number of texts: generated in one batch, shown one after the other, separated by lines of dashes",
-        ),
+        Arg::new("samples")
+            .long("samples")
+            .value_name("N")
+            .default_value("1")
+            .value_parser(options::count(65_535))
+            .help("Number of texts: generated in one batch, shown one after the other, separated by lines of dashes"),
     ];
     let args = model.into_iter().chain(sampling).chain(others);
     Command::new("generate").about("Write text with a trained model").allow_negative_numbers(true).args(args)

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::load_weights;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, prepare};
+use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, prepare};
 use candle_attention::train::Trainer;
 use candle_core::Device;
-use toml::Table;
+use toml::{Table, Value};
 
 use super::automatic::TextSize;
 use super::progress::text_progress;
@@ -54,7 +54,34 @@ impl OptionLayers {
             (None, Some(size)) => size.recipe()?,
             (None, None) => Table::new(),
         };
-        Settings::merged(&[&recipe, &self.config, &self.given])
+        let mut settings = Settings::merged(&[&recipe, &self.config, &self.given])?;
+        if settings.init().is_some() {
+            settings.set_context(self.context().cloned().unwrap_or("auto".into()));
+        }
+        Ok(settings)
+    }
+
+    /// The context length that is asked for; that of a file gives way to an --init on the command line.
+    fn context(&self) -> Option<&Value> {
+        let of_file = self.config.get("context").filter(|_| !self.given.contains_key("init"));
+        self.given.get("context").or(of_file).filter(|context| context.is_integer())
+    }
+
+    /// Shortens a context that nobody asked for where the text has no sequence of its length, and says so; `max` is that of
+    /// the model of --init.
+    fn fit_context(&self, settings: &mut Settings, corpus: &Corpus, max: usize) -> Result<Option<String>> {
+        let parts = [corpus.train.len(), corpus.validation.len()];
+        let shortest = parts.into_iter().filter(|len| *len > 1).min().unwrap_or_default();
+        let context = settings.train_options()?.context.unwrap_or(max);
+        if self.context().is_none() && (1..=context).contains(&shortest) {
+            // A sequence of one token has nothing to attend to.
+            let fitting = TextSize::new(corpus, 0).max_context().max(2).min(shortest - 1);
+            settings.set_context((fitting as i64).into());
+            return Ok(Some(format!(
+                "this text is short: sequences of {fitting} tokens instead of {context} (--context)"
+            )));
+        }
+        Ok(None)
     }
 
     /// Checks settings, and that everything given has an effect.
@@ -86,7 +113,10 @@ impl OptionLayers {
             if let TokenizerChoice::File(path) = &tokenizer
                 && !path.exists()
             {
-                bail!("--tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display());
+                bail!(
+                    "--tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                    path.display()
+                );
             }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
@@ -95,13 +125,10 @@ impl OptionLayers {
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { settings, mut documents, mut held_out } = source;
+        let Source { mut settings, mut documents, mut held_out } = source;
         texts::read_waiting(&mut documents)?;
         texts::read_waiting(&mut held_out).context("--validation")?;
         let validation = texts::validation(&settings, &documents, held_out);
-        if settings.validation_fraction().is_none() && validation == Validation::Fraction(0.0) {
-            note("too short to hold out a part: this text is trained on as a whole, without validation");
-        }
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
@@ -109,7 +136,9 @@ impl OptionLayers {
             let weights = load_weights(&init, &config, device)?;
             let corpus = encode(&tokenizer, &documents, &validation, store, progress)?;
             note_missing_separator(&documents, &corpus);
+            let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
             let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;
+            shortened.iter().for_each(|line| note(line));
             return Ok(Prepared { trainer, tokenizer, settings });
         }
         let (tokenizer, corpus) = prepare(&documents, &validation, &settings.tokenizer()?, store, progress)?;
@@ -117,10 +146,12 @@ impl OptionLayers {
             bail!("expected a text of at least two different tokens, got a single character, repeated");
         }
         note_missing_separator(&documents, &corpus);
-        let settings = self.settings(Some(&TextSize::of(&corpus, &tokenizer)))?;
+        settings = self.settings(Some(&TextSize::new(&corpus, tokenizer.vocab_size())))?;
+        let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
+        shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
     }
 }

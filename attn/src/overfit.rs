@@ -22,7 +22,7 @@ pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     const STEPS: i64 = 500;
     layers.set_default("steps", STEPS.into());
     let Prepared { trainer, tokenizer, .. } = layers.prepare(layers.source()?, IdsStore::Temporary)?;
-    note(&plan::description(trainer.config(), trainer.corpus(), &tokenizer));
+    note(&plan::description(&trainer, &tokenizer));
     let mut config = trainer.config().clone();
     config.dropout = DropoutRates::default();
     let (options, corpus) = (trainer.options().for_overfitting(), trainer.corpus().clone());

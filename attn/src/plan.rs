@@ -17,14 +17,19 @@ use super::settings::Settings;
 use super::terminal::note;
 
 /// Model and data, on a line each.
-pub fn description(config: &ModelConfig, corpus: &Corpus, tokenizer: &Tokenizer) -> String {
+pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
+    let (config, corpus) = (trainer.config(), trainer.corpus());
+    let window = match trainer.options().window_len(config) {
+        window if window == config.context_len => String::new(),
+        window => format!(", trained on sequences of {window}"),
+    };
     let kv_heads = match config.kv_heads() {
         n if n == config.num_heads => String::new(),
         n => format!(" ({n} for keys and values)"),
     };
     let count = |n: usize| HumanCount(n as u64);
     format!(
-        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}\n\
+        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{window}\n\
          data: {} tokens for training, {} for validation; vocabulary of {} ({})",
         config.architecture.model_type(),
         count(config.parameter_count()),
@@ -41,7 +46,7 @@ pub fn description(config: &ModelConfig, corpus: &Corpus, tokenizer: &Tokenizer)
 
 /// How the model will be trained, on one line.
 pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
-    let tokens = options.steps.saturating_mul((options.batch * config.context_len) as u64);
+    let tokens = options.steps.saturating_mul((options.batch * options.window_len(config)) as u64);
     let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
     format!(
         "recipe: {} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
@@ -108,7 +113,7 @@ pub fn dry_run(
     let (config, corpus, options) = (trainer.config().clone(), trainer.corpus().clone(), trainer.options().clone());
     let mut lines = format!(
         "{}\n{}\n{}\n",
-        description(&config, &corpus, tokenizer),
+        description(&trainer, tokenizer),
         recipe(&config, &corpus, &options),
         memory(&config, &corpus, &options)
     );
@@ -116,7 +121,7 @@ pub fn dry_run(
     lines += &match measure(trainer) {
         Ok((step, validation)) => {
             let validations =
-                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), config.context_len));
+                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
             let total = rounded(start_up + step * options.steps as f64 + validation * validations as f64);
             format!(
                 "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
@@ -154,10 +159,15 @@ fn measure(mut trainer: Trainer) -> Result<(f64, f64)> {
 /// Prints the first lines of a run.
 pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
     let (config, corpus, options) = (trainer.config(), trainer.corpus(), trainer.options());
-    note(&description(config, corpus, tokenizer));
+    note(&description(trainer, tokenizer));
     note(&recipe(config, corpus, options));
     note(&memory(config, corpus, options));
     if corpus.train.len() < 10_000 {
         note("a text this short teaches a model little but itself");
+    }
+    if corpus.validation.is_empty() {
+        note(
+            "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
+        );
     }
 }

@@ -18,8 +18,7 @@ pub fn write(pipeline: &Pipeline, prompt: &[u8], continuation: &Continuation, ou
             // A prompt that the tokenizer refuses is never written.
             let before = if is_started { &[] } else { prompt };
             is_started = true;
-            result =
-                out.write_all(before).and_then(|()| out.write_all(piece.text)).and_then(|()| out.flush());
+            result = out.write_all(before).and_then(|()| out.write_all(piece.text)).and_then(|()| out.flush());
         } else {
             texts[piece.sample].extend_from_slice(piece.text);
         }

@@ -97,7 +97,7 @@ fn changed(before: (&SamplingOptions, usize), after: (&SamplingOptions, usize)) 
 
 fn described(changed: &[String], not_applied: &[String]) -> Option<String> {
     let applied = (!changed.is_empty()).then(|| format!("as generation_config.json says: {}", changed.join(" ")));
-    let others = (!not_applied.is_empty())
-        .then(|| format!("not applied of generation_config.json: {}", not_applied.join(", ")));
+    let others =
+        (!not_applied.is_empty()).then(|| format!("not applied of generation_config.json: {}", not_applied.join(", ")));
     applied.into_iter().chain(others).reduce(|applied, others| format!("{applied}; {others}"))
 }

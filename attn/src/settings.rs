@@ -37,8 +37,8 @@ pub struct Settings(Table);
 impl Settings {
     /// Merges the layers above the defaults, the lowest first.
     pub fn merged(layers: &[&Table]) -> Result<Self> {
-        let mut table = options::parse(include_str!("presets/defaults.toml"))?;
-        table.extend(Table::try_from(TrainOptions::default())?);
+        let mut table = Table::try_from(TrainOptions::default())?;
+        table.extend(options::parse(include_str!("presets/defaults.toml"))?);
         for layer in layers {
             overlay(&mut table, layer);
         }
@@ -47,6 +47,11 @@ impl Settings {
             settings.0.retain(|name, _| !MODEL.iter().any(|option| option.name == name));
         }
         Ok(settings)
+    }
+
+    /// Sets the context length.
+    pub fn set_context(&mut self, context: Value) {
+        self.0.insert("context".into(), context);
     }
 
     /// Checks what can be checked before the text is known.
@@ -317,6 +322,7 @@ mod tests {
         let options = TrainOptions {
             steps: 77,
             batch: 7,
+            context: Some(33),
             shards: 3,
             accumulate: 2,
             lr: 0.011,
@@ -344,7 +350,8 @@ mod tests {
             seed: 42,
         };
         assert_eq!(all.train_options().unwrap(), options);
-        assert_eq!(defaults.train_options().unwrap(), TrainOptions::default());
+        let defaults = defaults.train_options().unwrap();
+        assert_eq!(defaults, TrainOptions { context: Some(64), ..Default::default() });
         let config = ModelConfig {
             num_layers: 3,
             num_heads: 6,

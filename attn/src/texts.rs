@@ -148,7 +148,9 @@ mod tests {
     fn a_run_is_named_after_its_text() {
         let here = std::env::current_dir().unwrap();
         let here = here.file_name().unwrap().to_str().unwrap();
-        for (text, expected) in [("novel.txt", "novel"), ("a/novels/", "novels"), (".", here), ("/", "text"), ("-", "stdin")] {
+        for (text, expected) in
+            [("novel.txt", "novel"), ("a/novels/", "novels"), (".", here), ("/", "text"), ("-", "stdin")]
+        {
             assert_eq!(stem(Some(Path::new(text))), expected);
         }
         assert_eq!(stem(None), "sentences");

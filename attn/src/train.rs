@@ -96,6 +96,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<Trainer> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
     plan::announce(&trainer, &tokenizer);
+    settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
     Ok(trainer)
 }

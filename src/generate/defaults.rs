@@ -67,7 +67,7 @@ impl GenerationDefaults {
         let sampling = SamplingOptions {
             temperature: json.temperature.unwrap_or(1.0),
             top_k: Some(if is_one { 1 } else { json.top_k.unwrap_or(TOP_K) }).filter(|k| *k > 0),
-            top_p: json.top_p.filter(|p| *p < 1.0 && !is_one),
+            top_p: json.top_p.filter(|p| *p != 1.0 && !is_one),
             min_p: json.min_p.filter(|p| *p != 0.0),
             repetition_penalty: json.repetition_penalty.unwrap_or(1.0),
         };
@@ -138,10 +138,7 @@ mod tests {
             repetition_penalty: 1.05,
         };
         let not_applied = vec!["num_beams".to_string(), "suppress_tokens".into()];
-        assert_eq!(
-            defaults(json),
-            GenerationDefaults { do_sample: true, sampling, max_tokens: Some(7), not_applied }
-        );
+        assert_eq!(defaults(json), GenerationDefaults { do_sample: true, sampling, max_tokens: Some(7), not_applied });
         let off = defaults(r#"{ "do_sample": true, "top_k": 0, "top_p": 1.0, "min_p": 0.0 }"#);
         assert_eq!(off.sampling, SamplingOptions::default());
         assert_eq!(defaults(r#"{ "top_p": 0.0 }"#).sampling.top_k, Some(1));

@@ -12,4 +12,4 @@ mod model_path;
 pub use error::{Error, Result};
 pub(crate) use error::{bail, bail_option, listed};
 pub use memory::Memory;
-pub(crate) use model_path::ModelPath;
+pub(crate) use model_path::{ADAPTER_CONFIG, ModelPath};

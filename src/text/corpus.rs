@@ -1,7 +1,7 @@
 //! The ids to train on and those to validate on.
 
 use super::Ids;
-use crate::host::{Result, bail};
+use crate::host::{Result, bail, bail_option};
 
 /// The ids to train on and those to validate on, made by [`prepare`](super::prepare) and [`encode`](super::encode).
 ///
@@ -36,12 +36,16 @@ impl Corpus {
         let parts = [("training", &self.train), ("validation", &self.validation)];
         let given = parts.into_iter().filter(|(name, ids)| *name == "training" || !ids.is_empty());
         for (name, ids) in given {
-            if ids.len() <= context_len {
-                let needed = context_len.saturating_add(1);
-                bail!(
-                    "expected a {name} text of at least {needed} tokens (context length {context_len} and one more), got {}",
-                    ids.len()
-                );
+            match ids.len() {
+                len @ ..=1 => bail!("expected a {name} text of at least 2 tokens, got {len}"),
+                len if len <= context_len => {
+                    bail_option!(
+                        "context",
+                        "expected at most {}, as the {name} text has {len} tokens, got {context_len}",
+                        len - 1
+                    )
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -51,7 +55,6 @@ impl Corpus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Error;
 
     fn corpus(train: usize, validation: usize) -> Corpus {
         let (train_bytes, validation_bytes) = (train, validation);
@@ -63,13 +66,12 @@ mod tests {
     fn a_part_too_short_for_a_window_is_an_error() {
         let error = |train, validation, context_len| {
             let error = corpus(train, validation).check_context(context_len).unwrap_err();
-            assert!(matches!(error, Error::Input(_)));
             error.to_string()
         };
-        let expected = "expected a training text of at least 11 tokens (context length 10 and one more), got 10";
-        assert_eq!(error(10, 11, 10), expected);
-        assert!(error(20, 7, 7).starts_with("expected a validation text of at least 8 tokens"));
-        assert!(error(20, 20, usize::MAX).contains(&format!("at least {} tokens", usize::MAX)));
+        assert_eq!(error(10, 11, 10), "context: expected at most 9, as the training text has 10 tokens, got 10");
+        assert_eq!(error(20, 7, 7), "context: expected at most 6, as the validation text has 7 tokens, got 7");
+        assert!(error(20, 20, usize::MAX).contains("at most 19"));
+        assert_eq!(error(1, 9, 1), "expected a training text of at least 2 tokens, got 1");
         corpus(11, 11).check_context(10).unwrap();
         // Nothing to validate on is no fault.
         corpus(11, 0).check_context(10).unwrap();

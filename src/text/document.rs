@@ -23,7 +23,11 @@ pub struct Document {
 enum Source {
     Memory(Arc<[u8]>),
     /// `start` is where the text begins, after a byte order mark.
-    File { path: PathBuf, start: u64, len: u64 },
+    File {
+        path: PathBuf,
+        start: u64,
+        len: u64,
+    },
 }
 
 impl Document {
@@ -239,7 +243,11 @@ mod tests {
             (utf16(u16::to_be_bytes), "UTF-16BE"),
             (utf32(u32::to_le_bytes), "UTF-32LE"),
             (utf32(u32::to_be_bytes), "UTF-32BE"),
-            ([b"\xff\xfe", "漢字".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>().as_slice()].concat(), "UTF-16"),
+            (
+                [b"\xff\xfe", "漢字".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>().as_slice()]
+                    .concat(),
+                "UTF-16",
+            ),
             ([&b"\xff\xfe\0\0"[..], &utf32(u32::to_le_bytes)].concat(), "UTF-32"),
             (b"\xfe\xff\x04\x10".to_vec(), "UTF-16"),
         ] {

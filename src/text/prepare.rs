@@ -45,7 +45,9 @@ impl FromStr for TokenizerChoice {
                 Err(_) => bail_option!("tokenizer", "expected a number of tokens in bpe:N, got {text}"),
             },
             ("bpe", _) => bail_option!("tokenizer", "expected a number of tokens, as in bpe:512, got bpe"),
-            ("", _) => bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got nothing"),
+            ("", _) => {
+                bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got nothing")
+            }
             _ => Self::File(text.into()),
         })
     }
@@ -125,7 +127,11 @@ pub fn prepare(
             Tokenizer::learn_bpe(counts, *vocab_size, end_of_text)?
         }
         TokenizerChoice::File(path) if !path.exists() => {
-            bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display())
+            bail_option!(
+                "tokenizer",
+                "expected char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                path.display()
+            )
         }
         TokenizerChoice::File(path) => Tokenizer::open(path)?,
     };

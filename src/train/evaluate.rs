@@ -73,7 +73,18 @@ pub fn evaluate(
     separator: Option<u32>,
     on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<Evaluation>> {
-    let (context_len, device): (usize, &Device) = (model.config().context_len, model.device());
+    evaluate_windows(model, ids, (model.config().context_len, drop_last), separator, on_batch)
+}
+
+/// [`evaluate`] with windows of `context_len` tokens, of which a shorter last one is left out with `drop_last`.
+pub(super) fn evaluate_windows(
+    model: &CausalLm,
+    ids: &Ids,
+    (context_len, drop_last): (usize, bool),
+    separator: Option<u32>,
+    on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<Evaluation>> {
+    let device: &Device = model.device();
     let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
     let mut batches = windows(ids, (batch_size, context_len), drop_last, separator, device)?.peekable();
     let total = if drop_last { (ids.len() - 1) / context_len * context_len } else { ids.len() - 1 };

@@ -20,9 +20,10 @@ pub fn memory_needed(config: &ModelConfig, corpus: &Corpus, options: &TrainOptio
     let copies = shards.saturating_add(4 + sums + more.iter().filter(|one| **one).count());
     let state = config.parameter_count().saturating_mul(copies);
     let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
-    let positions = sequences.saturating_mul(config.context_len);
+    let window = options.window_len(config);
+    let positions = sequences.saturating_mul(window);
     let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
-    let validated = VALIDATION_BATCH_TOKENS.max(config.context_len).saturating_mul(rayon::current_num_threads());
+    let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(rayon::current_num_threads());
     let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }

@@ -24,11 +24,13 @@
 
 mod audit;
 mod average;
+mod base_files;
 mod checkpoint;
 mod evaluate;
 mod gradients;
 mod memory_needed;
 pub mod metrics;
+mod model_card;
 mod one_batch;
 mod ownership;
 mod resume;

@@ -4,8 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
-use super::checkpoint;
+use super::model_card::CARD;
 use super::run_dir::IsRootNew;
+use super::{base_files, checkpoint};
 use crate::host::{Error, Result, disk};
 
 /// Why no run can be created in a folder where there is something.
@@ -64,7 +65,7 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
 /// that is done.
 pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
     // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+    for name in base_files::KEPT.iter().chain(&["config.json", CARD]) {
         let _ = disk::remove_file(&root.join(name));
     }
     let is_removed = disk::remove_folder(&root.join("training")).is_ok();

@@ -100,7 +100,10 @@ mod tests {
             ("steps = \"many\"", "invalid type: string \"many\", expected u64"),
         ] {
             let error = changed("tokenizer = \"char\"", changes).unwrap_err();
-            assert!(matches!(error, Error::Input(_) | Error::Option { .. }) && error.to_string().contains(expected), "{changes}: {error:?}");
+            assert!(
+                matches!(error, Error::Input(_) | Error::Option { .. }) && error.to_string().contains(expected),
+                "{changes}: {error:?}"
+            );
         }
     }
 

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::average::WeightAverage;
+use super::evaluate::evaluate_windows;
 use super::gradients::{LossAndGradients, loss_and_gradients};
 use super::statistics::{self, TensorStatistics};
-use super::{Best, TrainOptions, bits_per_byte, evaluate, memory_needed};
+use super::{Best, TrainOptions, bits_per_byte, memory_needed};
 use crate::cpu::sums::euclidean_norm;
 use crate::host::{Error, Memory, Result, bail};
 use crate::model::{CausalLm, DropoutSource, ModelConfig};
@@ -156,7 +157,7 @@ impl Trainer {
         let sampler = BatchSampler {
             seed: self.options.seed,
             batch_size: self.options.batch,
-            context_len: self.config().context_len,
+            context_len: self.options.window_len(self.config()),
             separator: self.separator(),
         };
         sampler.batch(&self.corpus.train, self.state.step, self.model.device())
@@ -207,7 +208,7 @@ impl Trainer {
         Rates { lr, gradient_scale, step: self.state.step + 1, betas: (beta1, beta2), eps: EPS, momentum }
     }
 
-    /// The loss over the whole validation part: all non-overlapping windows of the context's length. `on_batch` is told,
+    /// The loss over the whole validation part: all non-overlapping windows of the length trained on. `on_batch` is told,
     /// before each batch, how many of how many tokens are done or in progress, and may break off: then there is no
     /// result.
     ///
@@ -218,7 +219,9 @@ impl Trainer {
         on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<ValidationReport>> {
         let (step, ids) = (self.state.step, &self.corpus.validation);
-        let Some(evaluation) = evaluate(&self.model, ids, true, self.separator(), on_batch)? else { return Ok(None) };
+        let windows = (self.options.window_len(self.config()), true);
+        let evaluation = evaluate_windows(&self.model, ids, windows, self.separator(), on_batch)?;
+        let Some(evaluation) = evaluation else { return Ok(None) };
         let loss = evaluation.loss;
         if !loss.is_finite() {
             return Err(Error::Diverged { step, what: "the validation loss".into(), value: loss });
@@ -236,7 +239,7 @@ impl Trainer {
     /// made.
     pub(super) fn validation_is_due(&self) -> bool {
         let step = self.state.step;
-        let every = self.options.eval_interval(self.corpus.validation.len(), self.config().context_len);
+        let every = self.options.eval_interval(self.corpus.validation.len(), self.options.window_len(self.config()));
         step > self.state.validated && (step == self.options.steps || step.is_multiple_of(every))
     }
 

@@ -6,6 +6,7 @@
 mod allocator;
 mod automatic;
 mod chart;
+mod completions;
 mod eval;
 mod example;
 mod generate;
@@ -52,7 +53,7 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(threads.help("Number of threads [default: one per core]"))
-        .subcommands([train::command(), generate::command(), eval::command(), example::command()])
+        .subcommands([train::command(), generate::command(), eval::command(), example::command(), completions::command()])
 }
 
 /// Exit codes: 0 if it is done; 1 if a run failed; 2 for bad input and for files that cannot be read or written; 129, 130 or
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         Some(("train", matches)) => train::run(matches, started, out),
         Some(("generate", matches)) => generate::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
+        Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         _ => example::run(out).map(|()| ExitCode::SUCCESS),
     });
     let flushed = result.and_then(|code| match out.flush() {

@@ -63,6 +63,9 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
     signals::listen()?;
     let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
     if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
+        if given.contains_key("texts") {
+            bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
+        }
         return go_on(root, &given, out);
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();

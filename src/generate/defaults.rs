@@ -27,6 +27,7 @@ pub struct GenerationDefaults {
 
 /// The keys of `generation_config.json` that are applied. Those that are absent or null have transformers' defaults.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Json {
     do_sample: Option<bool>,
     temperature: Option<f64>,
@@ -150,7 +151,8 @@ mod tests {
             (r#"{ "temperature": -1 }"#, "temperature: expected a number of at least 0, got -1"),
             (r#"{ "top_k": -1 }"#, "invalid value"),
             (r#"{ "top_p": 2 }"#, "top-p"),
-            ("[", "EOF"),
+            ("[", "expected an object"),
+            ("{", "EOF"),
         ] {
             let error = GenerationDefaults::from_json(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");

@@ -53,7 +53,13 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(threads.help("Number of threads [default: one per core]"))
-        .subcommands([train::command(), generate::command(), eval::command(), example::command(), completions::command()])
+        .subcommands([
+            train::command(),
+            generate::command(),
+            eval::command(),
+            example::command(),
+            completions::command(),
+        ])
 }
 
 /// Exit codes: 0 if it is done; 1 if a run failed; 2 for bad input and for files that cannot be read or written; 129, 130 or

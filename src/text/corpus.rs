@@ -35,20 +35,18 @@ impl Corpus {
     pub fn check_context(&self, context_len: usize) -> Result<()> {
         let parts = [("training", &self.train), ("validation", &self.validation)];
         let given = parts.into_iter().filter(|(name, ids)| *name == "training" || !ids.is_empty());
-        for (name, ids) in given {
-            match ids.len() {
-                len @ ..=1 => bail!("expected a {name} text of at least 2 tokens, got {len}"),
-                len if len <= context_len => {
-                    bail_option!(
-                        "context",
-                        "expected at most {}, as the {name} text has {len} tokens, got {context_len}",
-                        len - 1
-                    )
-                }
-                _ => {}
+        // The shorter one, so that what fits it fits both.
+        match given.map(|(name, ids)| (name, ids.len())).min_by_key(|(_, len)| *len) {
+            Some((name, len @ ..=1)) => bail!("expected a {name} text of at least 2 tokens, got {len}"),
+            Some((name, len)) if len <= context_len => {
+                let max = len - 1;
+                bail_option!(
+                    "context",
+                    "expected at most {max}, as the {name} text has {len} tokens, got {context_len}"
+                )
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_attention::generate::{Sampler, SamplingOptions};
+use candle_attention::generate::{GenerationDefaults, Sampler, SamplingOptions};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -59,6 +59,38 @@ fn probabilities_are_those_of_transformers() {
                 // A few rounding errors of f64 in an exponential.
                 assert!((got - expected).abs() < 1e-14, "{options:?}, token {id}: {got}, expected {expected}");
                 assert_eq!(*got == 0.0, expected == 0.0, "{options:?}, token {id}");
+            }
+        }
+    }
+}
+
+/// `tests/fixtures/generation_config.py` has transformers read the same files.
+#[test]
+fn a_generation_config_is_applied_as_by_transformers() {
+    #[derive(Deserialize)]
+    struct Fixture {
+        text: Vec<u32>,
+        logits: Vec<Vec<f32>>,
+        cases: Vec<Case>,
+    }
+    #[derive(Deserialize)]
+    struct Case {
+        json: serde_json::Value,
+        probabilities: Expected,
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generation_config.json");
+    let Fixture { text, logits, cases } = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!((logits.len(), cases.len()), (3, 10));
+    for Case { json, probabilities } in cases {
+        let defaults = GenerationDefaults::from_json(json.to_string().as_bytes()).unwrap();
+        let temperature = if defaults.do_sample { defaults.sampling.temperature } else { 0.0 };
+        let options = SamplingOptions { temperature, ..defaults.sampling };
+        for (logits, expected) in logits.iter().zip(probabilities) {
+            for (id, (got, expected)) in
+                options.probabilities(logits, &text).unwrap().into_iter().zip(expected).enumerate()
+            {
+                assert!((got - expected).abs() < 1e-14, "{json}, token {id}: {got}, expected {expected}");
+                assert_eq!(got == 0.0, expected == 0.0, "{json}, token {id}");
             }
         }
     }

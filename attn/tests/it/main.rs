@@ -7,6 +7,8 @@ mod bits_per_byte;
 mod chosen;
 mod determinism;
 mod documented;
+mod fine_tuning;
+mod generation;
 mod hostile;
 mod options;
 mod pipeline;

@@ -10,7 +10,7 @@ use crate::model::ModelConfig;
 
 /// The files that are copied.
 pub(super) const KEPT: [&str; 9] = [
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -23,6 +23,11 @@ pub(super) const KEPT: [&str; 9] = [
 
 const CONFIG: &str = "config.json";
 
+const GENERATION: &str = "generation_config.json";
+
+/// The ids that a `generation_config.json` may leave to `config.json`.
+const IDS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+
 /// Keys of a `config.json` that are not true of newly saved weights: how others are quantised and of which type, code that
 /// comes with them, and where they were.
 const DROPPED: [&str; 5] = ["quantization_config", "auto_map", "torch_dtype", "dtype", "_name_or_path"];
@@ -34,7 +39,10 @@ const ROTARY: [&str; 3] = ["rope_parameters", "rope_scaling", "rope_theta"];
 /// keys that only that of `base` has.
 pub(super) fn keep(base: &Path, root: &Path) -> Result<()> {
     for name in KEPT.into_iter().filter(|name| base.join(name).exists()) {
-        let bytes = input::read(&input::inside(base, name)?, input::MAX_TOKENIZER_BYTES)?;
+        let mut bytes = input::read(&input::inside(base, name)?, input::MAX_TOKENIZER_BYTES)?;
+        if name == GENERATION && root.join(name).exists() {
+            bytes = with_ids(bytes, &object(&input::read(&root.join(name), input::MAX_CONFIG_BYTES)?)?)?;
+        }
         disk::replace_with(&root.join(name), &bytes)?;
     }
     let [ours, theirs] = [root, base].map(|folder| folder.join(CONFIG));
@@ -49,6 +57,19 @@ pub(super) fn keep(base: &Path, root: &Path) -> Result<()> {
         disk::replace_with(&ours, completed.as_bytes())?;
     }
     Ok(())
+}
+
+/// The text of a `generation_config.json`, with the ids that only `ours` has.
+fn with_ids(json: Vec<u8>, ours: &Map<String, Value>) -> Result<Vec<u8>> {
+    let mut theirs = object(&json)?;
+    let missing = IDS.into_iter().filter(|name| theirs.get(*name).is_none_or(Value::is_null));
+    let ids = missing.filter_map(|name| Some((name.to_string(), ours.get(name).filter(|id| !id.is_null())?.clone())));
+    let ids: Vec<(String, Value)> = ids.collect();
+    if ids.is_empty() {
+        return Ok(json);
+    }
+    theirs.extend(ids);
+    Ok(format!("{:#}\n", Value::from(theirs)).into_bytes())
 }
 
 fn object(json: &[u8]) -> Result<Map<String, Value>> {

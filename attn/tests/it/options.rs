@@ -147,9 +147,9 @@ fn the_last_of_a_repeated_option_counts() {
     space.works(&format!("{train} --out other --out run --config missing.toml --config empty.toml"));
     let resume = "train --resume --out missing --resume --out run --steps 13 --steps 14 --keep 1 --keep 2";
     space.works(&format!("--threads 2 --threads 1 {resume} --threads 1 --threads 2"));
-    let generate = "generate run --max-tokens 1 --max-tokens 0 --prompt a --prompt b --temperature -1 --temperature 0";
+    let generate = "generate run --max-tokens 1 --max-tokens 0 --prompt a --prompt o --temperature -1 --temperature 0";
     let printed = space.works(&format!("{generate} --top-k 1 --top-k 0 --seed 1 --seed 2 --samples 2 --samples 1"));
-    assert_eq!(printed, "b\n");
+    assert_eq!(printed, "o\n");
     space.works("generate run --prompt-file missing --prompt-file text.txt --max-tokens 1");
     assert_eq!(space.settings("run")["steps"], 14.into());
     space.remove("run");

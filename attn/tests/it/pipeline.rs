@@ -40,7 +40,7 @@ fn from_a_text_to_a_sample() {
     }
     let model =
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    assert_eq!(space.entries("runs/text-1"), [&model[..], &["training"]].concat());
+    assert_eq!(space.entries("runs/text-1"), [&["README.md"], &model[..], &["training"]].concat());
     assert_eq!(space.entries("runs"), ["text-1"]);
     let training = space.entries("runs/text-1/training");
     for name in

@@ -125,15 +125,13 @@ impl OptionLayers {
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { mut settings, mut documents, mut held_out } = source;
-        texts::read_waiting(&mut documents)?;
-        texts::read_waiting(&mut held_out).context("--validation")?;
-        let validation = texts::validation(&settings, &documents, held_out);
+        let Source { mut settings, mut documents, held_out } = source;
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
             config.dropout = settings.dropout().unwrap_or(config.dropout);
             let weights = load_weights(&init, &config, device)?;
+            let validation = texts::complete(&settings, &mut documents, held_out)?;
             let corpus = encode(&tokenizer, &documents, &validation, store, progress)?;
             note_missing_separator(&documents, &corpus);
             let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
@@ -141,9 +139,12 @@ impl OptionLayers {
             shortened.iter().for_each(|line| note(line));
             return Ok(Prepared { trainer, tokenizer, settings });
         }
+        let validation = texts::complete(&settings, &mut documents, held_out)?;
         let (tokenizer, corpus) = prepare(&documents, &validation, &settings.tokenizer()?, store, progress)?;
         if tokenizer.vocab_size() < 2 {
-            bail!("expected a text of at least two different tokens, got a single character, repeated");
+            bail!(
+                "expected a text of at least two different tokens, got a single character, repeated; --tokenizer byte takes it"
+            );
         }
         note_missing_separator(&documents, &corpus);
         settings = self.settings(Some(&TextSize::new(&corpus, tokenizer.vocab_size())))?;

@@ -15,10 +15,13 @@ use super::terminal::{note, one_line};
 pub const STANDARD_INPUT: &str = "-";
 
 /// Opens files and folders in order, with notes on what is left out and what is repeated. What can be read only once is
-/// read now or, with `later`, by [`read_waiting`].
+/// read now or, with `later`, by [`complete`].
 fn open(paths: &[PathBuf], later: bool) -> Result<Files> {
     if paths.iter().filter(|path| is_standard_input(path)).count() > 1 {
         bail!("expected -, standard input, once, got it more often");
+    }
+    if paths.iter().any(|path| path.as_os_str().is_empty()) {
+        bail!("expected the path of a file or a folder, or -, got an empty one");
     }
     let mut files = Files::default();
     for path in paths {
@@ -65,7 +68,7 @@ fn is_read_once(path: &Path) -> bool {
 }
 
 /// Reads the documents that were left for later.
-pub fn read_waiting(documents: &mut [Document]) -> Result<()> {
+fn read_waiting(documents: &mut [Document]) -> Result<()> {
     for document in documents.iter_mut().filter(|document| document.is_empty()) {
         *document = open_one(Path::new(document.name()))?;
     }
@@ -78,7 +81,7 @@ pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Document>> {
 }
 
 /// The documents to train on, and those to validate on, if they are others. What can be read only once, and may take
-/// long, is left to [`read_waiting`].
+/// long, is left to [`complete`].
 pub fn of(settings: &Settings) -> Result<[Vec<Document>; 2]> {
     let built_in = |name: &str, text: &str| vec![Document::new(name, text)];
     let [texts, held_out] = settings.texts();
@@ -97,13 +100,16 @@ pub fn of(settings: &Settings) -> Result<[Vec<Document>; 2]> {
     Ok([train, validation])
 }
 
-/// What to validate on, for these documents; a fraction that is not given follows from their length.
-pub fn validation(settings: &Settings, documents: &[Document], held_out: Vec<Document>) -> Validation {
+/// Reads what was left for later, and gives what to validate on; a fraction that is not given follows from the length of
+/// the documents.
+pub fn complete(settings: &Settings, documents: &mut [Document], mut held_out: Vec<Document>) -> Result<Validation> {
+    read_waiting(documents)?;
+    read_waiting(&mut held_out).context("--validation")?;
     if !held_out.is_empty() {
-        return Validation::Documents(held_out);
+        return Ok(Validation::Documents(held_out));
     }
-    let fraction = settings.validation_fraction();
-    Validation::Fraction(fraction.unwrap_or_else(|| held_out_fraction(documents.iter().map(Document::len).sum())))
+    let bytes = documents.iter().map(Document::len).sum();
+    Ok(Validation::Fraction(settings.validation_fraction().unwrap_or_else(|| held_out_fraction(bytes))))
 }
 
 /// The fraction of a text that is held out: a tenth, but no more than 256 KiB, enough to compare losses, and nothing of a

@@ -294,7 +294,7 @@ mod tests {
             let not_text = [Document::new("bytes", b"a\na\xffa".to_vec())];
             let error = corpus(&tokenizer, &not_text, Validation::Fraction(0.0)).unwrap_err().to_string();
             assert!(error.starts_with("bytes: ") && error.contains("0xff at line 2, column 2 (byte 3)"), "{error}");
-            assert!(error.contains("use the tokenizer `byte`"), "{error}");
+            assert!(error.contains("--tokenizer byte takes any bytes"), "{error}");
         }
     }
 }

@@ -61,16 +61,15 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
     Err(Error::Locked(root.to_path_buf()))
 }
 
-/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else; says whether
-/// that is done.
+/// Removes what [`RunDir::create`] and [`RunDir::begin`] write, and nothing else; says whether that is done. The folder was
+/// empty before.
 pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
     // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
-    for name in base_files::KEPT.iter().chain(&["config.json", CARD]) {
-        let _ = disk::remove_file(&root.join(name));
+    for name in base_files::KEPT.iter().chain(&["config.json", "model.safetensors", CARD]) {
+        let path = root.join(name);
+        let _ = disk::remove_file(&disk::sibling(&path)).and_then(|()| disk::remove_file(&path));
     }
-    let is_removed = disk::remove_folder(&root.join("training")).is_ok();
-    if is_removed && is_root_new {
-        let _ = disk::remove_empty_folder(root);
-    }
-    is_removed
+    let training = root.join("training");
+    let is_removed = !training.exists() || disk::remove_folder(&training).is_ok();
+    is_removed && (!is_root_new || !root.exists() || disk::remove_empty_folder(root).is_ok())
 }

@@ -101,7 +101,7 @@ fn every_tokenizer_trains() {
     }
     space.write("noise.bin", (0..=255).cycle().take(2000).collect::<Vec<u8>>());
     space.works(&format!("train noise.bin {SMALL} --tokenizer byte"));
-    space.refuses(&format!("train noise.bin {SMALL}"), "for any bytes use the tokenizer `byte`");
+    space.refuses(&format!("train noise.bin {SMALL}"), "--tokenizer byte takes any bytes");
 }
 
 /// Trains, goes on, starts from, evaluates and generates, past the context too.

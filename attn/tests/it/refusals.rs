@@ -6,10 +6,12 @@ use crate::support::{SMALL, Space};
 fn bad_input_is_one_line_and_leaves_nothing_behind() {
     let space = Space::new();
     space.write("empty.txt", "");
+    std::fs::create_dir(space.path("nothing")).unwrap();
     space.write("short.txt", "a");
     space.write("same.txt", "a".repeat(2000));
     space.write("latin1.txt", b"Primeira linha.\nA\xe7\xe3o.\n");
     for (line, expected) in [
+        ("train nothing", "expected text files in nothing, got none\n"),
         ("train missing.txt", "missing.txt: No such file or directory"),
         ("train empty.txt", "empty.txt, got an empty file"),
         ("train short.txt --tokenizer byte", "expected a training text of at least 2 tokens, got 1"),
@@ -37,7 +39,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         assert!(message.matches("No such file").count() <= 1, "attn {line}: {message}");
     }
     let left: Vec<String> = space.entries(".").into_iter().filter(|name| name != "runs").collect();
-    assert_eq!(left, ["empty.txt", "latin1.txt", "same.txt", "short.txt", "text.txt"]);
+    assert_eq!(left, ["empty.txt", "latin1.txt", "nothing", "same.txt", "short.txt", "text.txt"]);
     assert!(!space.path("runs").exists() || space.entries("runs").is_empty());
 }
 

@@ -50,7 +50,7 @@ fn front_matter(kind: &str, base: Option<&str>, is_adapter: bool) -> String {
 fn base_model(folder: &str) -> Option<String> {
     let path = Path::new(folder);
     let names = path.iter().filter_map(|name| name.to_str());
-    let cached = names.filter_map(|name| name.strip_prefix("models--")).last();
+    let cached = names.filter_map(|name| name.strip_prefix("models--")).next_back();
     cached.map(|name| name.replace("--", "/")).or_else(|| Some(path.file_name()?.to_string_lossy().into_owned()))
 }
 

@@ -7,6 +7,7 @@ mod allocator;
 mod automatic;
 mod chart;
 mod completions;
+mod convert;
 mod eval;
 mod example;
 mod generate;
@@ -57,6 +58,7 @@ fn command() -> Command {
             train::command(),
             generate::command(),
             eval::command(),
+            convert::command(),
             example::command(),
             completions::command(),
         ])
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Some(("generate", matches)) => generate::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
+        Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
         _ => example::run(out).map(|()| ExitCode::SUCCESS),
     });
     let flushed = result.and_then(|code| match out.flush() {

@@ -5,6 +5,7 @@
 
 mod continuation;
 mod defaults;
+mod export;
 mod pipeline;
 mod sampler;
 
@@ -14,6 +15,7 @@ use candle_core::{DType, Tensor};
 
 pub use continuation::{Continuation, OutputForm, Piece};
 pub use defaults::GenerationDefaults;
+pub use export::{export_folder, export_gguf};
 pub use pipeline::Pipeline;
 pub use sampler::{Sampler, SamplingOptions};
 

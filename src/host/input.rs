@@ -36,7 +36,8 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
 /// The content of a regular file of at most `max` bytes.
 ///
 /// # Errors
-/// Those of [`open`], and if it is longer.
+/// Those of [`open`], if it is longer, and if it is what some tools leave in a file of JSON or TOML: a pointer of Git LFS,
+/// or a byte order mark.
 pub(crate) fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
     let (file, len) = open(path)?;
     if len > max {
@@ -48,7 +49,22 @@ pub(crate) fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
         bail!("cannot read {}: {error}", path.display());
     }
     file.take(max).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    check_no_pointer(path, &bytes)?;
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bail!(
+            r"{}: expected no byte order mark (U+FEFF) at its start; remove it: sed -i '1s/^\xEF\xBB\xBF//' FILE",
+            path.display()
+        );
+    }
     Ok(bytes)
+}
+
+/// Refuses a pointer of Git LFS, given the start of a file: it lies where the file should be in a clone without its files.
+pub(crate) fn check_no_pointer(path: &Path, start: &[u8]) -> Result<()> {
+    if start.starts_with(b"version https://git-lfs.github.com/spec/") {
+        bail!("{}: expected the file itself, got a pointer of Git LFS; run git lfs pull in its folder", path.display());
+    }
+    Ok(())
 }
 
 /// The text of a regular file of at most `max` bytes.
@@ -65,14 +81,20 @@ pub(crate) fn read_text(path: &Path, max: u64) -> Result<String> {
 /// The path of the file `name` of a model folder, after checking where links lead. The path returned may still contain
 /// links.
 ///
+/// A copy of Hugging Face's cache on a file system without links has files with the links' targets in them; they lead on.
+///
 /// # Errors
 /// If there is no such file, or links lead out of the folder.
 pub(crate) fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
-    let path = folder.join(name);
+    let mut path = folder.join(name);
     let resolved = |path: &Path| fs::canonicalize(path).map_err(Error::io("read", path));
-    let (root, target) =
-        (resolved(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?, resolved(&path)?);
-    if target.starts_with(&root) || blobs(&root).is_some_and(|blobs| target.starts_with(blobs)) {
+    let root = resolved(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+    let blobs = blobs(&root);
+    if let Some(blob) = blobs.as_ref().and_then(|blobs| written_link(&path, blobs)) {
+        path = blob;
+    }
+    let target = resolved(&path)?;
+    if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
         return Ok(path);
     }
     bail!(
@@ -87,6 +109,16 @@ pub(crate) fn inside(folder: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
 fn blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|parent| parent.file_name() == Some(OsStr::new("snapshots")))?;
     Some(snapshots.parent()?.join("blobs"))
+}
+
+/// The file in `blobs` that a file names, in place of a link to it.
+fn written_link(path: &Path, blobs: &Path) -> Option<PathBuf> {
+    const MAX_BYTES: u64 = 256;
+    fs::metadata(path).ok().filter(|metadata| metadata.is_file() && metadata.len() < MAX_BYTES)?;
+    let text = fs::read_to_string(path).ok()?;
+    let name =
+        text.trim_end().strip_prefix("../../blobs/").filter(|name| !name.contains(['/', '\\']) && *name != "..")?;
+    Some(blobs.join(name))
 }
 
 #[cfg(test)]

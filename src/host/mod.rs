@@ -5,11 +5,16 @@ pub(crate) mod disk;
 mod error;
 #[cfg(test)]
 pub(crate) mod faults;
+pub(crate) mod gguf;
+pub(crate) mod gguf_writer;
+mod guard;
 pub(crate) mod input;
 pub(crate) mod memory;
 mod model_path;
 
 pub use error::{Error, Result};
 pub(crate) use error::{bail, bail_option, listed};
+pub(crate) use guard::caught;
+pub use guard::hide_caught_panics;
 pub use memory::Memory;
 pub(crate) use model_path::{ADAPTER_CONFIG, ModelPath};

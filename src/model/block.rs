@@ -20,11 +20,17 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(config: &ModelConfig, rotary: Option<&RotaryEmbedding>, vb: VarBuilder) -> Result<Self> {
+    /// Block `i`.
+    pub(super) fn new(
+        config: &ModelConfig,
+        i: usize,
+        rotary: Option<&RotaryEmbedding>,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         let norm = |name| layer_norm(config.embed_dim, config.norm(), vb.pp(name));
         Ok(Self {
             attention_norm: norm("attention_norm")?,
-            attention: MultiHeadAttention::new(&config.attention(rotary), vb.pp("attention"))?,
+            attention: MultiHeadAttention::new(&config.attention(i, rotary), vb.pp("attention"))?,
             mlp_norm: norm("mlp_norm")?,
             mlp: Mlp::new(config, vb.pp("mlp"))?,
         })
@@ -88,12 +94,17 @@ impl Module for Mlp {
     }
 }
 
+/// The factor in `quick_gelu`.
+const QUICK: f64 = 1.702;
+
 impl Activation {
     fn of(self, xs: &Tensor) -> Result<Tensor> {
         match self {
             Self::GeluErf => ops::gelu_erf(xs),
             Self::GeluTanh => ops::gelu_tanh(xs),
             Self::Silu => ops::silu(xs),
+            Self::Relu => xs.relu(),
+            Self::QuickGelu => ops::silu(&(xs * QUICK)?)? / QUICK,
         }
     }
 
@@ -103,6 +114,7 @@ impl Activation {
             Self::GeluErf => ops::geglu_erf(gate, xs),
             Self::GeluTanh => ops::geglu_tanh(gate, xs),
             Self::Silu => ops::swiglu(gate, xs),
+            Self::Relu | Self::QuickGelu => self.of(gate)? * xs,
         }
     }
 }

@@ -8,24 +8,46 @@ use candle_core::{DType, Device};
 use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, json};
+use super::{Architecture, gguf, json};
 use crate::host::{ModelPath, Result, bail, input};
-use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig};
-use crate::ops::Mask;
+use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig, RotaryScaling};
+use crate::ops::{Mask, Scale};
 
 /// The activation function of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// The exact GELU; `gelu` in Hugging Face's files.
     #[default]
-    #[serde(rename = "gelu")]
+    #[serde(rename = "gelu", alias = "gelu_python")]
     GeluErf,
-    /// The tanh approximation; `gelu_new` in Hugging Face's files, OpenAI's choice for GPT-2.
-    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
+    /// The tanh approximation; `gelu_new` in Hugging Face's files, which have four more names for it. OpenAI's choice for
+    /// GPT-2.
+    #[serde(
+        rename = "gelu_new",
+        alias = "gelu_pytorch_tanh",
+        alias = "gelu_python_tanh",
+        alias = "gelu_fast",
+        alias = "gelu_accurate"
+    )]
     GeluTanh,
+    /// `x sigmoid(1.702 x)`, an older approximation; `quick_gelu` in Hugging Face's files.
+    #[serde(rename = "quick_gelu")]
+    QuickGelu,
     /// The sigmoid linear unit; `silu` in Hugging Face's files.
     #[serde(rename = "silu", alias = "swish")]
     Silu,
+    /// `max(x, 0)`.
+    #[serde(rename = "relu")]
+    Relu,
+}
+
+/// Layers that look back only a few positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// How many positions a position sees there, itself included; `sliding_window` in Hugging Face's files.
+    pub len: usize,
+    /// For each layer, whether it is one of them.
+    pub layers: Vec<bool>,
 }
 
 /// Dropout rates in training, in the places where GPT-2 has dropout; 0 by default.
@@ -84,6 +106,14 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// The base of the frequencies of rotary positions.
     pub rope_theta: f64,
+    /// How these frequencies are scaled for a longer context.
+    pub rope_scaling: RotaryScaling,
+    /// The layers that look back only a few positions, in `qwen3`.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Whether attention scores are divided by the square root of the head's width, as everywhere but in some `gpt2`.
+    pub scale_attn_weights: bool,
+    /// Whether the scores of layer i, from 1, are also divided by i, as in some `gpt2`.
+    pub scale_attn_by_inverse_layer_idx: bool,
     /// Whether the attention projections have trainable biases; in `gpt2`, also the feed-forward network and the norms.
     pub bias: bool,
     /// Whether the feed-forward network has trainable biases: a separate choice in `llama` only.
@@ -129,6 +159,10 @@ impl ModelConfig {
             activation: Activation::GeluErf,
             norm_eps: 1e-5,
             rope_theta: ROPE_THETA,
+            rope_scaling: RotaryScaling::None,
+            sliding_window: None,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
             bias: false,
             mlp_bias: false,
             tie_embeddings: true,
@@ -220,19 +254,29 @@ impl ModelConfig {
         }
         let config = RotaryEmbeddingConfig {
             theta: self.rope_theta,
+            scaling: self.rope_scaling,
             ..RotaryEmbeddingConfig::new(self.head_channels(), self.context_len)
         };
         RotaryEmbedding::new(&config, dtype, device).map(Some)
     }
 
-    /// The attention of each block; all share one `rotary`.
-    pub(super) fn attention(&self, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
+    /// The positions that a position of layer `i` sees, itself included, if not all.
+    pub(super) fn window(&self, i: usize) -> Option<usize> {
+        let SlidingWindow { len, layers } = self.sliding_window.as_ref()?;
+        layers.get(i).is_some_and(|slides| *slides).then_some(*len)
+    }
+
+    /// The attention of block `i`; all share one `rotary`.
+    pub(super) fn attention(&self, i: usize, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
+        let root = if self.scale_attn_weights { (self.head_channels() as f64).sqrt() } else { 1.0 };
+        let layer = if self.scale_attn_by_inverse_layer_idx { (i + 1) as f64 } else { 1.0 };
         MultiHeadAttentionConfig {
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
             bias: self.bias,
             output_bias: self.bias,
-            mask: Mask::Causal,
+            scale: Scale::Value(1.0 / (root * layer)),
+            mask: self.window(i).map_or(Mask::Causal, Mask::Window),
             rotary: rotary.cloned(),
             qk_norm: self.architecture.has_qk_norm().then_some(self.norm_eps),
             init: self.init(),
@@ -249,7 +293,7 @@ impl ModelConfig {
     pub fn open(path: &Path) -> Result<Self> {
         match ModelPath::of(path)? {
             ModelPath::Folder(folder) => Self::open_folder(&folder),
-            ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+            ModelPath::Gguf(file) => gguf::open_config(&file),
             ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
         }
     }

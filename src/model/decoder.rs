@@ -67,13 +67,15 @@ impl CausalLm {
 fn caches(model: &CausalLm) -> Vec<KvCache> {
     let config = model.config();
     let cache = if config.architecture.is_rotary() { KvCache::sliding } else { KvCache::new };
-    (0..config.num_layers).map(|_| cache(config.context_len)).collect()
+    (0..config.num_layers)
+        .map(|i| cache(config.window(i).map_or(config.context_len, |n| n.min(config.context_len))))
+        .collect()
 }
 
 impl Decoder<'_> {
     /// The number of positions it looks back on.
     pub fn remembered(&self) -> usize {
-        self.caches.first().map_or(0, KvCache::len).min(self.model.config().context_len)
+        self.caches.iter().map(KvCache::len).max().unwrap_or(0).min(self.model.config().context_len)
     }
 
     /// Forgets the text, to start a new one.
@@ -111,19 +113,23 @@ impl Decoder<'_> {
     /// Refuses a text that will need more memory for keys and values than there is: `b` sequences of `positions` each,
     /// the first `first` of them read at once.
     pub(crate) fn check_room(&self, b: usize, first: usize, positions: usize) -> Result<()> {
-        self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_for(first, positions)))
+        self.check_growth(b, |cache| cache.allocated_for(first, positions))
     }
 
-    /// Refuses buffers for `positions` positions in all layers, beside those there are, that memory cannot hold.
-    fn check_growth(&self, b: usize, positions: usize) -> Result<()> {
+    /// Refuses buffers with room for as many positions as each cache needs, beside those there are, that memory cannot hold.
+    fn check_growth(&self, b: usize, needed: impl Fn(&KvCache) -> usize) -> Result<()> {
         let config = self.model.config();
-        let (layers, before) = (self.caches.len(), self.caches.first().map_or(0, KvCache::allocated));
-        if positions <= before {
-            return Ok(());
+        let (mut rows, mut copied) = (Some(0usize), 0);
+        for cache in &self.caches {
+            let (positions, before) = (needed(cache), cache.allocated());
+            if positions > before {
+                rows = rows.and_then(|rows| rows.checked_add(positions - before));
+                // One layer at a time is copied, so only one has its old and its new buffers at once.
+                copied = before.max(copied);
+            }
         }
-        // One layer at a time is copied, so only one has its old and its new buffers at once.
         let row = memory::tensor_bytes(&[2, b, config.kv_heads(), config.head_channels()], size_of::<f32>());
-        let rows = layers.checked_mul(positions - before).and_then(|rows| rows.checked_add(before));
+        let rows = rows.and_then(|rows| rows.checked_add(copied));
         memory::check("decoder: keys and values", row.zip(rows).and_then(|(row, rows)| row.checked_mul(rows)))
     }
 
@@ -158,7 +164,7 @@ impl Decoder<'_> {
         const READING: usize = 16;
         const WORTH_SPLITTING: usize = 1 << 24;
         let (b, t) = ids.dims2()?;
-        self.check_growth(b, self.caches.first().map_or(0, |cache| cache.allocated_after(t)))?;
+        self.check_growth(b, |cache| cache.allocated_after(t))?;
         let is_small = (ids.elem_count() + READING) * self.parameters_per_layer < WORTH_SPLITTING;
         let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
         Ok(if is_small { ops::sequential(run) } else { run() }?)

@@ -38,6 +38,10 @@ impl TensorFile {
 
 impl TensorFile {
     fn new(path: &Path, mut file: File, len: u64) -> Result<Self> {
+        let mut start = [0; 64];
+        let read = file.read(&mut start).map_err(Error::io("read", path))?;
+        input::check_no_pointer(path, &start[..read])?;
+        file.rewind().map_err(Error::io("read", path))?;
         let (start, metadata) =
             read_header(&mut file, len).map_err(|error| error.at(format_args!("cannot read {}", path.display())))?;
         Ok(Self { path: path.to_path_buf(), file, start, metadata })

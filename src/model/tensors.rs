@@ -110,11 +110,19 @@ pub(super) fn prefix(architecture: Architecture) -> &'static str {
     }
 }
 
+/// The token embedding's name on disk.
+pub(super) fn embedding(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Gpt2 => "transformer.wte.weight",
+        Architecture::Llama | Architecture::Qwen3 => "model.embed_tokens.weight",
+    }
+}
+
 /// Whether the name on disk is that of a table that old files contain although it follows from the sizes.
 pub(super) fn is_table(architecture: Architecture, name: &str) -> bool {
     match architecture {
         Architecture::Gpt2 => name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
-        Architecture::Llama | Architecture::Qwen3 => name.ends_with("rotary_emb.inv_freq"),
+        Architecture::Llama | Architecture::Qwen3 => name.contains(".rotary_emb."),
     }
 }
 

@@ -35,9 +35,7 @@ impl ModelConfig {
         }
         self.validate_heads()?;
         self.validate_numbers()?;
-        if self.mlp_bias && self.architecture != Architecture::Llama {
-            bail!("model config: expected mlp_bias only with llama, got it with {}", self.architecture.model_type());
-        }
+        self.validate_architecture()?;
         if let Some(id) = self.begin_of_text_id.filter(|&id| id as usize >= self.vocab_size) {
             bail!("model config: expected a begin-of-text id below vocab_size {}, got {id}", self.vocab_size);
         }
@@ -48,6 +46,32 @@ impl ModelConfig {
             bail!("model config: expected other_end_ids only with an end_of_text_id, got them alone");
         }
         Ok(())
+    }
+
+    /// Refuses options that only another architecture has.
+    fn validate_architecture(&self) -> Result<()> {
+        let Self { architecture, .. } = self;
+        let of_others = [
+            ("mlp_bias", self.mlp_bias, Architecture::Llama),
+            ("a sliding window", self.sliding_window.is_some(), Architecture::Qwen3),
+            ("scores without scale_attn_weights", !self.scale_attn_weights, Architecture::Gpt2),
+            ("scale_attn_by_inverse_layer_idx", self.scale_attn_by_inverse_layer_idx, Architecture::Gpt2),
+        ];
+        if let Some((what, _, owner)) =
+            of_others.into_iter().find(|(_, is_set, owner)| *is_set && owner != architecture)
+        {
+            let (owner, got) = (owner.model_type(), architecture.model_type());
+            bail!("model config: expected {what} only with {owner}, got it with {got}");
+        }
+        match &self.sliding_window {
+            Some(window) if window.len == 0 || window.layers.len() != self.num_layers => bail!(
+                "model config: expected a sliding_window of at least 1 and its layers out of {}, got {} and {}",
+                self.num_layers,
+                window.len,
+                window.layers.len()
+            ),
+            _ => self.rope_scaling.check(),
+        }
     }
 
     fn validate_heads(&self) -> Result<()> {

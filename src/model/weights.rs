@@ -9,9 +9,11 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::config::ModelConfig;
-use super::tensor_file::{TensorFile, write_tensors};
+use super::gguf;
+use super::tensor_file::write_tensors;
+use super::tensor_files::TensorFiles;
 use super::tensors::{self, Bias, Entry, HEAD};
-use crate::host::{Error, ModelPath, Result, bail, disk, input, listed, memory};
+use crate::host::{Error, ModelPath, Result, bail, disk, listed, memory};
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -61,24 +63,24 @@ fn on_disk(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<B
     Ok(on_disk)
 }
 
-/// Reads the weights of a model: of a folder in Hugging Face's layout or a single `.safetensors` file of it. The tensors
-/// have their names in the model and are `f32`.
+/// Reads the weights of a model: of a folder in Hugging Face's layout, in one file or in shards, or of a single
+/// `.safetensors` file. The tensors have their names in the model and are `f32`.
 ///
-/// The prefix `transformer.` or `model.` may be absent, and tables that old files contain are ignored. Names, shapes
-/// and dtypes are compared with `config` before any tensor is read.
+/// The prefix `transformer.` or `model.` may be absent, wrappers of torch may have left `module.` or `_orig_mod.` in the
+/// names, a tied head may have the name of the embedding, of the head or both, and tables that follow from the sizes are
+/// ignored. Names, shapes and dtypes are compared with `config` before any tensor is read.
 ///
 /// # Errors
-/// If the file cannot be read, is a link out of its folder, or needs more memory than there is; or if tensors are
+/// If a file cannot be read, is a link out of its folder, or needs more memory than there is; or if tensors are
 /// missing, left over or misshapen, biases are not zero though `config` has none, or the head differs from the token
 /// embedding though `config` ties them. All of these are listed, the first twelve by name.
 pub fn load_weights(path: &Path, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     if path.extension().is_some_and(|extension| extension == "safetensors") {
-        let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-        return read_weights(path, TensorFile::open(&input::inside(folder, name)?)?, config, device);
+        return read_weights(TensorFiles::open(path)?, config, device);
     }
     match ModelPath::of(path)? {
-        ModelPath::Folder(folder) => load_weights(&folder.join("model.safetensors"), config, device),
-        ModelPath::Gguf(file) => bail!("{}: GGUF is not read yet", file.display()),
+        ModelPath::Folder(folder) => read_weights(TensorFiles::of(&folder)?, config, device),
+        ModelPath::Gguf(file) => gguf::load_weights(&file, config, device),
         ModelPath::Adapter(folder) => bail!("{}: adapters (LoRA, PEFT) are not read yet", folder.display()),
     }
 }
@@ -90,14 +92,10 @@ const EMBEDDING: &str = "token_embedding.weight";
 type Found = (String, Entry, &'static str);
 
 /// See [`load_weights`].
-fn read_weights(
-    path: &Path,
-    mut file: TensorFile,
-    config: &ModelConfig,
-    device: &Device,
-) -> Result<BTreeMap<String, Tensor>> {
+fn read_weights(mut files: TensorFiles, config: &ModelConfig, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     config.validate()?;
-    let (mut found, copy, mut problems) = assigned(&file.tensors(), config);
+    let path = files.path().to_path_buf();
+    let (mut found, copy, mut problems) = assigned(&files.tensors(), config);
     if problems.is_empty() {
         memory::check(&path.display().to_string(), config.parameter_bytes())?;
     } else {
@@ -106,19 +104,24 @@ fn read_weights(
     }
     let mut tensors = BTreeMap::new();
     for (on_disk, entry, suffix) in found {
-        let tensor = file.read(&on_disk, device)?;
+        let tensor = files.read(&on_disk, device)?;
         match entry.unpack(suffix, &tensor) {
             Ok(parts) => tensors.extend(parts),
             Err(error) => problems.push(format!("{on_disk}: {error}")),
         }
     }
     if let Some(copy) = copy.filter(|_| problems.is_empty()) {
-        let head = file.read(&copy, device)?.to_dtype(DType::F32)?;
+        let head = files.read(&copy, device)?.to_dtype(DType::F32)?;
         if !is_same(&head, tensors.get(EMBEDDING))? {
-            problems.push(format!("{copy} is not the token embedding, though config.json ties the head to it"));
+            problems.push(format!(
+                "{copy} is not the token embedding, though config.json ties the head to it (tie_word_embeddings)"
+            ));
         }
     }
-    if problems.is_empty() { Ok(tensors) } else { Err(in_file(path, &problems)) }
+    if problems.is_empty() {
+        return Ok(tensors);
+    }
+    Err(Error::Input(format!("{}: {}", path.display(), listed(&problems))))
 }
 
 fn is_same(tensor: &Tensor, other: Option<&Tensor>) -> Result<bool> {
@@ -133,15 +136,22 @@ fn is_same(tensor: &Tensor, other: Option<&Tensor>) -> Result<bool> {
 fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<Found>, Option<String>, Vec<String>) {
     let (mut on_disk, mut problems) = (BTreeMap::new(), Vec::new());
     for (name, info) in infos {
-        if tensors::is_table(config.architecture, name) {
+        let plain = plain_name(name, config);
+        if tensors::is_table(config.architecture, &plain) {
             continue;
         }
-        if let Some((twin, _)) = on_disk.insert(with_prefix(name, config), (name.clone(), info)) {
+        if let Some((twin, _)) = on_disk.insert(plain, (name.clone(), info)) {
             problems.push(format!("{twin} and {name} are the same tensor"));
         }
     }
-    // Though the head is tied, some files contain a copy.
-    let copy = if config.tie_embeddings { on_disk.remove(&format!("{HEAD}.weight")) } else { None };
+    // Files contain a tied tensor under either name, or both.
+    let embedding = tensors::embedding(config.architecture);
+    let mut copy = if config.tie_embeddings { on_disk.remove(&format!("{HEAD}.weight")) } else { None };
+    if !on_disk.contains_key(embedding)
+        && let Some(head) = copy.take()
+    {
+        on_disk.insert(embedding.into(), head);
+    }
     let mut found = Vec::new();
     for entry in tensors::entries(config) {
         for &suffix in entry.suffixes() {
@@ -157,14 +167,13 @@ fn assigned(infos: &BTreeMap<String, TensorInfo>, config: &ModelConfig) -> (Vec<
     (found, copy.map(|(name, _)| name), problems)
 }
 
-fn in_file(path: &Path, problems: &[String]) -> Error {
-    Error::Input(format!("{}: {}", path.display(), listed(problems)))
-}
-
-fn with_prefix(name: &str, config: &ModelConfig) -> String {
-    let prefix = tensors::prefix(config.architecture);
+/// The name as transformers writes it: with the architecture's prefix, and without what wrappers of torch put in it.
+fn plain_name(name: &str, config: &ModelConfig) -> String {
+    const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    let (name, prefix) = (parts.join("."), tensors::prefix(config.architecture));
     let is_whole = name.starts_with(prefix) || name.starts_with(HEAD);
-    if is_whole { name.to_string() } else { format!("{prefix}{name}") }
+    if is_whole { name } else { format!("{prefix}{name}") }
 }
 
 impl Entry {
@@ -182,7 +191,7 @@ impl Entry {
     }
 
     /// Splits a tensor on disk that fits into the model's tensors; `suffix` is `weight` or `bias`.
-    fn unpack(&self, suffix: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    pub(super) fn unpack(&self, suffix: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
         let tensor = tensor.to_dtype(DType::F32)?;
         if suffix == "bias" && self.bias == Bias::Zero {
             if tensor.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 {

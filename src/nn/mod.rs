@@ -24,6 +24,7 @@ mod multi_head;
 mod norm;
 mod parameters;
 mod rotary;
+mod rotary_scaling;
 
 pub use attention::{CausalSelfAttention, CausalSelfAttentionConfig, causal_self_attention};
 pub use candle_nn::LayerNormConfig;
@@ -35,3 +36,4 @@ pub use multi_head::{AttentionInputs, KeysValues, MultiHeadAttention, MultiHeadA
 pub use norm::{LayerNorm, RmsNorm, layer_norm, layer_norm_no_bias, rms_norm};
 pub use parameters::Parameters;
 pub use rotary::{RotaryEmbedding, RotaryEmbeddingConfig};
+pub use rotary_scaling::RotaryScaling;

@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use super::RotaryScaling;
 use crate::ops::{self, RotaryPairs};
 
 /// The name of the layer in errors.
@@ -21,12 +22,14 @@ pub struct RotaryEmbeddingConfig {
     pub theta: f64,
     /// Which channels form pairs.
     pub pairs: RotaryPairs,
+    /// How the frequencies are scaled for a longer context.
+    pub scaling: RotaryScaling,
 }
 
 impl RotaryEmbeddingConfig {
     /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama.
     pub fn new(head_dim: usize, max_positions: usize) -> Self {
-        Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves }
+        Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves, scaling: RotaryScaling::None }
     }
 }
 
@@ -51,6 +54,8 @@ impl RotaryEmbeddingConfig {
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     frequencies: Arc<[f64]>,
+    /// The factor on cosines and sines.
+    factor: f64,
     /// For the first positions.
     first: Tables,
     /// For the further positions used last.
@@ -67,8 +72,14 @@ struct Tables {
 }
 
 impl Tables {
-    fn new(frequencies: &[f64], start: usize, len: usize, dtype: DType, device: &Device) -> Result<Self> {
+    fn new(
+        (frequencies, factor): (&[f64], f64),
+        start: usize,
+        len: usize,
+        (dtype, device): (DType, &Device),
+    ) -> Result<Self> {
         let (cos, sin) = ops::tables_of_frequencies(OP, frequencies, start, len, (dtype, device))?;
+        let (cos, sin) = if factor == 1.0 { (cos, sin) } else { ((cos * factor)?, (sin * factor)?) };
         Ok(Self { start, cos, sin })
     }
 
@@ -89,17 +100,18 @@ impl RotaryEmbedding {
     /// # Errors
     /// If `head_dim` is odd or 0, `theta` is not above 0, or memory cannot hold the tables.
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs } = config;
+        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs, scaling } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             bail!("{OP}: expected an even head_dim above 0, got {head_dim}");
         }
-        let frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
-        Self::from_frequencies(&frequencies, max_positions, pairs, dtype, device)
+        let mut frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
+        scaling.scale(&mut frequencies, theta)?;
+        Self::with_factor((&frequencies, scaling.attention_factor()), max_positions, pairs, (dtype, device))
     }
 
     /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for models
-    /// that scale some of them for longer texts (`rope_scaling` in Hugging Face's files). With n < D/2 angles, only the
-    /// first 2n channels are rotated (`partial_rotary_factor`).
+    /// that scale them otherwise than [`RotaryScaling`]. With n < D/2 angles, only the first 2n channels are rotated
+    /// (`partial_rotary_factor` in Hugging Face's files).
     ///
     /// # Errors
     /// If there are no angles, one is not finite, or memory cannot hold the tables.
@@ -110,11 +122,20 @@ impl RotaryEmbedding {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
+        Self::with_factor((frequencies, 1.0), max_positions, pairs, (dtype, device))
+    }
+
+    fn with_factor(
+        (frequencies, factor): (&[f64], f64),
+        max_positions: usize,
+        pairs: RotaryPairs,
+        kind: (DType, &Device),
+    ) -> Result<Self> {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
             bail!("{OP}: expected one or more finite frequencies, got {frequencies:?}");
         }
-        let first = Tables::new(frequencies, 0, max_positions, dtype, device)?;
-        Ok(Self { frequencies: frequencies.into(), first, beyond: Arc::default(), pairs })
+        let first = Tables::new((frequencies, factor), 0, max_positions, kind)?;
+        Ok(Self { frequencies: frequencies.into(), factor, first, beyond: Arc::default(), pairs })
     }
 
     /// Positions whose angles are computed in advance.
@@ -163,7 +184,7 @@ impl RotaryEmbedding {
             return tables;
         }
         let (dtype, device) = (self.first.cos.dtype(), self.first.cos.device());
-        let tables = Tables::new(&self.frequencies, offset, t.max(BLOCK), dtype, device)?;
+        let tables = Tables::new((&self.frequencies, self.factor), offset, t.max(BLOCK), (dtype, device))?;
         *self.beyond.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(tables.clone());
         let all = (tables.cos.narrow(0, 0, t)?, tables.sin.narrow(0, 0, t)?);
         Ok(all)

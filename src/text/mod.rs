@@ -41,4 +41,4 @@ pub use ids::Ids;
 pub use ids_file::IdsStore;
 pub use prepare::{Stage, TextProgress, TokenizerChoice, prepare};
 pub use split::Validation;
-pub use tokenizer::{TextStream, Tokenizer, hide_caught_panics};
+pub use tokenizer::{GgufTokens, TextStream, Tokenizer, hide_caught_panics};

@@ -126,6 +126,8 @@ fn names_on_disk_and_config_json_are_hugging_faces() {
             serde_json::from_slice(&std::fs::read(folder(variant).join("config.json")).unwrap()).unwrap();
         for (name, value) in theirs.as_object().unwrap() {
             match ours.get(name) {
+                // Without windows, any number will do.
+                Some(_) if name == "max_window_layers" => {}
                 Some(ours) => assert_eq!(ours, value, "{name}"),
                 None => assert!(UNUSED.contains(&name.as_str()) || name.starts_with("summary_"), "{name} is missing"),
             }
@@ -238,19 +240,12 @@ fn ids_of_the_generation_config_end_a_text() {
 #[test]
 fn what_is_not_computed_is_refused() {
     for (variant, changes, message) in [
-        ("llama_tied", json!({ "rope_parameters": { "rope_type": "llama3", "factor": 8.0 } }), "default, got llama3"),
-        ("llama_tied", json!({ "rope_parameters": "absent", "rope_scaling": { "type": "linear" } }), "got linear"),
-        ("llama_tied", json!({ "rope_scaling": { "rope_type": "yarn" } }), "or rope_scaling, got both"),
-        ("llama_tied", json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }), "got partial_rotary_factor 0.5"),
-        ("qwen3", json!({ "rope_parameters": { "full_attention": {} } }), "got full_attention {}"),
+        ("qwen3", json!({ "rope_parameters": { "full_attention": {} } }), "of all layers, got them by kind of layer"),
         ("qwen3", json!({ "rope_parameters": { "rope_theta": -1.0 } }), "rope_theta above 0, got -1"),
-        ("qwen3", json!({ "use_sliding_window": true }), "use_sliding_window false, got true"),
-        ("qwen3", json!({ "layer_types": ["full_attention", "sliding_attention"] }), "got sliding_attention"),
-        ("qwen3", json!({ "hidden_act": "relu" }), "relu"),
         ("qwen3", json!({ "model_type": "qwen3_moe" }), "gpt2, llama or qwen3, got qwen3_moe"),
         ("qwen3", json!({ "num_key_value_heads": 4 }), "num_kv_heads to divide num_heads, got 4 and 6"),
         ("qwen3", json!({ "head_dim": 7 }), "even head_dim for rotary positions, got 7"),
-        ("qwen3", json!({ "hidden_size": "absent" }), "hidden_size"),
+        ("qwen3", json!({ "hidden_size": -20 }), "hidden_size"),
         ("qwen3", json!({ "eos_token_id": -1 }), "expected eos_token_id to be null, an id or a list of ids"),
         (
             "gpt2_untied",

@@ -17,6 +17,8 @@ mod bits_per_byte;
 #[cfg(feature = "lm")]
 mod charts;
 #[cfg(feature = "lm")]
+mod config_variants;
+#[cfg(feature = "lm")]
 mod corpus;
 #[cfg(feature = "lm")]
 mod decoding;
@@ -30,6 +32,10 @@ mod dropout;
 mod end_of_text;
 #[cfg(feature = "lm")]
 mod exact_resume;
+#[cfg(feature = "lm")]
+mod foreign_folders;
+#[cfg(feature = "lm")]
+mod gguf;
 #[cfg(feature = "lm")]
 mod hostile;
 #[cfg(feature = "lm")]

@@ -316,8 +316,8 @@ fn config_json_comes_back_and_refuses_what_is_not_computed() {
     let json = tiny().to_json().unwrap();
     for (from, to, message) in [
         ("\"gpt2\"", "\"bert\"", "model_type gpt2, llama or qwen3, got bert"),
-        ("\"gelu\"", "\"relu\"", "relu"),
-        ("\"scale_attn_by_inverse_layer_idx\": false", "\"scale_attn_by_inverse_layer_idx\": true", "inverse_layer"),
+        ("\"gelu\"", "\"wobble\"", "wobble"),
+        ("\"add_cross_attention\": false", "\"add_cross_attention\": true", "add_cross_attention"),
         ("\"n_embd\": 6", "\"n_embd\": -6", "-6"),
         ("{", "", "expected"),
     ] {

@@ -5,6 +5,7 @@
 
 mod bits_per_byte;
 mod chosen;
+mod convert;
 mod determinism;
 mod documented;
 mod fine_tuning;

@@ -17,10 +17,18 @@ pub(super) struct Gpt2Json {
     // Not read: a file may say null.
     #[serde(skip_deserializing)]
     architectures: Vec<String>,
+    #[serde(default = "default_vocab")]
     vocab_size: usize,
+    #[serde(default = "default_positions")]
     n_positions: usize,
+    // What some readers look for instead.
+    #[serde(skip_deserializing)]
+    n_ctx: usize,
+    #[serde(default = "default_embd")]
     n_embd: usize,
+    #[serde(default = "default_layers")]
     n_layer: usize,
+    #[serde(default = "default_layers")]
     n_head: usize,
     #[serde(default)]
     n_inner: Option<usize>,
@@ -55,6 +63,23 @@ pub(super) struct Gpt2Json {
     dtype: String,
 }
 
+fn default_vocab() -> usize {
+    50257
+}
+
+fn default_positions() -> usize {
+    1024
+}
+
+fn default_embd() -> usize {
+    768
+}
+
+/// Of layers and of heads.
+fn default_layers() -> usize {
+    12
+}
+
 fn gelu_new() -> Activation {
     Activation::GeluTanh
 }
@@ -82,6 +107,7 @@ impl From<&ModelConfig> for Gpt2Json {
             architectures: vec![config.architecture.class_name().into()],
             vocab_size: config.vocab_size,
             n_positions: config.context_len,
+            n_ctx: config.context_len,
             n_embd: config.embed_dim,
             n_layer: config.num_layers,
             n_head: config.num_heads,
@@ -91,8 +117,8 @@ impl From<&ModelConfig> for Gpt2Json {
             initializer_range: config.init_stdev,
             bias: config.bias,
             tie_word_embeddings: config.tie_embeddings,
-            scale_attn_weights: true,
-            scale_attn_by_inverse_layer_idx: false,
+            scale_attn_weights: config.scale_attn_weights,
+            scale_attn_by_inverse_layer_idx: config.scale_attn_by_inverse_layer_idx,
             add_cross_attention: false,
             attn_pdrop: config.dropout.attention,
             embd_pdrop: config.dropout.embedding,
@@ -106,14 +132,8 @@ impl From<&ModelConfig> for Gpt2Json {
 
 impl Gpt2Json {
     pub(super) fn into_config(self) -> Result<ModelConfig> {
-        if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx || self.add_cross_attention {
-            bail!(
-                "expected scale_attn_weights true, scale_attn_by_inverse_layer_idx false and \
-                 add_cross_attention false, got {}, {} and {}",
-                self.scale_attn_weights,
-                self.scale_attn_by_inverse_layer_idx,
-                self.add_cross_attention
-            );
+        if self.add_cross_attention {
+            bail!("expected add_cross_attention false, got true");
         }
         let (end_of_text_id, other_end_ids) = EndIds::known(self.eos_token_id, self.vocab_size);
         Ok(ModelConfig {
@@ -124,6 +144,8 @@ impl Gpt2Json {
             hidden_dim: self.n_inner.unwrap_or(self.n_embd.saturating_mul(4)),
             activation: self.activation_function,
             norm_eps: self.layer_norm_epsilon,
+            scale_attn_weights: self.scale_attn_weights,
+            scale_attn_by_inverse_layer_idx: self.scale_attn_by_inverse_layer_idx,
             bias: self.bias,
             tie_embeddings: self.tie_word_embeddings,
             dropout: DropoutRates {

@@ -1,13 +1,15 @@
 //! `config.json` of a `llama` or a `qwen3`, which differ in a few keys.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use super::rope::{Outside, Rope};
 use super::special_ids::{EndIds, is_known};
 use super::{Activation, default_stdev, float32, present};
 use crate::host::{Result, bail};
 use crate::model::Architecture;
-use crate::model::config::{DropoutRates, ModelConfig, ROPE_THETA};
+use crate::model::SlidingWindow;
+use crate::model::config::{DropoutRates, ModelConfig};
+use crate::nn::RotaryScaling;
 
 /// Hugging Face's values for keys that a qwen3's file lacks: heads of keys and values, and the width of a head.
 const QWEN3_KV_HEADS: usize = 32;
@@ -24,11 +26,17 @@ pub(super) struct LlamaJson {
     // Not read: a file may say null.
     #[serde(skip_deserializing)]
     architectures: Vec<String>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
+    #[serde(default)]
+    vocab_size: Option<usize>,
+    #[serde(default)]
+    max_position_embeddings: Option<usize>,
+    #[serde(default = "default_hidden")]
     hidden_size: usize,
-    intermediate_size: usize,
+    #[serde(default)]
+    intermediate_size: Option<usize>,
+    #[serde(default = "default_layers")]
     num_hidden_layers: usize,
+    #[serde(default = "default_layers")]
     num_attention_heads: usize,
     // In a qwen3, an absent key means something else than null.
     #[serde(default, deserialize_with = "present")]
@@ -52,12 +60,14 @@ pub(super) struct LlamaJson {
     // Where versions before transformers 5 look for the base of the angles.
     #[serde(default)]
     rope_theta: Option<f64>,
-    #[serde(default, skip_serializing)]
-    rope_scaling: Option<Rope>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    use_sliding_window: Option<bool>,
+    rope_scaling: Option<Rope>,
     #[serde(default, skip_serializing)]
-    layer_types: Option<Vec<String>>,
+    original_max_position_embeddings: Option<usize>,
+    #[serde(default, skip_serializing)]
+    partial_rotary_factor: Option<f64>,
+    #[serde(flatten, skip_deserializing)]
+    windows: Option<Windows>,
     #[serde(default)]
     attention_dropout: Option<f64>,
     // Not keys of Hugging Face, which drops attention weights only.
@@ -74,15 +84,64 @@ pub(super) struct LlamaJson {
     dtype: String,
 }
 
-/// How positions become angles.
-#[derive(Serialize, Deserialize)]
-struct Rope {
-    rope_theta: Option<f64>,
-    rope_type: Option<String>,
-    #[serde(rename = "type", skip_serializing)]
-    old_type: Option<String>,
-    #[serde(flatten)]
-    others: Map<String, Value>,
+/// Which layers of a qwen3 look back only a few positions.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Windows {
+    use_sliding_window: bool,
+    sliding_window: Option<usize>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+}
+
+impl Windows {
+    const FULL: &str = "full_attention";
+    const SLIDING: &str = "sliding_attention";
+
+    fn of(config: &ModelConfig) -> Self {
+        let window = config.sliding_window.as_ref();
+        let kind = |i| if config.window(i).is_some() { Self::SLIDING } else { Self::FULL };
+        Self {
+            use_sliding_window: window.is_some(),
+            sliding_window: window.map(|window| window.len),
+            // The layers before the first that slides, as far as a number can say.
+            max_window_layers: Some((0..config.num_layers).take_while(|i| config.window(*i).is_none()).count()),
+            layer_types: Some((0..config.num_layers).map(|i| kind(i).to_string()).collect()),
+        }
+    }
+
+    fn read(self, num_layers: usize) -> Result<Option<SlidingWindow>> {
+        const WINDOW: usize = 4096;
+        const FIRST_FULL: usize = 28;
+        let len = if self.use_sliding_window { Some(self.sliding_window.unwrap_or(WINDOW)) } else { None };
+        let first = self.max_window_layers.unwrap_or(FIRST_FULL);
+        let Some(types) = self.layer_types else {
+            // Not more layers than a model may have.
+            let layers = (0..num_layers.min(ModelConfig::MAX_LAYERS)).map(|i| i >= first).collect::<Vec<_>>();
+            return Ok(len.filter(|_| layers.contains(&true)).map(|len| SlidingWindow { len, layers }));
+        };
+        if types.len() != num_layers {
+            bail!("expected as many layer_types as num_hidden_layers {num_layers}, got {}", types.len());
+        }
+        if let Some(other) = types.iter().find(|kind| ![Self::FULL, Self::SLIDING].contains(&kind.as_str())) {
+            bail!("expected only {} and {} in layer_types, got {other}", Self::FULL, Self::SLIDING);
+        }
+        let layers: Vec<bool> = types.iter().map(|kind| kind == Self::SLIDING).collect();
+        match (layers.contains(&true), len) {
+            (true, None) => bail!("expected use_sliding_window true with {} in layer_types, got false", Self::SLIDING),
+            (true, Some(len)) => Ok(Some(SlidingWindow { len, layers })),
+            (false, _) => Ok(None),
+        }
+    }
+}
+
+fn default_hidden() -> usize {
+    4096
+}
+
+/// Of layers and of heads.
+fn default_layers() -> usize {
+    32
 }
 
 fn silu() -> Activation {
@@ -99,10 +158,10 @@ impl From<&ModelConfig> for LlamaJson {
         Self {
             model_type: config.architecture.model_type().into(),
             architectures: vec![config.architecture.class_name().into()],
-            vocab_size: config.vocab_size,
-            max_position_embeddings: config.context_len,
+            vocab_size: Some(config.vocab_size),
+            max_position_embeddings: Some(config.context_len),
             hidden_size: config.embed_dim,
-            intermediate_size: config.hidden_dim,
+            intermediate_size: Some(config.hidden_dim),
             num_hidden_layers: config.num_layers,
             num_attention_heads: config.num_heads,
             num_key_value_heads: Some(Some(config.kv_heads())),
@@ -113,16 +172,13 @@ impl From<&ModelConfig> for LlamaJson {
             tie_word_embeddings: config.tie_embeddings,
             attention_bias: config.bias,
             mlp_bias: is_llama.then_some(config.mlp_bias),
-            rope_parameters: Some(Rope {
-                rope_theta: Some(config.rope_theta),
-                rope_type: Some("default".into()),
-                old_type: None,
-                others: Map::new(),
-            }),
+            rope_parameters: Some(Rope::of(config)),
             rope_theta: Some(config.rope_theta),
-            rope_scaling: None,
-            use_sliding_window: (!is_llama).then_some(false),
-            layer_types: None,
+            // Where versions before transformers 5 look for it.
+            rope_scaling: (config.rope_scaling != RotaryScaling::None).then(|| Rope::of(config)),
+            original_max_position_embeddings: None,
+            partial_rotary_factor: None,
+            windows: (!is_llama).then(|| Windows::of(config)),
             attention_dropout: Some(config.dropout.attention),
             embd_pdrop: config.dropout.embedding,
             resid_pdrop: config.dropout.residual,
@@ -136,42 +192,53 @@ impl From<&ModelConfig> for LlamaJson {
 impl LlamaJson {
     pub(super) fn into_llama(mut self) -> Result<ModelConfig> {
         let mlp_bias = self.mlp_bias.unwrap_or(false);
+        self.vocab_size.get_or_insert(32_000);
+        self.max_position_embeddings.get_or_insert(2048);
+        self.intermediate_size.get_or_insert(11_008);
         self.bos_token_id.get_or_insert(Some(LLAMA_BEGIN));
         self.eos_token_id.get_or_insert(Some(EndIds::One(LLAMA_END)));
         Ok(ModelConfig { architecture: Architecture::Llama, mlp_bias, ..self.into_config()? })
     }
 
-    pub(super) fn into_qwen3(mut self) -> Result<ModelConfig> {
-        if self.use_sliding_window == Some(true) {
-            bail!("expected use_sliding_window false, got true");
-        }
-        if let Some(other) = self.layer_types.iter().flatten().find(|kind| *kind != "full_attention") {
-            bail!("expected only full_attention in layer_types, got {other}");
-        }
+    pub(super) fn into_qwen3(mut self, windows: Windows) -> Result<ModelConfig> {
+        let sliding_window = windows.read(self.num_hidden_layers)?;
+        self.vocab_size.get_or_insert(151_936);
+        self.max_position_embeddings.get_or_insert(32_768);
+        self.intermediate_size.get_or_insert(22_016);
         self.num_key_value_heads.get_or_insert(Some(QWEN3_KV_HEADS));
         self.head_dim.get_or_insert(QWEN3_HEAD_DIM);
-        Ok(ModelConfig { architecture: Architecture::Qwen3, ..self.into_config()? })
+        Ok(ModelConfig { architecture: Architecture::Qwen3, sliding_window, ..self.into_config()? })
     }
 
     /// What the two have in common.
     fn into_config(self) -> Result<ModelConfig> {
-        let rope_theta = self.rope_theta()?;
-        let (end_of_text_id, other_end_ids) = EndIds::known(self.eos_token_id.flatten(), self.vocab_size);
+        let [vocab_size, context_len, hidden_dim] =
+            [self.vocab_size, self.max_position_embeddings, self.intermediate_size].map(Option::unwrap_or_default);
+        let outside = Outside {
+            rope_theta: self.rope_theta,
+            max_position_embeddings: context_len,
+            original_max_position_embeddings: self.original_max_position_embeddings,
+            partial_rotary_factor: self.partial_rotary_factor,
+        };
+        let (rope_theta, rope_scaling) =
+            self.rope_scaling.or(self.rope_parameters).unwrap_or_default().read(&outside)?;
+        let (end_of_text_id, other_end_ids) = EndIds::known(self.eos_token_id.flatten(), vocab_size);
         let (h, c) = (self.num_attention_heads, self.hidden_size);
         Ok(ModelConfig {
-            context_len: self.max_position_embeddings,
+            context_len,
             embed_dim: c,
             num_layers: self.num_hidden_layers,
             num_heads: h,
             num_kv_heads: self.num_key_value_heads.flatten().filter(|&g| g != h),
             head_dim: self.head_dim.filter(|d| d.checked_mul(h) != Some(c)),
-            hidden_dim: self.intermediate_size,
+            hidden_dim,
             activation: self.hidden_act,
             norm_eps: self.rms_norm_eps,
             rope_theta,
+            rope_scaling,
             bias: self.attention_bias,
             tie_embeddings: self.tie_word_embeddings,
-            begin_of_text_id: self.bos_token_id.flatten().filter(|id| is_known(*id, self.vocab_size)),
+            begin_of_text_id: self.bos_token_id.flatten().filter(|id| is_known(*id, vocab_size)),
             end_of_text_id,
             other_end_ids,
             dropout: DropoutRates {
@@ -180,24 +247,7 @@ impl LlamaJson {
                 residual: self.resid_pdrop,
             },
             init_stdev: self.initializer_range,
-            ..ModelConfig::llama(self.vocab_size)
+            ..ModelConfig::llama(vocab_size)
         })
-    }
-
-    /// The base of the angles; an error if they are of another kind than the original one.
-    fn rope_theta(&self) -> Result<f64> {
-        let rope = match (&self.rope_parameters, &self.rope_scaling) {
-            (Some(_), Some(_)) => bail!("expected rope_parameters or rope_scaling, got both"),
-            (Some(rope), None) | (None, Some(rope)) => rope,
-            (None, None) => return Ok(self.rope_theta.unwrap_or(ROPE_THETA)),
-        };
-        match rope.rope_type.as_ref().or(rope.old_type.as_ref()) {
-            Some(other) if other != "default" => bail!("expected rope_type default, got {other}"),
-            _ => {}
-        }
-        if let Some((name, value)) = rope.others.iter().next() {
-            bail!("expected only rope_theta and rope_type for angles of the default type, got {name} {value}");
-        }
-        Ok(rope.rope_theta.or(self.rope_theta).unwrap_or(ROPE_THETA))
     }
 }

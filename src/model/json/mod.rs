@@ -2,9 +2,12 @@
 
 mod gpt2;
 mod llama;
+mod rope;
 mod special_ids;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use self::gpt2::Gpt2Json;
 use self::llama::LlamaJson;
@@ -15,19 +18,51 @@ use crate::host::{Error, Result, bail};
 
 /// See [`ModelConfig::from_json`].
 pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
-    #[derive(Deserialize)]
-    struct ModelType {
-        model_type: String,
-    }
-    let ModelType { model_type } = from_slice(json)?;
-    let config = match Architecture::ALL.into_iter().find(|one| one.model_type() == model_type) {
-        Some(Architecture::Gpt2) => from_slice::<Gpt2Json>(json)?.into_config()?,
-        Some(Architecture::Llama) => from_slice::<LlamaJson>(json)?.into_llama()?,
-        Some(Architecture::Qwen3) => from_slice::<LlamaJson>(json)?.into_qwen3()?,
-        None => bail!("expected model_type gpt2, llama or qwen3, got {model_type}"),
+    let mut json: Map<String, Value> = from_slice(json)?;
+    // A null is what an absent key is, but where it means something else.
+    json.retain(|key, value| !value.is_null() || NULL_IS_A_VALUE.contains(&key.as_str()));
+    let Some(model_type) = json.get("model_type").and_then(Value::as_str) else {
+        bail!("expected a model_type of gpt2, llama or qwen3, got none");
+    };
+    let Some(architecture) = Architecture::ALL.into_iter().find(|one| one.model_type() == model_type) else {
+        bail!("expected model_type gpt2, llama or qwen3, got {model_type}");
+    };
+    check_arithmetic(&json)?;
+    let json = Value::from(json);
+    let config = match architecture {
+        Architecture::Gpt2 => from_value::<Gpt2Json>(json)?.into_config()?,
+        Architecture::Llama => from_value::<LlamaJson>(json)?.into_llama()?,
+        Architecture::Qwen3 => {
+            let windows = from_value(json.clone())?;
+            from_value::<LlamaJson>(json)?.into_qwen3(windows)?
+        }
     };
     config.validate()?;
     Ok(config)
+}
+
+/// Keys whose absence means something else than null.
+const NULL_IS_A_VALUE: [&str; 3] = ["num_key_value_heads", "bos_token_id", "eos_token_id"];
+
+/// Refuses keys with which transformers computes something else, whatever the architecture.
+fn check_arithmetic(json: &Map<String, Value>) -> Result<()> {
+    if let Some(quantization) = json.get("quantization_config") {
+        let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
+        bail!("expected weights that are not quantised, got a quantization_config ({method}); open the original model");
+    }
+    if json.get("is_causal") == Some(&false.into()) {
+        bail!("expected is_causal true, got false");
+    }
+    match json.get("pruned_heads") {
+        Some(pruned) if pruned.as_object().is_none_or(|pruned| !pruned.is_empty()) => {
+            bail!("expected no pruned_heads, got {pruned}")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn from_value<T: DeserializeOwned>(json: Value) -> Result<T> {
+    serde_path_to_error::deserialize(json).map_err(|error| Error::Input(error.to_string()))
 }
 
 fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T> {

@@ -24,15 +24,7 @@ impl Tokenizer {
         if vocab.is_empty() {
             bail!("expected a text to take the characters from, got an empty one");
         }
-        JsonParts {
-            vocab,
-            model: json!({ "type": "WordLevel", "unk_token": "<unk>" }),
-            pre_tokenizer: json!({
-                "type": "Split", "pattern": { "Regex": r"[\s\S]" }, "behavior": "Isolated", "invert": false
-            }),
-            decoder: json!({ "type": "Fuse" }),
-        }
-        .assemble(end_of_text)
+        JsonParts::characters(vocab).assemble(end_of_text)
     }
 
     /// The 256 bytes, each with its value as id; with `end_of_text`, id 256 is the end of a document.
@@ -82,6 +74,18 @@ pub(super) struct JsonParts {
 }
 
 impl JsonParts {
+    /// Each character is a token.
+    pub(super) fn characters(vocab: Vec<(String, u32)>) -> Self {
+        Self {
+            vocab,
+            model: json!({ "type": "WordLevel", "unk_token": "<unk>" }),
+            pre_tokenizer: json!({
+                "type": "Split", "pattern": { "Regex": r"[\s\S]" }, "behavior": "Isolated", "invert": false
+            }),
+            decoder: json!({ "type": "Fuse" }),
+        }
+    }
+
     /// Text as bytes in GPT-2's alphabet, split into words by its regular expression or not at all.
     pub(super) fn byte_level(use_regex: bool) -> Self {
         let byte_level = json!({

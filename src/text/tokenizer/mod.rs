@@ -28,6 +28,7 @@
 
 mod build;
 mod byte_alphabet;
+mod gguf;
 mod guard;
 mod hugging_face;
 mod kind;
@@ -46,7 +47,8 @@ use super::encode_error::EncodeError;
 use crate::host::{Error, Result};
 use kind::Kind;
 
-pub use guard::hide_caught_panics;
+pub use crate::host::hide_caught_panics;
+pub use gguf::GgufTokens;
 pub use stream::TextStream;
 
 pub(super) use build::CharacterSet;

@@ -5,22 +5,26 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
+use super::gguf;
 use super::guard::guarded;
 use super::kind::Kind;
 use super::{END_OF_TEXT, Tokenizer};
-use crate::host::{Error, Result, bail, disk, input};
+use crate::host::{Error, ModelPath, Result, bail, disk, input};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
 impl Tokenizer {
-    /// The tokenizer of a `tokenizer.json`, or of a folder that contains one. A `tokenizer_config.json` beside it says
+    /// The tokenizer of a `tokenizer.json`, of a folder that contains one, or of a GGUF file. A `tokenizer_config.json` beside it says
     /// which token ends a text, and is kept for [`save`](Self::save).
     ///
     /// # Errors
     /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if let Ok(ModelPath::Gguf(file)) = ModelPath::of(path) {
+            return gguf::open(&file);
+        }
         let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
         let bytes = input::read(&file, input::MAX_TOKENIZER_BYTES)?;
         let mut tokenizer = Self::from_json(&bytes).map_err(|error| error.at(file.display()))?;

@@ -19,6 +19,7 @@
 //! ```
 
 mod batches;
+mod chat_template;
 mod chunks;
 mod corpus;
 mod document;
@@ -32,6 +33,7 @@ mod split;
 mod tokenizer;
 
 pub use batches::{Batch, BatchSampler, windows};
+pub use chat_template::{ChatTemplate, Message};
 pub use corpus::Corpus;
 pub use document::Document;
 pub use encode::encode;

@@ -51,6 +51,7 @@ pub use stream::TextStream;
 
 pub(super) use build::CharacterSet;
 pub(super) use learn::check_vocab_size;
+pub(super) use tokenizer_json::token_text;
 pub(super) use word_counts::WordCounts;
 pub(super) use words::{MAX_WORD_BYTES, cut_between_words};
 
@@ -113,6 +114,16 @@ impl Tokenizer {
             Some(tokens) => (id as usize) < tokens.len(),
             None => self.inner.id_to_token(id).is_some(),
         }
+    }
+
+    /// The id of a token, special or not.
+    pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The content of its `tokenizer_config.json`, if there was one.
+    pub(super) fn config(&self) -> Option<&serde_json::Map<String, serde_json::Value>> {
+        self.config.as_ref()
     }
 
     /// Whether it encodes any bytes, not only UTF-8.

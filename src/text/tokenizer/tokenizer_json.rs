@@ -12,10 +12,11 @@ use crate::host::{Error, Result, bail, disk, input};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 impl Tokenizer {
     /// The tokenizer of a `tokenizer.json`, or of a folder that contains one. A `tokenizer_config.json` beside it says
-    /// which token ends a text, and is kept for [`save`](Self::save).
+    /// which token ends a text, and is kept for [`save`](Self::save), as is the template in a `chat_template.jinja`.
     ///
     /// # Errors
     /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
@@ -25,6 +26,10 @@ impl Tokenizer {
         let bytes = input::read(&file, input::MAX_TOKENIZER_BYTES)?;
         let mut tokenizer = Self::from_json(&bytes).map_err(|error| error.at(file.display()))?;
         tokenizer.config = read_config(&file)?;
+        if let Some(template) = read_chat_template(&file)? {
+            let config = tokenizer.config.take().unwrap_or_else(|| tokenizer.default_config());
+            tokenizer.config.insert(config).insert("chat_template".into(), template.into());
+        }
         let named = tokenizer.config.as_ref().and_then(|config| config.get("eos_token")).and_then(token_text);
         let named = named.and_then(|token| tokenizer.inner.token_to_id(token));
         tokenizer.end_of_text_id = named.or(tokenizer.end_of_text_id);
@@ -103,8 +108,17 @@ fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
     serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Input(format!("{}: {error}", config.display())))
 }
 
+/// The `chat_template.jinja` beside a `tokenizer.json`, if there is one: it takes the place of the configuration's.
+fn read_chat_template(file: &Path) -> Result<Option<String>> {
+    if !file.with_file_name(CHAT_TEMPLATE).exists() {
+        return Ok(None);
+    }
+    let path = input::inside(file.parent().unwrap_or(Path::new("")), CHAT_TEMPLATE)?;
+    input::read_text(&path, input::MAX_CONFIG_BYTES).map(Some)
+}
+
 /// The text of a special token: a string, or an object with its content.
-fn token_text(token: &Value) -> Option<&str> {
+pub(in crate::text) fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 

@@ -10,6 +10,9 @@ use crate::host::{Result, bail};
 /// If there are several documents and the tokenizer has an end-of-text token, each document is followed by that token; a
 /// document that is cut in two is followed by it only at its end. If the tokenizer has none, the documents follow one
 /// another with nothing in between.
+///
+/// A file of conversations has a document in each line: see [`Document::has_conversations`](super::Document). Their ids are
+/// those of the text that the chat template writes, and the assistant's turns alone are learned.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Corpus {
@@ -17,7 +20,8 @@ pub struct Corpus {
     pub train: Ids,
     /// The ids to validate on.
     pub validation: Ids,
-    /// Bytes of text in [`train`](Self::train), excluding end-of-text tokens: the denominator of bits per byte.
+    /// Bytes of text in [`train`](Self::train), excluding end-of-text tokens, and in conversations excluding what is not
+    /// learned: the denominator of bits per byte.
     pub train_bytes: usize,
     /// Bytes of text in [`validation`](Self::validation).
     pub validation_bytes: usize,

@@ -3,20 +3,22 @@
 use rayon::prelude::*;
 
 use super::chunks::{Chunk, Chunks};
+use super::conversations::Conversations;
 use super::encode_error::EncodeError;
+use super::ids::ENDS;
 use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
 use super::split::{Section, split};
-use super::{Corpus, Document, IdsStore, Tokenizer, Validation};
+use super::{ChatTemplate, Corpus, Document, IdsStore, Tokenizer, Validation, conversations};
 use crate::host::{Memory, Result, bail};
 
 /// The corpus of documents encoded with an existing tokenizer. The tokenizers of this crate, and GPT-2's, read them
 /// chunk by chunk; any other `tokenizer.json` takes each document whole, which needs some fifty times its size in
-/// memory.
+/// memory. Files of conversations are read line by line, and written as the tokenizer's chat template says.
 ///
 /// # Errors
 /// Text the tokenizer can't encode, with the document and the place; a document too large for memory; and a file that
-/// can't be read or written.
+/// can't be read or written; conversations without a chat template, or that it refuses, and lines that are not conversations.
 pub fn encode(
     tokenizer: &Tokenizer,
     documents: &[Document],
@@ -24,41 +26,84 @@ pub fn encode(
     store: IdsStore,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Corpus> {
+    let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
+    let template = conversations::template(tokenizer, documents.iter().chain(held_out))?;
     let parts = split(documents, validation)?;
-    let separator = tokenizer.end_of_text_id().filter(|_| parts.iter().any(|part| part.len() > 1));
-    let bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
-    let (mut done, total) = (0, bytes.iter().sum());
-    let mut writer = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let is_several = template.is_some() || parts.iter().any(|part| part.len() > 1);
+    let separator = tokenizer.end_of_text_id().filter(|_| is_several);
+    let encoder = Encoder { tokenizer, template, separator };
+    let (mut done, total) = (0, parts.iter().flatten().map(Section::len).sum());
+    let mut writer = IdsWriter::new(store, tokenizer.vocab_size(), encoder.template.is_some())?;
+    let mut bytes = [0, 0];
     for (number, part) in parts.iter().enumerate() {
-        encode_sections(tokenizer, part, separator, &mut |ids, bytes| {
+        bytes[number] = encoder.encode(part, &mut |ids, bytes| {
             done += bytes;
             progress(TextProgress { stage: Stage::Encoding, done, total });
             writer.extend(number, ids)
-        })?;
+        })? as usize;
     }
-    writer.finish(bytes.map(|bytes| bytes as usize), separator)
+    let corpus = writer.finish(bytes, separator)?;
+    if !corpus.train.is_empty() && corpus.train.learned() == 0 {
+        bail!("expected a turn of the role `assistant` in the conversations to learn from, got none");
+    }
+    Ok(corpus)
 }
 
-/// Takes ids in order, with the number of bytes that they encode.
-type Take<'a> = &'a mut dyn FnMut(&[u32], u64) -> Result<()>;
+/// Takes ids in order (marked, if there are conversations), with the number of bytes of the document that they encode.
+pub(super) type Take<'a> = &'a mut dyn FnMut(&[u32], u64) -> Result<()>;
 
-/// Encodes sections, with the separator after each that ends its document.
-fn encode_sections(tokenizer: &Tokenizer, sections: &[Section], separator: Option<u32>, take: Take) -> Result<()> {
-    let end = |section: &Section, take: Take| take(separator.filter(|_| section.ends()).as_slice(), 0);
-    if tokenizer.reads_chunks() {
-        for section in sections {
-            encode_chunks(tokenizer, section, take)?;
-            end(section, take)?;
+/// How documents become ids.
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    /// If there are conversations.
+    template: Option<ChatTemplate>,
+    separator: Option<u32>,
+}
+
+impl Encoder<'_> {
+    /// Encodes sections, with the separator after each that ends its document; gives the bytes of the text that is learned.
+    fn encode(&self, sections: &[Section], take: Take) -> Result<u64> {
+        let Self { tokenizer, template, separator } = self;
+        let mut bytes = 0;
+        for same in sections.chunk_by(|a, b| a.document.has_conversations().ok() == b.document.has_conversations().ok())
+        {
+            match (template, same) {
+                (Some(template), [first, ..]) if first.document.has_conversations()? => {
+                    let conversations = Conversations { tokenizer, template, separator: *separator };
+                    for section in same {
+                        bytes += conversations.encode(section, take)?;
+                    }
+                }
+                _ => {
+                    self.encode_texts(same, take)?;
+                    bytes += same.iter().map(Section::len).sum::<u64>();
+                }
+            }
         }
-        return Ok(());
+        Ok(bytes)
     }
-    for group in groups(sections, Memory::now().available as u64)? {
-        for (section, ids) in group.iter().zip(in_parallel(group, |section| encode_whole(tokenizer, section))?) {
-            take(&ids, section.len())?;
-            end(section, take)?;
+
+    fn encode_texts(&self, sections: &[Section], take: Take) -> Result<()> {
+        let tokenizer = self.tokenizer;
+        let mark = if self.template.is_some() { ENDS } else { 0 };
+        let end = |section: &Section, take: Take| {
+            take(self.separator.map(|id| id | mark).filter(|_| section.ends()).as_slice(), 0)
+        };
+        if tokenizer.reads_chunks() {
+            for section in sections {
+                encode_chunks(tokenizer, section, take)?;
+                end(section, take)?;
+            }
+            return Ok(());
         }
+        for group in groups(sections, Memory::now().available as u64)? {
+            for (section, ids) in group.iter().zip(in_parallel(group, |section| encode_whole(tokenizer, section))?) {
+                take(&ids, section.len())?;
+                end(section, take)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Encodes a section in chunks, several at once on all threads.
@@ -87,7 +132,10 @@ fn encode_whole(tokenizer: &Tokenizer, Section { document, range }: &Section) ->
 }
 
 /// The results for all items, or the error of the first that has one.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
+pub(super) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Send + Sync,
+) -> Result<Vec<R>> {
     items.par_iter().map(work).collect::<Vec<_>>().into_iter().collect()
 }
 

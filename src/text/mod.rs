@@ -21,6 +21,7 @@
 mod batches;
 mod chat_template;
 mod chunks;
+mod conversations;
 mod corpus;
 mod document;
 mod encode;

@@ -106,6 +106,17 @@ pub fn prepare(
 ) -> Result<(Tokenizer, Corpus)> {
     let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
     let end_of_text = documents.len() > 1 || held_out.len() > 1;
+    if !matches!(choice, TokenizerChoice::File(_)) {
+        for document in documents.iter().chain(held_out) {
+            if document.has_conversations()? {
+                bail!(
+                    "{}: conversations need a chat template, which the tokenizer {choice} has not: start from a model that \
+                     has one, or use its folder as the tokenizer",
+                    document.name()
+                );
+            }
+        }
+    }
     let tokenizer = match choice {
         TokenizerChoice::Characters => {
             let mut characters = CharacterSet::default();

@@ -1,15 +1,17 @@
 //! Which parts of which documents are for training and which for validation.
 
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::path::Path;
 
 use super::Document;
-use crate::host::{Result, bail};
+use crate::host::{Error, Result, bail};
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation {
     /// The end of the documents, taken as one text: this fraction of their bytes, at least 0 and less than 1, cut between
-    /// two characters. With 0 there is no validation part.
+    /// two characters, or in conversations between two of them. With 0 there is no validation part.
     Fraction(f64),
     /// Separate documents; all others are for training.
     Documents(Vec<Document>),
@@ -51,7 +53,11 @@ pub(super) fn split<'a>(documents: &'a [Document], validation: &'a Validation) -
     let mut parts = [vec![], vec![]];
     for document in documents {
         let len = document.len();
-        let cut = if left < len { character_start(document, left)? } else { len };
+        let cut = match document.has_conversations()? {
+            _ if left >= len => len,
+            true => line_start(document, left)?,
+            false => character_start(document, left)?,
+        };
         for (part, range) in parts.iter_mut().zip([0..cut, cut..len]) {
             if !range.is_empty() {
                 part.push(Section { document, range });
@@ -68,6 +74,21 @@ fn character_start(document: &Document, at: u64) -> Result<u64> {
     let bytes = document.read(first..document.len().min(at + 1))?;
     let continues = |at: u64| bytes.get((at - first) as usize).is_some_and(|byte| byte & 0xc0 == 0x80);
     Ok((first..=at).rev().find(|&at| !continues(at)).unwrap_or(at))
+}
+
+/// The start of the line that has byte `at`; the end of the first line if it has it, so that one is left to train on.
+fn line_start(document: &Document, at: u64) -> Result<u64> {
+    let mut lines = BufReader::new(document.reader(0..document.len())?);
+    let (mut start, mut line) = (0, vec![]);
+    loop {
+        line.clear();
+        let read = lines.read_until(b'\n', &mut line).map_err(Error::io("read", Path::new(document.name())))?;
+        let end = start + read as u64;
+        if end > at || read == 0 {
+            return Ok(if start == 0 { end } else { start });
+        }
+        start = end;
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use super::outside_vocabulary;
 use crate::host::{Error, Result};
 use crate::text::encode_error::EncodeError;
 
-/// The ids of a text.
-pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Vec<u32>, EncodeError> {
+/// The ids of a text, with their places in it.
+pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -> Result<Encoding, EncodeError> {
     let refused = |reason: String| {
         let message = format!("the tokenizer refuses the text: {reason}");
         EncodeError { offset: first_refused(inner, text), message, hint: "" }
@@ -25,7 +25,7 @@ pub(super) fn encode(inner: &HfTokenizer, unknown_id: Option<u32>, text: &str) -
     let decoded = guarded(|| inner.decode(encoding.get_ids(), false)).map_err(refused)?;
     match decoded.is_ok_and(|decoded| replaced(&decoded) > replaced(text)) {
         true => Err(refused("it has no token for a byte of it".into())),
-        false => Ok(encoding.get_ids().to_vec()),
+        false => Ok(encoding),
     }
 }
 

@@ -154,8 +154,18 @@ impl Tokenizer {
             Kind::Characters { sorted, .. } => characters(sorted, text),
             Kind::Bytes { .. } => Ok(text.bytes().map(u32::from).collect()),
             Kind::ByteLevelBpe { .. } => self.merge_words(text),
-            Kind::HuggingFace { unknown_id } => hugging_face::encode(&self.inner, *unknown_id, text),
+            Kind::HuggingFace { unknown_id } => {
+                Ok(hugging_face::encode(&self.inner, *unknown_id, text)?.get_ids().to_vec())
+            }
         }
+    }
+
+    /// The ids of a text, and for each the bytes of the text that it stands for.
+    pub(super) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let unknown_id = if let Kind::HuggingFace { unknown_id } = self.kind { unknown_id } else { None };
+        let encoding = hugging_face::encode(&self.inner, unknown_id, text).map_err(|error| error.within(text))?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
     }
 
     /// The ids of each word of a text. Those of a word that has come before are copied: the library's own cache is too

@@ -4,11 +4,12 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_attention::generate::{Continuation, OutputForm, Pipeline, SamplingOptions};
+use candle_attention::generate::{Chat, Continuation, OutputForm, Pipeline, SamplingOptions};
 use candle_core::Device;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{options, sample};
+use super::{chat, options, sample};
 
 /// The command line of `attn generate`.
 pub fn command() -> Command {
@@ -27,6 +28,11 @@ pub fn command() -> Command {
             "Text to continue [default: empty; generation then starts from the beginning-of-text token or, without one, the \
              end-of-text token, a line break or token 0]",
         ),
+        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with("samples").help(
+            "Answer --prompt as a message of a conversation or, without it, each line of standard input, in the words of the \
+             model's chat template",
+        ),
+        text("system").requires("chat").help("What the model is told before the conversation"),
         whole("max-tokens", "N").default_value("500").help("Maximum number of tokens to write"),
         number("temperature", "T")
             .default_value("0.8")
@@ -73,5 +79,11 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
             false => OutputForm::Text,
         },
     };
+    let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if matches.get_flag("chat") {
+        let conversation = Chat::new(&pipeline, matches.get_one::<String>("system").map(String::as_str))?;
+        let prompt = Some(text("prompt")).filter(|_| given("prompt"));
+        return chat::run(conversation, prompt.as_deref(), &continuation, out);
+    }
     sample::write(&pipeline, &text("prompt"), &continuation, out)
 }

@@ -6,6 +6,7 @@
 mod allocator;
 mod automatic;
 mod chart;
+mod chat;
 mod eval;
 mod example;
 mod generate;

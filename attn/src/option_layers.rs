@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::load_weights;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, prepare};
+use candle_attention::text::{
+    Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, needed_chat_template, prepare,
+};
 use candle_attention::train::Trainer;
 use candle_core::Device;
 use toml::Table;
@@ -68,6 +70,7 @@ impl OptionLayers {
     /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
+        let mut made = None;
         if let Some(init) = settings.init() {
             // Those of a file give way to an --init on the command line.
             let above = if self.given.contains_key("init") { &self.given } else { &self.config };
@@ -76,7 +79,7 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            Pipeline::open_config(&init).context("init")?;
+            made = Some(Pipeline::open_config(&init).context("init")?.1);
             self.check(&settings)?;
         }
         let (documents, validation) = texts::of(&settings)?;
@@ -87,8 +90,13 @@ impl OptionLayers {
             {
                 bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display());
             }
+            if let TokenizerChoice::File(path) = &tokenizer {
+                made = Some(Tokenizer::open(path)?);
+            }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
+        let held_out: &[Document] = if let Validation::Documents(held_out) = &validation { held_out } else { &[] };
+        needed_chat_template(documents.iter().chain(held_out), made.as_ref())?;
         Ok(Source { settings, documents, validation })
     }
 

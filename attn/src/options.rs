@@ -39,7 +39,12 @@ const fn opt(name: &'static str, kind: Kind, help: &'static str) -> Opt {
 
 /// Options of the texts.
 const DATA: &[Opt] = &[
-    opt("texts", Texts("TEXT"), "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte"),
+    opt(
+        "texts",
+        Texts("TEXT"),
+        "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte. With --init, a .jsonl file whose \
+         lines have messages is written in the model's chat template, and only the assistant's turns are learned",
+    ),
     opt("validation", Texts("FILE"), "Text file or folder to validate on, instead of the end of TEXT; may be repeated"),
     opt(
         "validation-fraction",

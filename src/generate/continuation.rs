@@ -74,18 +74,29 @@ impl Continuation {
         prompt: &str,
         on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<()> {
+        self.write_after(pipeline, &prompt_ids(pipeline, prompt)?, &[], on_piece).map(drop)
+    }
+
+    /// Continues the ids `prompt` as [`write`](Self::write) does; `ends` end a sample as the model's own end-of-text
+    /// tokens do. Gives the new ids of each sample.
+    pub(super) fn write_after(
+        &self,
+        pipeline: &Pipeline,
+        prompt: &[u32],
+        ends: &[u32],
+        on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         if self.stop.iter().any(String::is_empty) {
             bail!("generate: expected stop texts of at least one character, got an empty one");
         }
         let Pipeline { model, tokenizer } = pipeline;
-        let prompt = prompt_ids(pipeline, prompt)?;
         let excluded = ids_without_token(pipeline);
         let sampler = |stream| Ok(Sampler::new(self.sampling, self.seed, stream)?.excluding(excluded.clone()));
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
         let mut writers: Vec<_> = (0..self.samples).map(|_| Some(Writer::new(self, tokenizer))).collect();
         let mut deliver = |sample: usize, id: Option<u32>| {
             let Some(mut writer) = writers[sample].take() else { return Ok(ControlFlow::Break(())) };
-            let (text, is_last) = match id {
+            let (text, is_last) = match id.filter(|id| !ends.contains(id)) {
                 Some(id) => writer.push(id)?,
                 None => (writer.rest()?, true),
             };
@@ -97,8 +108,9 @@ impl Continuation {
             writers[sample] = Some(writer);
             Ok(ControlFlow::Continue(()))
         };
-        generate_side_by_side(model, &prompt, self.max_tokens, &mut samplers, &mut deliver)?;
-        (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))
+        let samples = generate_side_by_side(model, prompt, self.max_tokens, &mut samplers, &mut deliver)?;
+        (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))?;
+        Ok(samples)
     }
 }
 

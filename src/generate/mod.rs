@@ -1,8 +1,9 @@
 //! Text from a model, token by token.
 //!
 //! [`Continuation`] goes from a text to its continuations. Below it, [`generate`] and [`generate_side_by_side`] work on
-//! ids, which a [`Sampler`] chooses from the logits.
+//! ids, which a [`Sampler`] chooses from the logits. Above it, [`Chat`] keeps a conversation.
 
+mod chat;
 mod continuation;
 mod pipeline;
 mod sampler;
@@ -11,6 +12,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Tensor};
 
+pub use chat::{AnswerEnd, Chat};
 pub use continuation::{Continuation, OutputForm, Piece};
 pub use pipeline::Pipeline;
 pub use sampler::{Sampler, SamplingOptions};

@@ -102,23 +102,26 @@ fn parse(json: &[u8]) -> Result<Conversation> {
     Ok(conversation)
 }
 
-/// The chat template that these documents need, if there are conversations among them.
+/// The chat template that documents need, if there are conversations among them. There is no `tokenizer` where it is still
+/// to be made of the texts.
 ///
 /// # Errors
-/// If the tokenizer has none.
-pub(super) fn template<'a>(
-    tokenizer: &Tokenizer,
-    documents: impl Iterator<Item = &'a Document>,
+/// If they need one and there is none, or it is not a template.
+pub fn needed_chat_template<'a>(
+    documents: impl IntoIterator<Item = &'a Document>,
+    tokenizer: Option<&Tokenizer>,
 ) -> Result<Option<ChatTemplate>> {
     for document in documents {
         if document.has_conversations()? {
-            let template = tokenizer.chat_template()?;
+            let template = tokenizer.map_or(Ok(None), Tokenizer::chat_template)?;
+            let why = match tokenizer {
+                Some(_) => {
+                    "the tokenizer has none: expected chat_template in tokenizer_config.json, or chat_template.jinja"
+                }
+                None => "a new tokenizer has none: start from a model that has one, or use its folder as the tokenizer",
+            };
             let Some(template) = template else {
-                bail!(
-                    "{}: conversations need a chat template, which the model's tokenizer has not: expected chat_template in \
-                     tokenizer_config.json, or chat_template.jinja beside it",
-                    document.name()
-                );
+                bail!("{}: conversations need a chat template, and {why}", document.name());
             };
             return Ok(Some(template));
         }

@@ -3,13 +3,13 @@
 use rayon::prelude::*;
 
 use super::chunks::{Chunk, Chunks};
-use super::conversations::Conversations;
+use super::conversations::{Conversations, needed_chat_template};
 use super::encode_error::EncodeError;
 use super::ids::ENDS;
 use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
 use super::split::{Section, split};
-use super::{ChatTemplate, Corpus, Document, IdsStore, Tokenizer, Validation, conversations};
+use super::{ChatTemplate, Corpus, Document, IdsStore, Tokenizer, Validation};
 use crate::host::{Memory, Result, bail};
 
 /// The corpus of documents encoded with an existing tokenizer. The tokenizers of this crate, and GPT-2's, read them
@@ -27,7 +27,7 @@ pub fn encode(
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Corpus> {
     let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
-    let template = conversations::template(tokenizer, documents.iter().chain(held_out))?;
+    let template = needed_chat_template(documents.iter().chain(held_out), Some(tokenizer))?;
     let parts = split(documents, validation)?;
     let is_several = template.is_some() || parts.iter().any(|part| part.len() > 1);
     let separator = tokenizer.end_of_text_id().filter(|_| is_several);

@@ -35,6 +35,7 @@ mod tokenizer;
 
 pub use batches::{Batch, BatchSampler, windows};
 pub use chat_template::{ChatTemplate, Message};
+pub use conversations::needed_chat_template;
 pub use corpus::Corpus;
 pub use document::Document;
 pub use encode::encode;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::chunks::{Chunk, Chunks};
+use super::conversations::needed_chat_template;
 use super::split::{Section, split};
 use super::tokenizer::{CharacterSet, WordCounts, check_vocab_size};
 use super::{Corpus, Document, IdsStore, Tokenizer, Validation, encode};
@@ -107,15 +108,7 @@ pub fn prepare(
     let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
     let end_of_text = documents.len() > 1 || held_out.len() > 1;
     if !matches!(choice, TokenizerChoice::File(_)) {
-        for document in documents.iter().chain(held_out) {
-            if document.has_conversations()? {
-                bail!(
-                    "{}: conversations need a chat template, which the tokenizer {choice} has not: start from a model that \
-                     has one, or use its folder as the tokenizer",
-                    document.name()
-                );
-            }
-        }
+        needed_chat_template(documents.iter().chain(held_out), None)?;
     }
     let tokenizer = match choice {
         TokenizerChoice::Characters => {

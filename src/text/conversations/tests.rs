@@ -112,7 +112,7 @@ fn conversations_without_a_template_are_refused_and_other_lines_are_text() {
         &mut |_| {},
     );
     let error = made.unwrap_err().to_string();
-    assert!(error.contains("which the tokenizer char has not"), "{error}");
+    assert!(error.contains("a new tokenizer has none"), "{error}");
 }
 
 #[test]

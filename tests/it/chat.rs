@@ -10,10 +10,12 @@ use candle_attention::ops::CrossEntropyOptions;
 use candle_attention::text::{
     Batch, ChatTemplate, Corpus, Document, IdsStore, Message, Tokenizer, Validation, encode, windows,
 };
-use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, evaluate};
+use candle_attention::train::{OptimizerKind, RunDir, TrainOptions, Trainer, evaluate};
 use candle_core::Device;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::training::{resume, run_in, weights as weights_of};
 
 const TEMPLATES: &str = include_str!("../fixtures/chat_templates.json");
 
@@ -154,6 +156,31 @@ fn a_batch_in_which_nothing_counts_has_a_loss_of_0_and_does_no_harm() {
         assert_eq!((report.loss, report.gradient_norm), (0.0, 0.0), "{optimizer:?}");
         assert!(trainer.step(&batch).unwrap().loss.is_finite(), "{optimizer:?}");
     }
+}
+
+#[test]
+fn a_run_on_conversations_that_is_stopped_and_resumed_ends_as_one_that_is_not() {
+    let options = TrainOptions { steps: 6, shards: 2, isolate_documents: true, eval_every: Some(2), ..options() };
+    let end = |stop: Option<u64>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = RunDir::create(dir.path()).unwrap();
+        let (documents, validation) = ([conversations()], Validation::Documents(vec![conversations()]));
+        let Pipeline { model, tokenizer } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
+        let store = IdsStore::File(&run.ids_path());
+        let corpus = encode(&tokenizer, &documents, &validation, store, &mut |_| {}).unwrap();
+        let weights = load_weights(Path::new(FOLDER), model.config(), &Device::Cpu).unwrap();
+        let mut trainer = Trainer::from_weights(weights, model.config(), &options, corpus, &Device::Cpu).unwrap();
+        run.begin(&tokenizer, &trainer, &toml::Table::new()).unwrap();
+        let mut losses = vec![];
+        if stop.is_some() {
+            losses.extend(run_in(&mut run, &mut trainer, stop).1);
+            drop(run);
+            (run, trainer) = resume(dir.path(), "").unwrap();
+        }
+        losses.extend(run_in(&mut run, &mut trainer, None).1);
+        (losses, weights_of(&trainer), trainer.best().unwrap().loss.to_bits())
+    };
+    assert_eq!(end(Some(3)), end(None));
 }
 
 #[test]

@@ -7,7 +7,9 @@ const END: u32 = 256;
 fn tokenizer(template: Option<&str>) -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
     Tokenizer::bytes(true).unwrap().save(dir.path(), 8).unwrap();
-    template.map(|template| std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap());
+    if let Some(template) = template {
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    }
     Tokenizer::open(dir.path()).unwrap()
 }
 

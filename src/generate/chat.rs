@@ -81,7 +81,7 @@ impl<'a> Chat<'a> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<(String, AnswerEnd)> {
         let Pipeline { model, tokenizer } = self.pipeline;
-        let prompt = tokenizer.encode(&self.template.render(&self.messages, true)?)?;
+        let prompt = tokenizer.encode_plain(&self.template.render(&self.messages, true)?)?;
         let context_len = model.config().context_len;
         let Some(room) = context_len.checked_sub(prompt.len()).filter(|room| *room > 0) else {
             bail!(
@@ -93,18 +93,20 @@ impl<'a> Chat<'a> {
         // Each answer draws other numbers.
         let seed = continuation.seed.wrapping_add(self.messages.len() as u64);
         let form = OutputForm::Text;
-        let continuation = Continuation { max_tokens, seed, samples: 1, form, ..continuation.clone() };
         // The model may know only the end of a whole text, and the tokenizer that of a turn.
-        let end_of_turn = self.template.special_token("eos_token").and_then(|token| tokenizer.token_id(token));
+        let end_of_turn =
+            self.template.special_token("eos_token").filter(|token| tokenizer.special_id(token).is_some());
+        let stop = continuation.stop.iter().cloned().chain(end_of_turn.map(String::from)).collect();
+        let continuation = Continuation { max_tokens, seed, samples: 1, stop, form, ..continuation.clone() };
         let mut text = String::new();
-        let samples = continuation.write_after(self.pipeline, &prompt, end_of_turn.as_slice(), &mut |piece| {
+        let samples = continuation.write_after(self.pipeline, &prompt, &mut |piece| {
             let piece = String::from_utf8_lossy(piece.text);
             text.push_str(&piece);
             on_text(&piece)
         })?;
         let ids = samples.first().map_or(&[][..], |ids| &ids[..]);
         let end = match ids {
-            [.., last] if end_of_turn == Some(*last) => AnswerEnd::Turn,
+            [.., last] if end_of_turn.and_then(|token| tokenizer.special_id(token)) == Some(*last) => AnswerEnd::Turn,
             ids if ids.len() < max_tokens => AnswerEnd::Turn,
             _ if max_tokens == room => AnswerEnd::Context,
             _ => AnswerEnd::MaxTokens,

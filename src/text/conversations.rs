@@ -14,10 +14,12 @@ use serde::Deserialize;
 
 use super::chat_template::Rendered;
 use super::document::MAX_LINE_BYTES;
-use super::encode::{Take, in_parallel};
 use super::ids::{ENDS, NOT_LEARNED};
+use super::ids_file::IdsWriter;
+use super::prepare::Stage;
+use super::reader::in_parallel;
 use super::split::Section;
-use super::{ChatTemplate, Document, Tokenizer};
+use super::{ChatTemplate, Corpus, Document, IdsStore, Remarks, TextOptions, TextProgress, Tokenizer};
 use crate::host::{Error, Result, bail};
 
 /// What a line holds.
@@ -30,52 +32,88 @@ struct Conversation {
 
 /// How conversations become ids.
 pub(super) struct Conversations<'a> {
-    pub(super) tokenizer: &'a Tokenizer,
-    pub(super) template: &'a ChatTemplate,
-    /// Follows each conversation that does not end with it.
-    pub(super) separator: Option<u32>,
+    tokenizer: &'a Tokenizer,
+    template: ChatTemplate,
+    accept_unknown: bool,
 }
 
-impl Conversations<'_> {
-    /// Encodes the lines of a section; gives the bytes of text that are learned.
-    pub(super) fn encode(&self, section: &Section, take: Take) -> Result<u64> {
-        let (mut lines, mut learned) = (Lines::new(section)?, 0);
-        let words = |line: &Line| {
-            let place = || format!("{}: line {}", section.document.name(), line.number);
-            self.words(&line.json).map_err(|error| error.at(place()))
-        };
-        loop {
-            let group = lines.next_group()?;
-            if group.is_empty() {
-                return Ok(learned);
-            }
-            for (line, (words, bytes)) in group.iter().zip(in_parallel(&group, words)?) {
-                learned += bytes;
-                take(&words, line.json.len() as u64)?;
-            }
-        }
+/// A conversation as ids.
+#[derive(Default)]
+struct Written {
+    words: Vec<u32>,
+    /// The bytes of text that are learned.
+    learned: u64,
+    remarks: Remarks,
+}
+
+impl<'a> Conversations<'a> {
+    pub(super) fn new(tokenizer: &'a Tokenizer, template: ChatTemplate, options: TextOptions) -> Self {
+        Self { tokenizer, template, accept_unknown: options.accept_unknown }
     }
 
-    /// The marked ids of a conversation, and the bytes of text that are learned. A blank line has none.
-    fn words(&self, json: &[u8]) -> Result<(Vec<u32>, u64)> {
-        if json.trim_ascii().is_empty() {
-            return Ok((vec![], 0));
+    /// The corpus of the conversations in both parts.
+    pub(super) fn encode(
+        &self,
+        parts: &[Vec<Section>; 2],
+        store: IdsStore,
+        progress: &mut dyn FnMut(TextProgress),
+    ) -> Result<Corpus> {
+        let (mut done, total) = (0, parts.iter().flatten().map(Section::len).sum());
+        let mut ids = IdsWriter::new(store, self.tokenizer.vocab_size(), true)?;
+        let (mut learned, mut remarks) = ([0, 0], Remarks::default());
+        for (part, section) in (0..).zip(parts).flat_map(|(part, sections)| sections.iter().map(move |one| (part, one)))
+        {
+            let mut lines = Lines::new(section)?;
+            loop {
+                let group = lines.next_group()?;
+                if group.is_empty() {
+                    break;
+                }
+                for (line, written) in group.iter().zip(in_parallel(&group, |line| self.line(section.document, line))?)
+                {
+                    done += line.json.len() as u64;
+                    progress(TextProgress { stage: Stage::Encoding, done, total });
+                    learned[part] += written.learned as usize;
+                    remarks.add(&written.remarks);
+                    ids.extend(part, &written.words)?;
+                }
+            }
         }
+        let corpus = ids.finish(learned, self.tokenizer.end_of_text_id())?;
+        if corpus.train.learned() == 0 {
+            bail!("expected a turn of the role `assistant` in the conversations to learn from, got none");
+        }
+        Ok(Corpus { remarks, ..corpus })
+    }
+
+    /// What a line becomes; nothing if it is blank.
+    fn line(&self, document: &Document, line: &Line) -> Result<Written> {
+        let written = if line.json.trim_ascii().is_empty() { Ok(Written::default()) } else { self.written(&line.json) };
+        written.map_err(|error| error.at(format!("{}: line {}", document.name(), line.number)))
+    }
+
+    fn written(&self, json: &[u8]) -> Result<Written> {
+        let (tokenizer, separator) = (self.tokenizer, self.tokenizer.end_of_text_id());
         let Conversation { messages, tools } = parse(json)?;
         let Rendered { text, answers } = self.template.render_with_answers(&messages, &Value::from(tools))?;
-        let (mut words, places) = self.tokenizer.encode_with_offsets(&text)?;
+        let mut remarks = Remarks::default();
+        match self.accept_unknown {
+            true => remarks.unknown = tokenizer.encode_with_unknown(&text)?.1,
+            false => drop(tokenizer.encode_plain(&text)?),
+        }
+        let (mut words, places) = tokenizer.encode_with_offsets(&text)?;
         let last = words.iter().zip(&places).rev().find(|(_, place)| !is_blank(&text, place));
-        let ends = last.map(|(id, _)| *id) == self.separator;
+        let ends = last.map(|(id, _)| *id) == separator;
         for (word, place) in words.iter_mut().zip(&places) {
             let next = answers.partition_point(|answer| answer.end <= place.start);
             let is_learned = answers.get(next).is_some_and(|answer| answer.start < place.end);
             *word |= if is_learned { 0 } else { NOT_LEARNED };
         }
-        words.extend(self.separator.filter(|_| !ends).map(|id| id | NOT_LEARNED));
+        words.extend(separator.filter(|_| !ends).map(|id| id | NOT_LEARNED));
         if let Some(last) = words.last_mut() {
             *last |= ENDS;
         }
-        Ok((words, answers.iter().map(|answer| answer.len() as u64).sum()))
+        Ok(Written { words, learned: answers.iter().map(|answer| answer.len() as u64).sum(), remarks })
     }
 }
 
@@ -106,27 +144,28 @@ fn parse(json: &[u8]) -> Result<Conversation> {
 /// to be made of the texts.
 ///
 /// # Errors
-/// If they need one and there is none, or it is not a template.
+/// If they need one and there is none, or it is not a template, or there are other texts beside them.
 pub fn needed_chat_template<'a>(
     documents: impl IntoIterator<Item = &'a Document>,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Option<ChatTemplate>> {
+    let (mut first, mut other) = (None, None);
     for document in documents {
-        if document.has_conversations()? {
-            let template = tokenizer.map_or(Ok(None), Tokenizer::chat_template)?;
-            let why = match tokenizer {
-                Some(_) => {
-                    "the tokenizer has none: expected chat_template in tokenizer_config.json, or chat_template.jinja"
-                }
-                None => "a new tokenizer has none: start from a model that has one, or use its folder as the tokenizer",
-            };
-            let Some(template) = template else {
-                bail!("{}: conversations need a chat template, and {why}", document.name());
-            };
-            return Ok(Some(template));
-        }
+        if document.has_conversations()? { &mut first } else { &mut other }.get_or_insert(document);
     }
-    Ok(None)
+    let Some(document) = first else { return Ok(None) };
+    if let Some(other) = other {
+        bail!("expected conversations in all texts, as in {}, got another text: {}", document.name(), other.name());
+    }
+    let template = tokenizer.map_or(Ok(None), Tokenizer::chat_template)?;
+    let why = match tokenizer {
+        Some(_) => "the tokenizer has none: expected chat_template in tokenizer_config.json, or chat_template.jinja",
+        None => "a new tokenizer has none: start from a model that has one, or use its folder as the tokenizer",
+    };
+    match template {
+        Some(template) => Ok(Some(template)),
+        None => bail!("{}: conversations need a chat template, and {why}", document.name()),
+    }
 }
 
 struct Line {

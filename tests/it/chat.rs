@@ -8,7 +8,7 @@ use candle_attention::generate::{AnswerEnd, Chat, Continuation, Pipeline, Sampli
 use candle_attention::model::{ForwardContext, ModelConfig, load_weights};
 use candle_attention::ops::CrossEntropyOptions;
 use candle_attention::text::{
-    Batch, ChatTemplate, Corpus, Document, IdsStore, Message, Tokenizer, Validation, encode, windows,
+    Batch, ChatTemplate, Corpus, Document, IdsStore, Message, TextOptions, Tokenizer, Validation, encode, windows,
 };
 use candle_attention::train::{OptimizerKind, RunDir, TrainOptions, Trainer, evaluate};
 use candle_core::Device;
@@ -70,7 +70,15 @@ fn conversations() -> Document {
 }
 
 fn corpus(tokenizer: &Tokenizer) -> Corpus {
-    encode(tokenizer, &[conversations()], &Validation::Fraction(0.0), IdsStore::Temporary, &mut |_| {}).unwrap()
+    encode(
+        tokenizer,
+        &[conversations()],
+        &Validation::Fraction(0.0),
+        TextOptions::default(),
+        IdsStore::Temporary,
+        &mut |_| {},
+    )
+    .unwrap()
 }
 
 #[test]
@@ -167,7 +175,7 @@ fn a_run_on_conversations_that_is_stopped_and_resumed_ends_as_one_that_is_not() 
         let (documents, validation) = ([conversations()], Validation::Documents(vec![conversations()]));
         let Pipeline { model, tokenizer } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
         let store = IdsStore::File(&run.ids_path());
-        let corpus = encode(&tokenizer, &documents, &validation, store, &mut |_| {}).unwrap();
+        let corpus = encode(&tokenizer, &documents, &validation, TextOptions::default(), store, &mut |_| {}).unwrap();
         let weights = load_weights(Path::new(FOLDER), model.config(), &Device::Cpu).unwrap();
         let mut trainer = Trainer::from_weights(weights, model.config(), &options, corpus, &Device::Cpu).unwrap();
         run.begin(&tokenizer, &trainer, &toml::Table::new()).unwrap();

@@ -25,7 +25,6 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Map;
 
 use super::Tokenizer;
-use super::tokenizer::token_text;
 use crate::host::{Error, Result, bail};
 
 /// Steps, and units of 64 bytes of text, that a template may take for a conversation: a thousand times what a long one
@@ -184,6 +183,11 @@ impl Tokenizer {
         let tokens = tokens.filter_map(|(name, token)| Some((name.clone(), token_text(token)?.to_string())));
         ChatTemplate::new(source, tokens).map(Some)
     }
+}
+
+/// The text of a special token: a string, or an object with its content.
+fn token_text(token: &serde_json::Value) -> Option<&str> {
+    token.as_str().or_else(|| token["content"].as_str())
 }
 
 /// The template's tags of generation blocks, which Jinja does not know, as calls with a block.

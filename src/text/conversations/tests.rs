@@ -1,5 +1,5 @@
 use super::*;
-use crate::text::{Corpus, IdsStore, Validation, encode};
+use crate::text::{Validation, encode};
 
 /// Bytes, and one more token: the end of a text.
 const END: u32 = 256;
@@ -27,7 +27,7 @@ fn document(lines: &str) -> Document {
 }
 
 fn corpus(documents: &[Document], validation: Validation) -> Result<Corpus> {
-    encode(&tokenizer(Some(TEMPLATE)), documents, &validation, IdsStore::Temporary, &mut |_| {})
+    encode(&tokenizer(Some(TEMPLATE)), documents, &validation, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
 }
 
 /// The text of a corpus's part: what is learned in capitals, `/` for an end of text, `|` after each end of a document.
@@ -51,10 +51,9 @@ fn the_assistants_turns_are_learned_and_nothing_else() {
     assert_eq!(shown(&made.train), "sbe.uhi.aYES.uso.aNO./|ux.aY./|");
     assert_eq!((made.train.learned(), made.train_bytes, made.separator), (9, 9, Some(END)));
     assert_eq!(made.train.read(0..3).unwrap()[..], [b's', b'b', b'e'].map(u32::from));
-    // Another text beside them is learned as it is.
     let mixed = [document(&line(&[("user", "x"), ("assistant", "y")])), Document::new("text", "abc")];
-    let made = corpus(&mixed, Validation::Fraction(0.0)).unwrap();
-    assert_eq!((shown(&made.train), made.train_bytes), ("ux.aY./|ABC/|".into(), 5));
+    let error = corpus(&mixed, Validation::Fraction(0.0)).unwrap_err().to_string();
+    assert_eq!(error, "expected conversations in all texts, as in talks.jsonl, got another text: text");
 }
 
 #[test]
@@ -98,8 +97,16 @@ fn lines_that_are_no_conversations_are_named() {
 fn conversations_without_a_template_are_refused_and_other_lines_are_text() {
     let lines = line(&[("user", "q"), ("assistant", "a")]);
     let plain = tokenizer(None);
-    let of =
-        |document: Document| encode(&plain, &[document], &Validation::Fraction(0.0), IdsStore::Temporary, &mut |_| {});
+    let of = |document: Document| {
+        encode(
+            &plain,
+            &[document],
+            &Validation::Fraction(0.0),
+            TextOptions::default(),
+            IdsStore::Temporary,
+            &mut |_| {},
+        )
+    };
     let error = of(document(&lines)).unwrap_err().to_string();
     assert!(error.starts_with("talks.jsonl: conversations need a chat template"), "{error}");
     for (name, text) in [("talks.json", &lines[..]), ("other.jsonl", r#"{"text": "the \"messages\""}"#)] {
@@ -110,6 +117,7 @@ fn conversations_without_a_template_are_refused_and_other_lines_are_text() {
         &[document(&lines)],
         &Validation::Fraction(0.0),
         &choice,
+        TextOptions::default(),
         IdsStore::Temporary,
         &mut |_| {},
     );
@@ -124,7 +132,14 @@ fn marks_are_kept_in_a_file_and_are_part_of_the_fingerprint() {
         let lines = line(&[("user", "q"), ("assistant", "a")]).repeat(7);
         let path = dir.path().join(name);
         let (documents, validation) = ([document(&lines)], Validation::Fraction(0.2));
-        let made = encode(&tokenizer(Some(template)), &documents, &validation, IdsStore::File(&path), &mut |_| {});
+        let made = encode(
+            &tokenizer(Some(template)),
+            &documents,
+            &validation,
+            TextOptions::default(),
+            IdsStore::File(&path),
+            &mut |_| {},
+        );
         let opened = Corpus::open(&path, &mut |_| {}).unwrap();
         let made = made.unwrap();
         for (a, b) in [(&made.train, &opened.train), (&made.validation, &opened.validation)] {

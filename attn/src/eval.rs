@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
-use candle_attention::text::{Corpus, Document, IdsStore, Validation, encode};
+use candle_attention::text::{Corpus, Document, IdsStore, TextOptions, Validation, encode};
 use candle_attention::train::{Evaluation, bits_per_byte, evaluate};
 use candle_core::Device;
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -14,7 +14,7 @@ use indicatif::HumanCount;
 
 use super::progress::{Pass, text_progress};
 use super::terminal::{note, one_line};
-use super::{signals, texts};
+use super::{remarks, signals, texts};
 
 /// The command line of `attn eval`.
 pub fn command() -> Command {
@@ -22,7 +22,8 @@ pub fn command() -> Command {
     Command::new("eval").about("Loss, perplexity and bits per byte of a trained model on text files").args([
         path("run").value_name("RUN").help("The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3"),
         path("texts").value_name("TEXT").num_args(1..).help(
-            "Text files, and folders of them; - is standard input; several texts are evaluated separately. The tokens of a large text go to a \
+            "Text files, and folders of them; - is standard input; several texts are evaluated separately. In a .jsonl file of \
+             conversations (a list of messages in each line) only the assistant's turns count. The tokens of a large text go to a \
              temporary file",
         ),
     ])
@@ -46,6 +47,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     for document in &documents {
         let name = one_line(document.name());
         let corpus = ids_of(&pipeline, document)?;
+        remarks::note_in_any_text(&corpus.remarks);
         if corpus.train.len() < 2 {
             note(&format!("left out, as it has fewer than 2 tokens: {name}"));
             continue;
@@ -68,7 +70,8 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
 /// The ids of a whole document, of any length.
 fn ids_of(pipeline: &Pipeline, document: &Document) -> Result<Corpus> {
     let (documents, progress) = (std::slice::from_ref(document), &mut text_progress());
-    Ok(encode(&pipeline.tokenizer, documents, &Validation::Fraction(0.0), IdsStore::Temporary, progress)?)
+    let (all, options) = (Validation::Fraction(0.0), TextOptions { accept_unknown: true, ..Default::default() });
+    Ok(encode(&pipeline.tokenizer, documents, &all, options, IdsStore::Temporary, progress)?)
 }
 
 fn measure(Pipeline { model, .. }: &Pipeline, corpus: &Corpus) -> Result<Measured> {
@@ -78,7 +81,7 @@ fn measure(Pipeline { model, .. }: &Pipeline, corpus: &Corpus) -> Result<Measure
         ControlFlow::Continue(())
     })?;
     let evaluation = evaluation.context("the evaluation was broken off")?;
-    let bits_per_byte = bits_per_byte(evaluation.loss, corpus.train.len(), corpus.train_bytes);
+    let bits_per_byte = bits_per_byte(evaluation.loss, corpus.train.learned(), corpus.train_bytes);
     Ok(Measured { evaluation, bits_per_byte, bytes: corpus.train_bytes })
 }
 

@@ -4,13 +4,13 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_attention::generate::{Continuation, OutputForm, Pipeline};
+use candle_attention::generate::{Chat, Continuation, OutputForm, Pipeline};
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::sampling::{self, Sampling};
 use super::terminal::note;
-use super::{options, sample, texts};
+use super::{chat, options, remarks, sample, texts};
 
 /// The command line of `attn generate`.
 pub fn command() -> Command {
@@ -20,6 +20,9 @@ pub fn command() -> Command {
     let [model, sampling] = [model_and_prompt(text).to_vec(), sampling::args().to_vec()];
     let others = [
         text("stop").action(ArgAction::Append).help("Stop before this text; may be given several times"),
+        Arg::new("accept-unknown").long("accept-unknown").action(ArgAction::SetTrue).help(
+            "Accept characters of the prompt that the tokenizer has no token for: they become its unknown token, or nothing",
+        ),
         whole("seed", "N").default_value("1").help("Seed: the same one gives the same text"),
         Arg::new("samples")
             .long("samples")
@@ -32,7 +35,7 @@ pub fn command() -> Command {
     Command::new("generate").about("Write text with a trained model").allow_negative_numbers(true).args(args)
 }
 
-fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 3] {
+fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 5] {
     [
         Arg::new("run")
             .value_name("RUN")
@@ -49,16 +52,21 @@ fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 3] {
             .value_parser(value_parser!(PathBuf))
             .conflicts_with("prompt")
             .help("File with the text to continue, to its last line break; - is standard input"),
+        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with("samples").help(
+            "Answer --prompt as a message of a conversation or, without it, each line of standard input, in the words of the \
+             model's chat template",
+        ),
+        text("system").requires("chat").help("What the model is told before the conversation"),
     ]
 }
 
-/// The text to continue: any bytes for a model of bytes.
-fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Vec<u8>> {
+/// The text to continue, if one is given: any bytes for a model of bytes.
+fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Option<Vec<u8>>> {
     let Some(path) = matches.get_one::<PathBuf>("prompt-file") else {
-        return Ok(matches.get_one::<String>("prompt").cloned().unwrap_or_default().into_bytes());
+        return Ok(matches.get_one::<String>("prompt").map(|prompt| prompt.clone().into_bytes()));
     };
     let document = texts::open_one(path).context("--prompt-file")?;
-    Ok(if takes_any_bytes { document.bytes()? } else { document.text()?.into_bytes() })
+    Ok(Some(if takes_any_bytes { document.bytes()? } else { document.text()?.into_bytes() }))
 }
 
 /// Generates text with a trained model.
@@ -74,6 +82,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
         seed: whole("seed").unwrap_or_default(),
         samples: whole("samples").unwrap_or_default() as usize,
         stop: matches.get_many::<String>("stop").into_iter().flatten().cloned().collect(),
+        accept_unknown: matches.get_flag("accept-unknown"),
         // A terminal shows characters, not bytes.
         form: match pipeline.tokenizer.takes_any_bytes() && !io::stdout().is_terminal() {
             true => OutputForm::Bytes,
@@ -81,5 +90,16 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
         },
     };
     from_model.iter().for_each(|line| note(line));
+    if matches.get_flag("chat") {
+        let conversation = Chat::new(&pipeline, matches.get_one::<String>("system").map(String::as_str))?;
+        let prompt = prompt.as_deref().map(String::from_utf8_lossy);
+        return chat::run(conversation, prompt.as_deref(), &continuation, out);
+    }
+    let prompt = prompt.unwrap_or_default();
+    if continuation.accept_unknown
+        && let Ok((_, unknown)) = pipeline.tokenizer.encode_with_unknown(&String::from_utf8_lossy(&prompt))
+    {
+        remarks::note_unknown(unknown, None);
+    }
     sample::write(&pipeline, &prompt, &continuation, out)
 }

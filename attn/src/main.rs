@@ -6,6 +6,7 @@
 mod allocator;
 mod automatic;
 mod chart;
+mod chat;
 mod completions;
 mod convert;
 mod eval;
@@ -16,6 +17,7 @@ mod options;
 mod overfit;
 mod plan;
 mod progress;
+mod remarks;
 mod sample;
 mod sampling;
 mod settings;

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::load_weights;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, prepare};
+use candle_attention::text::{
+    Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, needed_chat_template, prepare,
+};
 use candle_attention::train::Trainer;
 use candle_core::Device;
 use toml::{Table, Value};
@@ -12,7 +14,7 @@ use super::automatic::TextSize;
 use super::progress::text_progress;
 use super::settings::Settings;
 use super::terminal::note;
-use super::{options, texts};
+use super::{options, remarks, texts};
 
 /// The options from all places, before they are merged.
 pub struct OptionLayers {
@@ -96,6 +98,7 @@ impl OptionLayers {
     /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
+        let mut made = None;
         if let Some(init) = settings.init() {
             // Those of a file give way to an --init on the command line.
             let above = if self.given.contains_key("init") { &self.given } else { &self.config };
@@ -104,7 +107,7 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            Pipeline::open_config(&init).context("--init")?;
+            made = Some(Pipeline::open_config(&init).context("--init")?.1);
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
@@ -118,8 +121,12 @@ impl OptionLayers {
                     path.display()
                 );
             }
+            if let TokenizerChoice::File(path) = &tokenizer {
+                made = Some(Tokenizer::open(path)?);
+            }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
+        needed_chat_template(documents.iter().chain(&held_out), made.as_ref())?;
         Ok(Source { settings, documents, held_out })
     }
 
@@ -132,21 +139,24 @@ impl OptionLayers {
             config.dropout = settings.dropout().unwrap_or(config.dropout);
             let weights = load_weights(&init, &config, device)?;
             let validation = texts::complete(&settings, &mut documents, held_out)?;
-            let corpus = encode(&tokenizer, &documents, &validation, store, progress)?;
+            let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
             note_missing_separator(&documents, &corpus);
+            remarks::note_in_training(&corpus.remarks);
             let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
             let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;
             shortened.iter().for_each(|line| note(line));
             return Ok(Prepared { trainer, tokenizer, settings });
         }
         let validation = texts::complete(&settings, &mut documents, held_out)?;
-        let (tokenizer, corpus) = prepare(&documents, &validation, &settings.tokenizer()?, store, progress)?;
+        let (choice, options) = (settings.tokenizer()?, settings.text_options());
+        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, store, progress)?;
         if tokenizer.vocab_size() < 2 {
             bail!(
                 "expected a text of at least two different tokens, got a single character, repeated; --tokenizer byte takes it"
             );
         }
         note_missing_separator(&documents, &corpus);
+        remarks::note_in_training(&corpus.remarks);
         settings = self.settings(Some(&TextSize::new(&corpus, tokenizer.vocab_size())))?;
         let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;

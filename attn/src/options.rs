@@ -42,13 +42,26 @@ const DATA: &[Opt] = &[
     opt(
         "texts",
         Texts("TEXT"),
-        "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte; - is standard input",
+        "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte; - is standard input. With --init, a \
+         .jsonl file whose lines have messages is written in the model's chat template, and only the assistant's turns are \
+         learned",
     ),
     opt("validation", Texts("FILE"), "Text file or folder to validate on, instead of the end of TEXT; may be repeated"),
     opt(
         "validation-fraction",
         NumberOrAuto("FRACTION"),
         "Part of TEXT held out, from its end [default: 0.1, at most 256 KiB]",
+    ),
+    opt(
+        "split-at-end-of-text",
+        Switch,
+        "Let <|endoftext|> in a text separate documents, as the borders of files do; otherwise it is read as that token, or \
+         as plain text by a tokenizer that has none",
+    ),
+    opt(
+        "accept-unknown",
+        Switch,
+        "Accept characters that a tokenizer.json has no token for: they become its unknown token, or nothing",
     ),
     opt(
         "init",

@@ -28,9 +28,13 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
         n => format!(" ({n} for keys and values)"),
     };
     let count = |n: usize| HumanCount(n as u64);
+    let learned = match corpus.train.learned() {
+        n if n == corpus.train.len() => String::new(),
+        n => format!(" ({} in the assistant's turns)", count(n)),
+    };
     format!(
         "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{window}\n\
-         data: {} tokens for training, {} for validation; vocabulary of {} ({})",
+         data: {} tokens for training{learned}, {} for validation; vocabulary of {} ({})",
         config.architecture.model_type(),
         count(config.parameter_count()),
         config.num_layers,

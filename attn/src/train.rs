@@ -212,7 +212,7 @@ fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out:
     sample::write(&pipeline, &[], &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
-        let bits = bits_per_byte(best.loss, trainer.corpus().validation.len(), trainer.corpus().validation_bytes);
+        let bits = bits_per_byte(best.loss, trainer.corpus().validation.learned(), trainer.corpus().validation_bytes);
         writeln!(out, "lowest validation loss {:.4} ({bits:.4} bits/byte) at step {}", best.loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.steps_done(), run.seconds(), root.display())?;

@@ -1,7 +1,7 @@
 //! A named text, in memory or in a file, that is read in ranges.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,12 @@ use std::sync::Arc;
 use super::encode_error::EncodeError;
 use super::utf::{BYTE_ORDER_MARK, encoding};
 use crate::host::{Error, Result, bail};
+
+/// The key of conversations in a line of JSON.
+const MESSAGES: &[u8] = b"\"messages\"";
+
+/// The maximum length of a line with a conversation.
+pub(super) const MAX_LINE_BYTES: u64 = 16 << 20;
 
 /// A text with a name: in memory, or a file that is read chunk by chunk. Its bytes may be anything; all tokenizers but
 /// the byte tokenizer expect UTF-8. The byte order mark with which some editors begin UTF-8 is no part of the text of a
@@ -93,6 +99,20 @@ impl Document {
             Source::Memory(_) => None,
             Source::File { path, .. } => Some(path),
         }
+    }
+
+    /// Whether its lines are conversations: its name ends in `.jsonl`, and its first line has `"messages"`.
+    ///
+    /// # Errors
+    /// A file that can't be read.
+    pub fn has_conversations(&self) -> Result<bool> {
+        if !self.name.ends_with(".jsonl") {
+            return Ok(false);
+        }
+        let mut first = Vec::new();
+        let read = BufReader::new(self.reader(0..self.len().min(MAX_LINE_BYTES))?).read_until(b'\n', &mut first);
+        read.map_err(Error::io("read", Path::new(&self.name)))?;
+        Ok(first.windows(MESSAGES.len()).any(|part| part == MESSAGES))
     }
 
     /// The length in bytes.

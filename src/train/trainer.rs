@@ -57,7 +57,8 @@ pub(super) struct TrainState {
 pub struct StepReport {
     /// Steps done, including this one.
     pub step: u64,
-    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on.
+    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on. 0
+    /// if no token counts, as where all windows lie outside the assistant's turns: then only momentum moves the weights.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -231,7 +232,7 @@ impl Trainer {
         *validated = step;
         *without_improvement = if is_best { 0 } else { *without_improvement + 1 };
         *best = if is_best { Some(Best { step, loss }) } else { *best };
-        let bits_per_byte = bits_per_byte(loss, ids.len(), self.corpus.validation_bytes);
+        let bits_per_byte = bits_per_byte(loss, ids.learned(), self.corpus.validation_bytes);
         Ok(Some(ValidationReport { step, loss, bits_per_byte, is_best }))
     }
 

@@ -17,6 +17,8 @@ mod bits_per_byte;
 #[cfg(feature = "lm")]
 mod charts;
 #[cfg(feature = "lm")]
+mod chat;
+#[cfg(feature = "lm")]
 mod config_variants;
 #[cfg(feature = "lm")]
 mod corpus;
@@ -54,6 +56,8 @@ mod samples;
 mod sampling;
 #[cfg(all(feature = "lm", unix))]
 mod strange_folders;
+#[cfg(feature = "lm")]
+mod tokenizers;
 #[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bits_per_byte;
+mod chat;
 mod chosen;
 mod convert;
 mod determinism;

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use candle_attention::model::Architecture;
-use candle_attention::text::{Corpus, Tokenizer, TokenizerChoice};
+use candle_attention::text::{Corpus, TokenizerChoice};
 use toml::Table;
 
 use super::settings::preset;
@@ -80,18 +80,16 @@ impl TextSize {
     }
 
     /// The size of a text that has been read.
-    pub fn of(corpus: &Corpus, tokenizer: &Tokenizer) -> Self {
+    pub fn new(corpus: &Corpus, vocab_size: usize) -> Self {
         let [train, validation] = [&corpus.train, &corpus.validation].map(|ids| ids.len() as f64);
-        Self { train, validation, vocab_size: tokenizer.vocab_size() as f64 }
+        Self { train, validation, vocab_size: vocab_size as f64 }
     }
 
     /// The recipe for this text.
     pub fn recipe(&self) -> Result<Table> {
         let is_affordable = |sizes: &&Sizes| self.tokens_to_train(sizes) >= TOKENS_PER_WEIGHT * self.cost(sizes).1;
         let sizes = SIZES.iter().rev().find(is_affordable).unwrap_or(&SIZES[0]);
-        // A window is at most half as long as the validation part, or than a tenth of the text.
-        let held_out = if self.validation > 0.0 { self.validation } else { self.train / 10.0 };
-        let context = sizes.context.min(held_out as usize / 2).max(1);
+        let context = sizes.context.min(self.max_context());
         let batch = (sizes.tokens_per_step / context).max(1);
         let tokens_per_step = (batch * context) as f64;
         let steps = (self.tokens_to_train(sizes) / tokens_per_step).floor().max((MIN_TOKENS / tokens_per_step).ceil());
@@ -110,6 +108,13 @@ impl TextSize {
             recipe.insert("momentum".into(), 0.95.into());
         }
         Ok(recipe)
+    }
+
+    /// The longest window of a part of the text that has several: half as long as the one to validate on or, without one,
+    /// as the text.
+    pub fn max_context(&self) -> usize {
+        let part = if self.validation > 0.0 { self.validation } else { self.train };
+        (part as usize / 2).max(1)
     }
 
     /// The tokens to train on, many of them several times: what there is time for, within the limit of passes.
@@ -210,7 +215,7 @@ mod tests {
         let recipe = text.recipe().unwrap();
         assert_eq!((number(&recipe, "context"), number(&recipe, "batch")), (30.0, 17.0));
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20.0 };
-        assert_eq!(number(&none.recipe().unwrap(), "context"), 5.0);
+        assert_eq!(number(&none.recipe().unwrap(), "context"), 50.0);
     }
 
     #[test]

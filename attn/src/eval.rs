@@ -22,7 +22,8 @@ pub fn command() -> Command {
     Command::new("eval").about("Loss, perplexity and bits per byte of a trained model on text files").args([
         path("run").value_name("RUN").help("The folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3"),
         path("texts").value_name("TEXT").num_args(1..).help(
-            "Text files, and folders of them; several texts are evaluated separately. The tokens of a large text go to a \
+            "Text files, and folders of them; - is standard input; several texts are evaluated separately. In a .jsonl file of \
+             conversations (a list of messages in each line) only the assistant's turns count. The tokens of a large text go to a \
              temporary file",
         ),
     ])
@@ -80,7 +81,7 @@ fn measure(Pipeline { model, .. }: &Pipeline, corpus: &Corpus) -> Result<Measure
         ControlFlow::Continue(())
     })?;
     let evaluation = evaluation.context("the evaluation was broken off")?;
-    let bits_per_byte = bits_per_byte(evaluation.loss, corpus.train.len(), corpus.train_bytes);
+    let bits_per_byte = bits_per_byte(evaluation.loss, corpus.train.learned(), corpus.train_bytes);
     Ok(Measured { evaluation, bits_per_byte, bytes: corpus.train_bytes })
 }
 

@@ -6,6 +6,8 @@
 mod allocator;
 mod automatic;
 mod chart;
+mod chat;
+mod completions;
 mod convert;
 mod eval;
 mod example;
@@ -17,6 +19,7 @@ mod plan;
 mod progress;
 mod remarks;
 mod sample;
+mod sampling;
 mod settings;
 mod signals;
 mod terminal;
@@ -53,7 +56,14 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(threads.help("Number of threads [default: one per core]"))
-        .subcommands([train::command(), generate::command(), eval::command(), convert::command(), example::command()])
+        .subcommands([
+            train::command(),
+            generate::command(),
+            eval::command(),
+            convert::command(),
+            example::command(),
+            completions::command(),
+        ])
 }
 
 /// Exit codes: 0 if it is done; 1 if a run failed; 2 for bad input and for files that cannot be read or written; 129, 130 or
@@ -77,6 +87,7 @@ fn main() -> ExitCode {
         Some(("train", matches)) => train::run(matches, started, out),
         Some(("generate", matches)) => generate::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
+        Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
         _ => example::run(out).map(|()| ExitCode::SUCCESS),
     });
@@ -90,10 +101,19 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             signals::wait_for_end();
-            terminal::note(&format!("attn: {}", terminal::one_line(&format!("{error:#}"))));
+            terminal::note(&format!("attn: {}", terminal::one_line(&message(&error))));
             ExitCode::from(if error.is::<RunFailed>() { 1 } else { 2 })
         }
     }
+}
+
+/// The causes of an error, with options as they are typed.
+fn message(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(|cause| match cause.downcast_ref() {
+        Some(candle_attention::Error::Option { name, what }) => format!("--{name}: {what}"),
+        _ => cause.to_string(),
+    });
+    causes.collect::<Vec<_>>().join(": ")
 }
 
 /// Starts the worker threads now, so that a failure is reported here and not at their first use.

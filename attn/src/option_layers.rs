@@ -3,10 +3,12 @@
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::load_weights;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, prepare};
+use candle_attention::text::{
+    Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, needed_chat_template, prepare,
+};
 use candle_attention::train::{FrozenBase, Trainer};
 use candle_core::Device;
-use toml::Table;
+use toml::{Table, Value};
 
 use super::automatic::TextSize;
 use super::progress::text_progress;
@@ -28,7 +30,8 @@ pub struct OptionLayers {
 pub struct Source {
     pub settings: Settings,
     documents: Vec<Document>,
-    validation: Validation,
+    /// Those to validate on, if they are others.
+    held_out: Vec<Document>,
 }
 
 /// All that a run starts from.
@@ -53,7 +56,34 @@ impl OptionLayers {
             (None, Some(size)) => size.recipe()?,
             (None, None) => Table::new(),
         };
-        Settings::merged(&[&recipe, &self.config, &self.given])
+        let mut settings = Settings::merged(&[&recipe, &self.config, &self.given])?;
+        if settings.init().is_some() {
+            settings.set_context(self.context().cloned().unwrap_or("auto".into()));
+        }
+        Ok(settings)
+    }
+
+    /// The context length that is asked for; that of a file gives way to an --init on the command line.
+    fn context(&self) -> Option<&Value> {
+        let of_file = self.config.get("context").filter(|_| !self.given.contains_key("init"));
+        self.given.get("context").or(of_file).filter(|context| context.is_integer())
+    }
+
+    /// Shortens a context that nobody asked for where the text has no sequence of its length, and says so; `max` is that of
+    /// the model of --init.
+    fn fit_context(&self, settings: &mut Settings, corpus: &Corpus, max: usize) -> Result<Option<String>> {
+        let parts = [corpus.train.len(), corpus.validation.len()];
+        let shortest = parts.into_iter().filter(|len| *len > 1).min().unwrap_or_default();
+        let context = settings.train_options()?.context.unwrap_or(max);
+        if self.context().is_none() && (1..=context).contains(&shortest) {
+            // A sequence of one token has nothing to attend to.
+            let fitting = TextSize::new(corpus, 0).max_context().max(2).min(shortest - 1);
+            settings.set_context((fitting as i64).into());
+            return Ok(Some(format!(
+                "this text is short: sequences of {fitting} tokens instead of {context} (--context)"
+            )));
+        }
+        Ok(None)
     }
 
     /// Checks settings, and that everything given has an effect.
@@ -68,6 +98,7 @@ impl OptionLayers {
     /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
+        let mut made = None;
         if let Some(init) = settings.init() {
             // Those of a file give way to an --init on the command line.
             let above = if self.given.contains_key("init") { &self.given } else { &self.config };
@@ -76,52 +107,67 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            Pipeline::open_config(&init).context("init")?;
+            made = Some(Pipeline::open_config(&init).context("--init")?.1);
             self.check(&settings)?;
         }
-        let (documents, validation) = texts::of(&settings)?;
+        let [documents, held_out] = texts::of(&settings)?;
         if settings.init().is_none() {
             let (tokenizer, bytes) = (settings.tokenizer()?, documents.iter().map(Document::len).sum());
             if let TokenizerChoice::File(path) = &tokenizer
                 && !path.exists()
             {
-                bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display());
+                bail!(
+                    "--tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                    path.display()
+                );
+            }
+            if let TokenizerChoice::File(path) = &tokenizer {
+                made = Some(Tokenizer::open(path)?);
             }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
-        Ok(Source { settings, documents, validation })
+        needed_chat_template(documents.iter().chain(&held_out), made.as_ref())?;
+        Ok(Source { settings, documents, held_out })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { settings, documents, validation } = source;
+        let Source { mut settings, mut documents, held_out } = source;
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some(init) = settings.init() {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
             config.dropout = settings.dropout().unwrap_or(config.dropout);
             let base = settings.lora().map(|lora| FrozenBase::open(&init, &lora, &config, device)).transpose()?;
             let weights = base.is_none().then(|| load_weights(&init, &config, device)).transpose()?;
+            let validation = texts::complete(&settings, &mut documents, held_out)?;
             let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
             note_missing_separator(&documents, &corpus);
+            remarks::note_in_training(&corpus.remarks);
+            let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
             let options = settings.train_options()?;
             let trainer = match base {
                 Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
                 None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
             };
-            remarks::note_in_training(&trainer.corpus().remarks);
+            shortened.iter().for_each(|line| note(line));
             return Ok(Prepared { trainer, tokenizer, settings });
         }
+        let validation = texts::complete(&settings, &mut documents, held_out)?;
         let (choice, options) = (settings.tokenizer()?, settings.text_options());
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, store, progress)?;
         if tokenizer.vocab_size() < 2 {
-            bail!("expected a text of at least two different tokens, got a single character, repeated");
+            bail!(
+                "expected a text of at least two different tokens, got a single character, repeated; --tokenizer byte takes it"
+            );
         }
         note_missing_separator(&documents, &corpus);
-        let settings = self.settings(Some(&TextSize::of(&corpus, &tokenizer)))?;
+        remarks::note_in_training(&corpus.remarks);
+        settings = self.settings(Some(&TextSize::new(&corpus, tokenizer.vocab_size())))?;
+        let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
-        remarks::note_in_training(&trainer.corpus().remarks);
+        shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
     }
 }

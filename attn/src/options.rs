@@ -39,7 +39,13 @@ const fn opt(name: &'static str, kind: Kind, help: &'static str) -> Opt {
 
 /// Options of the texts.
 const DATA: &[Opt] = &[
-    opt("texts", Texts("TEXT"), "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte"),
+    opt(
+        "texts",
+        Texts("TEXT"),
+        "Text files and folders to train on: UTF-8, or any bytes with --tokenizer byte; - is standard input. With --init, a \
+         .jsonl file whose lines have messages is written in the model's chat template, and only the assistant's turns are \
+         learned",
+    ),
     opt("validation", Texts("FILE"), "Text file or folder to validate on, instead of the end of TEXT; may be repeated"),
     opt(
         "validation-fraction",
@@ -74,7 +80,6 @@ pub const MODEL: &[Opt] = &[
     opt("dim", WholeOrAuto(2), "Width of the residual stream [default: --heads times --head-dim]"),
     opt("kv-heads", WholeOrAuto(1), "Number of key and value heads; not for gpt2 [default: as many as --heads]"),
     opt("hidden", WholeOrAuto(1), "Width of the feed-forward networks [default: 4 times --dim, with a gate 8/3]"),
-    opt("context", Whole(1), "Context length: the maximum number of tokens the model sees at once"),
     opt("rope-theta", Number("BASE"), "Base of the rotary position embedding; not for gpt2 [default: 10000]"),
     opt("bias", Switch, "Give projections a bias: in gpt2 the norms too, in qwen3 only those of attention"),
     opt("tie", Switch, "Use the token embedding as output projection"),
@@ -85,6 +90,12 @@ pub const MODEL: &[Opt] = &[
 pub const TRAINING: &[Opt] = &[
     opt("steps", Whole(1), "Number of optimizer steps"),
     opt("batch", Whole(1), "Sequences per step"),
+    opt(
+        "context",
+        WholeOrAuto(1),
+        "Context length: the maximum number of tokens the model sees at once. With --init, the length of the sequences to \
+         train on, up to the model's context, which it keeps",
+    ),
     opt("shards", Whole(1), "Parts of a batch that run in parallel, one thread each [default: 4]"),
     opt("accumulate", Whole(1), "Split each batch into N parts, which takes less memory [default: 1]"),
     opt("isolate-documents", Switch, "Keep attention within a document where a window spans several"),
@@ -265,7 +276,7 @@ pub fn given(matches: &ArgMatches) -> Table {
 /// The options in a TOML file.
 pub fn read(path: &Path) -> Result<Table> {
     if path.exists() && !path.is_file() {
-        bail!("config: expected a file, got a folder, a pipe or a device: {}", path.display());
+        bail!("--config: expected a file, got a folder, a pipe or a device: {}", path.display());
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| path.display().to_string())

@@ -30,7 +30,7 @@ pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     });
     drop(progress);
     let report = report.map_err(|error| match error {
-        Error::Input(_) => error.into(),
+        Error::Input(_) | Error::Option { .. } => error.into(),
         error => anyhow::Error::from(RunFailed(error.to_string())),
     })?;
     print(&report, batch, lr, out)?;

@@ -20,18 +20,26 @@ use super::terminal::note;
 /// Model and data, on a line each.
 pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
     let (config, corpus) = (trainer.config(), trainer.corpus());
+    let window = match trainer.options().window_len(config) {
+        window if window == config.context_len => String::new(),
+        window => format!(", trained on sequences of {window}"),
+    };
     let kv_heads = match config.kv_heads() {
         n if n == config.num_heads => String::new(),
         n => format!(" ({n} for keys and values)"),
     };
     let count = |n: usize| HumanCount(n as u64);
+    let learned = match corpus.train.learned() {
+        n if n == corpus.train.len() => String::new(),
+        n => format!(" ({} in the assistant's turns)", count(n)),
+    };
     let adapters = trainer.lora().map_or(String::new(), |lora| {
         let (trained, LoraConfig { rank, alpha }) = (count(config.lora_parameter_count(lora)), lora);
         format!("\nadapters: rank {rank}, alpha {alpha}: {trained} parameters, which alone are trained")
     });
     format!(
-        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{adapters}\n\
-         data: {} tokens for training, {} for validation; vocabulary of {} ({})",
+        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{window}{adapters}\n\
+         data: {} tokens for training{learned}, {} for validation; vocabulary of {} ({})",
         config.architecture.model_type(),
         count(config.parameter_count()),
         config.num_layers,
@@ -47,7 +55,7 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
 
 /// How the model will be trained, on one line.
 pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
-    let tokens = options.steps.saturating_mul((options.batch * config.context_len) as u64);
+    let tokens = options.steps.saturating_mul((options.batch * options.window_len(config)) as u64);
     let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
     format!(
         "recipe: {} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
@@ -118,7 +126,7 @@ pub fn dry_run(
     lines += &match measure(trainer) {
         Ok((step, validation)) => {
             let validations =
-                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), config.context_len));
+                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
             let total = rounded(start_up + step * options.steps as f64 + validation * validations as f64);
             format!(
                 "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
@@ -161,5 +169,10 @@ pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
     note(&memory(trainer));
     if corpus.train.len() < 10_000 {
         note("a text this short teaches a model little but itself");
+    }
+    if corpus.validation.is_empty() {
+        note(
+            "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
+        );
     }
 }

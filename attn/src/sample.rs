@@ -10,16 +10,15 @@ use candle_attention::generate::{Continuation, Pipeline};
 const SEPARATOR: &str = "---------------";
 
 /// Writes the prompt and its continuation, token by token; further samples follow when they are complete.
-pub fn write(pipeline: &Pipeline, prompt: &str, continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
+pub fn write(pipeline: &Pipeline, prompt: &[u8], continuation: &Continuation, out: &mut dyn Write) -> Result<()> {
     let mut texts = vec![vec![]; continuation.samples];
     let (mut result, mut is_started): (io::Result<()>, bool) = (Ok(()), false);
     continuation.write(pipeline, prompt, &mut |piece| {
         if piece.sample == 0 && result.is_ok() {
             // A prompt that the tokenizer refuses is never written.
-            let before = if is_started { "" } else { prompt };
+            let before = if is_started { &[] } else { prompt };
             is_started = true;
-            result =
-                out.write_all(before.as_bytes()).and_then(|()| out.write_all(piece.text)).and_then(|()| out.flush());
+            result = out.write_all(before).and_then(|()| out.write_all(piece.text)).and_then(|()| out.flush());
         } else {
             texts[piece.sample].extend_from_slice(piece.text);
         }
@@ -29,7 +28,8 @@ pub fn write(pipeline: &Pipeline, prompt: &str, continuation: &Continuation, out
     result?;
     writeln!(out)?;
     for text in &texts[1..] {
-        write!(out, "{SEPARATOR}\n{prompt}")?;
+        writeln!(out, "{SEPARATOR}")?;
+        out.write_all(prompt)?;
         out.write_all(text)?;
         writeln!(out)?;
     }

@@ -14,6 +14,7 @@ use candle_attention::train::TrainOptions;
 use toml::{Table, Value};
 
 use super::options::{self, MODEL};
+use super::texts::STANDARD_INPUT;
 
 /// The names of the built-in recipes.
 pub const PRESETS: [&str; 5] = ["gpt2", "llama", "qwen3", "quick", "best"];
@@ -37,8 +38,8 @@ pub struct Settings(Table);
 impl Settings {
     /// Merges the layers above the defaults, the lowest first.
     pub fn merged(layers: &[&Table]) -> Result<Self> {
-        let mut table = options::parse(include_str!("presets/defaults.toml"))?;
-        table.extend(Table::try_from(TrainOptions::default())?);
+        let mut table = Table::try_from(TrainOptions::default())?;
+        table.extend(options::parse(include_str!("presets/defaults.toml"))?);
         for layer in layers {
             overlay(&mut table, layer);
         }
@@ -49,12 +50,17 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Sets the context length.
+    pub fn set_context(&mut self, context: Value) {
+        self.0.insert("context".into(), context);
+    }
+
     /// Checks what can be checked before the text is known.
     pub fn check(&self) -> Result<()> {
         for name in ["dropout", "validation-fraction"] {
             let fraction = self.0.get(name).and_then(Value::as_float);
             if let Some(fraction) = fraction.filter(|fraction| !(0.0..1.0).contains(fraction)) {
-                bail!("{name}: expected a number from 0 to below 1, got {fraction:?}");
+                bail!("--{name}: expected a number from 0 to below 1, got {fraction:?}");
             }
         }
         self.train_options()?.validate()?;
@@ -86,6 +92,9 @@ impl Settings {
     /// All settings, with absolute paths.
     pub fn absolute(&self) -> Result<Table> {
         let absolute = |path: &str| -> Result<Value> {
+            if path == STANDARD_INPUT {
+                return Ok(path.into());
+            }
             Ok(std::path::absolute(path)?.to_str().context("expected paths in UTF-8")?.into())
         };
         let mut table = self.0.clone();
@@ -158,37 +167,37 @@ impl Settings {
             (Some(heads), Some(head_dim), None) => (heads, head_dim, heads.saturating_mul(head_dim)),
             (None, Some(head_dim), Some(dim)) if dim.is_multiple_of(head_dim) => (dim / head_dim, head_dim, dim),
             (None, Some(head_dim), Some(dim)) => {
-                bail!("dim: expected a multiple of head-dim {head_dim}, got {dim}; set heads or head-dim too")
+                bail!("--dim: expected a multiple of --head-dim {head_dim}, got {dim}; set --heads or --head-dim too")
             }
             (Some(heads), None, Some(dim)) if dim.is_multiple_of(heads) => (heads, dim / heads, dim),
             (Some(heads), None, Some(dim)) => {
-                bail!("heads: expected a divisor of dim {dim}, got {heads}; set head-dim too")
+                bail!("--heads: expected a divisor of --dim {dim}, got {heads}; set --head-dim too")
             }
             (Some(heads), Some(head_dim), Some(dim)) => (heads, head_dim, dim),
-            _ => bail!("heads, head-dim, dim: expected at least two of them, got auto for the others"),
+            _ => bail!("--heads, --head-dim, --dim: expected at least two of them, got auto for the others"),
         };
         let kv_heads = count("kv-heads");
         let is_whole = heads.checked_mul(head_dim) == Some(dim);
         if let Some(kv_heads) = kv_heads.filter(|kv_heads| !heads.is_multiple_of(*kv_heads)) {
-            bail!("kv-heads: expected a divisor of heads {heads}, got {kv_heads}");
+            bail!("--kv-heads: expected a divisor of --heads {heads}, got {kv_heads}");
         }
         if !is_whole && architecture != Architecture::Qwen3 {
             bail!(
-                "dim: expected heads {heads} times head-dim {head_dim}, got {dim}; only qwen3 has heads of any width"
+                "--dim: expected --heads {heads} times --head-dim {head_dim}, got {dim}; only qwen3 has heads of any width"
             );
         }
         if architecture.is_rotary() && !head_dim.is_multiple_of(2) {
-            bail!("head-dim: expected an even number for rotary positions, got {head_dim}");
+            bail!("--head-dim: expected an even number for rotary positions, got {head_dim}");
         }
         let default = ModelConfig::of(architecture, vocab_size);
         let rope_theta = self.0.get("rope-theta").and_then(Value::as_float).unwrap_or(default.rope_theta);
         for (name, is_set) in [("kv-heads", kv_heads.is_some()), ("rope-theta", rope_theta != default.rope_theta)] {
             if is_set && !architecture.is_rotary() {
-                bail!("{name}: expected architecture llama or qwen3, got {}", architecture.model_type());
+                bail!("--{name}: expected --architecture llama or qwen3, got {}", architecture.model_type());
             }
         }
         if !(rope_theta.is_finite() && rope_theta > 0.0) {
-            bail!("rope-theta: expected a number above 0, got {rope_theta:?}");
+            bail!("--rope-theta: expected a number above 0, got {rope_theta:?}");
         }
         let config = ModelConfig {
             context_len: count("context").unwrap_or(default.context_len),
@@ -211,13 +220,13 @@ impl Settings {
         };
         for (name, size, max) in [
             ("layers", config.num_layers, ModelConfig::MAX_LAYERS),
-            ("heads, head-dim", heads.saturating_mul(head_dim), ModelConfig::MAX_SIZE),
+            ("heads times --head-dim", heads.saturating_mul(head_dim), ModelConfig::MAX_SIZE),
             ("dim", dim, ModelConfig::MAX_SIZE),
             ("hidden", config.hidden_dim, ModelConfig::MAX_SIZE),
             ("context", config.context_len, ModelConfig::MAX_SIZE),
         ] {
             if size > max {
-                bail!("{name}: expected at most {max}, got {size}");
+                bail!("--{name}: expected at most {max}, got {size}");
             }
         }
         config.validate().map_err(candle_attention::Error::from)?;
@@ -344,6 +353,7 @@ mod tests {
         let options = TrainOptions {
             steps: 77,
             batch: 7,
+            context: Some(33),
             shards: 3,
             accumulate: 2,
             lr: 0.011,
@@ -371,7 +381,8 @@ mod tests {
             seed: 42,
         };
         assert_eq!(all.train_options().unwrap(), options);
-        assert_eq!(defaults.train_options().unwrap(), TrainOptions::default());
+        let defaults = defaults.train_options().unwrap();
+        assert_eq!(defaults, TrainOptions { context: Some(64), ..Default::default() });
         let config = ModelConfig {
             num_layers: 3,
             num_heads: 6,
@@ -473,20 +484,20 @@ mod tests {
         assert_eq!(of(&[&quick, "dim = 128", "head-dim = 16"]), (128, 8, 16));
         assert_eq!(of(&[&quick, "dim = 90\nheads = 3\nhead-dim = 8", "heads = 5"]), (40, 5, 8));
         for (given, expected) in [
-            ("dim = 90", "dim: expected a multiple of head-dim 32, got 90; set heads or head-dim too"),
-            ("dim = 90\nheads = 4", "heads: expected a divisor of dim 90, got 4; set head-dim too"),
-            ("kv-heads = 3", "kv-heads: expected a divisor of heads 2, got 3"),
-            ("head-dim = 7", "head-dim: expected an even number for rotary positions, got 7"),
+            ("dim = 90", "--dim: expected a multiple of --head-dim 32, got 90; set --heads or --head-dim too"),
+            ("dim = 90\nheads = 4", "--heads: expected a divisor of --dim 90, got 4; set --head-dim too"),
+            ("kv-heads = 3", "--kv-heads: expected a divisor of --heads 2, got 3"),
+            ("head-dim = 7", "--head-dim: expected an even number for rotary positions, got 7"),
             (
                 "dim = 90\nheads = 3\nhead-dim = 8\narchitecture = 'llama'",
-                "dim: expected heads 3 times head-dim 8, got 90; only qwen3 has heads of any width",
+                "--dim: expected --heads 3 times --head-dim 8, got 90; only qwen3 has heads of any width",
             ),
             (
                 "heads = 'auto'\nhead-dim = 'auto'",
-                "heads, head-dim, dim: expected at least two of them, got auto for the others",
+                "--heads, --head-dim, --dim: expected at least two of them, got auto for the others",
             ),
-            ("layers = 5000", "layers: expected at most 4096, got 5000"),
-            ("dim = 16777216\nheads = 2", "hidden: expected at most 16777216, got "),
+            ("layers = 5000", "--layers: expected at most 4096, got 5000"),
+            ("dim = 16777216\nheads = 2", "--hidden: expected at most 16777216, got "),
         ] {
             let layers = [preset("quick").unwrap(), options::parse(given).unwrap()];
             let settings = Settings::merged(&layers.iter().collect::<Vec<_>>()).unwrap();

@@ -63,6 +63,9 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
     signals::listen()?;
     let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
     if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
+        if given.contains_key("texts") {
+            bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
+        }
         return go_on(root, &given, out);
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
@@ -96,6 +99,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<Trainer> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
     plan::announce(&trainer, &tokenizer);
+    settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
     Ok(trainer)
 }
@@ -207,10 +211,10 @@ fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out:
     writeln!(out, "a sample, at temperature {TEMPERATURE}:")?;
     let seed = trainer.options().seed;
     let continuation = Continuation { max_tokens: TOKENS, sampling, seed, ..Default::default() };
-    sample::write(&pipeline, "", &continuation, out)?;
+    sample::write(&pipeline, &[], &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
-        let bits = bits_per_byte(best.loss, trainer.corpus().validation.len(), trainer.corpus().validation_bytes);
+        let bits = bits_per_byte(best.loss, trainer.corpus().validation.learned(), trainer.corpus().validation_bytes);
         writeln!(out, "lowest validation loss {:.4} ({bits:.4} bits/byte) at step {}", best.loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.steps_done(), run.seconds(), root.display())?;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::{Pipeline, Sampler, SamplingOptions, generate_side_by_side};
-use crate::host::{Result, bail};
+use crate::host::{Result, bail, bail_option};
 use crate::text::{TextStream, Tokenizer};
 
 /// The form in which a continuation is delivered.
@@ -70,8 +70,9 @@ impl Default for Continuation {
 }
 
 impl Continuation {
-    /// Continues `prompt`, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered,
-    /// nor what follows them. The pieces are what the text of prompt and continuation has after that of the prompt.
+    /// Continues `prompt`, a text or, for a model of bytes, any bytes, passing each piece to `on_piece`, which may end its
+    /// sample. Stop texts are not delivered, nor what follows them. The pieces are what the text of prompt and continuation
+    /// has after that of the prompt.
     ///
     /// The prompt begins with what the tokenizer puts in front of a text; what it puts behind one is left out, as the text
     /// goes on. An empty prompt starts from that alone or, if it is nothing, from the model's beginning-of-text token;
@@ -84,19 +85,28 @@ impl Continuation {
     pub fn write(
         &self,
         pipeline: &Pipeline,
-        prompt: &str,
+        prompt: impl AsRef<[u8]>,
         on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<()> {
+        self.write_after(pipeline, &self.prompt_ids(pipeline, prompt.as_ref())?, on_piece).map(drop)
+    }
+
+    /// Continues the ids `prompt` as [`write`](Self::write) does; gives the new ids of each sample.
+    pub(super) fn write_after(
+        &self,
+        pipeline: &Pipeline,
+        prompt: &[u32],
+        on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         if self.stop.iter().any(String::is_empty) {
-            bail!("generate: expected stop texts of at least one character, got an empty one");
+            bail_option!("stop", "expected texts of at least one character, got an empty one");
         }
         let Pipeline { model, tokenizer } = pipeline;
-        let prompt = self.prompt_ids(pipeline, prompt)?;
         let excluded = ids_without_token(pipeline);
         let sampler = |stream| Ok(Sampler::new(self.sampling, self.seed, stream)?.excluding(excluded.clone()));
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
         let mut writers: Vec<_> =
-            (0..self.samples).map(|_| Writer::new(self, tokenizer, &prompt).map(Some)).collect::<Result<_>>()?;
+            (0..self.samples).map(|_| Writer::new(self, tokenizer, prompt).map(Some)).collect::<Result<_>>()?;
         let mut deliver = |sample: usize, id: Option<u32>| {
             let Some(mut writer) = writers[sample].take() else { return Ok(ControlFlow::Break(())) };
             let (text, is_last) = match id {
@@ -111,14 +121,21 @@ impl Continuation {
             writers[sample] = Some(writer);
             Ok(ControlFlow::Continue(()))
         };
-        generate_side_by_side(model, &prompt, self.max_tokens, &mut samplers, &mut deliver)?;
-        (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))
+        let samples = generate_side_by_side(model, prompt, self.max_tokens, &mut samplers, &mut deliver)?;
+        (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))?;
+        Ok(samples)
     }
 
     /// The ids to start from.
-    fn prompt_ids(&self, Pipeline { model, tokenizer }: &Pipeline, prompt: &str) -> Result<Vec<u32>> {
+    fn prompt_ids(&self, Pipeline { model, tokenizer }: &Pipeline, prompt: &[u8]) -> Result<Vec<u32>> {
         let front = tokenizer.template().0;
+        if !prompt.is_empty() && tokenizer.takes_any_bytes() {
+            return Ok(front.iter().copied().chain(prompt.iter().copied().map(u32::from)).collect());
+        }
         if !prompt.is_empty() {
+            let Ok(prompt) = std::str::from_utf8(prompt) else {
+                bail!("the prompt: expected utf-8 text, got other bytes")
+            };
             let ids = match self.accept_unknown {
                 true => tokenizer.encode_with_unknown(prompt).map(|(ids, _)| ids),
                 false => tokenizer.encode_plain(prompt),

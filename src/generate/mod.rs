@@ -1,9 +1,11 @@
 //! Text from a model, token by token.
 //!
 //! [`Continuation`] goes from a text to its continuations. Below it, [`generate`] and [`generate_side_by_side`] work on
-//! ids, which a [`Sampler`] chooses from the logits.
+//! ids, which a [`Sampler`] chooses from the logits. Above it, [`Chat`] keeps a conversation.
 
+mod chat;
 mod continuation;
+mod defaults;
 mod export;
 mod pipeline;
 mod sampler;
@@ -12,7 +14,9 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Tensor};
 
+pub use chat::{AnswerEnd, Chat};
 pub use continuation::{Continuation, OutputForm, Piece};
+pub use defaults::GenerationDefaults;
 pub use export::{export_folder, export_gguf};
 pub use pipeline::Pipeline;
 pub use sampler::{Sampler, SamplingOptions};

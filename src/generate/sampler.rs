@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::host::{Result, bail};
+use crate::host::{Result, bail, bail_option};
 
 /// How the next token is chosen from the logits: the repetition penalty is applied first, then the logits are divided
 /// by the temperature, then `top_k`, `top_p` and `min_p`, in this order, narrow the tokens that are sampled by their
@@ -15,12 +15,12 @@ use crate::host::{Result, bail};
 pub struct SamplingOptions {
     /// The divisor of the logits; 0 always takes the likeliest token.
     pub temperature: f64,
-    /// Sample only from this many likeliest tokens.
+    /// Sample only from this many likeliest tokens; 0 is all.
     pub top_k: Option<usize>,
-    /// Sample only from the fewest likeliest tokens whose probabilities add up to at least this.
+    /// Sample only from the fewest likeliest tokens whose probabilities add up to at least this; 1 is all.
     pub top_p: Option<f64>,
     /// Sample only from the tokens at least this many times as likely as the likeliest one (Nguyen et al. 2024,
-    /// arXiv:2407.01082).
+    /// arXiv:2407.01082); 0 is all.
     pub min_p: Option<f64>,
     /// The divisor of the logits of tokens that already occur in the text, or, where they are negative, their factor; 1
     /// for no penalty (Keskar et al. 2019, arXiv:1909.05858).
@@ -40,18 +40,16 @@ impl SamplingOptions {
     /// Naming the option and the values expected and got.
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            bail!("sampling options: expected a temperature of at least 0, got {}", self.temperature);
+            bail_option!("temperature", "expected a number of at least 0, got {}", self.temperature);
         }
-        if self.top_k == Some(0) {
-            bail!("sampling options: expected top-k of at least 1, got 0");
+        if let Some(share) = self.top_p.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            bail_option!("top-p", "expected a number above 0 and up to 1, got {share}");
         }
-        for (name, share) in [("top-p", self.top_p), ("min-p", self.min_p)] {
-            if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-                bail!("sampling options: expected {name} above 0 and up to 1, got {share}");
-            }
+        if let Some(share) = self.min_p.filter(|share| !(0.0..=1.0).contains(share)) {
+            bail_option!("min-p", "expected a number from 0 to 1, got {share}");
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            bail!("sampling options: expected repetition-penalty above 0, got {}", self.repetition_penalty);
+            bail_option!("repetition-penalty", "expected a number above 0, got {}", self.repetition_penalty);
         }
         Ok(())
     }
@@ -90,7 +88,7 @@ impl SamplingOptions {
             let best = all.into_iter().min_by(by_rank);
             return Ok(best.into_iter().map(|(id, _)| (id, 1.0)).collect());
         }
-        if let Some(k) = top_k.filter(|k| *k < all.len()) {
+        if let Some(k) = top_k.filter(|k| (1..all.len()).contains(k)) {
             all.select_nth_unstable_by(k - 1, by_rank);
             all.truncate(k);
         }

@@ -10,6 +10,15 @@ pub enum Error {
     /// An option, a text or a file that cannot be used as it is.
     #[error("{0}")]
     Input(String),
+    /// A value that an option cannot have, by the option's name as it stands in a file of options. A program that takes
+    /// options on its command line may write the name as it is typed there: `--steps`.
+    #[error("{name}: {what}")]
+    Option {
+        /// The option.
+        name: String,
+        /// What was expected, and what was got.
+        what: String,
+    },
     /// A loss, a gradient or a weight is no longer finite: training has diverged. Nothing was saved since the last
     /// checkpoint.
     #[error("step {step}: {what} is {value}")]
@@ -90,6 +99,7 @@ impl Error {
     pub(crate) fn at(self, place: impl std::fmt::Display) -> Self {
         match self {
             Self::Input(message) => Self::Input(format!("{place}: {message}")),
+            Self::Option { name, what } => Self::Input(format!("{place}: {name}: {what}")),
             Self::Candle(error) => Self::Input(format!("{place}: {error}")),
             other => other,
         }
@@ -113,6 +123,14 @@ macro_rules! bail {
     };
 }
 pub(crate) use bail;
+
+/// Returns an [`Error::Option`]: the option's name, then the message.
+macro_rules! bail_option {
+    ($name:expr, $($message:tt)*) => {
+        return Err($crate::host::Error::Option { name: $name.into(), what: format!($($message)*) })
+    };
+}
+pub(crate) use bail_option;
 
 /// Faults as one line; of many, the first twelve and how many more there are.
 pub(crate) fn listed(faults: &[String]) -> String {

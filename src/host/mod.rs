@@ -13,7 +13,7 @@ pub(crate) mod memory;
 mod model_path;
 
 pub use error::{Error, Result};
-pub(crate) use error::{bail, listed};
+pub(crate) use error::{bail, bail_option, listed};
 pub(crate) use guard::caught;
 pub use guard::hide_caught_panics;
 pub use memory::Memory;

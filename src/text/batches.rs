@@ -1,12 +1,14 @@
 //! Windows over a sequence of ids: random ones for training, all of them in order for evaluation.
 //!
-//! A window starting at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`.
+//! A window starting at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`. In conversations,
+//! only what the assistant says counts as a target.
 
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Ids;
+use super::ids::{ENDS, NOT_LEARNED, id};
 use crate::host::{Result, bail};
 
 /// Windows of the same length.
@@ -14,7 +16,7 @@ use crate::host::{Result, bail};
 pub struct Batch {
     /// The input ids, (B, T) of `u32`.
     pub inputs: Tensor,
-    /// The id that follows each input, (B, T) of `u32`.
+    /// The id that follows each input, (B, T) of `u32`; [`Batch::IGNORED`] where it does not count.
     pub targets: Tensor,
     /// The number of the document that each input belongs to, (B, T) of `u32`, if documents are isolated: counted from 0
     /// in each window.
@@ -22,19 +24,32 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The target where none counts.
+    pub const IGNORED: u32 = u32::MAX;
+
     /// The windows that begin at `starts`. With a `separator`, the id that ends each document, documents are isolated.
     fn new(ids: &Ids, starts: &[usize], seq_len: usize, separator: Option<u32>, device: &Device) -> Result<Self> {
         let shape = (starts.len(), seq_len);
         let capacity = starts.len() * seq_len;
-        let (mut inputs, mut targets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let (mut words, mut targets) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         for &start in starts {
-            let row = ids.read(start..start + seq_len + 1)?;
-            inputs.extend_from_slice(&row[..seq_len]);
+            let row = ids.words(start..start + seq_len + 1)?;
+            words.extend_from_slice(&row[..seq_len]);
             targets.extend_from_slice(&row[1..]);
         }
-        let documents = separator.map(|separator| document_numbers(&inputs, seq_len, separator));
+        let is_marked = ids.is_marked();
+        let documents = separator.map(|separator| match is_marked {
+            true => document_numbers(&words, seq_len, |word| word & ENDS != 0),
+            false => document_numbers(&words, seq_len, |id| id == separator),
+        });
+        if is_marked {
+            words.iter_mut().for_each(|word| *word = id(*word));
+            targets
+                .iter_mut()
+                .for_each(|word| *word = if *word & NOT_LEARNED == 0 { id(*word) } else { Self::IGNORED });
+        }
         Ok(Self {
-            inputs: Tensor::from_vec(inputs, shape, device)?,
+            inputs: Tensor::from_vec(words, shape, device)?,
             targets: Tensor::from_vec(targets, shape, device)?,
             documents: documents.map(|numbers| Tensor::from_vec(numbers, shape, device)).transpose()?,
         })
@@ -45,9 +60,18 @@ impl Batch {
         self.inputs.dims()[0]
     }
 
-    /// The number of targets, B T.
+    /// The number of positions, B T.
     pub fn tokens(&self) -> usize {
         self.targets.elem_count()
+    }
+
+    /// The number of targets that count.
+    ///
+    /// # Errors
+    /// If the targets cannot be read.
+    pub fn learned(&self) -> Result<usize> {
+        let targets: Vec<u32> = self.targets.flatten_all()?.to_vec1()?;
+        Ok(targets.into_iter().filter(|&target| target != Self::IGNORED).count())
     }
 
     /// `count` of the windows, from `first` on.
@@ -61,14 +85,14 @@ impl Batch {
     }
 }
 
-/// In each row of `seq_len` ids, a number that starts at 0 and increases after each separator.
-fn document_numbers(ids: &[u32], seq_len: usize, separator: u32) -> Vec<u32> {
+/// In each row of `seq_len` ids, a number that starts at 0 and increases after each that ends a document.
+fn document_numbers(ids: &[u32], seq_len: usize, ends: impl Fn(u32) -> bool) -> Vec<u32> {
     let mut numbers = Vec::with_capacity(ids.len());
     for row in ids.chunks(seq_len) {
         let mut number = 0;
         for &id in row {
             numbers.push(number);
-            number += u32::from(id == separator);
+            number += u32::from(ends(id));
         }
     }
     numbers

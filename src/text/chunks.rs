@@ -50,7 +50,11 @@ impl<'a> Chunks<'a> {
     }
 
     /// Chunks of text that end before white space, or where there is none for long, between two characters.
+    ///
+    /// # Errors
+    /// UTF-16 and UTF-32, whose bytes may be valid UTF-8 too.
     pub(super) fn text(document: &'a Document, range: Range<u64>) -> Result<Self> {
+        document.expect_utf8()?;
         Ok(Self { is_text: true, ..Self::bytes(document, range)? })
     }
 

@@ -1,7 +1,7 @@
 //! The ids to train on and those to validate on.
 
 use super::Ids;
-use crate::host::{Result, bail};
+use crate::host::{Result, bail, bail_option};
 
 /// The ids to train on and those to validate on, made by [`prepare`](super::prepare) and [`encode`](super::encode).
 ///
@@ -10,6 +10,9 @@ use crate::host::{Result, bail};
 /// Each document has in front of it and behind it what the tokenizer puts there ([`Tokenizer::encode`](super::Tokenizer::encode)). If there
 /// are several documents and the tokenizer has an end-of-text token, that follows each document, unless it is there
 /// already. A document that is cut in two has the first at its beginning only, and the others at its end.
+///
+/// A file of conversations has a document in each line: see [`Document::has_conversations`](super::Document). Their ids are
+/// those of the text that the chat template writes, and the assistant's turns alone are learned.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Corpus {
@@ -17,7 +20,8 @@ pub struct Corpus {
     pub train: Ids,
     /// The ids to validate on.
     pub validation: Ids,
-    /// Bytes of text in [`train`](Self::train), excluding end-of-text tokens: the denominator of bits per byte.
+    /// Bytes of text in [`train`](Self::train), excluding end-of-text tokens, and in conversations excluding what is not
+    /// learned: the denominator of bits per byte.
     pub train_bytes: usize,
     /// Bytes of text in [`validation`](Self::validation).
     pub validation_bytes: usize,
@@ -53,23 +57,24 @@ impl Corpus {
     pub fn check_context(&self, context_len: usize) -> Result<()> {
         let parts = [("training", &self.train), ("validation", &self.validation)];
         let given = parts.into_iter().filter(|(name, ids)| *name == "training" || !ids.is_empty());
-        for (name, ids) in given {
-            if ids.len() <= context_len {
-                let needed = context_len.saturating_add(1);
-                bail!(
-                    "expected a {name} text of at least {needed} tokens (context length {context_len} and one more), got {}",
-                    ids.len()
-                );
+        // The shorter one, so that what fits it fits both.
+        match given.map(|(name, ids)| (name, ids.len())).min_by_key(|(_, len)| *len) {
+            Some((name, len @ ..=1)) => bail!("expected a {name} text of at least 2 tokens, got {len}"),
+            Some((name, len)) if len <= context_len => {
+                let max = len - 1;
+                bail_option!(
+                    "context",
+                    "expected at most {max}, as the {name} text has {len} tokens, got {context_len}"
+                )
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Error;
 
     fn corpus(train: usize, validation: usize) -> Corpus {
         let (train_bytes, validation_bytes) = (train, validation);
@@ -89,13 +94,12 @@ mod tests {
     fn a_part_too_short_for_a_window_is_an_error() {
         let error = |train, validation, context_len| {
             let error = corpus(train, validation).check_context(context_len).unwrap_err();
-            assert!(matches!(error, Error::Input(_)));
             error.to_string()
         };
-        let expected = "expected a training text of at least 11 tokens (context length 10 and one more), got 10";
-        assert_eq!(error(10, 11, 10), expected);
-        assert!(error(20, 7, 7).starts_with("expected a validation text of at least 8 tokens"));
-        assert!(error(20, 20, usize::MAX).contains(&format!("at least {} tokens", usize::MAX)));
+        assert_eq!(error(10, 11, 10), "context: expected at most 9, as the training text has 10 tokens, got 10");
+        assert_eq!(error(20, 7, 7), "context: expected at most 6, as the validation text has 7 tokens, got 7");
+        assert!(error(20, 20, usize::MAX).contains("at most 19"));
+        assert_eq!(error(1, 9, 1), "expected a training text of at least 2 tokens, got 1");
         corpus(11, 11).check_context(10).unwrap();
         // Nothing to validate on is no fault.
         corpus(11, 0).check_context(10).unwrap();

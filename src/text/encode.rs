@@ -1,5 +1,6 @@
 //! From documents to ids, by an existing tokenizer.
 
+use super::conversations::{Conversations, needed_chat_template};
 use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
 use super::reader::{Event, Reader};
@@ -19,11 +20,12 @@ pub struct TextOptions {
 
 /// The corpus of documents encoded with an existing tokenizer. The tokenizers of this crate, and GPT-2's, read them
 /// chunk by chunk; any other `tokenizer.json` takes each document whole, which needs some fifty times its size in
-/// memory.
+/// memory. Conversations are read line by line, and written as the tokenizer's chat template says.
 ///
 /// # Errors
 /// Text the tokenizer can't encode, with the document and the place; a document too large for memory; a file that can't be
-/// read or written; and documents to split where the tokenizer has nothing to put between them.
+/// read or written; documents to split where the tokenizer has nothing to put between them; conversations without a chat template, or that it
+/// refuses, and lines that are not conversations.
 pub fn encode(
     tokenizer: &Tokenizer,
     documents: &[Document],
@@ -32,13 +34,18 @@ pub fn encode(
     store: IdsStore,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Corpus> {
+    let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
     let reader = Reader::new(tokenizer, options)?;
+    if let Some(template) = needed_chat_template(documents.iter().chain(held_out), Some(tokenizer))? {
+        let parts = split(documents, validation, reader.whole())?;
+        return Conversations::new(tokenizer, template, options).encode(&parts, store, progress);
+    }
     let parts = split(documents, validation, reader.whole())?;
     let has_several = options.split_at_end_of_text || parts.iter().any(|part| part.len() > 1);
     let separator = tokenizer.end_of_text_id().filter(|_| has_several);
     let bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
     let (mut done, total) = (0, bytes.iter().sum());
-    let mut ids = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let mut ids = IdsWriter::new(store, tokenizer.vocab_size(), false)?;
     let mut remarks = Remarks::default();
     for (number, part) in parts.iter().enumerate() {
         let mut writer = DocumentWriter { template: tokenizer.template(), separator, is_open: false, last: None };
@@ -270,7 +277,7 @@ mod tests {
             let not_text = [Document::new("bytes", b"a\na\xffa".to_vec())];
             let error = corpus(&tokenizer, &not_text, Validation::Fraction(0.0)).unwrap_err().to_string();
             assert!(error.starts_with("bytes: ") && error.contains("0xff at line 2, column 2 (byte 3)"), "{error}");
-            assert!(error.contains("use the tokenizer `byte`"), "{error}");
+            assert!(error.contains("--tokenizer byte takes any bytes"), "{error}");
         }
     }
 

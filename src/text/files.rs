@@ -29,13 +29,36 @@ impl Files {
     /// Those of [`Document::open`], a folder that can't be read, and one without any suitable file.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut files = Self::default();
-        for path in paths {
-            match path.is_dir() {
-                true => files.add_folder(path)?,
-                false => files.documents.push(Document::open(path)?),
+        paths.iter().try_for_each(|path| files.add(path))?;
+        Ok(files)
+    }
+
+    /// Opens a file or a folder more.
+    ///
+    /// # Errors
+    /// Those of [`Files::open`].
+    pub fn add(&mut self, path: &Path) -> Result<()> {
+        match path.is_dir() {
+            true => self.add_folder(path)?,
+            false => self.documents.push(Document::open(path)?),
+        }
+        Ok(())
+    }
+
+    /// The documents whose file, by whatever path, is that of an earlier one.
+    ///
+    /// # Errors
+    /// A file that can't be looked at.
+    pub fn repeated(&self) -> Result<Vec<&Document>> {
+        let mut seen = BTreeSet::new();
+        let mut repeated = vec![];
+        for document in &self.documents {
+            let identity = document.path().map(identity).transpose()?;
+            if identity.is_some_and(|identity| !seen.insert(identity)) {
+                repeated.push(document);
             }
         }
-        Ok(files)
+        Ok(repeated)
     }
 
     /// Removes the documents whose files are among the files and folders `others`, by whatever path, and returns them.
@@ -44,7 +67,6 @@ impl Files {
     /// # Errors
     /// A file or folder that can't be looked at.
     pub fn remove_files_of(&mut self, others: &[PathBuf]) -> Result<Vec<Document>> {
-        let identity = |path: &Path| path.canonicalize().map_err(Error::io("read", path));
         let mut identities = BTreeSet::new();
         for path in others {
             for entry in WalkDir::new(path).follow_links(true) {
@@ -82,7 +104,9 @@ impl Files {
             }
         }
         if self.documents.len() == before {
-            bail!("expected text files in {}, got none (left out: {})", folder.display(), self.left_out());
+            let left_out =
+                if self.skipped.is_empty() { String::new() } else { format!(" (left out: {})", self.left_out()) };
+            bail!("expected text files in {}, got none{left_out}", folder.display());
         }
         Ok(())
     }
@@ -121,6 +145,11 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// The file that a path leads to, by whatever way.
+fn identity(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(Error::io("read", path))
 }
 
 fn is_hidden(entry: &DirEntry) -> bool {
@@ -163,11 +192,13 @@ mod tests {
 
         let twice = Files::open(&[root.join("z.rs"), root.join("b"), root.join("z.rs")]).unwrap();
         assert_eq!(names(&twice, root), ["z.rs", "b/10.md", "b/2.txt", "z.rs"]);
+        assert_eq!(twice.repeated().unwrap(), [&twice.documents[3]]);
+        assert!(files.repeated().unwrap().is_empty());
         let error = Files::open(&[root.join(".hidden"), root.join("empty.txt")]).unwrap_err().to_string();
         assert!(error.contains("empty.txt, got an empty file"), "{error}");
         std::fs::create_dir(root.join("nothing")).unwrap();
         let error = Files::open(&[root.join("nothing")]).unwrap_err().to_string();
-        assert!(error.contains("expected text files in") && error.contains("nothing, got none ("), "{error}");
+        assert!(error.contains("expected text files in") && error.ends_with("nothing, got none"), "{error}");
     }
 
     #[test]

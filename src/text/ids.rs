@@ -1,4 +1,7 @@
 //! A sequence of token ids, in memory or in a file.
+//!
+//! In conversations each id is a word that also says what the id is to training: see [`NOT_LEARNED`] and [`ENDS`]. One
+//! sequence holds all, so that whatever is true of ids (their file, fingerprint and order) is true of their marks.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -9,13 +12,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::host::{Error, Result, bail};
 
+/// The bit of a word in conversations whose id is not learned: no part of what the assistant says.
+pub(super) const NOT_LEARNED: u32 = 1 << 31;
+
+/// The bit of a word in conversations whose id is the last of a document.
+pub(super) const ENDS: u32 = 1 << 30;
+
+/// A vocabulary is smaller by far.
+const ID: u32 = ENDS - 1;
+
+/// The id of a word.
+pub(super) fn id(word: u32) -> u32 {
+    word & ID
+}
+
 /// A sequence of token ids, in memory or in a file: the same ids either way.
 ///
 /// A file is read as needed, through the system's page cache, and not mapped into memory: if someone truncates a mapped
 /// file, the process is killed; its pages count as the process's own memory; and mapping needs `unsafe`. Each window of
 /// a batch takes one call to read it.
 #[derive(Clone)]
-pub struct Ids(Store);
+pub struct Ids {
+    store: Store,
+    /// In conversations, the number of ids that are learned; the ids are then marked words.
+    learned: Option<usize>,
+}
 
 impl std::fmt::Debug for Ids {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,19 +100,34 @@ impl Width {
 
 impl From<Vec<u32>> for Ids {
     fn from(ids: Vec<u32>) -> Self {
-        Self(Store::Memory(ids.into()))
+        Self { store: Store::Memory(ids.into()), learned: None }
     }
 }
 
 impl Ids {
     /// `len` ids of a file, starting at byte `start`.
     pub(super) fn in_file(file: Arc<IdsFile>, width: Width, start: u64, len: usize) -> Self {
-        Self(Store::File { file, width, start, len })
+        Self { store: Store::File { file, width, start, len }, learned: None }
+    }
+
+    /// These words, marked as in conversations, of which so many are learned.
+    pub(super) fn marked(self, learned: usize) -> Self {
+        Self { learned: Some(learned), ..self }
+    }
+
+    /// Whether the ids are marked words.
+    pub(super) fn is_marked(&self) -> bool {
+        self.learned.is_some()
+    }
+
+    /// The number of ids that are learned: all, or in conversations those of the assistant's turns.
+    pub fn learned(&self) -> usize {
+        self.learned.unwrap_or_else(|| self.len())
     }
 
     /// The number of ids.
     pub fn len(&self) -> usize {
-        match &self.0 {
+        match &self.store {
             Store::Memory(ids) => ids.len(),
             Store::File { len, .. } => *len,
         }
@@ -104,7 +140,7 @@ impl Ids {
 
     /// Bytes of memory that the ids take: 0 for those in a file.
     pub fn bytes_in_memory(&self) -> usize {
-        match &self.0 {
+        match &self.store {
             Store::Memory(ids) => size_of_val(&ids[..]),
             Store::File { .. } => 0,
         }
@@ -115,10 +151,16 @@ impl Ids {
     /// # Errors
     /// Positions past the end, and a file that can't be read or has been truncated.
     pub fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u32]>> {
+        let words = self.words(range)?;
+        Ok(if self.is_marked() { words.iter().copied().map(id).collect() } else { words })
+    }
+
+    /// The words in a range of positions: the ids, with their marks if they are marked.
+    pub(super) fn words(&self, range: Range<usize>) -> Result<Cow<'_, [u32]>> {
         if range.start > range.end || range.end > self.len() {
             bail!("ids: expected positions up to {}, got {range:?}", self.len());
         }
-        match &self.0 {
+        match &self.store {
             Store::Memory(ids) => Ok(Cow::Borrowed(&ids[range])),
             Store::File { file, width, start, .. } => {
                 let mut bytes = vec![0; range.len() * width.bytes()];
@@ -129,11 +171,17 @@ impl Ids {
         }
     }
 
-    /// All ids, in blocks of at most 2^18.
+    /// All words, in blocks of at most 2^18.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Result<Cow<'_, [u32]>>> {
         const BLOCK: usize = 1 << 18;
         let len = self.len();
-        (0..len).step_by(BLOCK).map(move |start| self.read(start..len.min(start + BLOCK)))
+        (0..len).step_by(BLOCK).map(move |start| self.words(start..len.min(start + BLOCK)))
+    }
+
+    /// The same, in memory.
+    pub(super) fn into_memory(self) -> Result<Self> {
+        let words = self.words(0..self.len())?.into_owned();
+        Ok(Self { learned: self.learned, ..words.into() })
     }
 
     /// All ids, read into memory.

@@ -1,5 +1,6 @@
 //! Ids in a file: a safetensors file with the tensors `train` and `validation`, of type `U16` if the vocabulary fits
-//! and `U32` otherwise, with the fingerprint, the bytes of text and the separator of documents as metadata.
+//! and `U32` otherwise, with the fingerprint, the bytes of text and the separator of documents as metadata. Those of
+//! conversations are `U32` whose two highest bits are marks ([`super::ids`]), with `conversations` as metadata.
 //!
 //! The lengths are only known at the end, so the header has a fixed length, padded with spaces as the format allows,
 //! and is written last: an incomplete file is not a safetensors file.
@@ -15,7 +16,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::corpus::Remarks;
-use super::ids::{IdsFile, Width};
+use super::ids::{IdsFile, NOT_LEARNED, Width};
 use super::{Corpus, Ids, TextProgress};
 use crate::host::{Error, Result, disk, input};
 use crate::text::prepare::Stage;
@@ -48,26 +49,32 @@ pub(super) struct IdsWriter {
     written: u64,
     /// Ids of each part so far.
     lens: [usize; 2],
+    /// In conversations, how many of these are learned.
+    learned: Option<[usize; 2]>,
     hash: Sha256,
 }
 
 impl IdsWriter {
-    /// For ids of a vocabulary of this size.
-    pub(super) fn new(store: IdsStore, vocab_size: usize) -> Result<Self> {
+    /// For ids of a vocabulary of this size, in conversations with marks.
+    pub(super) fn new(store: IdsStore, vocab_size: usize, is_marked: bool) -> Result<Self> {
         let file = match store {
             IdsStore::File(path) => Some((disk::create_file(path)?, path.to_path_buf())),
             IdsStore::Temporary => None,
         };
-        let (width, bytes) = (Width::of(vocab_size), vec![0; HEADER_BYTES]);
-        Ok(Self { file, width, bytes, written: 0, lens: [0, 0], hash: Sha256::new() })
+        let width = if is_marked { Width::Four } else { Width::of(vocab_size) };
+        let (bytes, learned) = (vec![0; HEADER_BYTES], is_marked.then_some([0, 0]));
+        Ok(Self { file, width, bytes, written: 0, lens: [0, 0], learned, hash: Sha256::new() })
     }
 
-    /// Appends ids of part 0 (training) or 1 (validation).
+    /// Appends ids of part 0 (training) or 1 (validation), as marked words if they are to be marked.
     pub(super) fn extend(&mut self, part: usize, ids: &[u32]) -> Result<()> {
         /// Bytes that are written together.
         const BUFFER_BYTES: usize = 1 << 18;
         self.width.extend(&mut self.bytes, ids);
         self.lens[part] += ids.len();
+        if let Some(learned) = &mut self.learned {
+            learned[part] += count_learned(ids);
+        }
         hash_ids(&mut self.hash, ids);
         if self.file.is_none() && self.bytes.len() > MAX_BYTES_IN_MEMORY {
             let folder = std::env::temp_dir();
@@ -93,9 +100,10 @@ impl IdsWriter {
         separator: Option<u32>,
     ) -> Result<Corpus> {
         self.flush()?;
-        let Self { file, width, bytes, lens: [train, validation], hash, .. } = self;
+        let Self { file, width, bytes, lens: [train, validation], learned, hash, .. } = self;
         let second = HEADER_BYTES + train * width.bytes();
-        let fingerprint = fingerprint(hash, [train, validation, train_bytes, validation_bytes], separator);
+        let fingerprint =
+            fingerprint(hash, [train, validation, train_bytes, validation_bytes], separator, learned.is_some());
         let mut corpus = Corpus {
             train: vec![].into(),
             validation: vec![].into(),
@@ -108,15 +116,21 @@ impl IdsWriter {
         let Some((file, path)) = file else {
             [corpus.train, corpus.validation] =
                 [&bytes[HEADER_BYTES..second], &bytes[second..]].map(|part| width.ids(part).into());
-            return Ok(corpus);
+            return Ok(corpus.marked(learned));
         };
-        disk::write_at(&file, &path, 0, &header(&corpus, [train, validation], width)?)?;
+        let is_marked = learned.is_some();
+        disk::write_at(&file, &path, 0, &header(&corpus, [train, validation], width, is_marked)?)?;
         disk::sync_file(&file, &path)?;
         let file = Arc::new(IdsFile { file: file.into(), path });
         corpus.train = Ids::in_file(file.clone(), width, HEADER_BYTES as u64, train);
         corpus.validation = Ids::in_file(file, width, second as u64, validation);
-        corpus.into_memory_if_small()
+        corpus.marked(learned).into_memory_if_small()
     }
+}
+
+/// The number of words whose ids are learned.
+fn count_learned(words: &[u32]) -> usize {
+    words.iter().filter(|word| *word & NOT_LEARNED == 0).count()
 }
 
 fn hash_ids(hash: &mut Sha256, ids: &[u32]) {
@@ -125,14 +139,14 @@ fn hash_ids(hash: &mut Sha256, ids: &[u32]) {
     hash.update(&bytes);
 }
 
-/// SHA-256, in hexadecimal, of all ids, the separator, and the numbers of ids and of bytes of both parts.
-fn fingerprint(mut hash: Sha256, lens: [usize; 4], separator: Option<u32>) -> String {
-    hash.update(format!("{separator:?}"));
+/// SHA-256, in hexadecimal, of all ids with their marks, the separator, and the numbers of ids and of bytes of both parts.
+fn fingerprint(mut hash: Sha256, lens: [usize; 4], separator: Option<u32>, is_marked: bool) -> String {
+    hash.update(format!("{separator:?}{}", if is_marked { " marked" } else { "" }));
     lens.into_iter().for_each(|len| hash.update((len as u64).to_le_bytes()));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn header(corpus: &Corpus, [train, validation]: [usize; 2], width: Width) -> Result<Vec<u8>> {
+fn header(corpus: &Corpus, [train, validation]: [usize; 2], width: Width, is_marked: bool) -> Result<Vec<u8>> {
     let dtype = if width == Width::Two { Dtype::U16 } else { Dtype::U32 };
     let info = |from: usize, len: usize| TensorInfo {
         dtype,
@@ -146,6 +160,9 @@ fn header(corpus: &Corpus, [train, validation]: [usize; 2], width: Width) -> Res
     });
     if let Some(separator) = corpus.separator {
         metadata["separator"] = separator.to_string().into();
+    }
+    if is_marked {
+        metadata["conversations"] = "true".into();
     }
     let json = json!({ "__metadata__": metadata, "train": info(0, train), "validation": info(train, validation) });
     let mut header = ((HEADER_BYTES - LENGTH_BYTES) as u64).to_le_bytes().to_vec();
@@ -184,23 +201,38 @@ impl Corpus {
             })
         };
         let corpus = read().ok_or_else(|| Error::corrupt(path, "it does not hold the ids of a text"))?;
-        corpus.verify(path, progress)?.into_memory_if_small()
+        let is_marked = texts.contains_key("conversations");
+        corpus.verify(path, is_marked, progress)?.into_memory_if_small()
     }
 
-    /// Compares the ids with the fingerprint.
-    fn verify(self, path: &Path, progress: &mut dyn FnMut(TextProgress)) -> Result<Self> {
+    /// The same, with its ids taken for marked words of which so many are learned, if they are.
+    fn marked(self, learned: Option<[usize; 2]>) -> Self {
+        match learned {
+            None => self,
+            Some([train, validation]) => {
+                let (train, validation) = (self.train.marked(train), self.validation.marked(validation));
+                Self { train, validation, ..self }
+            }
+        }
+    }
+
+    /// Compares the ids with the fingerprint, and counts those that are learned.
+    fn verify(self, path: &Path, is_marked: bool, progress: &mut dyn FnMut(TextProgress)) -> Result<Self> {
         let lens = [self.train.len(), self.validation.len()];
         let (mut hash, mut done, total) = (Sha256::new(), 0, lens.iter().sum::<usize>() as u64);
-        for block in self.train.blocks().chain(self.validation.blocks()) {
+        let mut learned = [0, 0];
+        let blocks = |part: usize| [&self.train, &self.validation][part].blocks().map(move |block| (part, block));
+        for (part, block) in blocks(0).chain(blocks(1)) {
             let block = block?;
+            learned[part] += count_learned(&block);
             hash_ids(&mut hash, &block);
             done += block.len() as u64;
             progress(TextProgress { stage: Stage::Checking, done, total });
         }
         let [train, validation] = lens;
         let lens = [train, validation, self.train_bytes, self.validation_bytes];
-        match fingerprint(hash, lens, self.separator) == self.fingerprint {
-            true => Ok(self),
+        match fingerprint(hash, lens, self.separator, is_marked) == self.fingerprint {
+            true => Ok(self.marked(is_marked.then_some(learned))),
             false => Err(Error::corrupt(path, "the ids are not those that were written")),
         }
     }
@@ -209,7 +241,7 @@ impl Corpus {
         if self.train.len() + self.validation.len() > MAX_BYTES_IN_MEMORY / size_of::<u32>() {
             return Ok(self);
         }
-        let (train, validation) = (self.train.to_vec()?.into(), self.validation.to_vec()?.into());
+        let (train, validation) = (self.train.into_memory()?, self.validation.into_memory()?);
         Ok(Self { train, validation, ..self })
     }
 }
@@ -319,7 +351,7 @@ mod tests {
         let vocab_size = (1 << 16) + 1;
         let block: Vec<u32> = (0..1 << 16).collect();
         let written = |store| {
-            let mut writer = IdsWriter::new(store, vocab_size).unwrap();
+            let mut writer = IdsWriter::new(store, vocab_size, false).unwrap();
             (0..130).for_each(|n| writer.extend(n / 70, &block).unwrap());
             writer.finish([7, 5], None).unwrap()
         };
@@ -339,13 +371,13 @@ mod tests {
     fn ids_beyond_16_bits_are_kept_and_no_file_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ids");
-        let mut writer = IdsWriter::new(IdsStore::File(&path), 70_001).unwrap();
+        let mut writer = IdsWriter::new(IdsStore::File(&path), 70_001, false).unwrap();
         writer.extend(0, &[0, 70_000, 7]).unwrap();
         writer.finish([5, 0], Some(70_000)).unwrap();
         let corpus = Corpus::open(&path, &mut |_| {}).unwrap();
         assert_eq!((ids(&corpus), corpus.separator), ([vec![0, 70_000, 7], vec![]], Some(70_000)));
         assert_eq!((corpus.train_bytes, corpus.validation_bytes), (5, 0));
-        assert!(IdsWriter::new(IdsStore::File(&path), 7).is_err());
+        assert!(IdsWriter::new(IdsStore::File(&path), 7, false).is_err());
         assert_eq!(Corpus::open(&path, &mut |_| {}).unwrap().train.len(), 3);
     }
 
@@ -402,7 +434,7 @@ mod tests {
     #[test]
     fn the_fingerprint_notices_a_changed_id_and_a_moved_cut() {
         let of = |train: &[u32], validation: &[u32]| {
-            let mut writer = IdsWriter::new(IdsStore::Temporary, 100).unwrap();
+            let mut writer = IdsWriter::new(IdsStore::Temporary, 100, false).unwrap();
             writer.extend(0, train).unwrap();
             writer.extend(1, validation).unwrap();
             writer.finish([3, 2], None).unwrap().fingerprint
@@ -433,7 +465,7 @@ mod tests {
         let written = |fault| {
             let block = vec![7; 1 << 18];
             with(fault, || {
-                let mut writer = IdsWriter::new(IdsStore::File(&path), 100)?;
+                let mut writer = IdsWriter::new(IdsStore::File(&path), 100, false)?;
                 (0..4).try_for_each(|_| writer.extend(0, &block))?;
                 writer.finish([1, 0], None)
             })

@@ -20,7 +20,9 @@
 //! ```
 
 mod batches;
+mod chat_template;
 mod chunks;
+mod conversations;
 mod corpus;
 mod document;
 mod encode;
@@ -32,8 +34,11 @@ mod prepare;
 mod reader;
 mod split;
 mod tokenizer;
+mod utf;
 
 pub use batches::{Batch, BatchSampler, windows};
+pub use chat_template::{ChatTemplate, Message};
+pub use conversations::needed_chat_template;
 pub use corpus::{Corpus, Remarks};
 pub use document::Document;
 pub use encode::{TextOptions, encode};

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::chunks::{Chunk, Chunks};
+use super::conversations::needed_chat_template;
 use super::split::{Section, split};
 use super::tokenizer::{CharacterSet, Markers, WordCounts, check_vocab_size};
 use super::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, encode};
-use crate::host::{Error, Result, bail};
+use crate::host::{Error, Result, bail_option};
 
 /// Which tokenizer to use, written `char`, `byte`, `bpe:N` or as a path.
 ///
@@ -42,10 +43,12 @@ impl FromStr for TokenizerChoice {
             ("byte", _) => Self::Bytes,
             (_, Some(size)) => match size.parse() {
                 Ok(size) => Self::Bpe(size),
-                Err(_) => bail!("tokenizer: expected a number of tokens in bpe:N, got {text}"),
+                Err(_) => bail_option!("tokenizer", "expected a number of tokens in bpe:N, got {text}"),
             },
-            ("bpe", _) => bail!("tokenizer: expected a number of tokens, as in bpe:512, got bpe"),
-            ("", _) => bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got nothing"),
+            ("bpe", _) => bail_option!("tokenizer", "expected a number of tokens, as in bpe:512, got bpe"),
+            ("", _) => {
+                bail_option!("tokenizer", "expected char, byte, bpe:N or the path of a tokenizer.json, got nothing")
+            }
             _ => Self::File(text.into()),
         })
     }
@@ -107,6 +110,9 @@ pub fn prepare(
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Tokenizer, Corpus)> {
     let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
+    if !matches!(choice, TokenizerChoice::File(_)) {
+        needed_chat_template(documents.iter().chain(held_out), None)?;
+    }
     let end_of_text = options.split_at_end_of_text || documents.len() > 1 || held_out.len() > 1;
     let markers = if end_of_text { Markers::end_of_text()? } else { Markers::default() };
     let tokenizer = match choice {
@@ -130,7 +136,11 @@ pub fn prepare(
             Tokenizer::learn_bpe(counts, *vocab_size, end_of_text)?
         }
         TokenizerChoice::File(path) if !path.exists() => {
-            bail!("tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}", path.display())
+            bail_option!(
+                "tokenizer",
+                "expected char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                path.display()
+            )
         }
         TokenizerChoice::File(path) => Tokenizer::open(path)?,
     };

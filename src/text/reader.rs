@@ -107,6 +107,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read_whole(&self, Section { document, range }: &Section) -> Result<ReadText> {
+        document.expect_utf8()?;
         let bytes = document.read(range.clone())?;
         let text = std::str::from_utf8(&bytes).map_err(|error| EncodeError::not_utf8(&bytes, error.valid_up_to()));
         text.map_err(|error| error.in_document(document, range.start))
@@ -166,7 +167,10 @@ impl Remarks {
 }
 
 /// The results for all items, or the error of the first that has one.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
+pub(super) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Send + Sync,
+) -> Result<Vec<R>> {
     items.par_iter().map(work).collect::<Vec<_>>().into_iter().collect()
 }
 

@@ -1,16 +1,18 @@
 //! Which parts of which documents are for training and which for validation.
 
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::path::Path;
 
 use super::Document;
 use super::tokenizer::Markers;
-use crate::host::{Result, bail};
+use crate::host::{Error, Result, bail};
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation {
     /// The end of the documents, taken as one text: this fraction of their bytes, at least 0 and less than 1, cut between
-    /// two characters and not inside a token such as `<|endoftext|>`. With 0 there is no validation part.
+    /// two characters and not inside a token such as `<|endoftext|>`, or between two conversations. With 0 there is no validation part.
     Fraction(f64),
     /// Separate documents; all others are for training.
     Documents(Vec<Document>),
@@ -61,7 +63,11 @@ pub(super) fn split<'a>(
     let mut parts = [vec![], vec![]];
     for document in documents {
         let len = document.len();
-        let cut = if left < len { cut_at(document, left, markers)? } else { len };
+        let cut = match document.has_conversations()? {
+            _ if left >= len => len,
+            true => line_start(document, left)?,
+            false => cut_at(document, left, markers)?,
+        };
         for (part, range) in parts.iter_mut().zip([0..cut, cut..len]) {
             if !range.is_empty() {
                 part.push(Section { document, range });
@@ -70,6 +76,21 @@ pub(super) fn split<'a>(
         left = left.saturating_sub(len);
     }
     Ok(parts)
+}
+
+/// The start of the line that has byte `at`; the end of the first line if it has it, so that one is left to train on.
+fn line_start(document: &Document, at: u64) -> Result<u64> {
+    let mut lines = BufReader::new(document.reader(0..document.len())?);
+    let (mut start, mut line) = (0, vec![]);
+    loop {
+        line.clear();
+        let read = lines.read_until(b'\n', &mut line).map_err(Error::io("read", Path::new(document.name())))?;
+        let end = start + read as u64;
+        if end > at || read == 0 {
+            return Ok(if start == 0 { end } else { start });
+        }
+        start = end;
+    }
 }
 
 /// A place to cut at, at byte `at` or just before it: the start of a marker or of a character.

@@ -13,7 +13,7 @@ use crate::text::{Batch, Ids, windows};
 /// Tokens in a batch of an evaluation: enough for large matrix products, few enough to need little memory.
 pub(super) const VALIDATION_BATCH_TOKENS: usize = 4096;
 
-/// The loss of a batch, in nats per token: a scalar.
+/// The loss of a batch, in nats per token that counts: a scalar.
 pub(super) fn loss(
     model: &CausalLm,
     batch: &Batch,
@@ -21,7 +21,8 @@ pub(super) fn loss(
     options: &CrossEntropyOptions,
 ) -> candle_core::Result<Tensor> {
     let context = ForwardContext { dropout, documents: batch.documents.clone() };
-    model.loss_with(&batch.inputs, &batch.targets, options, &context)
+    let options = CrossEntropyOptions { ignored: Some(Batch::IGNORED), ..*options };
+    model.loss_with(&batch.inputs, &batch.targets, &options, &context)
 }
 
 /// The mean loss over a text.
@@ -30,7 +31,7 @@ pub(super) fn loss(
 pub struct Evaluation {
     /// Mean cross-entropy, in nats per token.
     pub loss: f64,
-    /// Number of predicted tokens.
+    /// Number of predicted tokens, in conversations those of the assistant's turns.
     pub tokens: usize,
 }
 
@@ -60,7 +61,8 @@ pub fn bits_per_byte(loss: f64, tokens: usize, bytes: usize) -> f64 {
 
 /// The mean loss of `model`, which should be built without a graph, over the non-overlapping windows of `ids`: all that
 /// have its context's length and, unless `drop_last`, a shorter last one. `on_batch` is told, before each batch, how
-/// many of how many tokens are done or in progress, and may break off: then there is no result.
+/// many of how many tokens are done or in progress, and may break off: then there is no result. In conversations the mean
+/// is over what the assistant says.
 ///
 /// With a `separator`, the id that ends each document, documents are isolated.
 ///
@@ -73,11 +75,22 @@ pub fn evaluate(
     separator: Option<u32>,
     on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<Evaluation>> {
-    let (context_len, device): (usize, &Device) = (model.config().context_len, model.device());
+    evaluate_windows(model, ids, (model.config().context_len, drop_last), separator, on_batch)
+}
+
+/// [`evaluate`] with windows of `context_len` tokens, of which a shorter last one is left out with `drop_last`.
+pub(super) fn evaluate_windows(
+    model: &CausalLm,
+    ids: &Ids,
+    (context_len, drop_last): (usize, bool),
+    separator: Option<u32>,
+    on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<Evaluation>> {
+    let device: &Device = model.device();
     let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
     let mut batches = windows(ids, (batch_size, context_len), drop_last, separator, device)?.peekable();
     let total = if drop_last { (ids.len() - 1) / context_len * context_len } else { ids.len() - 1 };
-    let (mut nats, mut tokens) = (0.0, 0);
+    let (mut nats, mut tokens, mut done) = (0.0, 0, 0);
     while batches.peek().is_some() {
         // Side by side, each on one thread, then added in order.
         let mut group: Vec<Batch> = vec![];
@@ -85,7 +98,7 @@ pub fn evaluate(
             && let Some(batch) = batches.next()
         {
             group.push(batch?);
-            let done = tokens + group.iter().map(Batch::tokens).sum::<usize>();
+            done += group.last().map_or(0, Batch::tokens);
             if on_batch(done, total).is_break() {
                 return Ok(None);
             }
@@ -95,12 +108,13 @@ pub fn evaluate(
             Ok(f64::from(loss.to_scalar::<f32>()?))
         });
         for (batch, loss) in group.iter().zip(losses.into_iter().collect::<candle_core::Result<Vec<f64>>>()?) {
-            nats += loss * batch.tokens() as f64;
-            tokens += batch.tokens();
+            let learned = batch.learned()?;
+            nats += loss * learned as f64;
+            tokens += learned;
         }
     }
     if tokens == 0 {
-        bail!("evaluate: expected at least one batch, got none");
+        bail!("evaluate: expected a token that counts, as in an assistant's turn, got none");
     }
     Ok(Some(Evaluation { loss: nats / tokens as f64, tokens }))
 }

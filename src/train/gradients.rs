@@ -21,7 +21,8 @@ pub(super) struct LossAndGradients {
 
 /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
 /// forward and backward on a thread of its own; rounds run one after the other. Shards are added over a fixed binary tree,
-/// so the bits of the result depend on where the batch is cut, but not on threads or rounds.
+/// so the bits of the result depend on where the batch is cut, but not on threads or rounds. Each is divided by the number
+/// of targets that count in the whole batch; if none does, loss and gradients are 0.
 pub(super) fn loss_and_gradients(
     model: &CausalLm,
     vars: &[(String, Var)],
@@ -30,7 +31,7 @@ pub(super) fn loss_and_gradients(
     dropout: DropoutSource,
 ) -> Result<LossAndGradients> {
     let cross_entropy = CrossEntropyOptions {
-        divisor: Some(batch.tokens() as f64),
+        divisor: Some(batch.learned()? as f64),
         label_smoothing: options.label_smoothing,
         ..Default::default()
     };

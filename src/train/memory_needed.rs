@@ -30,9 +30,10 @@ pub(super) fn memory_needed(
     };
     let state = trained.saturating_mul(copies).saturating_add(frozen);
     let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
-    let positions = sequences.saturating_mul(config.context_len);
+    let window = options.window_len(config);
+    let positions = sequences.saturating_mul(window);
     let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
-    let validated = VALIDATION_BATCH_TOKENS.max(config.context_len).saturating_mul(rayon::current_num_threads());
+    let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(rayon::current_num_threads());
     let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }

@@ -24,12 +24,14 @@
 
 mod audit;
 mod average;
+mod base_files;
 mod checkpoint;
 mod evaluate;
 mod frozen_base;
 mod gradients;
 mod memory_needed;
 pub mod metrics;
+mod model_card;
 mod one_batch;
 mod ownership;
 mod resume;

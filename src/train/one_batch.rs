@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{StepReport, TrainOptions, Trainer};
-use crate::host::{Result, bail};
+use crate::host::{Result, bail_option};
 use crate::optim::Schedule;
 
 /// The result of overfitting one batch.
@@ -54,7 +54,7 @@ pub fn overfit_one_batch(
     let steps = trainer.options().steps;
     if steps < 2 {
         // The effect of the first step shows in the loss of the second.
-        bail!("steps: expected at least 2, to overfit one batch, got {steps}");
+        bail_option!("steps", "expected at least 2, to overfit one batch, got {steps}");
     }
     let batch = trainer.next_batch()?;
     let mut first_loss = None;

@@ -4,8 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
-use super::checkpoint;
+use super::model_card::CARD;
 use super::run_dir::IsRootNew;
+use super::{base_files, checkpoint};
 use crate::host::{ADAPTER_CONFIG, Error, Result, disk};
 use crate::model::ADAPTER_WEIGHTS;
 
@@ -61,18 +62,16 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
     Err(Error::Locked(root.to_path_buf()))
 }
 
-/// Removes what [`RunDir::create`] and [`RunDir::begin`] write before the first checkpoint, and nothing else; says whether
-/// that is done.
+/// Removes what [`RunDir::create`] and [`RunDir::begin`] write, and nothing else; says whether that is done. The folder was
+/// empty before.
 pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
     // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
-    const NAMES: [&str; 5] =
-        ["config.json", "generation_config.json", ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json"];
-    for name in NAMES {
-        let _ = disk::remove_file(&root.join(name));
+    const OTHERS: [&str; 5] = ["config.json", "model.safetensors", ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD];
+    for name in base_files::KEPT.iter().chain(&OTHERS) {
+        let path = root.join(name);
+        let _ = disk::remove_file(&disk::sibling(&path)).and_then(|()| disk::remove_file(&path));
     }
-    let is_removed = disk::remove_folder(&root.join("training")).is_ok();
-    if is_removed && is_root_new {
-        let _ = disk::remove_empty_folder(root);
-    }
-    is_removed
+    let training = root.join("training");
+    let is_removed = !training.exists() || disk::remove_folder(&training).is_ok();
+    is_removed && (!is_root_new || !root.exists() || disk::remove_empty_folder(root).is_ok())
 }

@@ -9,7 +9,7 @@ use super::frozen_base::FrozenBase;
 use super::run_dir::{CheckpointState, Latest, tensors};
 use super::trainer::audit_of;
 use super::{RunDir, Trainer, settings_file};
-use crate::host::{Error, Result, adapter_base, bail, listed};
+use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
 use crate::model::{ModelConfig, own_adapter};
 use crate::nn::Parameters;
 use crate::text::{Corpus, TextProgress};
@@ -33,7 +33,7 @@ pub fn resume(
         RunDir::latest(root, device)?;
     let (settings, options) = settings_file::read(&root.join("training"), changes)?;
     if options.steps < state.step {
-        bail!("steps: expected at least the {} that are done, got {}", state.step, options.steps);
+        bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
     let (config, base) = model(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");

@@ -3,6 +3,7 @@
 //! ```text
 //! config.json, generation_config.json       the model
 //! tokenizer.json, tokenizer_config.json     the tokenizer
+//! README.md                                 the model card
 //! model.safetensors                         the best weights so far; their step and loss in the metadata
 //! training/step-00000250.safetensors        a checkpoint: weights, optimizer state, averages, state, checksum
 //! training/settings.toml                    all options
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
-use super::{checkpoint, settings_file};
+use super::{base_files, checkpoint, model_card, settings_file};
 use crate::host::{ADAPTER_CONFIG, Error, Result, disk, input};
 use crate::model::{ADAPTER_WEIGHTS, TensorFile, adapter_json, save_adapter, save_weights_with};
 use crate::text::Tokenizer;
@@ -62,6 +63,10 @@ pub(super) struct CheckpointState {
 pub struct RunDir {
     root: PathBuf,
     metrics: Metrics,
+    /// All options, for the model card.
+    settings: toml::Table,
+    /// The folder of the model that a new run starts from.
+    base: Option<PathBuf>,
     /// The step of the last checkpoint and when it was written or opened; `None` before the first.
     saved: Option<(u64, Instant)>,
     /// Whether this process is creating the run and, if so, its root.
@@ -98,7 +103,8 @@ impl RunDir {
     /// Starts a run whose folder `training` has just been created.
     fn created(root: &Path, is_root_new: IsRootNew) -> Result<Self> {
         let (_lock, metrics) = (lock(root, true)?, Metrics::start(&root.join("training"), 0, 0.0)?);
-        Ok(Self { root: root.to_path_buf(), metrics, saved: None, creates: Some(is_root_new), _lock })
+        let (root, creates) = (root.to_path_buf(), Some(is_root_new));
+        Ok(Self { root, metrics, settings: toml::Table::new(), base: None, saved: None, creates, _lock })
     }
 
     /// Locks the folder of an earlier run and reads its latest checkpoint that verifies. Nothing changes yet.
@@ -154,6 +160,12 @@ impl RunDir {
         self.training().join("metrics.jsonl")
     }
 
+    /// Makes this the run of a model that starts from the one in the folder `base`, whose tokenizer, settings of generation
+    /// and further keys of `config.json` it keeps.
+    pub fn start_from(&mut self, base: &Path) {
+        self.base = Some(base.to_path_buf());
+    }
+
     /// Writes the model's configuration, the tokenizer, the settings (the trainer's options, and what else the caller wants
     /// to keep with them) and a first checkpoint of a new run.
     ///
@@ -170,6 +182,10 @@ impl RunDir {
             write("generation_config.json", config.generation_json()?)?;
         }
         tokenizer.save(&self.root, config.context_len)?;
+        if let Some(base) = &self.base {
+            base_files::keep(base, &self.root)?;
+        }
+        self.settings = others.clone();
         settings_file::write(&self.training(), others, trainer.options())?;
         self.metrics.start_clock();
         self.save(trainer)
@@ -188,7 +204,8 @@ impl RunDir {
         settings_file::write(&training, settings, trainer.options())?;
         let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
         let saved = Some((step, Instant::now()));
-        let run = Self { root: root.to_path_buf(), metrics, saved, creates: None, _lock: lock };
+        let (root, settings) = (root.to_path_buf(), settings.clone());
+        let run = Self { root, metrics, settings, base: None, saved, creates: None, _lock: lock };
         match trainer.state.best {
             Some(best) if run.held_step(trainer) == Some(best.step) => {}
             Some(best) if best.step == step => run.publish(trainer)?,
@@ -197,6 +214,7 @@ impl RunDir {
                 run.publish(trainer)?;
             }
         }
+        model_card::write(&run.root, trainer, &run.settings)?;
         run.remove_old(step, trainer.options().keep)?;
         Ok(run)
     }
@@ -249,6 +267,7 @@ impl RunDir {
         if trainer.best().is_none_or(|best| best.step == step) {
             self.publish(trainer)?;
         }
+        model_card::write(&self.root, trainer, &self.settings)?;
         for later in checkpoint::steps(&training)?.into_iter().filter(|other| *other > step) {
             disk::remove_file(&checkpoint::path(&training, later))?;
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::TrainOptions;
-use crate::host::{Error, Result, bail, disk, input};
+use crate::host::{Error, Result, bail_option, disk, input};
 
 /// The options that a resumed run may change and that change its result: rates, and the lengths that they follow.
 pub const CHANGE_THE_RESULT: [&str; 11] = [
@@ -40,7 +40,7 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
     let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
     for (name, value) in changes {
         if !CHANGE_THE_RESULT.contains(&&**name) && !KEEP_THE_RESULT.contains(&&**name) {
-            bail!("{name}: cannot be changed when resuming");
+            bail_option!(name, "cannot be changed when resuming");
         }
         table.insert(name.clone(), value.clone());
     }
@@ -100,7 +100,10 @@ mod tests {
             ("steps = \"many\"", "invalid type: string \"many\", expected u64"),
         ] {
             let error = changed("tokenizer = \"char\"", changes).unwrap_err();
-            assert!(matches!(error, Error::Input(_)) && error.to_string().contains(expected), "{changes}: {error:?}");
+            assert!(
+                matches!(error, Error::Input(_) | Error::Option { .. }) && error.to_string().contains(expected),
+                "{changes}: {error:?}"
+            );
         }
     }
 

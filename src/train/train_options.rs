@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Result, bail};
+use crate::host::{Result, bail_option};
 use crate::model::ModelConfig;
 use crate::optim::{Group, LrSchedule, Rule, Schedule};
 use crate::text::Corpus;
@@ -36,6 +36,9 @@ pub struct TrainOptions {
     pub steps: u64,
     /// Sequences per step (B).
     pub batch: usize,
+    /// Tokens in a sequence (T), in training and in validation; by default, and at most, the model's context length.
+    #[serde(with = "auto")]
+    pub context: Option<usize>,
     /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards
     /// affects the result, in its last bits.
     pub shards: usize,
@@ -102,6 +105,7 @@ impl Default for TrainOptions {
         Self {
             steps: 2000,
             batch: 12,
+            context: None,
             // The same on every machine: enough for the threads of most, and hardly slower on two.
             shards: 4,
             accumulate: 1,
@@ -153,7 +157,12 @@ impl TrainOptions {
         }
     }
 
-    /// Steps between validations of `tokens` tokens each, for a model of this context length.
+    /// Tokens in a sequence, for this model.
+    pub fn window_len(&self, config: &ModelConfig) -> usize {
+        self.context.unwrap_or(config.context_len)
+    }
+
+    /// Steps between validations of `tokens` tokens each, with sequences of `context_len` tokens.
     pub fn eval_interval(&self, tokens: usize, context_len: usize) -> u64 {
         /// A forward pass takes a third of the time of a training step.
         const FORWARD: f64 = 1.0 / 3.0;
@@ -171,17 +180,23 @@ impl TrainOptions {
         for (name, value, max) in [
             ("steps", self.steps, i64::MAX as u64),
             ("batch", self.batch as u64, 1 << 24),
+            ("context", self.context.unwrap_or(1) as u64, ModelConfig::MAX_SIZE as u64),
             ("shards", self.shards as u64, 1 << 24),
             ("accumulate", self.accumulate as u64, self.batch as u64),
             ("eval-every", self.eval_every.unwrap_or(1), i64::MAX as u64),
             ("keep", self.keep as u64, 1 << 24),
         ] {
             if !(1..=max).contains(&value) {
-                bail!("{name}: expected a number from 1 to {max}, got {value}");
+                bail_option!(name, "expected a number from 1 to {max}, got {value}");
             }
         }
         if i64::try_from(self.seed).is_err() {
-            bail!("seed: expected at most {}, the largest number of a settings file, got {}", i64::MAX, self.seed);
+            bail_option!(
+                "seed",
+                "expected at most {}, the largest number of a settings file, got {}",
+                i64::MAX,
+                self.seed
+            );
         }
         for (name, value, is_allowed, allowed) in [
             ("lr", self.lr, self.lr > 0.0, "above 0"),
@@ -205,11 +220,11 @@ impl TrainOptions {
             let is_in_f32 =
                 rounded.is_finite() && (rounded == 0.0) == (value == 0.0) && (rounded == 1.0) == (value == 1.0);
             if !is_allowed || !is_in_f32 {
-                bail!("{name}: expected a number {allowed}, got {value:?}");
+                bail_option!(name, "expected a number {allowed}, got {value:?}");
             }
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
-            bail!("warmup, decay: expected fractions of at most 1 together, got {} and {}", self.warmup, self.decay);
+            bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);
         }
         Ok(())
     }
@@ -221,18 +236,29 @@ impl TrainOptions {
     pub fn validate_for(&self, config: &ModelConfig, corpus: &Corpus) -> Result<()> {
         self.validate()?;
         if self.isolate_documents && corpus.separator.is_none() {
-            bail!("isolate-documents: expected several documents and a tokenizer with an end-of-text token, got none");
+            bail_option!(
+                "isolate-documents",
+                "expected several documents and a tokenizer with an end-of-text token, got none"
+            );
         }
         if self.patience > 0 && corpus.validation.is_empty() {
-            bail!("patience: expected a validation text, got none");
+            bail_option!("patience", "expected a validation text, got none");
         }
-        corpus.check_context(config.context_len)
+        let (context, max) = (self.window_len(config), config.context_len);
+        if context > max {
+            bail_option!("context", "expected at most {max}, the model's own, got {context}");
+        }
+        // Nothing would reach the weights of queries and keys.
+        if context == 1 && max > 1 {
+            bail_option!("context", "expected at least 2 for a model with a context of {max}, got 1");
+        }
+        corpus.check_context(context)
     }
 }
 
 /// An option whose value follows from others where it is not given, written `"auto"`.
 mod auto {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -241,16 +267,18 @@ mod auto {
         Word(String),
     }
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(value: &Option<impl Serialize>, serializer: S) -> Result<S::Ok, S::Error> {
         match value {
-            Some(value) => serializer.serialize_u64(*value),
+            Some(value) => value.serialize(serializer),
             None => serializer.serialize_str("auto"),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    pub(super) fn deserialize<'de, T: TryFrom<u64>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
         match Auto::deserialize(deserializer)? {
-            Auto::Number(value) => Ok(Some(value)),
+            Auto::Number(value) => T::try_from(value).map(Some).map_err(|_| D::Error::custom("number too large")),
             Auto::Word(word) if word == "auto" => Ok(None),
             Auto::Word(word) => Err(D::Error::custom(format!("expected a number or \"auto\", got {word:?}"))),
         }
@@ -300,7 +328,7 @@ mod tests {
             (TrainOptions { seed: u64::MAX, ..default() }, "seed: expected at most"),
             (
                 TrainOptions { schedule: Schedule::WarmupStableDecay, warmup: 0.3, decay: 0.8, ..default() },
-                "warmup, decay: expected fractions of at most 1 together, got 0.3 and 0.8",
+                "warmup: expected at most 1 together with decay, got 0.3 and 0.8",
             ),
         ] {
             let error = options.validate().unwrap_err().to_string();

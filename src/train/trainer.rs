@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::average::WeightAverage;
+use super::evaluate::evaluate_windows;
 use super::frozen_base::FrozenBase;
 use super::gradients::{LossAndGradients, loss_and_gradients};
 use super::memory_needed::memory_needed;
 use super::statistics::{self, TensorStatistics};
-use super::{Best, TrainOptions, bits_per_byte, evaluate};
+use super::{Best, TrainOptions, bits_per_byte};
 use crate::cpu::sums::euclidean_norm;
 use crate::host::{Error, Memory, Result, bail};
 use crate::model::{CausalLm, DropoutRates, DropoutSource, ModelConfig};
@@ -63,7 +64,8 @@ pub(super) struct TrainState {
 pub struct StepReport {
     /// Steps done, including this one.
     pub step: u64,
-    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on.
+    /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on. 0
+    /// if no token counts, as where all windows lie outside the assistant's turns: then only momentum moves the weights.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -154,7 +156,7 @@ impl Trainer {
         if needed > total {
             let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
             bail!(
-                "the run would need {} MB of memory, and there are {} MB; accumulate or a smaller batch takes less",
+                "the run would need {} MB of memory, and there are {} MB; --accumulate or a smaller --batch takes less",
                 megabytes(needed),
                 megabytes(total)
             );
@@ -198,7 +200,7 @@ impl Trainer {
         let sampler = BatchSampler {
             seed: self.options.seed,
             batch_size: self.options.batch,
-            context_len: self.config().context_len,
+            context_len: self.options.window_len(self.config()),
             separator: self.separator(),
         };
         sampler.batch(&self.corpus.train, self.state.step, self.model.device())
@@ -249,7 +251,7 @@ impl Trainer {
         Rates { lr, gradient_scale, step: self.state.step + 1, betas: (beta1, beta2), eps: EPS, momentum }
     }
 
-    /// The loss over the whole validation part: all non-overlapping windows of the context's length. `on_batch` is told,
+    /// The loss over the whole validation part: all non-overlapping windows of the length trained on. `on_batch` is told,
     /// before each batch, how many of how many tokens are done or in progress, and may break off: then there is no
     /// result.
     ///
@@ -260,7 +262,9 @@ impl Trainer {
         on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<ValidationReport>> {
         let (step, ids) = (self.state.step, &self.corpus.validation);
-        let Some(evaluation) = evaluate(&self.model, ids, true, self.separator(), on_batch)? else { return Ok(None) };
+        let windows = (self.options.window_len(self.config()), true);
+        let evaluation = evaluate_windows(&self.model, ids, windows, self.separator(), on_batch)?;
+        let Some(evaluation) = evaluation else { return Ok(None) };
         let loss = evaluation.loss;
         if !loss.is_finite() {
             return Err(Error::Diverged { step, what: "the validation loss".into(), value: loss });
@@ -270,7 +274,7 @@ impl Trainer {
         *validated = step;
         *without_improvement = if is_best { 0 } else { *without_improvement + 1 };
         *best = if is_best { Some(Best { step, loss }) } else { *best };
-        let bits_per_byte = bits_per_byte(loss, ids.len(), self.corpus.validation_bytes);
+        let bits_per_byte = bits_per_byte(loss, ids.learned(), self.corpus.validation_bytes);
         Ok(Some(ValidationReport { step, loss, bits_per_byte, is_best }))
     }
 
@@ -278,7 +282,7 @@ impl Trainer {
     /// made.
     pub(super) fn validation_is_due(&self) -> bool {
         let step = self.state.step;
-        let every = self.options.eval_interval(self.corpus.validation.len(), self.config().context_len);
+        let every = self.options.eval_interval(self.corpus.validation.len(), self.options.window_len(self.config()));
         step > self.state.validated && (step == self.options.steps || step.is_multiple_of(every))
     }
 

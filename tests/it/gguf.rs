@@ -70,7 +70,8 @@ fn the_configuration_has_the_special_tokens_of_the_file() {
 fn own(model: fn(usize) -> ModelConfig, choice: &str, documents: &[Document]) -> (ModelConfig, Tokenizer, Weights) {
     let none = &mut |_| {};
     let (validation, choice) = (Validation::Fraction(0.0), choice.parse().unwrap());
-    let (tokenizer, _) = prepare(documents, &validation, &choice, IdsStore::Temporary, none).unwrap();
+    let (tokenizer, _) =
+        prepare(documents, &validation, &choice, Default::default(), IdsStore::Temporary, none).unwrap();
     let config = ModelConfig {
         context_len: 16,
         embed_dim: 24,

@@ -17,6 +17,8 @@ mod bits_per_byte;
 #[cfg(feature = "lm")]
 mod charts;
 #[cfg(feature = "lm")]
+mod chat;
+#[cfg(feature = "lm")]
 mod config_variants;
 #[cfg(feature = "lm")]
 mod corpus;

@@ -426,7 +426,7 @@ fn changes_that_are_refused_leave_the_run_as_it_is() {
         ("steps = 7", "steps: expected at least the 8 that are done, got 7"),
     ] {
         let error = resume(&root, changes).err().unwrap();
-        assert!(matches!(error, Error::Input(_)) && error.to_string().contains(expected), "{error:?}");
+        assert!(matches!(error, Error::Option { .. }) && error.to_string().contains(expected), "{error:?}");
         assert_unchanged(&root, &before);
     }
 }

@@ -96,7 +96,7 @@ fn a_sample_ends_before_a_stop_text_and_the_others_go_on() {
     }
     let empty = Continuation { stop: vec![String::new()], ..Default::default() };
     let error = empty.write(&pipeline, "", &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
-    assert!(error.contains("expected stop texts of at least one character"), "{error}");
+    assert!(error.contains("stop: expected texts of at least one character"), "{error}");
 }
 
 #[test]

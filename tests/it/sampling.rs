@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_attention::generate::{Sampler, SamplingOptions};
+use candle_attention::generate::{GenerationDefaults, Sampler, SamplingOptions};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -64,6 +64,38 @@ fn probabilities_are_those_of_transformers() {
     }
 }
 
+/// `tests/fixtures/generation_config.py` has transformers read the same files.
+#[test]
+fn a_generation_config_is_applied_as_by_transformers() {
+    #[derive(Deserialize)]
+    struct Fixture {
+        text: Vec<u32>,
+        logits: Vec<Vec<f32>>,
+        cases: Vec<Case>,
+    }
+    #[derive(Deserialize)]
+    struct Case {
+        json: serde_json::Value,
+        probabilities: Expected,
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generation_config.json");
+    let Fixture { text, logits, cases } = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!((logits.len(), cases.len()), (3, 10));
+    for Case { json, probabilities } in cases {
+        let defaults = GenerationDefaults::from_json(json.to_string().as_bytes()).unwrap();
+        let temperature = if defaults.do_sample { defaults.sampling.temperature } else { 0.0 };
+        let options = SamplingOptions { temperature, ..defaults.sampling };
+        for (logits, expected) in logits.iter().zip(probabilities) {
+            for (id, (got, expected)) in
+                options.probabilities(logits, &text).unwrap().into_iter().zip(expected).enumerate()
+            {
+                assert!((got - expected).abs() < 1e-14, "{json}, token {id}: {got}, expected {expected}");
+                assert_eq!(got == 0.0, expected == 0.0, "{json}, token {id}");
+            }
+        }
+    }
+}
+
 #[test]
 fn tokens_come_as_often_as_their_probabilities_say() {
     const DRAWS: usize = 20_000;
@@ -107,12 +139,11 @@ fn options_out_of_their_range_are_refused() {
         Sampler::new(options, 1, 0).unwrap_err().to_string()
     };
     for (error, expected) in [
-        (with(|options| options.temperature = -0.1), "expected a temperature of at least 0, got -0.1"),
+        (with(|options| options.temperature = -0.1), "temperature: expected a number of at least 0, got -0.1"),
         (with(|options| options.temperature = f64::INFINITY), "temperature"),
-        (with(|options| options.top_k = Some(0)), "expected top-k of at least 1, got 0"),
-        (with(|options| options.top_p = Some(0.0)), "expected top-p above 0 and up to 1, got 0"),
-        (with(|options| options.min_p = Some(1.5)), "expected min-p above 0 and up to 1, got 1.5"),
-        (with(|options| options.repetition_penalty = 0.0), "expected repetition-penalty above 0, got 0"),
+        (with(|options| options.top_p = Some(0.0)), "top-p: expected a number above 0 and up to 1, got 0"),
+        (with(|options| options.min_p = Some(1.5)), "min-p: expected a number from 0 to 1, got 1.5"),
+        (with(|options| options.repetition_penalty = 0.0), "repetition-penalty: expected a number above 0, got 0"),
         (with(|options| options.repetition_penalty = f64::NAN), "repetition-penalty"),
     ] {
         assert!(error.contains(expected), "{error}");
@@ -131,6 +162,18 @@ fn options_out_of_their_range_are_refused() {
     let logits = [-20.0, -30.0, f32::NEG_INFINITY];
     assert_eq!(options.probabilities(&logits, &[0, 1, 2]).unwrap(), [0.5, 0.5, 0.0]);
     assert_eq!(options.probabilities(&logits, &[0]).unwrap(), [0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn what_keeps_all_tokens_is_off() {
+    let all = SamplingOptions::default().probabilities(&[1.0, 3.0, -40.0, 2.0], &[]).unwrap();
+    for options in [
+        SamplingOptions { top_k: Some(0), ..Default::default() },
+        SamplingOptions { min_p: Some(0.0), ..Default::default() },
+        SamplingOptions { top_p: Some(1.0), ..Default::default() },
+    ] {
+        assert_eq!(options.probabilities(&[1.0, 3.0, -40.0, 2.0], &[]).unwrap(), all, "{options:?}");
+    }
 }
 
 /// Equal logits have weights of 1, so the sums are exact: a `p` of 1/2 takes two of four tokens, not three.

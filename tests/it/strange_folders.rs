@@ -56,10 +56,17 @@ fn links_are_replaced_or_removed_where_a_new_file_takes_their_place() {
     let folder = stranger.with_file_name("precious_folder");
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("file"), "precious").unwrap();
-    for name in ["model.safetensors", "training/step-00000001.safetensors"] {
+    for name in ["model.safetensors", "README.md", "training/step-00000001.safetensors"] {
         std::fs::remove_file(root.join(name)).unwrap();
     }
-    for link in ["model.safetensors", "model.safetensors.tmp", "training/settings.toml.tmp", "training/loss.svg.tmp"] {
+    for link in [
+        "model.safetensors",
+        "model.safetensors.tmp",
+        "README.md",
+        "README.md.tmp",
+        "training/settings.toml.tmp",
+        "training/loss.svg.tmp",
+    ] {
         symlink(stranger, root.join(link)).unwrap();
     }
     for link in ["training/step-00000003.safetensors.tmp", "training/step-00000001.safetensors"] {

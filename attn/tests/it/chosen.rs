@@ -47,9 +47,9 @@ fn options_are_given_on_top_of_the_recipe() {
     for (given, expected) in [
         ("--optimizer adamw --momentum 0.9", "--momentum needs --optimizer muon"),
         ("--schedule cosine --decay 0.3", "--decay needs --schedule warmup-stable-decay"),
-        ("--architecture gpt2 --kv-heads 1", "kv-heads: expected architecture llama or qwen3, got gpt2"),
-        ("--preset gpt2 --rope-theta 500", "rope-theta: expected architecture llama or qwen3, got gpt2"),
-        ("--preset quick --warmup 0.3", "warmup, decay: expected fractions of at most 1 together, got 0.3 and 0.8"),
+        ("--architecture gpt2 --kv-heads 1", "--kv-heads: expected --architecture llama or qwen3, got gpt2"),
+        ("--preset gpt2 --rope-theta 500", "--rope-theta: expected --architecture llama or qwen3, got gpt2"),
+        ("--preset quick --warmup 0.3", "--warmup: expected at most 1 together with decay, got 0.3 and 0.8"),
     ] {
         space.refuses(&format!("train text.txt {given}"), expected);
     }

@@ -166,7 +166,7 @@ fn with(base: &[&str], option: &str, value: &str) -> Vec<String> {
 }
 
 /// Options whose number may be 0, and those of them that take whole numbers only.
-const MAY_BE_ZERO: [&str; 19] = [
+const MAY_BE_ZERO: [&str; 21] = [
     "--warmup",
     "--decay",
     "--patience",
@@ -185,16 +185,18 @@ const MAY_BE_ZERO: [&str; 19] = [
     "--momentum",
     "--matrix-weight-decay",
     "--temperature",
+    "--min-p",
+    "--top-k",
     "--max-tokens",
 ];
-const WHOLE: [&str; 4] = ["--patience", "--statistics-every", "--seed", "--max-tokens"];
+const WHOLE: [&str; 5] = ["--patience", "--statistics-every", "--seed", "--top-k", "--max-tokens"];
 
 #[test]
 fn useless_numbers_are_refused() {
     let space = Space::new();
     for base in [train(), generate()] {
         // For these any number is a path or a text.
-        let is_number = |option: &String| !["--out", "--prompt", "--stop"].contains(&option.as_str());
+        let is_number = |option: &String| !["--out", "--prompt", "--prompt-file", "--stop"].contains(&option.as_str());
         for option in options(&space, base[0]).into_iter().filter(is_number) {
             for value in ["1e300", "-1", "nan", "inf", "0", "1e-400"] {
                 let line = with(&base, &option, value);

@@ -5,10 +5,13 @@
 
 mod adapters;
 mod bits_per_byte;
+mod chat;
 mod chosen;
 mod convert;
 mod determinism;
 mod documented;
+mod fine_tuning;
+mod generation;
 mod hostile;
 mod options;
 mod pipeline;

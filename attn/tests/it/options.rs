@@ -15,7 +15,7 @@ const BAD: [(&str, &[&str]); 39] = [
     ("--dim", &["0", "1", "33", "99999999999", "x"]),
     ("--kv-heads", &["0", "3", "99999999999", "x"]),
     ("--hidden", &["0", "99999999999", "x"]),
-    ("--context", &["0", "99999999999", "auto"]),
+    ("--context", &["0", "99999999999", "x"]),
     ("--rope-theta", &["0", "-1", "nan", "inf", "x"]),
     ("--steps", &["0", "-1", "1e3", "18446744073709551615", "auto"]),
     ("--batch", &["0", "16777217", "18446744073709551615"]),
@@ -142,6 +142,17 @@ fn the_last_of_a_repeated_option_counts() {
         assert_eq!(space.settings("run")[name], expected, "{given}");
         space.remove("run");
     }
+    // Those that are no settings.
+    space.write("empty.toml", "");
+    space.works(&format!("{train} --out other --out run --config missing.toml --config empty.toml"));
+    let resume = "train --resume --out missing --resume --out run --steps 13 --steps 14 --keep 1 --keep 2";
+    space.works(&format!("--threads 2 --threads 1 {resume} --threads 1 --threads 2"));
+    let generate = "generate run --max-tokens 1 --max-tokens 0 --prompt a --prompt o --temperature -1 --temperature 0";
+    let printed = space.works(&format!("{generate} --top-k 1 --top-k 0 --seed 1 --seed 2 --samples 2 --samples 1"));
+    assert_eq!(printed, "o\n");
+    space.works("generate run --prompt-file missing --prompt-file text.txt --max-tokens 1");
+    assert_eq!(space.settings("run")["steps"], 14.into());
+    space.remove("run");
     // A switch in a file can be turned off, as one of a preset.
     space.write("on.toml", "bias = true\nzero-residual = true\n");
     space.works(&format!("{train} --config on.toml --no-bias --no-zero-residual"));

@@ -40,7 +40,7 @@ fn from_a_text_to_a_sample() {
     }
     let model =
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    assert_eq!(space.entries("runs/text-1"), [&model[..], &["training"]].concat());
+    assert_eq!(space.entries("runs/text-1"), [&["README.md"], &model[..], &["training"]].concat());
     assert_eq!(space.entries("runs"), ["text-1"]);
     let training = space.entries("runs/text-1/training");
     for name in
@@ -101,7 +101,7 @@ fn every_tokenizer_trains() {
     }
     space.write("noise.bin", (0..=255).cycle().take(2000).collect::<Vec<u8>>());
     space.works(&format!("train noise.bin {SMALL} --tokenizer byte"));
-    space.refuses(&format!("train noise.bin {SMALL}"), "for any bytes use the tokenizer `byte`");
+    space.refuses(&format!("train noise.bin {SMALL}"), "--tokenizer byte takes any bytes");
 }
 
 /// Trains, goes on, starts from, evaluates and generates, past the context too.

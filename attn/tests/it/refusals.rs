@@ -6,35 +6,40 @@ use crate::support::{SMALL, Space};
 fn bad_input_is_one_line_and_leaves_nothing_behind() {
     let space = Space::new();
     space.write("empty.txt", "");
-    space.write("short.txt", "abc");
+    std::fs::create_dir(space.path("nothing")).unwrap();
+    space.write("short.txt", "a");
     space.write("same.txt", "a".repeat(2000));
     space.write("latin1.txt", b"Primeira linha.\nA\xe7\xe3o.\n");
     for (line, expected) in [
+        ("train nothing", "expected text files in nothing, got none\n"),
         ("train missing.txt", "missing.txt: No such file or directory"),
         ("train empty.txt", "empty.txt, got an empty file"),
-        ("train short.txt", "of at least 2 tokens"),
+        ("train short.txt --tokenizer byte", "expected a training text of at least 2 tokens, got 1"),
         ("train latin1.txt", "latin1.txt: expected utf-8"),
         ("train same.txt", "expected a text of at least two different tokens"),
         ("train text.txt --batch 16000000 --context 100", "MB of memory, and there are"),
         ("train text.txt --dim 1000000 --heads 1", "MB of memory, and there are"),
         ("train text.txt --preset llama --dim 1000000 --heads 2", "MB of memory, and there are"),
         ("train text.txt --layers 4000 --dim 100000 --heads 1 --dry-run", "MB of memory, and there are"),
-        ("train text.txt --patience 2 --validation-fraction 0", "patience: expected a validation text, got none"),
-        ("train text.txt --isolate-documents", "isolate-documents: expected several documents"),
-        ("train text.txt --context 5000", "context"),
+        ("train text.txt --patience 2 --validation-fraction 0", "--patience: expected a validation text, got none"),
+        ("train text.txt --isolate-documents", "--isolate-documents: expected several documents"),
+        (
+            "train text.txt --context 5000",
+            "--context: expected at most 395, as the validation text has 396 tokens, got 5000",
+        ),
         ("train text.txt false", "false: No such file or directory"),
         ("train text.txt --config missing.toml", "missing.toml: No such file or directory"),
-        ("train text.txt --init missing", "init: missing is not a folder"),
+        ("train text.txt --init missing", "--init: missing: expected the folder of a model"),
         ("train --resume --out missing", "missing is not a run"),
-        ("generate missing", "missing is not a folder"),
-        ("eval missing text.txt", "missing is not a folder"),
+        ("generate missing", "missing: expected the folder of a model"),
+        ("eval missing text.txt", "missing: expected the folder of a model"),
     ] {
         let message = space.refuses(line, expected);
         // The system's words are said once.
         assert!(message.matches("No such file").count() <= 1, "attn {line}: {message}");
     }
     let left: Vec<String> = space.entries(".").into_iter().filter(|name| name != "runs").collect();
-    assert_eq!(left, ["empty.txt", "latin1.txt", "same.txt", "short.txt", "text.txt"]);
+    assert_eq!(left, ["empty.txt", "latin1.txt", "nothing", "same.txt", "short.txt", "text.txt"]);
     assert!(!space.path("runs").exists() || space.entries("runs").is_empty());
 }
 
@@ -43,13 +48,28 @@ fn bad_input_to_a_trained_model_is_one_line() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out run"));
     space.write("greek.txt", "O gato\npreto α.\n");
+    space.write("utf16.txt", "\u{feff}O gato".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
     for (line, expected) in [
         ("generate run --prompt gaßto", "'ß'"),
-        ("generate run --temperature -1", "temperature"),
+        ("generate run --temperature -1", "--temperature: expected a number of at least 0, got -1"),
         ("generate run --top-p 2", "above 0 and up to 1, got 2"),
-        ("generate run --min-p 0", "above 0 and up to 1, got 0"),
-        ("generate run --repetition-penalty 0", "repetition"),
-        ("generate run --stop=", "stop"),
+        ("generate run --min-p 1.5", "--min-p: expected a number from 0 to 1, got 1.5"),
+        ("generate run --repetition-penalty 0", "--repetition-penalty: expected"),
+        ("generate run --stop=", "--stop: expected"),
+        ("generate run --prompt-file missing", "--prompt-file: cannot read missing"),
+        ("generate run --prompt-file utf16.txt", "utf16.txt: expected utf-8 text, got UTF-16"),
+        ("train utf16.txt", "utf16.txt: expected utf-8 text, got UTF-16; this converts it: iconv -f UTF-16 -t UTF-8"),
+        ("eval run utf16.txt", "utf16.txt: expected utf-8 text, got UTF-16"),
+        ("train text.txt --resume --out run", "TEXT cannot be given with --resume"),
+        ("train --resume --out run --batch 3", "--batch: cannot be changed when resuming"),
+        ("train text.txt --init run --context 17", "--context: expected at most 16, the model's own, got 17"),
+        ("train text.txt --tokenizer nowhere", "--tokenizer: expected char, byte, bpe:N"),
+        ("train text.txt --tokenizer bpe:2", "--tokenizer: expected a bpe of 256"),
+        ("train text.txt --dim 30 --head-dim 4", "--dim: expected a multiple of --head-dim 4, got 30"),
+        ("train - --validation -", "--validation: expected other texts than standard input"),
+        ("train - -", "expected -, standard input, once"),
+        ("train -", "expected text in standard input, got nothing"),
+        ("eval run -", "expected text in standard input, got nothing"),
         ("eval run greek.txt", "line 2, column 7"),
         ("eval run missing.txt", "missing.txt"),
     ] {

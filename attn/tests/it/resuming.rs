@@ -11,12 +11,12 @@ fn a_finished_run_goes_on_with_more_steps() {
     space.works(&format!("{resume} --steps 18"));
     assert_eq!(space.metrics("run").iter().filter(|line| line.get("loss").is_some()).count(), 18);
     assert!(space.works(resume).contains("at step 18 of 18"));
-    space.refuses(&format!("{resume} --steps 5"), "steps: expected at least the 18 that are done, got 5");
+    space.refuses(&format!("{resume} --steps 5"), "--steps: expected at least the 18 that are done, got 5");
     assert!(space.works(resume).contains("at step 18 of 18"));
     // The ids are part of the run: the text is needed no more, and is not taken.
     std::fs::remove_file(space.path("text.txt")).unwrap();
     space.works(&format!("{resume} --steps 19"));
-    space.refuses(&format!("{resume} text.txt --steps 20"), "texts: cannot be changed when resuming");
+    space.refuses(&format!("{resume} text.txt --steps 20"), "TEXT cannot be given with --resume");
 }
 
 #[test]

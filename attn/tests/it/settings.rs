@@ -46,7 +46,6 @@ fn every_option_is_in_the_help_and_in_the_settings() {
     let model = [
         "architecture",
         "bias",
-        "context",
         "dim",
         "head-dim",
         "heads",

@@ -135,3 +135,63 @@ fn a_tokenizer_with_dropout_encodes_without_it() {
         space.remove("b");
     }
 }
+
+/// A short text is trained on as it is, with what fits.
+#[test]
+fn a_text_of_a_few_characters_is_trained_on() {
+    let space = Space::new();
+    for (text, context) in [("hello world, hello you", 11), ("ab", 1), ("abc\r\n", 2)] {
+        space.write("t.txt", text);
+        let (_, told) = space.told("train t.txt --steps 3 --out run");
+        assert!(told.contains("nothing is held out") && told.contains("a text this short"), "{told}");
+        assert_eq!(space.settings("run")["context"], context.into(), "{text}");
+        space.works("generate run --max-tokens 3");
+        space.remove("run");
+    }
+    // A preset gives way, an option does not.
+    space.write("t.txt", "hello world, hello you");
+    let (_, told) = space.told("train t.txt --preset quick --steps 3 --out run");
+    assert!(told.contains("sequences of 11 tokens instead of 64 (--context)"), "{told}");
+    space.refuses("train t.txt --context 22", "--context: expected at most 21, as the training text has 22 tokens");
+}
+
+#[test]
+fn standard_input_is_a_text() {
+    let space = Space::new();
+    let text = space.bytes("text.txt");
+    let given = |line: &str, input: &[u8]| {
+        let mut child = space.command(line).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{line}: {told}");
+        (String::from_utf8(output.stdout).unwrap(), told)
+    };
+    given(&format!("train - {SMALL}"), &text);
+    assert_eq!(space.entries("runs"), ["stdin-1"]);
+    space.works(&format!("train text.txt {SMALL} --out file"));
+    assert_eq!(space.bytes("runs/stdin-1/model.safetensors"), space.bytes("file/model.safetensors"));
+    assert_eq!(space.settings("runs/stdin-1")["texts"], toml::Value::Array(vec!["-".into()]));
+    // Its ids are in the run; the text is not needed again.
+    space.works("train --resume --out runs/stdin-1 --steps 13");
+    assert_eq!(given("eval file -", &text).0, space.works("eval file text.txt"));
+    // A byte order mark is no part of it.
+    let marked = [b"\xef\xbb\xbf", &text[..]].concat();
+    given(&format!("train - {SMALL} --out marked"), &marked);
+    assert_eq!(space.bytes("marked/model.safetensors"), space.bytes("file/model.safetensors"));
+    // Nothing is read before a folder is known to be free.
+    space.write("full/mine", "");
+    space.refuses(&format!("train - {SMALL} --out full"), "full exists and is not empty");
+    let validated = given(&format!("train text.txt --validation - {SMALL} --out held"), &text).1;
+    assert!(validated.contains("3,960 for validation"), "{validated}");
+}
+
+#[test]
+fn the_same_file_given_twice_is_said() {
+    let space = Space::new();
+    space.write("texts/a.txt", "aaa ".repeat(50));
+    let (_, told) = space.told(&format!("train text.txt texts ./text.txt texts/../texts/a.txt {SMALL} --out run"));
+    assert!(told.contains("given more than once, and counted as often: ./text.txt and 1 more\n"), "{told}");
+    let (_, told) = space.told("eval run text.txt text.txt");
+    assert!(told.contains("given more than once, and counted as often: text.txt\n"), "{told}");
+}

@@ -83,7 +83,10 @@ pub(super) fn print_generation(config: &ModelConfig) -> Result<String> {
         "bos_token_id": config.begin_of_text_id,
         "eos_token_id": EndIds::of(config),
         "pad_token_id": config.end_of_text_id,
+        // What `attn generate` does by itself.
         "do_sample": true,
+        "temperature": 0.8,
+        "top_k": 0,
     }))
 }
 

@@ -18,7 +18,8 @@ impl Tokenizer {
     ///
     /// It is what transformers 5 makes of the folder: `tokenizer_config.json` may name the end of text and add tokens, as
     /// may `special_tokens_map.json` and `added_tokens.json`; its `tokenizer_class`, or the model type in `config.json`,
-    /// may replace the way in which the file splits a text; `clean_up_tokenization_spaces` is applied to decoded text.
+    /// may replace the way in which the file splits a text; `clean_up_tokenization_spaces` is applied to decoded text. A `chat_template.jinja` takes the place of the
+    /// configuration's template.
     ///
     /// # Errors
     /// A file that can't be read or isn't a tokenizer, no such file, and links that lead out of a folder.
@@ -52,6 +53,7 @@ impl Tokenizer {
 
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 fn no_tokenizer(folder: &Path) -> Error {
     let shown = folder.display();
@@ -98,6 +100,10 @@ fn completed(folder: &Path, mut json: Value, text: Option<String>) -> Result<Tok
     let mut config = config.unwrap_or_else(|| tokenizer.default_config());
     for (role, token) in named.roles() {
         config.entry(role).or_insert(token.into());
+    }
+    if folder.join(CHAT_TEMPLATE).exists() {
+        let template = input::read_text(&input::inside(folder, CHAT_TEMPLATE)?, input::MAX_CONFIG_BYTES)?;
+        config.insert("chat_template".into(), template.into());
     }
     if tokenizer.json_is_whole {
         // It says everything, and no class need complete it.

@@ -9,7 +9,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use super::build::JsonParts;
 use super::word_counts::WordCounts;
 use super::{Tokenizer, byte_alphabet};
-use crate::host::{Error, Result, bail};
+use crate::host::{Error, Result, bail_option};
 
 impl Tokenizer {
     /// A byte-level BPE like GPT-2's, learned from the words of some texts: the 256 bytes, so that nothing is unknown,
@@ -44,7 +44,7 @@ pub(in crate::text) fn check_vocab_size(vocab_size: usize, end_of_text: bool) ->
     let min = min_vocab_size(end_of_text);
     if !(min..=MAX).contains(&vocab_size) {
         let end = if end_of_text { " and the end of text" } else { "" };
-        bail!("tokenizer: expected a bpe of {min} (256 bytes{end}) to {MAX} tokens, got {vocab_size}");
+        bail_option!("tokenizer", "expected a bpe of {min} (256 bytes{end}) to {MAX} tokens, got {vocab_size}");
     }
     Ok(())
 }

@@ -237,6 +237,19 @@ impl Tokenizer {
         Ok(encoded)
     }
 
+    /// The ids of a text alone, as the library has them, and for each the bytes of the text that it stands for.
+    pub(super) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = guard::guarded(|| self.inner.encode(text, false)).map_err(Error::Input)?;
+        let encoding = encoding.map_err(|error| Error::Input(error.to_string()))?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
+    }
+
+    /// The content of its `tokenizer_config.json`, if there was one.
+    pub(super) fn config(&self) -> Option<&serde_json::Map<String, serde_json::Value>> {
+        self.config.as_ref()
+    }
+
     /// The ids of any bytes, of a tokenizer that takes them.
     pub(super) fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         let mut ids = Vec::with_capacity(bytes.len());

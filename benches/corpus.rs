@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_attention::text::{Document, IdsStore, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -67,7 +67,14 @@ fn serve(side: &str) -> Result<()> {
         let begun = Instant::now();
         let document = Document::open(path)?;
         let megabytes = document.len() as f64 / 1e6;
-        prepare(&[document], &Validation::Fraction(0.1), &choice, IdsStore::File(&ids), &mut |_| {})?;
+        prepare(
+            &[document],
+            &Validation::Fraction(0.1),
+            &choice,
+            TextOptions::default(),
+            IdsStore::File(&ids),
+            &mut |_| {},
+        )?;
         let seconds = begun.elapsed().as_secs_f64();
         std::fs::remove_file(&ids)?;
         Ok(vec![seconds, megabytes / seconds, peak_mebibytes()])

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Document, IdsStore, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Validation, prepare};
 use candle_attention::train::{Event, RunDir, TrainOptions, Trainer, train};
 use candle_core::Device;
 
@@ -40,7 +40,8 @@ fn main() -> Result<()> {
     let documents = [Document::new("text", TEXT.repeat(200))];
     let mut run = RunDir::create(&space.path().join("run"))?;
     let (validation, ids) = (Validation::Fraction(0.1), run.ids_path());
-    let (tokenizer, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::File(&ids), &mut |_| {})?;
+    let (tokenizer, corpus) =
+        prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::File(&ids), &mut |_| {})?;
     let config = ModelConfig {
         context_len: 32,
         embed_dim: 32,

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use candle_attention::model::{DropoutRates, ModelConfig};
-use candle_attention::text::{Document, IdsStore, Tokenizer, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
 use candle_attention::train::{Event, OptimizerKind, RunDir, TrainOptions, Trainer, train};
 use candle_core::Device;
 
@@ -108,7 +108,8 @@ fn trainer(
 ) -> Result<(Trainer, Tokenizer)> {
     let documents = [Document::new("text", TEXT.repeat(2000))];
     let validation = Validation::Fraction(0.1);
-    let (tokenizer, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::Temporary, &mut |_| {})?;
+    let (tokenizer, corpus) =
+        prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
     let (num_heads, hidden_dim) = ((embed_dim / 32).max(1), 4 * embed_dim);
     let sizes = ModelConfig::gpt2(tokenizer.vocab_size());
     let mut config = ModelConfig { num_layers, num_heads, embed_dim, context_len, hidden_dim, ..sizes };

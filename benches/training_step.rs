@@ -12,7 +12,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Document, IdsStore, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Validation, prepare};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::Device;
 
@@ -117,7 +117,8 @@ fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<
 fn trainer(config: &ModelConfig, batch: usize) -> Result<Trainer> {
     let text: Vec<u8> = (0..100_000u64).map(|i| b'0' + (i * i % 9973 % 65) as u8).collect();
     let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
-    let (_, corpus) = prepare(&documents, &validation, &"char".parse()?, IdsStore::Temporary, &mut |_| {})?;
+    let (_, corpus) =
+        prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
     let options = TrainOptions { batch, shards: peer::THREADS, ..Default::default() };
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }

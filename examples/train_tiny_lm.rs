@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use candle_attention::candle_core::Device;
 use candle_attention::generate::{Pipeline, Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Document, IdsStore, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Event, RunDir, TrainOptions, Trainer, train};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,7 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Text: about two thousand sentences as characters, a tenth of them held out.
     let documents = [Document::open(concat!(env!("CARGO_MANIFEST_DIR"), "/data/validation.txt"))?];
     let (validation, choice) = (Validation::Fraction(0.1), TokenizerChoice::Characters);
-    let (tokenizer, corpus) = prepare(&documents, &validation, &choice, IdsStore::File(&run.ids_path()), &mut |_| {})?;
+    let (tokenizer, corpus) = prepare(
+        &documents,
+        &validation,
+        &choice,
+        TextOptions::default(),
+        IdsStore::File(&run.ids_path()),
+        &mut |_| {},
+    )?;
 
     // Model and training: a smaller version of nanoGPT's recipe for CPUs.
     let config = ModelConfig {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
-use candle_attention::text::{Corpus, Document, IdsStore, Validation, encode};
+use candle_attention::text::{Corpus, Document, IdsStore, TextOptions, Validation, encode};
 use candle_attention::train::{Evaluation, bits_per_byte, evaluate};
 use candle_core::Device;
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -14,7 +14,7 @@ use indicatif::HumanCount;
 
 use super::progress::{Pass, text_progress};
 use super::terminal::{note, one_line};
-use super::{signals, texts};
+use super::{remarks, signals, texts};
 
 /// The command line of `attn eval`.
 pub fn command() -> Command {
@@ -46,6 +46,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     for document in &documents {
         let name = one_line(document.name());
         let corpus = ids_of(&pipeline, document)?;
+        remarks::note_in_any_text(&corpus.remarks);
         if corpus.train.len() < 2 {
             note(&format!("left out, as it has fewer than 2 tokens: {name}"));
             continue;
@@ -68,7 +69,8 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
 /// The ids of a whole document, of any length.
 fn ids_of(pipeline: &Pipeline, document: &Document) -> Result<Corpus> {
     let (documents, progress) = (std::slice::from_ref(document), &mut text_progress());
-    Ok(encode(&pipeline.tokenizer, documents, &Validation::Fraction(0.0), IdsStore::Temporary, progress)?)
+    let (all, options) = (Validation::Fraction(0.0), TextOptions { accept_unknown: true, ..Default::default() });
+    Ok(encode(&pipeline.tokenizer, documents, &all, options, IdsStore::Temporary, progress)?)
 }
 
 fn measure(Pipeline { model, .. }: &Pipeline, corpus: &Corpus) -> Result<Measured> {

@@ -8,7 +8,7 @@ use candle_attention::generate::{Continuation, OutputForm, Pipeline, SamplingOpt
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{options, sample};
+use super::{options, remarks, sample};
 
 /// The command line of `attn generate`.
 pub fn command() -> Command {
@@ -39,6 +39,9 @@ pub fn command() -> Command {
              negative ones multiplied",
         ),
         text("stop").action(ArgAction::Append).help("Stop before this text; may be given several times"),
+        Arg::new("accept-unknown").long("accept-unknown").action(ArgAction::SetTrue).help(
+            "Accept characters of the prompt that the tokenizer has no token for: they become its unknown token, or nothing",
+        ),
         whole("seed", "N").default_value("1").help("Seed: the same one gives the same text"),
         Arg::new("samples").long("samples").value_name("N").default_value("1").value_parser(options::count(65_535)).help(
             "Number of texts: generated in one batch, shown one after the other, separated by lines of dashes",
@@ -67,11 +70,17 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
         seed: whole("seed").unwrap_or_default(),
         samples: whole("samples").unwrap_or_default() as usize,
         stop: matches.get_many::<String>("stop").into_iter().flatten().cloned().collect(),
+        accept_unknown: matches.get_flag("accept-unknown"),
         // A terminal shows characters, not bytes.
         form: match pipeline.tokenizer.takes_any_bytes() && !io::stdout().is_terminal() {
             true => OutputForm::Bytes,
             false => OutputForm::Text,
         },
     };
+    if continuation.accept_unknown
+        && let Ok((_, unknown)) = pipeline.tokenizer.encode_with_unknown(&text("prompt"))
+    {
+        remarks::note_unknown(unknown, None);
+    }
     sample::write(&pipeline, &text("prompt"), &continuation, out)
 }

@@ -15,6 +15,7 @@ mod options;
 mod overfit;
 mod plan;
 mod progress;
+mod remarks;
 mod sample;
 mod settings;
 mod signals;

@@ -12,7 +12,7 @@ use super::automatic::TextSize;
 use super::progress::text_progress;
 use super::settings::Settings;
 use super::terminal::note;
-use super::{options, texts};
+use super::{options, remarks, texts};
 
 /// The options from all places, before they are merged.
 pub struct OptionLayers {
@@ -100,12 +100,14 @@ impl OptionLayers {
             let (mut config, tokenizer) = Pipeline::open_config(&init)?;
             config.dropout = settings.dropout().unwrap_or(config.dropout);
             let weights = load_weights(&init, &config, device)?;
-            let corpus = encode(&tokenizer, &documents, &validation, store, progress)?;
+            let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
             note_missing_separator(&documents, &corpus);
             let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;
+            remarks::note_in_training(&trainer.corpus().remarks);
             return Ok(Prepared { trainer, tokenizer, settings });
         }
-        let (tokenizer, corpus) = prepare(&documents, &validation, &settings.tokenizer()?, store, progress)?;
+        let (choice, options) = (settings.tokenizer()?, settings.text_options());
+        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, store, progress)?;
         if tokenizer.vocab_size() < 2 {
             bail!("expected a text of at least two different tokens, got a single character, repeated");
         }
@@ -114,6 +116,7 @@ impl OptionLayers {
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
+        remarks::note_in_training(&trainer.corpus().remarks);
         Ok(Prepared { trainer, tokenizer, settings })
     }
 }

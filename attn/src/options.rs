@@ -47,6 +47,17 @@ const DATA: &[Opt] = &[
         "Part of TEXT held out, from its end [default: 0.1, at most 256 KiB]",
     ),
     opt(
+        "split-at-end-of-text",
+        Switch,
+        "Let <|endoftext|> in a text separate documents, as the borders of files do; otherwise it is read as that token, or \
+         as plain text by a tokenizer that has none",
+    ),
+    opt(
+        "accept-unknown",
+        Switch,
+        "Accept characters that a tokenizer.json has no token for: they become its unknown token, or nothing",
+    ),
+    opt(
         "init",
         Text("DIR"),
         "Start from the model in this folder; training options are then those of gpt2, unless set",

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
-use candle_attention::text::TokenizerChoice;
+use candle_attention::text::{TextOptions, TokenizerChoice};
 use candle_attention::train::TrainOptions;
 use toml::{Table, Value};
 
@@ -99,6 +99,12 @@ impl Settings {
     /// The fraction of the text that is held out; `None` where that follows from the text.
     pub fn validation_fraction(&self) -> Option<f64> {
         self.0.get("validation-fraction").and_then(Value::as_float)
+    }
+
+    /// How the texts are read.
+    pub fn text_options(&self) -> TextOptions {
+        let switch = |name: &str| self.0.get(name).and_then(Value::as_bool).unwrap_or_default();
+        TextOptions { split_at_end_of_text: switch("split-at-end-of-text"), accept_unknown: switch("accept-unknown") }
     }
 
     /// How the tokenizer is made.

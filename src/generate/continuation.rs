@@ -45,7 +45,11 @@ pub struct Continuation {
     pub samples: usize,
     /// A continuation ends before the first of these texts. Of several that overlap, the one that begins first counts,
     /// even if a later one is complete sooner: with `abcd` and `bc`, `abcd` ends as an empty text and `abce` as `a`.
+    /// The text of a special token, which gives no text, ends it at that token.
     pub stop: Vec<String>,
+    /// Whether characters of the prompt that the tokenizer has no token for are accepted, and become its unknown token or
+    /// nothing.
+    pub accept_unknown: bool,
     /// The form in which it is delivered.
     pub form: OutputForm,
 }
@@ -53,16 +57,25 @@ pub struct Continuation {
 impl Default for Continuation {
     fn default() -> Self {
         let sampling = SamplingOptions::default();
-        Self { max_tokens: 500, sampling, seed: 1, samples: 1, stop: Vec::new(), form: OutputForm::Text }
+        Self {
+            max_tokens: 500,
+            sampling,
+            seed: 1,
+            samples: 1,
+            stop: Vec::new(),
+            accept_unknown: false,
+            form: OutputForm::Text,
+        }
     }
 }
 
 impl Continuation {
     /// Continues `prompt`, passing each piece to `on_piece`, which may end its sample. Stop texts are not delivered,
-    /// nor what follows them.
+    /// nor what follows them. The pieces are what the text of prompt and continuation has after that of the prompt.
     ///
-    /// An empty prompt starts from the model's beginning-of-text token; from its end-of-text token if it has none; else
-    /// from a line break; else from id 0. Ids for which the tokenizer has no token, as where a model pads its
+    /// The prompt begins with what the tokenizer puts in front of a text; what it puts behind one is left out, as the text
+    /// goes on. An empty prompt starts from that alone or, if it is nothing, from the model's beginning-of-text token;
+    /// from its end-of-text token if it has none; else from a line break; else from id 0. Ids for which the tokenizer has no token, as where a model pads its
     /// vocabulary, are never chosen, unless they end the text.
     ///
     /// # Errors
@@ -78,11 +91,12 @@ impl Continuation {
             bail!("generate: expected stop texts of at least one character, got an empty one");
         }
         let Pipeline { model, tokenizer } = pipeline;
-        let prompt = prompt_ids(pipeline, prompt)?;
+        let prompt = self.prompt_ids(pipeline, prompt)?;
         let excluded = ids_without_token(pipeline);
         let sampler = |stream| Ok(Sampler::new(self.sampling, self.seed, stream)?.excluding(excluded.clone()));
         let mut samplers = (0..self.samples as u64).map(sampler).collect::<Result<Vec<_>>>()?;
-        let mut writers: Vec<_> = (0..self.samples).map(|_| Some(Writer::new(self, tokenizer))).collect();
+        let mut writers: Vec<_> =
+            (0..self.samples).map(|_| Writer::new(self, tokenizer, &prompt).map(Some)).collect::<Result<_>>()?;
         let mut deliver = |sample: usize, id: Option<u32>| {
             let Some(mut writer) = writers[sample].take() else { return Ok(ControlFlow::Break(())) };
             let (text, is_last) = match id {
@@ -100,21 +114,29 @@ impl Continuation {
         generate_side_by_side(model, &prompt, self.max_tokens, &mut samplers, &mut deliver)?;
         (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))
     }
-}
 
-/// The ids to start from.
-fn prompt_ids(Pipeline { model, tokenizer }: &Pipeline, prompt: &str) -> Result<Vec<u32>> {
-    if !prompt.is_empty() {
-        let ids = tokenizer.encode(prompt).map_err(|error| error.at("the prompt"))?;
-        if ids.is_empty() {
-            bail!("the prompt: the tokenizer makes nothing of it");
+    /// The ids to start from.
+    fn prompt_ids(&self, Pipeline { model, tokenizer }: &Pipeline, prompt: &str) -> Result<Vec<u32>> {
+        let front = tokenizer.template().0;
+        if !prompt.is_empty() {
+            let ids = match self.accept_unknown {
+                true => tokenizer.encode_with_unknown(prompt).map(|(ids, _)| ids),
+                false => tokenizer.encode_plain(prompt),
+            };
+            let ids = ids.map_err(|error| error.at("the prompt"))?;
+            if ids.is_empty() {
+                bail!("the prompt: the tokenizer makes nothing of it");
+            }
+            return Ok([front, &ids].concat());
         }
-        return Ok(ids);
+        if !front.is_empty() {
+            return Ok(front.to_vec());
+        }
+        let line_break = || tokenizer.encode_plain("\n").ok().filter(|ids| !ids.is_empty());
+        let config = model.config();
+        let begin = config.begin_of_text_id.or(config.end_of_text_id);
+        Ok(begin.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
     }
-    let line_break = || tokenizer.encode("\n").ok().filter(|ids| !ids.is_empty());
-    let config = model.config();
-    let begin = config.begin_of_text_id.or(config.end_of_text_id);
-    Ok(begin.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
 }
 
 /// The model's ids that stand for nothing: no token of the tokenizer, and no end of a text.
@@ -127,25 +149,32 @@ fn ids_without_token(Pipeline { model, tokenizer }: &Pipeline) -> Arc<[u32]> {
 /// Turns the ids of one sample into the text that can be delivered.
 struct Writer<'a> {
     tokenizer: &'a Tokenizer,
-    stream: TextStream<'a>,
+    /// The decoder, until it is used up.
+    stream: Option<TextStream<'a>>,
     form: OutputForm,
     stop: &'a [String],
+    /// The special tokens among the stop texts.
+    stop_ids: Vec<u32>,
     /// What may be the beginning of a stop text, and what follows it.
     held: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
-    fn new(continuation: &'a Continuation, tokenizer: &'a Tokenizer) -> Self {
+    fn new(continuation: &'a Continuation, tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self> {
         let form = if tokenizer.knows_bytes() { continuation.form } else { OutputForm::Text };
         let stop = &continuation.stop[..];
-        Self { tokenizer, stream: tokenizer.stream(), form, stop, held: Vec::new() }
+        let stop_ids = stop.iter().filter_map(|stop| tokenizer.special_id(stop)).collect();
+        Ok(Self { tokenizer, stream: Some(tokenizer.stream_after(prompt)?), form, stop, stop_ids, held: Vec::new() })
     }
 
     /// The text that is certain after one more id, and whether a stop text follows it.
     fn push(&mut self, id: u32) -> Result<(Vec<u8>, bool)> {
-        let new = match self.form {
-            OutputForm::Text => self.stream.push(id)?.into_bytes(),
-            OutputForm::Bytes => self.tokenizer.decode_bytes(&[id])?,
+        if self.stop_ids.contains(&id) {
+            return Ok((self.rest()?, true));
+        }
+        let new = match (self.form, &mut self.stream) {
+            (OutputForm::Text, Some(stream)) => stream.push(id)?.into_bytes(),
+            _ => self.tokenizer.decode_bytes(&[id])?,
         };
         self.held.extend_from_slice(&new);
         Ok(until_stop(&mut self.held, self.stop))
@@ -153,8 +182,7 @@ impl<'a> Writer<'a> {
 
     /// The rest of the text, when no more ids come.
     fn rest(&mut self) -> Result<Vec<u8>> {
-        if self.form == OutputForm::Text {
-            let stream = std::mem::replace(&mut self.stream, self.tokenizer.stream());
+        if let Some(stream) = self.stream.take().filter(|_| self.form == OutputForm::Text) {
             self.held.extend_from_slice(stream.finish()?.as_bytes());
         }
         Ok(before_stop(std::mem::take(&mut self.held), self.stop))
@@ -232,7 +260,7 @@ mod tests {
         let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
         for form in [OutputForm::Text, OutputForm::Bytes] {
             let continuation = Continuation { form, ..Default::default() };
-            let mut writer = Writer::new(&continuation, &tokenizer);
+            let mut writer = Writer::new(&continuation, &tokenizer, &[]).unwrap();
             let mut text: Vec<u8> = [2, 1, 2, 2].into_iter().flat_map(|id| writer.push(id).unwrap().0).collect();
             text.extend(writer.rest().unwrap());
             assert_eq!(String::from_utf8(text).unwrap(), "ab a a", "{form:?}");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Document;
 use super::encode_error::EncodeError;
-use super::tokenizer::{MAX_WORD_BYTES, cut_between_words};
+use super::tokenizer::{MAX_WORD_BYTES, Markers, cut_between_words};
 use crate::host::{Error, Result, bail};
 
 /// Approximate bytes in a chunk.
@@ -32,6 +32,8 @@ pub(super) struct Chunks<'a> {
     reader: Box<dyn Read + Send + 'a>,
     /// Whether it is text.
     is_text: bool,
+    /// What must not be cut.
+    markers: Option<&'a Markers>,
     /// Offset of `buffer` in the document.
     offset: u64,
     end: u64,
@@ -43,12 +45,18 @@ impl<'a> Chunks<'a> {
     /// Chunks of any bytes.
     pub(super) fn bytes(document: &'a Document, range: Range<u64>) -> Result<Self> {
         let reader = document.reader(range.clone())?;
-        Ok(Self { document, reader, is_text: false, offset: range.start, end: range.end, buffer: Vec::new() })
+        let (offset, end) = (range.start, range.end);
+        Ok(Self { document, reader, is_text: false, markers: None, offset, end, buffer: Vec::new() })
     }
 
     /// Chunks of text that end before white space, or where there is none for long, between two characters.
     pub(super) fn text(document: &'a Document, range: Range<u64>) -> Result<Self> {
         Ok(Self { is_text: true, ..Self::bytes(document, range)? })
+    }
+
+    /// The same chunks, but none begins or ends inside a marker.
+    pub(super) fn around(self, markers: &'a Markers) -> Self {
+        Self { markers: Some(markers), ..self }
     }
 
     /// The next chunk.
@@ -60,17 +68,32 @@ impl<'a> Chunks<'a> {
         if self.buffer.is_empty() {
             return Ok(None);
         }
-        let len = match self.is_text {
-            false => self.buffer.len(),
-            true => {
-                let text = self.valid()?;
-                if self.is_at_end() { text.len() } else { cut_between_words(text, CHUNK_BYTES).unwrap_or(text.len()) }
-            }
-        };
+        let len = self.chunk_len()?;
         let rest = self.buffer.split_off(len);
         let chunk = Chunk { offset: self.offset, bytes: std::mem::replace(&mut self.buffer, rest) };
         self.offset += len as u64;
         Ok(Some(chunk))
+    }
+
+    /// The length of the next chunk.
+    fn chunk_len(&self) -> Result<usize> {
+        let available = if self.is_text { self.valid()?.len() } else { self.buffer.len() };
+        if self.is_at_end() {
+            return Ok(available);
+        }
+        let between_words = self.is_text.then(|| cut_between_words(self.valid().unwrap_or_default(), CHUNK_BYTES));
+        let len = between_words.flatten().unwrap_or(available);
+        let Some(markers) = self.markers else { return Ok(len) };
+        // All of a marker that begins before the cut must be in sight.
+        let mut len = len.min(available.saturating_sub(markers.reach()));
+        while self.is_text && self.buffer.get(len).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            len -= 1;
+        }
+        Ok(match markers.across(&self.buffer, len) {
+            Some(marker) if marker.start > 0 => marker.start,
+            Some(marker) => marker.end,
+            None => len,
+        })
     }
 
     /// The next chunks, to be processed together by all threads; empty at the end.

@@ -7,9 +7,9 @@ use crate::host::{Result, bail};
 ///
 /// [`Validation::Fraction`](super::Validation) cuts a single text in two, and each part is encoded on its own.
 ///
-/// If there are several documents and the tokenizer has an end-of-text token, each document is followed by that token; a
-/// document that is cut in two is followed by it only at its end. If the tokenizer has none, the documents follow one
-/// another with nothing in between.
+/// Each document has in front of it and behind it what the tokenizer puts there ([`Tokenizer::encode`](super::Tokenizer::encode)). If there
+/// are several documents and the tokenizer has an end-of-text token, that follows each document, unless it is there
+/// already. A document that is cut in two has the first at its beginning only, and the others at its end.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Corpus {
@@ -23,8 +23,26 @@ pub struct Corpus {
     pub validation_bytes: usize,
     /// The id written after each document, if there are several.
     pub separator: Option<u32>,
+    /// What was met in the texts while they were encoded; nothing for a corpus that was opened from its file.
+    pub remarks: Remarks,
     /// SHA-256 of the ids and of the other fields, in hexadecimal: equal corpora have equal fingerprints.
     pub fingerprint: String,
+}
+
+/// What somebody who trains on texts may want to know of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Remarks {
+    /// The number of places for which the tokenizer has no token, and the first of them:
+    /// [`TextOptions::accept_unknown`](super::TextOptions::accept_unknown).
+    pub unknown: usize,
+    /// Where the first of them is.
+    pub first_unknown: Option<String>,
+    /// The number of times that `<|endoftext|>` was read as ordinary text, as the tokenizer has no such token.
+    pub unread_ends: usize,
+    /// The number of sections of 4096 bytes into which words longer than that were cut: there other programs give other
+    /// ids.
+    pub cut_words: usize,
 }
 
 impl Corpus {
@@ -56,7 +74,15 @@ mod tests {
     fn corpus(train: usize, validation: usize) -> Corpus {
         let (train_bytes, validation_bytes) = (train, validation);
         let [train, validation] = [train, validation].map(|len| vec![3; len].into());
-        Corpus { train, validation, train_bytes, validation_bytes, separator: None, fingerprint: String::new() }
+        Corpus {
+            train,
+            validation,
+            train_bytes,
+            validation_bytes,
+            separator: None,
+            remarks: Remarks::default(),
+            fingerprint: String::new(),
+        }
     }
 
     #[test]

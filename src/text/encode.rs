@@ -1,123 +1,114 @@
 //! From documents to ids, by an existing tokenizer.
 
-use rayon::prelude::*;
-
-use super::chunks::{Chunk, Chunks};
-use super::encode_error::EncodeError;
 use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
+use super::reader::{Event, Reader};
 use super::split::{Section, split};
-use super::{Corpus, Document, IdsStore, Tokenizer, Validation};
-use crate::host::{Memory, Result, bail};
+use super::{Corpus, Document, IdsStore, Remarks, Tokenizer, Validation};
+use crate::host::Result;
+
+/// How texts are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextOptions {
+    /// `<|endoftext|>` in a text ends a document and begins another. Otherwise it is read as any other token of that name,
+    /// or as ordinary text by a tokenizer that has none.
+    pub split_at_end_of_text: bool,
+    /// What the tokenizer has no token for is counted, and becomes its unknown token or nothing. Otherwise it is an error.
+    pub accept_unknown: bool,
+}
 
 /// The corpus of documents encoded with an existing tokenizer. The tokenizers of this crate, and GPT-2's, read them
 /// chunk by chunk; any other `tokenizer.json` takes each document whole, which needs some fifty times its size in
 /// memory.
 ///
 /// # Errors
-/// Text the tokenizer can't encode, with the document and the place; a document too large for memory; and a file that
-/// can't be read or written.
+/// Text the tokenizer can't encode, with the document and the place; a document too large for memory; a file that can't be
+/// read or written; and documents to split where the tokenizer has nothing to put between them.
 pub fn encode(
     tokenizer: &Tokenizer,
     documents: &[Document],
     validation: &Validation,
+    options: TextOptions,
     store: IdsStore,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<Corpus> {
-    let parts = split(documents, validation)?;
-    let separator = tokenizer.end_of_text_id().filter(|_| parts.iter().any(|part| part.len() > 1));
+    let reader = Reader::new(tokenizer, options)?;
+    let parts = split(documents, validation, reader.whole())?;
+    let has_several = options.split_at_end_of_text || parts.iter().any(|part| part.len() > 1);
+    let separator = tokenizer.end_of_text_id().filter(|_| has_several);
     let bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
     let (mut done, total) = (0, bytes.iter().sum());
-    let mut writer = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let mut ids = IdsWriter::new(store, tokenizer.vocab_size())?;
+    let mut remarks = Remarks::default();
     for (number, part) in parts.iter().enumerate() {
-        encode_sections(tokenizer, part, separator, &mut |ids, bytes| {
-            done += bytes;
-            progress(TextProgress { stage: Stage::Encoding, done, total });
-            writer.extend(number, ids)
+        let mut writer = DocumentWriter { template: tokenizer.template(), separator, is_open: false, last: None };
+        let mut extend = |new: &[u32]| ids.extend(number, new);
+        reader.read(part, &mut |event| match event {
+            Event::Section(section) => {
+                writer.is_open = !section.starts();
+                Ok(())
+            }
+            Event::Read(read, bytes) => {
+                done += bytes;
+                progress(TextProgress { stage: Stage::Encoding, done, total });
+                remarks.add(&read.remarks);
+                writer.write(&read.documents, &mut extend)
+            }
+            Event::End => writer.end(&mut extend),
         })?;
     }
-    writer.finish(bytes.map(|bytes| bytes as usize), separator)
+    let corpus = ids.finish(bytes.map(|bytes| bytes as usize), separator)?;
+    Ok(Corpus { remarks, ..corpus })
 }
 
-/// Takes ids in order, with the number of bytes that they encode.
-type Take<'a> = &'a mut dyn FnMut(&[u32], u64) -> Result<()>;
-
-/// Encodes sections, with the separator after each that ends its document.
-fn encode_sections(tokenizer: &Tokenizer, sections: &[Section], separator: Option<u32>, take: Take) -> Result<()> {
-    let end = |section: &Section, take: Take| take(separator.filter(|_| section.ends()).as_slice(), 0);
-    if tokenizer.reads_chunks() {
-        for section in sections {
-            encode_chunks(tokenizer, section, take)?;
-            end(section, take)?;
-        }
-        return Ok(());
-    }
-    for group in groups(sections, Memory::now().available as u64)? {
-        for (section, ids) in group.iter().zip(in_parallel(group, |section| encode_whole(tokenizer, section))?) {
-            take(&ids, section.len())?;
-            end(section, take)?;
-        }
-    }
-    Ok(())
+/// Writes the ids of documents, with what comes in front of each, behind it and between two.
+struct DocumentWriter<'a> {
+    template: (&'a [u32], &'a [u32]),
+    separator: Option<u32>,
+    /// Whether the current document has begun.
+    is_open: bool,
+    /// The last id that was written.
+    last: Option<u32>,
 }
 
-/// Encodes a section in chunks, several at once on all threads.
-fn encode_chunks(tokenizer: &Tokenizer, Section { document, range }: &Section, take: Take) -> Result<()> {
-    let chunks = if tokenizer.takes_any_bytes() { Chunks::bytes } else { Chunks::text };
-    let mut chunks = chunks(document, range.clone())?;
-    loop {
-        let group = chunks.next_group()?;
-        if group.is_empty() {
-            return Ok(());
-        }
-        let encode = |chunk: &Chunk| match tokenizer.takes_any_bytes() {
-            true => Ok(chunk.bytes.iter().copied().map(u32::from).collect()),
-            false => tokenizer.try_encode(chunk.text()).map_err(|error| error.in_document(document, chunk.offset)),
-        };
-        for (chunk, ids) in group.iter().zip(in_parallel(&group, encode)?) {
-            take(&ids, chunk.bytes.len() as u64)?;
-        }
-    }
-}
+/// Takes ids in order.
+type Extend<'a> = &'a mut dyn FnMut(&[u32]) -> Result<()>;
 
-fn encode_whole(tokenizer: &Tokenizer, Section { document, range }: &Section) -> Result<Vec<u32>> {
-    let bytes = document.read(range.clone())?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| EncodeError::not_utf8(&bytes, error.valid_up_to()));
-    text.and_then(|text| tokenizer.try_encode(text)).map_err(|error| error.in_document(document, range.start))
-}
-
-/// The results for all items, or the error of the first that has one.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
-    items.par_iter().map(work).collect::<Vec<_>>().into_iter().collect()
-}
-
-/// Sections that are encoded side by side: as many as there are threads for and the available memory, in bytes, can hold.
-fn groups<'a, 'b>(sections: &'a [Section<'b>], available: u64) -> Result<Vec<&'a [Section<'b>]>> {
-    /// Memory that the library takes for each byte of text, about.
-    const BYTES_PER_BYTE: u64 = 50;
-    let needed = |bytes: u64| bytes.saturating_mul(BYTES_PER_BYTE);
-    if let Some(section) = sections.iter().find(|section| needed(section.len()) > available) {
-        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
-        bail!(
-            "{}: its tokenizer encodes a text as a whole, and this one of {} MB would need {} MB of memory, with {} MB \
-             available; divide it into several files",
-            section.document.name(),
-            megabytes(section.len()),
-            megabytes(needed(section.len())),
-            megabytes(available)
-        );
-    }
-    let (mut groups, mut start, mut bytes) = (vec![], 0, 0);
-    for (i, section) in sections.iter().enumerate() {
-        let is_full = i - start == rayon::current_num_threads() || needed(bytes + section.len()) > available;
-        if is_full {
-            groups.push(&sections[start..i]);
-            (start, bytes) = (i, 0);
+impl DocumentWriter<'_> {
+    /// Goes on with the current document, and with others after it. What is empty is no document.
+    fn write(&mut self, documents: &[Vec<u32>], extend: Extend) -> Result<()> {
+        for (i, ids) in documents.iter().enumerate() {
+            if i > 0 {
+                self.end(extend)?;
+            }
+            if !self.is_open && !ids.is_empty() {
+                // A separator before it may be what it begins with.
+                let front = self.template.0;
+                let is_there =
+                    self.separator.is_some() && self.last == self.separator && front.first() == self.last.as_ref();
+                self.put(&front[usize::from(is_there)..], extend)?;
+                self.is_open = true;
+            }
+            self.put(ids, extend)?;
         }
-        bytes += section.len();
+        Ok(())
     }
-    groups.push(&sections[start..]);
-    Ok(groups)
+
+    /// Ends the current document.
+    fn end(&mut self, extend: Extend) -> Result<()> {
+        if std::mem::take(&mut self.is_open) {
+            self.put(self.template.1, extend)?;
+            if let Some(separator) = self.separator.filter(|_| self.last != self.separator) {
+                self.put(&[separator], extend)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, ids: &[u32], extend: Extend) -> Result<()> {
+        self.last = ids.last().copied().or(self.last);
+        extend(ids)
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +120,7 @@ mod tests {
     use crate::text::{Ids, prepare};
 
     fn corpus(tokenizer: &Tokenizer, documents: &[Document], validation: Validation) -> Result<Corpus> {
-        encode(tokenizer, documents, &validation, IdsStore::Temporary, &mut |_| {})
+        encode(tokenizer, documents, &validation, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
     }
 
     fn document(name: &str, text: &str) -> Document {
@@ -210,7 +201,8 @@ mod tests {
             let documents = [document("a", &text)];
             let (validation, choice) = (Validation::Fraction(0.0), choice.parse().unwrap());
             let (tokenizer, corpus) =
-                prepare(&documents, &validation, &choice, IdsStore::Temporary, &mut |_| {}).unwrap();
+                prepare(&documents, &validation, &choice, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
+                    .unwrap();
             assert!(corpus.train.to_vec().unwrap() == tokenizer.encode(&text).unwrap(), "{choice}");
         }
     }
@@ -226,7 +218,14 @@ mod tests {
             let documents: Vec<Document> = texts.iter().map(|text| document("a", text)).collect();
             let mut done = vec![];
             let progress = &mut |progress: TextProgress| done.push(progress.done);
-            let made = encode(&tokenizer, &documents, &Validation::Fraction(0.0), IdsStore::Temporary, progress);
+            let made = encode(
+                &tokenizer,
+                &documents,
+                &Validation::Fraction(0.0),
+                TextOptions::default(),
+                IdsStore::Temporary,
+                progress,
+            );
             let end: &[u32] = if count > 1 { &[6] } else { &[] };
             let expected: Vec<u32> =
                 texts.iter().flat_map(|text| [&tokenizer.encode(text).unwrap()[..], end].concat()).collect();
@@ -241,28 +240,6 @@ mod tests {
             done.dedup();
             assert_eq!(done, ends);
         }
-    }
-
-    #[test]
-    fn groups_have_a_document_for_each_thread_as_far_as_memory_allows() {
-        let document = document("a", "");
-        let sections = |lens: &[u64]| -> Vec<Section> {
-            lens.iter().map(|&len| Section { document: &document, range: 0..len }).collect()
-        };
-        let lens = |lens: &[u64], available| -> Vec<Vec<u64>> {
-            let sections = sections(lens);
-            let groups = groups(&sections, available).unwrap();
-            groups.iter().map(|group| group.iter().map(Section::len).collect()).collect()
-        };
-        rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(|| {
-            assert_eq!(lens(&[5, 6, 7, 8, 9, 1, 2], 10_000), [vec![5, 6, 7], vec![8, 9, 1], vec![2]]);
-            assert_eq!(lens(&[5, 6, 7, 8, 9, 1, 2], 600), [vec![5, 6], vec![7], vec![8], vec![9, 1, 2]]);
-        });
-        let sections = sections(&[3, 70_000_000]);
-        let error = groups(&sections, 1_000_000_000).unwrap_err().to_string();
-        let expected = "a: its tokenizer encodes a text as a whole, and this one of 70 MB would need 3500 MB of memory, \
-                        with 1000 MB available; divide it into several files";
-        assert_eq!(error, expected);
     }
 
     #[test]

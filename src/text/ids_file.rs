@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::corpus::Remarks;
 use super::ids::{IdsFile, Width};
 use super::{Corpus, Ids, TextProgress};
 use crate::host::{Error, Result, disk, input};
@@ -101,6 +102,7 @@ impl IdsWriter {
             train_bytes,
             validation_bytes,
             separator,
+            remarks: Remarks::default(),
             fingerprint,
         };
         let Some((file, path)) = file else {
@@ -177,6 +179,7 @@ impl Corpus {
                 train_bytes: number(&texts, "train_bytes")?,
                 validation_bytes: number(&texts, "validation_bytes")?,
                 separator: texts.get("separator").map_or(Some(None), |id| id.parse().ok().map(Some))?,
+                remarks: Remarks::default(),
                 fingerprint: texts.get("fingerprint")?.clone(),
             })
         };
@@ -249,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::host::faults::{Fault, with};
-    use crate::text::{Document, Tokenizer, TokenizerChoice, Validation, encode, prepare};
+    use crate::text::{Document, TextOptions, Tokenizer, TokenizerChoice, Validation, encode, prepare};
 
     /// Documents in files, two of them of several chunks.
     fn documents(folder: &Path) -> Vec<Document> {
@@ -268,7 +271,15 @@ mod tests {
     /// A corpus of bytes of `text`, half of them to validate on, in the file `path`.
     fn in_bytes(text: String, path: &Path) -> Corpus {
         let (tokenizer, documents) = (Tokenizer::bytes(false).unwrap(), [Document::new("text", text)]);
-        encode(&tokenizer, &documents, &Validation::Fraction(0.5), IdsStore::File(path), &mut |_| {}).unwrap()
+        encode(
+            &tokenizer,
+            &documents,
+            &Validation::Fraction(0.5),
+            TextOptions::default(),
+            IdsStore::File(path),
+            &mut |_| {},
+        )
+        .unwrap()
     }
 
     #[test]
@@ -279,7 +290,8 @@ mod tests {
             let path = dir.path().join(choice);
             let of = |store| {
                 let choice: TokenizerChoice = choice.parse().unwrap();
-                prepare(&documents, &Validation::Fraction(0.3), &choice, store, &mut |_| {}).unwrap()
+                prepare(&documents, &Validation::Fraction(0.3), &choice, TextOptions::default(), store, &mut |_| {})
+                    .unwrap()
             };
             let ((tokenizer, memory), (_, file)) = (of(IdsStore::Temporary), of(IdsStore::File(&path)));
             let opened = Corpus::open(&path, &mut |_| {}).unwrap();

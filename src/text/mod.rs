@@ -2,13 +2,14 @@
 //! them. This layer knows nothing about models.
 //!
 //! ```
-//! use candle_attention::text::{BatchSampler, Document, IdsStore, TokenizerChoice, Validation, prepare};
+//! use candle_attention::text::{BatchSampler, Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
 //! use candle_core::Device;
 //!
 //! # fn main() -> candle_attention::Result<()> {
 //! let documents = [Document::new("poem", "roses are red\n".repeat(20))];
 //! let choice: TokenizerChoice = "char".parse()?;
-//! let (tokenizer, corpus) = prepare(&documents, &Validation::Fraction(0.1), &choice, IdsStore::Temporary, &mut |_| {})?;
+//! let (validation, options) = (Validation::Fraction(0.1), TextOptions::default());
+//! let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, IdsStore::Temporary, &mut |_| {})?;
 //! assert_eq!(tokenizer.vocab_size(), "\n adeors".len());
 //!
 //! let sampler = BatchSampler { seed: 1, batch_size: 3, context_len: 8, separator: None };
@@ -28,13 +29,14 @@ mod files;
 mod ids;
 mod ids_file;
 mod prepare;
+mod reader;
 mod split;
 mod tokenizer;
 
 pub use batches::{Batch, BatchSampler, windows};
-pub use corpus::Corpus;
+pub use corpus::{Corpus, Remarks};
 pub use document::Document;
-pub use encode::encode;
+pub use encode::{TextOptions, encode};
 pub use files::Files;
 pub use ids::Ids;
 pub use ids_file::IdsStore;

@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use super::chunks::{Chunk, Chunks};
 use super::split::{Section, split};
-use super::tokenizer::{CharacterSet, WordCounts, check_vocab_size};
-use super::{Corpus, Document, IdsStore, Tokenizer, Validation, encode};
+use super::tokenizer::{CharacterSet, Markers, WordCounts, check_vocab_size};
+use super::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, encode};
 use crate::host::{Error, Result, bail};
 
 /// Which tokenizer to use, written `char`, `byte`, `bpe:N` or as a path.
@@ -93,7 +93,8 @@ pub enum Stage {
 /// The chosen tokenizer, and the corpus encoded with it.
 ///
 /// A character vocabulary comes from all the documents, as in nanoGPT; merges are learned from the training part only.
-/// These tokenizers, and the byte tokenizer, get an end-of-text token if there are several documents.
+/// These tokenizers, and the byte tokenizer, get an end-of-text token if there are several documents, or if `options` make
+/// `<|endoftext|>` separate them.
 ///
 /// # Errors
 /// Those of the tokenizer's constructor and of [`encode`].
@@ -101,25 +102,29 @@ pub fn prepare(
     documents: &[Document],
     validation: &Validation,
     choice: &TokenizerChoice,
+    options: TextOptions,
     store: IdsStore,
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Tokenizer, Corpus)> {
     let held_out: &[Document] = if let Validation::Documents(held_out) = validation { held_out } else { &[] };
-    let end_of_text = documents.len() > 1 || held_out.len() > 1;
+    let end_of_text = options.split_at_end_of_text || documents.len() > 1 || held_out.len() > 1;
+    let markers = if end_of_text { Markers::end_of_text()? } else { Markers::default() };
     let tokenizer = match choice {
         TokenizerChoice::Characters => {
             let mut characters = CharacterSet::default();
             let whole = |document| Section { document, range: 0..Document::len(document) };
             let sections: Vec<Section> = documents.iter().chain(held_out).map(whole).collect();
-            for_each_chunk(&sections, Stage::Reading, progress, &mut |texts| characters.add(texts))?;
+            let take = &mut |texts: &[&str]| characters.add(texts, &markers);
+            for_each_chunk(&sections, &markers, Stage::Reading, progress, take)?;
             Tokenizer::of_characters(&characters, end_of_text)?
         }
         TokenizerChoice::Bytes => Tokenizer::bytes(end_of_text)?,
         TokenizerChoice::Bpe(vocab_size) => {
             check_vocab_size(*vocab_size, end_of_text)?;
-            let [train, _] = split(documents, validation)?;
+            let [train, _] = split(documents, validation, &markers)?;
             let mut counts = WordCounts::default();
-            for_each_chunk(&train, Stage::Counting, progress, &mut |texts| counts.add(texts))?;
+            let take = &mut |texts: &[&str]| counts.add(texts, &markers);
+            for_each_chunk(&train, &markers, Stage::Counting, progress, take)?;
             let merges = *vocab_size as u64 - 256;
             progress(TextProgress { stage: Stage::Merging, done: 0, total: merges });
             Tokenizer::learn_bpe(counts, *vocab_size, end_of_text)?
@@ -129,20 +134,21 @@ pub fn prepare(
         }
         TokenizerChoice::File(path) => Tokenizer::open(path)?,
     };
-    let corpus = encode(&tokenizer, documents, validation, store, progress)?;
+    let corpus = encode(&tokenizer, documents, validation, options, store, progress)?;
     Ok((tokenizer, corpus))
 }
 
 /// Hands the chunks of all sections to `take`, in groups.
 fn for_each_chunk(
     sections: &[Section],
+    markers: &Markers,
     stage: Stage,
     progress: &mut dyn FnMut(TextProgress),
     take: &mut dyn FnMut(&[&str]),
 ) -> Result<()> {
     let (mut done, total) = (0, sections.iter().map(Section::len).sum());
     for section in sections {
-        let mut chunks = Chunks::text(section.document, section.range.clone())?;
+        let mut chunks = Chunks::text(section.document, section.range.clone())?.around(markers);
         loop {
             let group = chunks.next_group()?;
             if group.is_empty() {
@@ -192,7 +198,8 @@ mod tests {
     ) -> Result<(Tokenizer, Corpus, Vec<TextProgress>)> {
         let mut reports = vec![];
         let progress = &mut |report| reports.push(report);
-        let (tokenizer, corpus) = prepare(documents, &validation, &choice.parse()?, IdsStore::Temporary, progress)?;
+        let (tokenizer, corpus) =
+            prepare(documents, &validation, &choice.parse()?, TextOptions::default(), IdsStore::Temporary, progress)?;
         Ok((tokenizer, corpus, reports))
     }
 

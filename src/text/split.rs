@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use super::Document;
+use super::tokenizer::Markers;
 use crate::host::{Result, bail};
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Validation {
     /// The end of the documents, taken as one text: this fraction of their bytes, at least 0 and less than 1, cut between
-    /// two characters. With 0 there is no validation part.
+    /// two characters and not inside a token such as `<|endoftext|>`. With 0 there is no validation part.
     Fraction(f64),
     /// Separate documents; all others are for training.
     Documents(Vec<Document>),
@@ -28,6 +29,11 @@ impl Section<'_> {
         self.range.end - self.range.start
     }
 
+    /// Whether it begins where the document does.
+    pub(super) fn starts(&self) -> bool {
+        self.range.start == 0
+    }
+
     /// Whether it reaches the end of the document.
     pub(super) fn ends(&self) -> bool {
         self.range.end == self.document.len()
@@ -35,7 +41,11 @@ impl Section<'_> {
 }
 
 /// The sections to train on, and those to validate on.
-pub(super) fn split<'a>(documents: &'a [Document], validation: &'a Validation) -> Result<[Vec<Section<'a>>; 2]> {
+pub(super) fn split<'a>(
+    documents: &'a [Document],
+    validation: &'a Validation,
+    markers: &Markers,
+) -> Result<[Vec<Section<'a>>; 2]> {
     let whole = |document: &'a Document| Section { document, range: 0..document.len() };
     let fraction = match validation {
         Validation::Documents(held_out) => {
@@ -51,7 +61,7 @@ pub(super) fn split<'a>(documents: &'a [Document], validation: &'a Validation) -
     let mut parts = [vec![], vec![]];
     for document in documents {
         let len = document.len();
-        let cut = if left < len { character_start(document, left)? } else { len };
+        let cut = if left < len { cut_at(document, left, markers)? } else { len };
         for (part, range) in parts.iter_mut().zip([0..cut, cut..len]) {
             if !range.is_empty() {
                 part.push(Section { document, range });
@@ -60,6 +70,15 @@ pub(super) fn split<'a>(documents: &'a [Document], validation: &'a Validation) -
         left = left.saturating_sub(len);
     }
     Ok(parts)
+}
+
+/// A place to cut at, at byte `at` or just before it: the start of a marker or of a character.
+fn cut_at(document: &Document, at: u64, markers: &Markers) -> Result<u64> {
+    let at = character_start(document, at)?;
+    let reach = markers.reach() as u64;
+    let first = at.saturating_sub(reach);
+    let around = document.read(first..document.len().min(at + reach))?;
+    Ok(markers.across(&around, (at - first) as usize).map_or(at, |marker| first + marker.start as u64))
 }
 
 /// The start of the character at byte `at`. More than three continuation bytes are not text.
@@ -80,7 +99,7 @@ mod tests {
         for percent in 0..100 {
             let documents = [Document::new("one", "x"), Document::new("two", text.clone())];
             let validation = Validation::Fraction(f64::from(percent) / 100.0);
-            let [train, held_out] = split(&documents, &validation).unwrap();
+            let [train, held_out] = split(&documents, &validation, &Markers::default()).unwrap();
             let bytes = |sections: &[Section]| sections.iter().map(Section::len).sum::<u64>();
             assert_eq!(bytes(&train) + bytes(&held_out), 1 + text.len() as u64);
             let wanted = percent as f64 / 100.0 * (1 + text.len()) as f64;
@@ -90,7 +109,19 @@ mod tests {
             }
         }
         for wrong in [-0.1, 1.0, f64::NAN] {
-            assert!(split(&[], &Validation::Fraction(wrong)).is_err());
+            assert!(split(&[], &Validation::Fraction(wrong), &Markers::default()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_text_is_not_cut_inside_a_marker() {
+        let text = "ab<|endoftext|>é<|endoftext|>".repeat(3);
+        let (documents, markers) = ([Document::new("one", text.clone())], Markers::end_of_text().unwrap());
+        for at in 0..text.len() {
+            let cut = cut_at(&documents[0], at as u64, &markers).unwrap() as usize;
+            assert!(cut <= at && at - cut < "<|endoftext|>".len(), "{at}: {cut}");
+            let whole = |part: &str| part.matches("<|endoftext|>").count();
+            assert_eq!(whole(&text[..cut]) + whole(&text[cut..]), 6, "{at}: {cut}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::host::disk::{Change, sibling};
 use crate::host::faults::{self, Fault};
 use crate::host::{Error, Result};
 use crate::model::ModelConfig;
-use crate::text::{Document, IdsStore, Validation, prepare};
+use crate::text::{Document, IdsStore, TextOptions, Validation, prepare};
 
 /// No fault; syncing is left out.
 const NONE: Option<Fault> = Some(Fault::Killed(usize::MAX));
@@ -36,7 +36,8 @@ fn new_run(root: &Path, options: &TrainOptions) -> Result<(Trainer, RunDir)> {
     let mut run = RunDir::create(root)?;
     let documents = [Document::new("numbers", "one two three four five ".repeat(9))];
     let (ids, validation, choice) = (run.ids_path(), Validation::Fraction(0.2), "char".parse()?);
-    let (tokenizer, corpus) = prepare(&documents, &validation, &choice, IdsStore::File(&ids), &mut |_| {})?;
+    let (tokenizer, corpus) =
+        prepare(&documents, &validation, &choice, TextOptions::default(), IdsStore::File(&ids), &mut |_| {})?;
     let config = ModelConfig {
         context_len: 5,
         embed_dim: 6,

@@ -12,7 +12,7 @@
 //! let documents = [text::Document::new("poem", "roses are red, violets are blue\n".repeat(20))];
 //! let validation = text::Validation::Fraction(0.1);
 //! let (tokenizer, corpus) =
-//!     text::prepare(&documents, &validation, &"char".parse()?, text::IdsStore::Temporary, &mut |_| {})?;
+//!     text::prepare(&documents, &validation, &"char".parse()?, Default::default(), text::IdsStore::Temporary, &mut |_| {})?;
 //! let config = ModelConfig { context_len: 16, embed_dim: 16, num_layers: 1, ..ModelConfig::gpt2(tokenizer.vocab_size()) };
 //! let options = train::TrainOptions { steps: 4, batch: 3, ..Default::default() };
 //! let mut trainer = train::Trainer::new(&config, &options, corpus, &Device::Cpu)?;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{
+    Corpus, Document, IdsStore, TextOptions, Tokenizer, TokenizerChoice, Validation, prepare,
+};
 use candle_attention::train::{Event, TrainOptions, Trainer, bits_per_byte, evaluate, train};
 use candle_core::{DType, Device, Tensor};
 
@@ -26,7 +28,8 @@ fn uniform(tokenizer: &Tokenizer, corpus: Corpus) -> Trainer {
 /// In validation, which drops the last, incomplete window, and over the same text to its end.
 fn measured(documents: &[Document], validation: &Document, choice: &TokenizerChoice) -> (Tokenizer, [f64; 2]) {
     let cut = Validation::Documents(vec![validation.clone()]);
-    let (tokenizer, corpus) = prepare(documents, &cut, choice, IdsStore::Temporary, &mut |_| {}).unwrap();
+    let (tokenizer, corpus) =
+        prepare(documents, &cut, choice, TextOptions::default(), IdsStore::Temporary, &mut |_| {}).unwrap();
     let mut trainer = uniform(&tokenizer, corpus.clone());
     let ids = &corpus.validation;
     let go_on = &mut |_, _| ControlFlow::Continue(());
@@ -92,7 +95,8 @@ fn models_that_know_the_same_have_the_same() {
     let documents = [Document::new("train", learned)];
     let cut = Validation::Documents(vec![Document::new("validation", held_out)]);
     for choice in [TokenizerChoice::Characters, TokenizerChoice::Bytes, TokenizerChoice::Bpe(259)] {
-        let (tokenizer, corpus) = prepare(&documents, &cut, &choice, IdsStore::Temporary, &mut |_| {}).unwrap();
+        let (tokenizer, corpus) =
+            prepare(&documents, &cut, &choice, TextOptions::default(), IdsStore::Temporary, &mut |_| {}).unwrap();
         let config = ModelConfig {
             context_len: CONTEXT_LEN,
             embed_dim: 48,

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 
 use candle_attention::model::{CausalLm, ForwardContext, ModelConfig};
 use candle_attention::nn::Parameters;
-use candle_attention::text::{Batch, Corpus, Document, Ids, IdsStore, Tokenizer, Validation, encode, prepare, windows};
+use candle_attention::text::{
+    Batch, Corpus, Document, Ids, IdsStore, TextOptions, Tokenizer, Validation, encode, prepare, windows,
+};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 
@@ -57,7 +59,7 @@ fn data() -> (Tokenizer, Corpus) {
     let documents: Vec<Document> =
         (0..40).map(|i| Document::new(format!("{i}"), "one two three. ".repeat(1 + i % 3))).collect();
     let (validation, choice) = (Validation::Fraction(0.3), "char".parse().unwrap());
-    prepare(&documents, &validation, &choice, IdsStore::Temporary, &mut |_| {}).unwrap()
+    prepare(&documents, &validation, &choice, TextOptions::default(), IdsStore::Temporary, &mut |_| {}).unwrap()
 }
 
 fn options(isolate_documents: bool) -> TrainOptions {
@@ -130,7 +132,9 @@ fn documents_that_cannot_be_isolated_are_refused() {
     let refused = |documents: &[Document], end_of_text| {
         let tokenizer = Tokenizer::characters(&[&text], end_of_text).unwrap();
         let validation = Validation::Fraction(0.3);
-        let corpus = encode(&tokenizer, documents, &validation, IdsStore::Temporary, &mut |_| {}).unwrap();
+        let corpus =
+            encode(&tokenizer, documents, &validation, TextOptions::default(), IdsStore::Temporary, &mut |_| {})
+                .unwrap();
         let config = config(tokenizer.vocab_size());
         Trainer::new(&config, &options(true), corpus, &Device::Cpu).err().map(|error| error.to_string())
     };

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use candle_attention::model::{CausalLm, DropoutRates, DropoutSource, ForwardContext, ModelConfig};
 use candle_attention::nn::Parameters;
 use candle_attention::ops::{self, AttentionOptions, DropoutOptions, Mask, RandomKey};
-use candle_attention::text::{Document, IdsStore, Tokenizer, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Tokenizer, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{Event, Outcome, RunDir, TrainOptions, Trainer, resume, train};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -102,7 +102,8 @@ fn documents_do_not_see_each_other() {
 fn start(dropout: f64, options: &TrainOptions, store: IdsStore) -> (Tokenizer, Trainer) {
     let documents = [Document::new("numbers", "one two three four five six seven eight nine ten. ".repeat(40))];
     let (validation, choice) = (Validation::Fraction(0.1), TokenizerChoice::Characters);
-    let (tokenizer, corpus) = prepare(&documents, &validation, &choice, store, &mut |_| {}).unwrap();
+    let (tokenizer, corpus) =
+        prepare(&documents, &validation, &choice, TextOptions::default(), store, &mut |_| {}).unwrap();
     let dropout = DropoutRates::all(dropout);
     let config = ModelConfig { dropout, vocab_size: tokenizer.vocab_size(), context_len: 13, ..tiny() };
     let trainer = Trainer::new(&config, options, corpus, &Device::Cpu).unwrap();

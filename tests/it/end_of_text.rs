@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_attention::generate::{Pipeline, Sampler, SamplingOptions, generate};
 use candle_attention::model::CausalLm;
 use candle_attention::nn::Parameters;
-use candle_attention::text::{Document, IdsStore, Validation, encode};
+use candle_attention::text::{Document, IdsStore, TextOptions, Validation, encode};
 use candle_attention::train::{RunDir, TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
@@ -105,7 +105,9 @@ fn what_separates_documents_in_further_training_ends_a_sample() {
         let (config, tokenizer) = Pipeline::open_config(base.path()).unwrap();
         let mut run = RunDir::create(&root).unwrap();
         let (validation, store) = (Validation::Fraction(0.3), &run.ids_path());
-        let corpus = encode(&tokenizer, &documents, &validation, IdsStore::File(store), &mut |_| {}).unwrap();
+        let corpus =
+            encode(&tokenizer, &documents, &validation, TextOptions::default(), IdsStore::File(store), &mut |_| {})
+                .unwrap();
         assert_eq!((corpus.separator, corpus.train.read(6..8).unwrap().to_vec()), (Some(expected), vec![expected, 0]));
         let trainer = Trainer::new(&config, &TrainOptions::default(), corpus, &CPU).unwrap();
         let sampled = |id| {

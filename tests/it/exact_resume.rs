@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_attention::generate::{Pipeline, Sampler, SamplingOptions, generate};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
 use candle_attention::optim::Schedule;
-use candle_attention::text::{Corpus, Document, IdsStore, Tokenizer, Validation, prepare};
+use candle_attention::text::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
 use candle_attention::train::{OptimizerKind, RunDir, TrainOptions, Trainer};
 use candle_core::Device;
 
@@ -31,7 +31,15 @@ impl Model {
             false => vec![TEXT.repeat(40)],
         };
         let documents: Vec<Document> = texts.into_iter().map(|text| Document::new("numbers", text)).collect();
-        prepare(&documents, &Validation::Fraction(0.3), &"char".parse().unwrap(), store, &mut |_| {}).unwrap()
+        prepare(
+            &documents,
+            &Validation::Fraction(0.3),
+            &"char".parse().unwrap(),
+            TextOptions::default(),
+            store,
+            &mut |_| {},
+        )
+        .unwrap()
     }
 
     fn config(self, tokenizer: &Tokenizer) -> ModelConfig {

@@ -55,6 +55,8 @@ mod sampling;
 #[cfg(all(feature = "lm", unix))]
 mod strange_folders;
 #[cfg(feature = "lm")]
+mod tokenizers;
+#[cfg(feature = "lm")]
 mod torch;
 #[cfg(feature = "lm")]
 mod training;

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use candle_attention::Error;
 use candle_attention::generate::Pipeline;
-use candle_attention::text::{Document, IdsStore, Validation, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Validation, prepare};
 use candle_attention::train::{Outcome, RunDir, TrainOptions, evaluate};
 use candle_core::Device;
 
@@ -222,7 +222,15 @@ fn of_several_that_create_or_resume_a_run_at_once_exactly_one_has_it() {
 fn prepared_ids(run: &RunDir) {
     let documents = [Document::new("numbers", crate::training::TEXT.repeat(40))];
     let (choice, path) = ("char".parse().unwrap(), run.ids_path());
-    prepare(&documents, &Validation::Fraction(0.1), &choice, IdsStore::File(&path), &mut |_| {}).unwrap();
+    prepare(
+        &documents,
+        &Validation::Fraction(0.1),
+        &choice,
+        TextOptions::default(),
+        IdsStore::File(&path),
+        &mut |_| {},
+    )
+    .unwrap();
 }
 
 #[test]
@@ -399,7 +407,8 @@ fn ids_that_are_not_those_of_the_run_are_refused() {
     fs::remove_file(&ids).unwrap();
     let documents = [Document::new("numbers", crate::training::TEXT.repeat(41))];
     let choice = "char".parse().unwrap();
-    prepare(&documents, &Validation::Fraction(0.1), &choice, IdsStore::File(&ids), &mut |_| {}).unwrap();
+    prepare(&documents, &Validation::Fraction(0.1), &choice, TextOptions::default(), IdsStore::File(&ids), &mut |_| {})
+        .unwrap();
     refused("they are not the ids that the run was trained on");
     fs::write(&ids, good).unwrap();
     resume(&root, "").unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_attention::model::{CausalLm, ModelConfig, load_weights};
 use candle_attention::nn::Parameters;
 use candle_attention::optim::{AdamWStep, Cautious, Moments, MuonStep, adamw, clip_factor, global_norm, muon};
-use candle_attention::text::{Batch, Document, IdsStore, TokenizerChoice, Validation, prepare};
+use candle_attention::text::{Batch, Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
@@ -169,7 +169,14 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
         };
         // The batches below are the fixture's; this text is not read.
         let (document, none) = (Document::new("text", "a".repeat(99)), Validation::Fraction(0.0));
-        let prepared = prepare(&[document], &none, &TokenizerChoice::Bytes, IdsStore::Temporary, &mut |_| {});
+        let prepared = prepare(
+            &[document],
+            &none,
+            &TokenizerChoice::Bytes,
+            TextOptions::default(),
+            IdsStore::Temporary,
+            &mut |_| {},
+        );
         let (_, corpus) = prepared.unwrap();
         let weights = load_weights(&folder.join("model.safetensors"), &config, &Device::Cpu).unwrap();
         let mut trainer = Trainer::from_weights(weights, &config, &options, corpus, &Device::Cpu).unwrap();

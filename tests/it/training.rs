@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Batch, Corpus, Document, IdsStore, Tokenizer, Validation, prepare};
+use candle_attention::text::{Batch, Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
 use candle_attention::train::{self, Event, Outcome, RunDir, TrainOptions, Trainer, train};
 use candle_attention::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -20,7 +20,15 @@ pub fn data() -> (Tokenizer, Corpus) {
 
 fn data_in(store: IdsStore) -> (Tokenizer, Corpus) {
     let documents = [Document::new("numbers", TEXT.repeat(40))];
-    prepare(&documents, &Validation::Fraction(0.1), &"char".parse().unwrap(), store, &mut |_| {}).unwrap()
+    prepare(
+        &documents,
+        &Validation::Fraction(0.1),
+        &"char".parse().unwrap(),
+        TextOptions::default(),
+        store,
+        &mut |_| {},
+    )
+    .unwrap()
 }
 
 pub fn config(tokenizer: &Tokenizer) -> ModelConfig {

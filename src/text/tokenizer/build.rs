@@ -1,10 +1,9 @@
 //! The tokenizers that need no training, and assembling a `tokenizer.json`.
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer as HfTokenizer;
 
-use super::{END_OF_TEXT, Tokenizer, byte_alphabet};
-use crate::host::{Error, Result, bail};
+use super::{END_OF_TEXT, Markers, Tokenizer, byte_alphabet};
+use crate::host::{Result, bail};
 
 impl Tokenizer {
     /// One token for each distinct character of some texts, with ids in character order, and with `end_of_text` one
@@ -14,7 +13,7 @@ impl Tokenizer {
     /// Texts without a single character.
     pub fn characters(texts: &[&str], end_of_text: bool) -> Result<Self> {
         let mut characters = CharacterSet::default();
-        characters.add(texts);
+        characters.add(texts, &Markers::default());
         Self::of_characters(&characters, end_of_text)
     }
 
@@ -52,9 +51,10 @@ impl Default for CharacterSet {
 }
 
 impl CharacterSet {
-    /// Adds the characters of some texts.
-    pub(in crate::text) fn add(&mut self, texts: &[&str]) {
-        texts.iter().flat_map(|text| text.chars()).for_each(|c| self.0[c as usize] = true);
+    /// Adds the characters between the markers in some texts.
+    pub(in crate::text) fn add(&mut self, texts: &[&str], markers: &Markers) {
+        let texts = texts.iter().flat_map(|text| markers.between(text));
+        texts.flat_map(str::chars).for_each(|c| self.0[c as usize] = true);
     }
 
     /// The characters in order.
@@ -112,9 +112,6 @@ impl JsonParts {
             "normalizer": null, "pre_tokenizer": self.pre_tokenizer, "post_processor": null,
             "decoder": self.decoder, "model": self.model
         });
-        // The library writes the vocabulary in the order of the ids.
-        let refused = |error: tokenizers::Error| Error::Input(error.to_string());
-        let inner = HfTokenizer::from_bytes(json.to_string()).map_err(refused)?;
-        Tokenizer::from_json(inner.to_string(true).map_err(refused)?.as_bytes())
+        Tokenizer::assemble(json, None)
     }
 }

@@ -9,8 +9,14 @@
 //!
 //! Each can be saved as a Hugging Face `tokenizer.json`, and reading that gives the same tokenizer.
 //!
-//! The first three are exact: `decode(encode(text)) == text` for any text they encode, even one that contains the
-//! string `<|endoftext|>`, which is ordinary text to them and never the special token.
+//! The first three are exact: `decode(encode(text)) == text` for any text they encode.
+//!
+//! Where the string of an added token occurs in a text, such as `<|endoftext|>`, it is read as that token, as
+//! `transformers` reads it; a special token gives no text when it is decoded. A tokenizer without that token reads the
+//! string as ordinary text.
+//!
+//! A byte-level BPE merges within words, and a word of more than 4096 bytes, such as a line of DNA or of `=`, is cut into
+//! sections of at most that: other programs merge across their borders, and give other ids there.
 //!
 //! ```
 //! use candle_attention::text::Tokenizer;
@@ -26,14 +32,20 @@
 //! # }
 //! ```
 
+mod added_tokens;
 mod build;
 mod byte_alphabet;
+mod class;
+mod clean_up;
+mod folder;
 mod gguf;
 mod guard;
 mod hugging_face;
 mod kind;
 mod learn;
+mod markers;
 mod stream;
+mod template;
 mod tokenizer_json;
 mod word_counts;
 mod words;
@@ -46,6 +58,7 @@ use tokenizers::{Model, Tokenizer as HfTokenizer};
 use super::encode_error::EncodeError;
 use crate::host::{Error, Result};
 use kind::Kind;
+use template::Template;
 
 pub use crate::host::hide_caught_panics;
 pub use gguf::GgufTokens;
@@ -53,23 +66,50 @@ pub use stream::TextStream;
 
 pub(super) use build::CharacterSet;
 pub(super) use learn::check_vocab_size;
+pub(super) use markers::Markers;
 pub(super) use word_counts::WordCounts;
 pub(super) use words::{MAX_WORD_BYTES, cut_between_words};
 
 /// The token that ends a document.
-const END_OF_TEXT: &str = "<|endoftext|>";
+pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// A tokenizer; see the constructors for the kinds, and the [module](crate::text) for its use.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: HfTokenizer,
     kind: Kind,
-    /// Its `tokenizer.json`, verbatim.
+    /// Its `tokenizer.json`: the file verbatim, unless other files completed it.
     json: String,
+    /// Whether `json` was written here, with all that other files say.
+    json_is_whole: bool,
     /// The `tokenizer_config.json` beside it, if there was one.
     config: Option<serde_json::Map<String, serde_json::Value>>,
+    /// The added tokens.
+    markers: Markers,
+    /// What it puts around a text.
+    template: Template,
+    /// Whether decoded text loses spaces before punctuation.
+    cleans_up: bool,
     end_of_text_id: Option<u32>,
     vocab_size: usize,
+}
+
+/// The ids of a text, and what was met in it.
+#[derive(Debug, Default)]
+pub(super) struct Encoded {
+    pub(super) ids: Vec<u32>,
+    /// The number of places for which there is no token, and the offset of the first.
+    pub(super) unknown: usize,
+    pub(super) first_unknown: Option<usize>,
+    /// The number of sections into which words that are too long were cut.
+    pub(super) cut_words: usize,
+}
+
+impl Encoded {
+    /// The ids, if there is a token for everything.
+    pub(super) fn known(self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.first_unknown.map_or(Ok(self.ids), |offset| Err(EncodeError::unknown_character(text, offset)))
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -127,34 +167,100 @@ impl Tokenizer {
         !matches!(self.kind, Kind::HuggingFace { .. })
     }
 
-    /// The ids of a text. No special token is added.
+    /// The ids of a text, with what the tokenizer puts in front of it and behind it, such as a beginning-of-text token:
+    /// those that `transformers` gives.
     ///
     /// # Errors
-    /// An unknown character, which is named with its place. The tokenizers of this crate detect every one. With any
-    /// other `tokenizer.json` it is an error if a token is its unknown token, if no token covers a character other than
-    /// white space, or if decoding shows that bytes are missing; changes by its normalizer (case, accents) and dropped
-    /// white space are accepted. Such a tokenizer also reads its special tokens from the text, as its makers' models
-    /// expect.
+    /// An unknown character, which is named with its place: one that becomes the unknown token, or nothing. Changes by
+    /// the normalizer of a third-party tokenizer (case, accents, composed characters) and dropped white space are
+    /// accepted.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.try_encode(text).map_err(|error| error.within(text))
+        let Template { front, rear } = &self.template;
+        Ok([front, &self.encode_plain(text)?[..], rear].concat())
     }
 
-    /// [`Tokenizer::encode`], with an error whose place is an offset in the text.
-    pub(super) fn try_encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        match &self.kind {
-            Kind::Characters { sorted, .. } => characters(sorted, text),
-            Kind::Bytes { .. } => Ok(text.bytes().map(u32::from).collect()),
-            Kind::ByteLevelBpe { .. } => self.merge_words(text),
-            Kind::HuggingFace { unknown_id } => hugging_face::encode(&self.inner, *unknown_id, text),
+    /// The ids of a text alone, as for a part of one, or one that already has its special tokens, such as a chat
+    /// template's.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.try_encode(text).and_then(|encoded| encoded.known(text)).map_err(|error| error.within(text))
+    }
+
+    /// The ids of a text alone, with what stands for an unknown character (an unknown token, or nothing), and the number
+    /// of such places.
+    ///
+    /// # Errors
+    /// A tokenizer that has nothing to stand for an unknown character, as `char`.
+    pub fn encode_with_unknown(&self, text: &str) -> Result<(Vec<u32>, usize)> {
+        let encoded = self.try_encode(text).map_err(|error| error.within(text))?;
+        Ok((encoded.ids, encoded.unknown))
+    }
+
+    /// What it puts around a text.
+    pub(crate) fn template(&self) -> (&[u32], &[u32]) {
+        (&self.template.front, &self.template.rear)
+    }
+
+    /// The strings that are read as tokens of their own.
+    pub(super) fn markers(&self) -> &Markers {
+        &self.markers
+    }
+
+    /// Whether the string is that of a token which is looked for in texts.
+    pub(super) fn has_marker(&self, string: &str) -> bool {
+        self.inner.get_added_vocabulary().get_vocab().contains_key(string)
+    }
+
+    /// The id of a special token, which gives no text when it is decoded.
+    pub(crate) fn special_id(&self, string: &str) -> Option<u32> {
+        let added = self.inner.get_added_vocabulary();
+        added.get_vocab().get(string).copied().filter(|_| added.is_special_token(string))
+    }
+
+    /// The ids of a text alone, or an error whose place is an offset in the text.
+    pub(super) fn try_encode(&self, text: &str) -> Result<Encoded, EncodeError> {
+        if let Kind::HuggingFace { unknown_id } = self.kind {
+            return hugging_face::encode(&self.inner, unknown_id, text);
         }
+        let mut encoded = Encoded::default();
+        let mut known = AHashMap::new();
+        for (range, marker) in self.markers.pieces(text.as_bytes()) {
+            match (marker, &self.kind) {
+                (Some(id), _) => encoded.ids.push(id),
+                (None, Kind::Characters { sorted, .. }) => characters(sorted, text, range, &mut encoded.ids)?,
+                (None, Kind::ByteLevelBpe { .. }) => self.merge_words(text, range, &mut known, &mut encoded)?,
+                (None, _) => encoded.ids.extend(text[range].bytes().map(u32::from)),
+            }
+        }
+        Ok(encoded)
     }
 
-    /// The ids of each word of a text. Those of a word that has come before are copied: the library's own cache is too
-    /// small for the words of a long text.
-    fn merge_words(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        let (alphabet, mut ids, mut spelled) = (byte_alphabet::characters(), vec![], String::new());
-        let mut known: AHashMap<&str, Range<usize>> = AHashMap::new();
-        for (offset, word) in words::words(text) {
+    /// The ids of any bytes, of a tokenizer that takes them.
+    pub(super) fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(bytes.len());
+        for (range, marker) in self.markers.pieces(bytes) {
+            match marker {
+                Some(id) => ids.push(id),
+                None => ids.extend(bytes[range].iter().copied().map(u32::from)),
+            }
+        }
+        ids
+    }
+
+    /// Adds the ids of each word in a range of a text. Those of a word that has come before are copied: the library's own
+    /// cache is too small for the words of a long text.
+    fn merge_words<'a>(
+        &self,
+        text: &'a str,
+        range: Range<usize>,
+        known: &mut AHashMap<&'a str, Range<usize>>,
+        Encoded { ids, cut_words, .. }: &mut Encoded,
+    ) -> Result<(), EncodeError> {
+        let (alphabet, mut spelled) = (byte_alphabet::characters(), String::new());
+        for (offset, word) in words::words(&text[range.clone()]) {
+            *cut_words += usize::from(words::is_section(word));
             if let Some(earlier) = known.get(word) {
                 ids.extend_from_within(earlier.clone());
                 continue;
@@ -162,15 +268,19 @@ impl Tokenizer {
             spelled.clear();
             spelled.extend(word.bytes().map(|byte| alphabet[usize::from(byte)]));
             let tokens = self.inner.get_model().tokenize(&spelled);
-            let refused = |error: tokenizers::Error| EncodeError { offset, message: error.to_string(), hint: "" };
+            let refused = |error: tokenizers::Error| EncodeError {
+                offset: range.start + offset,
+                message: error.to_string(),
+                hint: "",
+            };
             let start = ids.len();
             ids.extend(tokens.map_err(refused)?.into_iter().map(|token| token.id));
             known.insert(word, start..ids.len());
         }
-        Ok(ids)
+        Ok(())
     }
 
-    /// The text of some ids. The end-of-text token gives no text. Bytes that aren't UTF-8, such as part of a character,
+    /// The text of some ids. Special tokens give no text. Bytes that aren't UTF-8, such as part of a character,
     /// become U+FFFD.
     ///
     /// # Errors
@@ -178,7 +288,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         match self.kind.token_bytes() {
             Some(_) => Ok(String::from_utf8_lossy(&self.decode_bytes(ids)?).into_owned()),
-            None => hugging_face::decode(&self.inner, ids, self.vocab_size),
+            None => {
+                let text = hugging_face::decode(&self.inner, ids, self.vocab_size)?;
+                Ok(if self.cleans_up { clean_up::cleaned(&text) } else { text })
+            }
         }
     }
 
@@ -204,18 +317,18 @@ impl Tokenizer {
     }
 }
 
-/// Since the characters are sorted, the index of a character is its id.
-fn characters(sorted: &[char], text: &str) -> Result<Vec<u32>, EncodeError> {
+/// Adds the ids of the characters in a range of a text. Since they are sorted, the index of a character is its id.
+fn characters(sorted: &[char], text: &str, range: Range<usize>, ids: &mut Vec<u32>) -> Result<(), EncodeError> {
     let id = |c: char| sorted.binary_search(&c).ok().map(|id| id as u32);
     let ascii: [Option<u32>; 128] = std::array::from_fn(|byte| id(char::from(byte as u8)));
-    let mut ids = Vec::with_capacity(text.len());
-    for (offset, c) in text.char_indices() {
+    ids.reserve(range.len());
+    for (offset, c) in text[range.clone()].char_indices() {
         match ascii.get(c as usize).map_or_else(|| id(c), |&id| id) {
             Some(id) => ids.push(id),
-            None => return Err(EncodeError::unknown_character(text, offset)),
+            None => return Err(EncodeError::unknown_character(text, range.start + offset)),
         }
     }
-    Ok(ids)
+    Ok(())
 }
 
 fn outside_vocabulary(id: u32, vocab_size: usize) -> Error {

@@ -5,7 +5,7 @@ use tokenizers::{
 };
 
 use super::guard::guarded;
-use super::{Tokenizer, hugging_face, outside_vocabulary};
+use super::{Tokenizer, clean_up, outside_vocabulary};
 use crate::host::Result;
 
 /// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs
@@ -33,8 +33,20 @@ type LibraryStream<'a> =
 pub(super) enum State<'a> {
     /// A tokenizer of this crate: the bytes of a character that is incomplete so far.
     Bytes(Vec<u8>),
-    /// Any other: all ids, the number of bytes of text returned so far, and the library's own stream until that fails.
-    Library { ids: Vec<u32>, given: usize, stream: Option<LibraryStream<'a>> },
+    /// Any other.
+    Library(LibraryState<'a>),
+}
+
+pub(super) struct LibraryState<'a> {
+    /// All ids, with those before the stream.
+    pub(super) ids: Vec<u32>,
+    /// The bytes of their text that were returned, or belong before the stream.
+    pub(super) given: usize,
+    /// The library's own stream, until that fails.
+    pub(super) stream: Option<LibraryStream<'a>>,
+    /// Text that what follows may still change, if spaces are cleaned up, and the bytes of text before it.
+    pub(super) held: String,
+    pub(super) settled: usize,
 }
 
 impl Tokenizer {
@@ -42,9 +54,34 @@ impl Tokenizer {
     pub fn stream(&self) -> TextStream<'_> {
         let state = match self.kind.token_bytes() {
             Some(_) => State::Bytes(Vec::new()),
-            None => State::Library { ids: Vec::new(), given: 0, stream: Some(self.inner.decode_stream(true)) },
+            None => State::Library(LibraryState {
+                ids: Vec::new(),
+                given: 0,
+                stream: Some(self.inner.decode_stream(true)),
+                held: String::new(),
+                settled: 0,
+            }),
         };
         TextStream { tokenizer: self, state }
+    }
+
+    /// A decoder for the ids that follow others: its text is what the text of all ids has after the text of `before`. Many
+    /// third-party tokenizers decode an id differently at the beginning of a text, for example without a space.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn stream_after(&self, before: &[u32]) -> Result<TextStream<'_>> {
+        let mut stream = self.stream();
+        if let State::Library(_) = stream.state {
+            for &id in before {
+                stream.push(id)?;
+            }
+            let len = self.decode(before)?.len();
+            if let State::Library(state) = &mut stream.state {
+                state.given = len;
+            }
+        }
+        Ok(stream)
     }
 }
 
@@ -59,22 +96,12 @@ impl TextStream<'_> {
                 bytes.extend_from_slice(&self.tokenizer.decode_bytes(&[id])?);
                 Ok(take_finished(bytes))
             }
-            State::Library { ids, given, stream } => {
+            State::Library(state) => {
                 if self.tokenizer.inner.id_to_token(id).is_none() {
                     return Err(outside_vocabulary(id, self.tokenizer.vocab_size));
                 }
-                ids.push(id);
-                // The library's stream fails if the decoder changes text it has written: then the rest comes at the
-                // end.
-                let text = match stream.as_mut().map(|stream| guarded(|| stream.step(id))) {
-                    Some(Ok(Ok(text))) => text.unwrap_or_default(),
-                    _ => {
-                        *stream = None;
-                        String::new()
-                    }
-                };
-                *given += text.len();
-                Ok(text)
+                state.push(id);
+                Ok(state.take(self.tokenizer.cleans_up))
             }
         }
     }
@@ -89,11 +116,38 @@ impl TextStream<'_> {
     pub fn finish(self) -> Result<String> {
         match self.state {
             State::Bytes(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            State::Library { ids, given, .. } => {
-                let all = hugging_face::decode(&self.tokenizer.inner, &ids, self.tokenizer.vocab_size)?;
+            State::Library(LibraryState { ids, given, .. }) => {
+                let all = self.tokenizer.decode(&ids)?;
                 Ok(all[all.floor_char_boundary(given)..].to_string())
             }
         }
+    }
+}
+
+impl LibraryState<'_> {
+    /// Decodes one more id. The library's stream fails if the decoder changes text it has written: then the rest comes at
+    /// the end.
+    fn push(&mut self, id: u32) {
+        self.ids.push(id);
+        match self.stream.as_mut().map(|stream| guarded(|| stream.step(id))) {
+            Some(Ok(Ok(text))) => self.held.push_str(&text.unwrap_or_default()),
+            _ => self.stream = None,
+        }
+    }
+
+    /// The text that no further id can change, after what was given.
+    fn take(&mut self, cleans_up: bool) -> String {
+        if self.stream.is_none() {
+            return String::new();
+        }
+        let end = if cleans_up { clean_up::last_cut(&self.held) } else { self.held.len() };
+        let rest = self.held.split_off(end);
+        let held = std::mem::replace(&mut self.held, rest);
+        let text = if cleans_up { clean_up::cleaned(&held) } else { held };
+        let new = text[text.floor_char_boundary(self.given.saturating_sub(self.settled))..].to_string();
+        self.settled += text.len();
+        self.given = self.given.max(self.settled);
+        new
     }
 }
 

@@ -5,64 +5,73 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer};
 
-use super::gguf;
 use super::guard::guarded;
 use super::kind::Kind;
+use super::markers::Markers;
+use super::template::Template;
 use super::{END_OF_TEXT, Tokenizer};
-use crate::host::{Error, ModelPath, Result, bail, disk, input};
+use crate::host::{Error, Result, bail, disk};
 
-const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
+
+/// The text of a `tokenizer.json`, and its JSON without BPE dropout.
+pub(super) fn parse(bytes: &[u8]) -> Result<(String, Value)> {
+    let text = std::str::from_utf8(bytes).map_err(expected)?;
+    let mut json: Value = serde_json::from_str(text).map_err(expected)?;
+    if let Some(dropout) = json.get_mut("model").and_then(|model| model.get_mut("dropout")) {
+        *dropout = Value::Null;
+    }
+    match json.is_object() {
+        true => Ok((text.to_owned(), json)),
+        false => Err(expected("JSON of another kind")),
+    }
+}
+
+fn expected(error: impl std::fmt::Display) -> Error {
+    Error::Input(format!("expected a tokenizer.json, got {error}"))
+}
 
 impl Tokenizer {
-    /// The tokenizer of a `tokenizer.json`, of a folder that contains one, or of a GGUF file. A `tokenizer_config.json` beside it says
-    /// which token ends a text, and is kept for [`save`](Self::save).
-    ///
-    /// # Errors
-    /// A file that can't be read or isn't a tokenizer, and links that lead out of a folder.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        if let Ok(ModelPath::Gguf(file)) = ModelPath::of(path) {
-            return gguf::open(&file);
-        }
-        let file = if path.is_dir() { input::inside(path, TOKENIZER)? } else { path.to_path_buf() };
-        let bytes = input::read(&file, input::MAX_TOKENIZER_BYTES)?;
-        let mut tokenizer = Self::from_json(&bytes).map_err(|error| error.at(file.display()))?;
-        tokenizer.config = read_config(&file)?;
-        let named = tokenizer.config.as_ref().and_then(|config| config.get("eos_token")).and_then(token_text);
-        let named = named.and_then(|token| tokenizer.inner.token_to_id(token));
-        tokenizer.end_of_text_id = named.or(tokenizer.end_of_text_id);
-        Ok(tokenizer)
-    }
-
     /// The tokenizer in the bytes of a `tokenizer.json`. Its truncation, padding and BPE dropout are not applied: a text
     /// has one encoding.
     ///
     /// # Errors
     /// Anything that isn't the JSON of a tokenizer.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let expected = |error: String| Error::Input(format!("expected a tokenizer.json, got {error}"));
-        let text = std::str::from_utf8(bytes).map_err(|error| expected(error.to_string()))?;
-        let mut json: Value = serde_json::from_str(text).map_err(|error| expected(error.to_string()))?;
-        if let Some(dropout) = json.get_mut("model").and_then(|model| model.get_mut("dropout")) {
-            *dropout = Value::Null;
-        }
+        let (text, json) = parse(bytes)?;
+        Self::assemble(json, Some(text))
+    }
+
+    /// The tokenizer of a JSON, which is kept as `text` or, without one, written anew.
+    pub(super) fn assemble(json: Value, text: Option<String>) -> Result<Self> {
         let kind = Kind::of(&json);
         let inner = guarded(|| HfTokenizer::from_bytes(json.to_string())).map_err(Error::Input)?;
-        let mut inner = inner.map_err(|error| expected(error.to_string()))?;
-        inner.with_truncation(None).map_err(|error| expected(error.to_string()))?;
+        let mut inner = inner.map_err(expected)?;
+        inner.with_truncation(None).map_err(expected)?;
         inner.with_padding(None);
-        // It would only add special tokens, which are not wanted, and trim the offsets.
+        let template = Template::of(inner.get_post_processor())?;
+        let json_is_whole = text.is_none();
+        let json = match text {
+            Some(text) => text,
+            // The library writes the vocabulary in the order of the ids.
+            None => inner.to_string(true).map_err(expected)?,
+        };
+        // The template is known; all else that it could do is to trim offsets.
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        inner.set_encode_special_tokens(!matches!(kind, Kind::HuggingFace { .. }));
         let Some(last) = inner.get_vocab(true).into_values().max() else {
             bail!("expected a tokenizer.json with a vocabulary, got an empty one");
         };
+        let added = inner.get_added_vocabulary().get_vocab();
         Ok(Self {
             end_of_text_id: end_of_text_id(&inner, &kind),
+            markers: Markers::new(added.iter().map(|(token, &id)| (token.as_str(), id)))?,
             vocab_size: last as usize + 1,
-            json: text.to_owned(),
+            cleans_up: false,
             config: None,
+            json,
+            json_is_whole,
+            template,
             inner,
             kind,
         })
@@ -71,7 +80,8 @@ impl Tokenizer {
     /// Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers` can open, into an existing folder;
     /// `context_len` is the longest text, in tokens, that the model takes. Each file appears complete or not at all.
     ///
-    /// A tokenizer that was read from a file is written as it was, and only the length changes in its configuration.
+    /// A tokenizer that was read from a file is written as it was, and only the length changes in its configuration; one
+    /// that other files completed is written as a whole.
     ///
     /// # Errors
     /// A file that can't be written.
@@ -82,7 +92,7 @@ impl Tokenizer {
         disk::replace_with(&dir.join(CONFIG), format!("{:#}", Value::from(config)).as_bytes())
     }
 
-    fn default_config(&self) -> Map<String, Value> {
+    pub(super) fn default_config(&self) -> Map<String, Value> {
         let mut config = Map::new();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
@@ -94,22 +104,6 @@ impl Tokenizer {
         }
         config
     }
-}
-
-/// The `tokenizer_config.json` beside a `tokenizer.json`, if there is one.
-fn read_config(file: &Path) -> Result<Option<Map<String, Value>>> {
-    let config = file.with_file_name(CONFIG);
-    if !config.exists() {
-        return Ok(None);
-    }
-    let config = input::inside(config.parent().unwrap_or(Path::new("")), CONFIG)?;
-    let bytes = input::read(&config, input::MAX_CONFIG_BYTES)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Input(format!("{}: {error}", config.display())))
-}
-
-/// The text of a special token: a string, or an object with its content.
-fn token_text(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token["content"].as_str())
 }
 
 /// The end of text, if it is an added token: one in the vocabulary only is an ordinary word.

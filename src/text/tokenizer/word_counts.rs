@@ -4,6 +4,7 @@ use ahash::AHashMap;
 use compact_str::CompactString;
 use rayon::prelude::*;
 
+use super::markers::Markers;
 use super::words::words;
 
 /// The maximum of different words that are counted, and of their bytes together. With their table they take up to
@@ -32,9 +33,9 @@ pub(in crate::text) struct WordCounts {
 }
 
 impl WordCounts {
-    /// Counts the words of some chunks of a text on all threads; chunks start and end between words.
-    pub(in crate::text) fn add(&mut self, chunks: &[&str]) {
-        let counted: Vec<_> = chunks.par_iter().map(|text| count(text)).collect();
+    /// Counts the words between the markers in some chunks of a text, on all threads; chunks start and end between words.
+    pub(in crate::text) fn add(&mut self, chunks: &[&str], markers: &Markers) {
+        let counted: Vec<_> = chunks.par_iter().map(|text| count(text, markers)).collect();
         // Merged in order, and words are dropped between chunks, so the threads' timing does not matter.
         for counts in counted {
             for (word, count) in counts {
@@ -85,9 +86,9 @@ fn rank(word: &str, count: u64) -> (u64, u64) {
     (count, hash)
 }
 
-fn count(text: &str) -> AHashMap<&str, u64> {
+fn count<'a>(text: &'a str, markers: &'a Markers) -> AHashMap<&'a str, u64> {
     let mut counts = AHashMap::new();
-    for section in words(text).flat_map(|(_, word)| sections(word)) {
+    for section in markers.between(text).flat_map(words).flat_map(|(_, word)| sections(word)) {
         *counts.entry(section).or_default() += 1;
     }
     counts
@@ -110,7 +111,7 @@ mod tests {
     fn of(texts: &[&str], words: usize, bytes: usize) -> WordCounts {
         let mut counts = WordCounts::default();
         for text in texts {
-            counts.add(&[text]);
+            counts.add(&[text], &Markers::default());
             counts.keep_frequent((words, bytes), (words / 2, bytes / 2));
         }
         counts
@@ -119,7 +120,7 @@ mod tests {
     #[test]
     fn counts_add_up_over_chunks() {
         let mut counts = WordCounts::default();
-        counts.add(&["a b a", " a c", " b"]);
+        counts.add(&["a b<|endoftext|> a", " a c", " b"], &Markers::end_of_text().unwrap());
         let expected = [("a", 1), (" a", 2), (" b", 2), (" c", 1)].map(|(word, count)| (word.into(), count));
         assert_eq!((counts.counts, counts.bytes), (AHashMap::from(expected), 7));
     }

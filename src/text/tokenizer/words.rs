@@ -34,6 +34,11 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// Whether a word is as long as the sections of a word that is cut.
+pub(super) fn is_section(word: &str) -> bool {
+    word.len() + char::MAX.len_utf8() > MAX_WORD_BYTES
+}
+
 /// The length of the word that a match begins with. White space before something else leaves its last character to that,
 /// unless it has only one.
 fn word_len(found: &str, is_last: bool) -> usize {

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use candle_attention::generate::{Pipeline, Sampler, SamplingOptions, generate};
 use candle_attention::model::{Architecture, ModelConfig};
-use candle_attention::text::{Corpus, Document, Ids, IdsStore, Tokenizer, Validation, hide_caught_panics, prepare};
+use candle_attention::text::{
+    Corpus, Document, Ids, IdsStore, TextOptions, Tokenizer, Validation, hide_caught_panics, prepare,
+};
 use candle_attention::train::{RunDir, TrainOptions, Trainer, evaluate, train};
 use candle_attention::{Error, Result};
 use candle_core::Device;
@@ -45,7 +47,7 @@ fn cases(ordered: Vec<Vec<u8>>, good: &[u8], seed: u64) -> Vec<Vec<u8>> {
 /// A corpus of characters, bytes or merges.
 fn corpus(choice: &str, store: IdsStore) -> (Tokenizer, Corpus) {
     let (documents, choice) = ([Document::new("letters", TEXT.repeat(20))], choice.parse().unwrap());
-    prepare(&documents, &Validation::Fraction(0.1), &choice, store, &mut |_| {}).unwrap()
+    prepare(&documents, &Validation::Fraction(0.1), &choice, TextOptions::default(), store, &mut |_| {}).unwrap()
 }
 
 /// A tiny run after two steps.

@@ -38,7 +38,7 @@ fn a_third_party_byte_level_bpe_without_all_bytes_drops_nothing_in_silence() {
     assert_eq!(tokenizer.kind_name(), "tokenizer.json");
     assert_eq!(tokenizer.decode(&tokenizer.encode("aã").unwrap()).unwrap(), "aã");
     let error = tokenizer.encode("aãé").unwrap_err().to_string(); // é is c3 a9: half of it is known
-    assert!(error.contains("it has no token for a byte of it"), "{error}");
+    assert!(error.contains("unknown character 'é' (U+00E9) at line 1, column 3"), "{error}");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn an_unknown_token_is_an_error() {
 }
 
 #[test]
-fn a_post_processor_adds_nothing() {
+fn a_post_processor_puts_tokens_around_a_text() {
     let model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "</s>": 2 }, "merges": [] });
     let template = json!({
         "type": "TemplateProcessing", "single": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "SpecialToken": { "id": "</s>", "type_id": 0 } }],
@@ -64,10 +64,57 @@ fn a_post_processor_adds_nothing() {
     });
     let rest = json!({ "added_tokens": [special(2, "</s>")], "post_processor": template });
     let tokenizer = open(model, Value::Null, rest).unwrap();
-    assert_eq!(tokenizer.inner.encode("ab", true).unwrap().get_ids(), [0, 1]);
-    assert_eq!(tokenizer.encode("ab").unwrap(), [0, 1]);
+    assert_eq!(tokenizer.encode("ab").unwrap(), [0, 1, 2]);
+    assert_eq!(tokenizer.encode_plain("ab").unwrap(), [0, 1]);
+    assert_eq!(tokenizer.template(), (&[][..], &[2][..]));
     assert_eq!(tokenizer.end_of_text_id(), Some(2));
-    assert_eq!(tokenizer.encode("a</s>b").unwrap(), [0, 2, 1], "the special tokens of others are read from the text");
+    assert_eq!(tokenizer.encode_plain("a</s>b").unwrap(), [0, 2, 1], "special tokens are read from the text");
+}
+
+/// What a tokenizer has no token for, and what its normalizer makes of a text.
+#[test]
+fn what_the_normalizer_composes_or_maps_is_known() {
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let model = json!({ "type": "BPE", "vocab": { "a": 0, "Ã": 1, "©": 2, "e": 3 }, "merges": [] }); // é is c3 a9
+    let others = json!({ "decoder": byte_level, "normalizer": { "type": "NFC" } });
+    let tokenizer = open(model, byte_level, others).unwrap();
+    assert_eq!(tokenizer.encode("ae\u{301}a").unwrap(), [0, 1, 2, 0]);
+    let error = tokenizer.encode("ae\u{301}\u{302}").unwrap_err().to_string();
+    assert!(error.contains("unknown character '\\u{302}' (U+0302) at line 1, column 4"), "{error}");
+    assert_eq!(tokenizer.encode_with_unknown("ae\u{301}\u{302}x").unwrap(), (vec![0, 1, 2], 3));
+
+    let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["1", -1.0]] });
+    let others = json!({ "added_tokens": [special(0, "<unk>")], "normalizer": { "type": "NFKC" } });
+    let tokenizer = open(model, Value::Null, others).unwrap();
+    assert_eq!(tokenizer.encode("a\u{2460}").unwrap(), [1, 2]);
+    assert_eq!(tokenizer.encode("a<unk>").unwrap(), [1, 0], "the token itself may be in a text");
+    let error = tokenizer.encode("a①☃a").unwrap_err().to_string();
+    assert!(error.contains("unknown character '☃' (U+2603) at line 1, column 3"), "{error}");
+    assert_eq!(tokenizer.encode_with_unknown("a①☃☃a☃").unwrap(), (vec![1, 2, 0, 1, 0], 2));
+}
+
+/// One that is read in chunks, with an added token that gives text and one that gives none.
+#[test]
+fn a_byte_level_bpe_with_a_template_and_added_tokens_is_still_recognised() {
+    let mut json: Value = serde_json::from_str(&bpe(&[&"one two ".repeat(9)], 262, false).unwrap().json).unwrap();
+    let size = json["model"]["vocab"].as_object().unwrap().len() as u32;
+    let mut plain = special(size + 1, "<user>");
+    plain["special"] = false.into();
+    json["added_tokens"] = json!([special(size, "<s>"), plain]);
+    json["post_processor"] = json!({ "type": "BertProcessing", "sep": ["<s>", size], "cls": ["<s>", size] });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    assert_eq!(tokenizer.kind_name(), "bpe");
+    let text = "one<user> two<s>";
+    let library = HfTokenizer::from_bytes(json.to_string()).unwrap();
+    let ids = tokenizer.encode(text).unwrap();
+    assert_eq!(ids, library.encode(text, true).unwrap().get_ids());
+    assert_eq!(tokenizer.decode(&ids).unwrap(), library.decode(&ids, true).unwrap());
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "one<user> two");
+    for flag in ["lstrip", "rstrip", "single_word"] {
+        let mut json = json.clone();
+        json["added_tokens"][1][flag] = true.into();
+        assert_eq!(Tokenizer::from_json(json.to_string().as_bytes()).unwrap().kind_name(), "tokenizer.json", "{flag}");
+    }
 }
 
 #[test]
@@ -137,8 +184,10 @@ fn the_end_of_text_is_what_the_configuration_names_and_else_a_token_of_a_usual_n
     for token in [json!("<|im_end|>"), json!({ "__type": "AddedToken", "content": "<|im_end|>", "special": true })] {
         assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(token)), Some(3));
     }
-    // What is no token is not taken for one.
-    for token in [Value::Null, json!("<eos>"), json!(3), json!({})] {
+    // One that is no token yet becomes one.
+    assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(json!("<eos>"))), Some(4));
+    // What names no token is not taken for one.
+    for token in [Value::Null, json!(3), json!({})] {
         assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(token)), Some(2));
     }
     assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], Some(json!({}))), Some(2));

@@ -16,7 +16,7 @@ impl Tokenizer {
     /// The tokenizer of a folder, of a `tokenizer.json` in it, or of a GGUF file. In a folder it is a `tokenizer.json`, or
     /// GPT-2's `vocab.json` and `merges.txt`. An adapter (LoRA) without one has that of its base.
     ///
-    /// It is what transformers 5 makes of the folder: `tokenizer_config.json` may name the end of text and add tokens, as
+    /// Of a folder it is what transformers 5 makes of the folder: `tokenizer_config.json` may name the end of text and add tokens, as
     /// may `special_tokens_map.json` and `added_tokens.json`; its `tokenizer_class`, or the model type in `config.json`,
     /// may replace the way in which the file splits a text; `clean_up_tokenization_spaces` is applied to decoded text. A `chat_template.jinja` takes the place of the
     /// configuration's template.

@@ -115,7 +115,7 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer> {
         "model": { "type": "BPE", "ignore_merges": pre.ignores_merges, "merges": merges }
     });
     json["model"]["vocab"] = vocabulary.json();
-    Tokenizer::from_json(json.to_string().as_bytes())
+    Tokenizer::assemble(json, None)
 }
 
 /// SentencePiece's BPE.
@@ -160,7 +160,7 @@ fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Tokenizer>
         }
     });
     json["model"]["vocab"] = vocabulary.json();
-    Tokenizer::from_json(json.to_string().as_bytes())
+    Tokenizer::assemble(json, None)
 }
 
 /// This crate's own tokenizer if each token is a character, the last one perhaps the end of text.

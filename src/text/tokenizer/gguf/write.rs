@@ -34,7 +34,7 @@ impl Tokenizer {
         let refused = |error: serde_json::Error| Error::Input(error.to_string());
         let json: Value = serde_json::from_str(&self.json).map_err(refused)?;
         let vocabulary = Vocabulary::of(&json, &self.inner.get_added_tokens_decoder(), tokens.vocab_size)?;
-        let (begin, end) = frame(&json["post_processor"])?;
+        let (begin, end) = (framing(&self.template.front)?, framing(&self.template.rear)?);
         let mut all = match &self.kind {
             Kind::Characters { .. } => characters(&vocabulary)?,
             Kind::Bytes { .. } => byte_level(&json, &vocabulary, "gpt-2")?,
@@ -248,45 +248,12 @@ fn merges(json: &Value) -> Result<Vec<(&str, &str)>> {
     Ok(all)
 }
 
-/// The tokens that are put before and after a text.
-fn frame(post_processor: &Value) -> Result<(Option<u32>, Option<u32>)> {
-    let refused = || {
-        let kind = post_processor["type"].as_str().unwrap_or("unknown");
-        Error::Input(format!(
-            "GGUF has no form for what this tokenizer puts around a text (its post_processor, {kind})"
-        ))
-    };
-    let id = |piece: &Value| {
-        let name = piece["SpecialToken"]["id"].as_str()?;
-        let ids = post_processor["special_tokens"][name]["ids"].as_array()?;
-        u32::try_from(ids.first().filter(|_| ids.len() == 1)?.as_u64()?).ok()
-    };
-    match post_processor["type"].as_str() {
-        None if post_processor.is_null() => Ok((None, None)),
-        Some("ByteLevel") => Ok((None, None)),
-        Some("Sequence") => {
-            let mut found = (None, None);
-            for step in post_processor["processors"].as_array().ok_or_else(refused)? {
-                match (frame(step)?, found) {
-                    ((None, None), _) => {}
-                    (framed, (None, None)) => found = framed,
-                    _ => return Err(refused()),
-                }
-            }
-            Ok(found)
-        }
-        Some("TemplateProcessing") => {
-            let pieces = post_processor["single"].as_array().ok_or_else(refused)?;
-            let at = pieces.iter().position(|piece| piece["Sequence"]["id"] == "A").ok_or_else(refused)?;
-            match (&pieces[..at], &pieces[at + 1..]) {
-                ([], []) => Ok((None, None)),
-                ([begin], []) => Ok((Some(id(begin).ok_or_else(refused)?), None)),
-                ([], [end]) => Ok((None, Some(id(end).ok_or_else(refused)?))),
-                ([begin], [end]) => Ok((Some(id(begin).ok_or_else(refused)?), Some(id(end).ok_or_else(refused)?))),
-                _ => Err(refused()),
-            }
-        }
-        _ => Err(refused()),
+/// The only token, if there is one, that is put before or after a text.
+fn framing(ids: &[u32]) -> Result<Option<u32>> {
+    match ids {
+        [] => Ok(None),
+        [id] => Ok(Some(*id)),
+        ids => bail!("GGUF has no form for a tokenizer that puts {} tokens before or after a text", ids.len()),
     }
 }
 

@@ -110,8 +110,8 @@ impl OptionLayers {
             let weights = load_weights(&init, &config, device)?;
             let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
             note_missing_separator(&documents, &corpus);
-            remarks::note_in_training(&corpus.remarks);
             let trainer = Trainer::from_weights(weights, &config, &settings.train_options()?, corpus, device)?;
+            remarks::note_in_training(&trainer.corpus().remarks);
             return Ok(Prepared { trainer, tokenizer, settings });
         }
         let (choice, options) = (settings.tokenizer()?, settings.text_options());
@@ -120,11 +120,11 @@ impl OptionLayers {
             bail!("expected a text of at least two different tokens, got a single character, repeated");
         }
         note_missing_separator(&documents, &corpus);
-        remarks::note_in_training(&corpus.remarks);
         let settings = self.settings(Some(&TextSize::of(&corpus, &tokenizer)))?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
+        remarks::note_in_training(&trainer.corpus().remarks);
         Ok(Prepared { trainer, tokenizer, settings })
     }
 }

@@ -64,13 +64,9 @@ fn a_saved_tokenizer_gives_the_same_ids_and_texts() {
         std::fs::copy(folder(&name).join("config.json"), dir.path().join("config.json")).unwrap();
         tokenizer.save(dir.path(), 64).unwrap();
         check(&name, &Tokenizer::open(dir.path()).unwrap(), &expected);
-        if let Some(target) = std::env::var_os("SAVED_TOKENIZERS") {
-            let target = PathBuf::from(target).join(&name);
-            std::fs::create_dir_all(&target).unwrap();
-            for entry in std::fs::read_dir(dir.path()).unwrap().flatten() {
-                std::fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
-            }
-        }
+        let config = std::fs::read(dir.path().join("tokenizer_config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert!(config["eos_token"].is_string() || config["eos_token"]["content"].is_string(), "{name}: {config}");
     }
 }
 

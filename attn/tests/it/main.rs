@@ -17,6 +17,7 @@ mod run_folders;
 mod settings;
 mod support;
 mod texts;
+mod tokenizers;
 
 #[cfg(unix)]
 mod kills;

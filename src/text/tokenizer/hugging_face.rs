@@ -60,7 +60,8 @@ fn unknown_in(
             model.tokenize(&word[part.clone()]).is_ok_and(|tokens| covered(&tokens) < part.len())
         };
         let dropped: Vec<_> = parts.filter(is_dropped).collect();
-        return if dropped.is_empty() { vec![0..word.len()] } else { dropped };
+        let whole = std::iter::once(0..word.len());
+        return if dropped.is_empty() { whole.collect() } else { dropped };
     }
     let is_unknown = |token: &&Token| Some(token.id) == unknown_id;
     tokens.iter().filter(is_unknown).map(|token| token.offsets.0..token.offsets.1).collect()

@@ -15,6 +15,9 @@
 //! `transformers` reads it; a special token gives no text when it is decoded. A tokenizer without that token reads the
 //! string as ordinary text.
 //!
+//! A byte-level BPE merges within words, and a word of more than 4096 bytes, such as a line of DNA or of `=`, is cut into
+//! sections of at most that: other programs merge across their borders, and give other ids there.
+//!
 //! ```
 //! use candle_attention::text::Tokenizer;
 //!

@@ -80,7 +80,7 @@ fn what_the_normalizer_composes_or_maps_is_known() {
     let tokenizer = open(model, byte_level, others).unwrap();
     assert_eq!(tokenizer.encode("ae\u{301}a").unwrap(), [0, 1, 2, 0]);
     let error = tokenizer.encode("ae\u{301}\u{302}").unwrap_err().to_string();
-    assert!(error.contains("unknown character '\u{302}' (U+0302) at line 1, column 4"), "{error}");
+    assert!(error.contains("unknown character '\\u{302}' (U+0302) at line 1, column 4"), "{error}");
     assert_eq!(tokenizer.encode_with_unknown("ae\u{301}\u{302}x").unwrap(), (vec![0, 1, 2], 3));
 
     let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["1", -1.0]] });
@@ -184,8 +184,10 @@ fn the_end_of_text_is_what_the_configuration_names_and_else_a_token_of_a_usual_n
     for token in [json!("<|im_end|>"), json!({ "__type": "AddedToken", "content": "<|im_end|>", "special": true })] {
         assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(token)), Some(3));
     }
-    // What is no token is not taken for one.
-    for token in [Value::Null, json!("<eos>"), json!(3), json!({})] {
+    // One that is no token yet becomes one.
+    assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(json!("<eos>"))), Some(4));
+    // What names no token is not taken for one.
+    for token in [Value::Null, json!(3), json!({})] {
         assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], named(token)), Some(2));
     }
     assert_eq!(end_of_text(["<|endoftext|>", "<|im_end|>"], Some(json!({}))), Some(2));

@@ -81,11 +81,13 @@ impl<'a> Chunks<'a> {
         if self.is_at_end() {
             return Ok(available);
         }
-        let between_words = self.is_text.then(|| cut_between_words(self.valid().unwrap_or_default(), CHUNK_BYTES));
-        let len = between_words.flatten().unwrap_or(available);
-        let Some(markers) = self.markers else { return Ok(len) };
+        let between_words =
+            if self.is_text { cut_between_words(self.valid().unwrap_or_default(), CHUNK_BYTES) } else { None };
+        let Some(markers) = self.markers else { return Ok(between_words.unwrap_or(available)) };
         // All of a marker that begins before the cut must be in sight.
-        let mut len = len.min(available.saturating_sub(markers.reach()));
+        let in_sight = available.saturating_sub(markers.reach());
+        let at_marker = || markers.last_start(&self.buffer, in_sight).filter(|_| self.is_text);
+        let mut len = between_words.or_else(at_marker).unwrap_or(available).min(in_sight);
         while self.is_text && self.buffer.get(len).is_some_and(|byte| byte & 0xc0 == 0x80) {
             len -= 1;
         }

@@ -280,4 +280,71 @@ mod tests {
             assert!(error.contains("use the tokenizer `byte`"), "{error}");
         }
     }
+
+    /// The ids, each the code of a character, of a text and another one, `z`, by a tokenizer that puts the characters of
+    /// `template` in front of a text and behind it, and has `separator` as its end of text.
+    fn split(text: &str, template: [&str; 2], separator: Option<char>) -> String {
+        let id = |c: char| json!({ "id": c.to_string(), "ids": [u32::from(c)], "tokens": [c.to_string()] });
+        let special = |c: char| json!({ "SpecialToken": { "id": c.to_string(), "type_id": 0 } });
+        let [front, rear] = template.map(|tokens| tokens.chars().map(special).collect::<Vec<_>>());
+        let single = [front, vec![json!({ "Sequence": { "id": "A", "type_id": 0 } })], rear].concat();
+        let dir = tempfile::tempdir().unwrap();
+        Tokenizer::bytes(true).unwrap().save(dir.path(), 8).unwrap();
+        let json = std::fs::read(dir.path().join("tokenizer.json")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing", "single": single, "pair": [],
+            "special_tokens": { "B": id('B'), "E": id('E'), ".": id('.') }
+        });
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        let tokenizer = tokenizer.with_end_of_text(separator.map(u32::from));
+        let options = TextOptions { split_at_end_of_text: true, ..TextOptions::default() };
+        let documents = [document("a", text), document("b", "z")];
+        let all = Validation::Fraction(0.0);
+        let made = encode(&tokenizer, &documents, &all, options, IdsStore::Temporary, &mut |_| {}).unwrap();
+        assert_eq!(made.separator, separator.map(u32::from));
+        String::from_utf8(made.train.to_vec().unwrap().into_iter().map(|id| id as u8).collect()).unwrap()
+    }
+
+    #[test]
+    fn an_end_of_text_inside_a_text_separates_documents_as_its_borders_do() {
+        let text = "ab<|endoftext|>c<|endoftext|><|endoftext|>d<|endoftext|>";
+        assert_eq!(split(text, ["", ""], Some('.')), "ab.c.d.z.");
+        assert_eq!(split(text, ["B", ""], Some('.')), "Bab.Bc.Bd.Bz.");
+        assert_eq!(split(text, ["B", "E"], Some('.')), "BabE.BcE.BdE.BzE.");
+        assert_eq!(split(text, ["B", ""], None), "BabBcBdBz");
+        // Never twice: the template may already give the separator, behind a text or in front of the next one.
+        assert_eq!(split(text, ["B", "."], Some('.')), "Bab.Bc.Bd.Bz.");
+        assert_eq!(split(text, [".", ""], Some('.')), ".ab.c.d.z.");
+        assert_eq!(split(text, [".", "."], Some('.')), ".ab.c.d.z.");
+        let without = Tokenizer::bytes(false).unwrap();
+        let options = TextOptions { split_at_end_of_text: true, ..TextOptions::default() };
+        let (documents, all) = ([document("a", text)], Validation::Fraction(0.0));
+        let made = encode(&without, &documents, &all, options, IdsStore::Temporary, &mut |_| {});
+        assert!(made.unwrap_err().to_string().contains("expected a tokenizer with an end-of-text token"));
+    }
+
+    #[test]
+    fn a_marker_on_the_border_of_two_chunks_is_one() {
+        let end = "<|endoftext|>";
+        for words in ["não-é-só-ça,🦀", "it's 42\r\n\n ", "x"] {
+            let text = format!("{words}{end}").repeat(CHUNK_BYTES / 6);
+            let bpe = prepare(
+                &[document("a", words), document("b", words)],
+                &Validation::Fraction(0.0),
+                &"bpe:270".parse().unwrap(),
+                TextOptions::default(),
+                IdsStore::Temporary,
+                &mut |_| {},
+            );
+            let characters = Tokenizer::characters(&[words], true).unwrap();
+            for tokenizer in [characters, Tokenizer::bytes(true).unwrap(), bpe.unwrap().0] {
+                let made = corpus(&tokenizer, &[document("a", &text)], Validation::Fraction(0.0)).unwrap();
+                assert!(made.train.to_vec().unwrap() == tokenizer.encode(&text).unwrap(), "{words:?} {tokenizer:?}");
+                assert_eq!(made.remarks, Remarks::default());
+            }
+            let made = corpus(&Tokenizer::bytes(false).unwrap(), &[document("a", &text)], Validation::Fraction(0.0));
+            assert_eq!(made.unwrap().remarks.unread_ends, CHUNK_BYTES / 6);
+        }
+    }
 }

@@ -23,7 +23,7 @@ const OF_THE_MODEL: u32 = 6;
 fn write_folder(folder: &Path, model: Value, generation: Value, tokenizer: Value) {
     let mut config = json!({
         "model_type": "gpt2", "vocab_size": 7, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 2,
-        "eos_token_id": null
+        "eos_token_id": null, "tokenizer_class": "PreTrainedTokenizerFast"
     });
     config.as_object_mut().unwrap().extend(model.as_object().unwrap().clone());
     let special = |id: u32, content: &str| {

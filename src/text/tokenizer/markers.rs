@@ -74,6 +74,11 @@ impl Markers {
         self.search.as_ref().map_or(0, |search| search.max_pattern_len().saturating_sub(1))
     }
 
+    /// Where the last marker begins before the place `at`, and after the beginning.
+    pub(in crate::text) fn last_start(&self, text: &[u8], at: usize) -> Option<usize> {
+        self.find(text).map(|(range, _)| range.start).take_while(|&start| start < at).filter(|&start| start > 0).last()
+    }
+
     /// The marker that goes across the place `at`, which has [`reach`](Self::reach) bytes after it unless the text ends.
     pub(in crate::text) fn across(&self, text: &[u8], at: usize) -> Option<Range<usize>> {
         let mut found = self.find(text).map(|(range, _)| range).take_while(|range| range.start < at);

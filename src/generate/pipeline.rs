@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use crate::host::{Result, bail};
+use crate::host::Result;
 use crate::model::{CausalLm, ModelConfig, load_weights};
 use crate::nn::Parameters;
 use crate::text::Tokenizer;
@@ -36,15 +36,13 @@ impl Pipeline {
     /// it names one, else the tokenizer's.
     ///
     /// # Errors
-    /// If a file is missing or malformed, or the tokenizer has more tokens than the model.
+    /// If a file is missing or malformed, or what the tokenizer puts around any text is beyond the model's tokens.
     pub fn open_config(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
         let mut config = ModelConfig::open(path)?;
-        let tokenizer = Tokenizer::open(path)?;
-        let (got, max) = (tokenizer.vocab_size(), config.vocab_size);
-        if got > max {
-            bail!("{}: expected a tokenizer of at most {max} tokens, as config.json has, got {got}", path.display());
-        }
-        config.end_of_text_id = config.end_of_text_id.or(tokenizer.end_of_text_id());
+        let rows = config.vocab_size;
+        let tokenizer = Tokenizer::open(path)?.with_rows(rows).map_err(|error| error.at(path.display()))?;
+        let known = tokenizer.end_of_text_id().filter(|id| (*id as usize) < rows);
+        config.end_of_text_id = config.end_of_text_id.or(known);
         let tokenizer = tokenizer.with_end_of_text(config.end_of_text_id);
         Ok((config, tokenizer))
     }

@@ -220,17 +220,21 @@ fn an_error_ends_all_samples() {
 }
 
 #[test]
-fn a_folder_whose_tokenizer_has_more_tokens_than_its_model_is_refused() {
+fn a_tokenizer_may_have_more_tokens_than_its_model_as_long_as_no_text_needs_them() {
     let space = tempfile::tempdir().unwrap();
-    Tokenizer::bytes(false).unwrap().save(space.path(), 7).unwrap();
-    for (vocab_size, is_enough) in [(255, false), (256, true), (300, true)] {
+    Tokenizer::bytes(true).unwrap().save(space.path(), 7).unwrap();
+    for (vocab_size, knows_z, end) in
+        [(100, false, None), (256, true, None), (257, true, Some(256)), (300, true, Some(256))]
+    {
         let config = ModelConfig { vocab_size, ..tiny() };
         std::fs::write(space.path().join("config.json"), config.to_json().unwrap()).unwrap();
-        let opened = Pipeline::open_config(space.path());
-        assert_eq!(opened.is_ok(), is_enough, "{vocab_size}");
-        if let Err(error) = opened {
-            let expected = "expected a tokenizer of at most 255 tokens, as config.json has, got 256";
-            assert!(error.to_string().contains(expected), "{error}");
+        let (config, tokenizer) = Pipeline::open_config(space.path()).unwrap();
+        assert_eq!(config.end_of_text_id, end, "{vocab_size}");
+        assert_eq!(tokenizer.encode("abc").unwrap(), [97, 98, 99]);
+        let z = tokenizer.encode("az");
+        assert_eq!(z.is_ok(), knows_z, "{vocab_size}");
+        if let Err(error) = z {
+            assert!(error.to_string().contains("tokens of the model, which has 100, got \"z\""), "{error}");
         }
     }
 }

@@ -92,6 +92,8 @@ pub struct Tokenizer {
     cleans_up: bool,
     end_of_text_id: Option<u32>,
     vocab_size: usize,
+    /// The ids that the model has rows for, if not all.
+    rows: Option<usize>,
 }
 
 /// The ids of a text, and what was met in it.
@@ -137,6 +139,23 @@ impl Tokenizer {
     /// The same tokenizer with another end of text, such as the one that a model's configuration names.
     pub fn with_end_of_text(self, id: Option<u32>) -> Self {
         Self { end_of_text_id: id, ..self }
+    }
+
+    /// The same tokenizer for a model with `rows` ids: a text that needs a token beyond them is an error.
+    pub(crate) fn with_rows(self, rows: usize) -> Result<Self> {
+        let of_model = Self { rows: (rows < self.vocab_size).then_some(rows), ..self };
+        let Template { front, rear } = &of_model.template;
+        of_model.check_rows(&[&front[..], rear].concat()).map_err(|error| Error::Input(error.message))?;
+        Ok(of_model)
+    }
+
+    /// Refuses ids that the model has no rows for.
+    fn check_rows(&self, ids: &[u32]) -> Result<(), EncodeError> {
+        let Some(rows) = self.rows else { return Ok(()) };
+        let Some(&id) = ids.iter().find(|&&id| id as usize >= rows) else { return Ok(()) };
+        let token = self.inner.id_to_token(id).unwrap_or_default();
+        let message = format!("expected tokens of the model, which has {rows}, got {token:?}, whose id is {id},");
+        Err(EncodeError { offset: 0, message, hint: "" })
     }
 
     /// Its name in messages: `char`, `byte`, `bpe`, or `tokenizer.json` for any other.
@@ -222,7 +241,8 @@ impl Tokenizer {
     /// The ids of a text alone, or an error whose place is an offset in the text.
     pub(super) fn try_encode(&self, text: &str) -> Result<Encoded, EncodeError> {
         if let Kind::HuggingFace { unknown_id } = self.kind {
-            return hugging_face::encode(&self.inner, unknown_id, text);
+            let encoded = hugging_face::encode(&self.inner, unknown_id, text)?;
+            return self.check_rows(&encoded.ids).map(|()| encoded);
         }
         let mut encoded = Encoded::default();
         let mut known = AHashMap::new();
@@ -234,6 +254,7 @@ impl Tokenizer {
                 (None, _) => encoded.ids.extend(text[range].bytes().map(u32::from)),
             }
         }
+        self.check_rows(&encoded.ids)?;
         Ok(encoded)
     }
 
@@ -241,6 +262,7 @@ impl Tokenizer {
     pub(super) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = guard::guarded(|| self.inner.encode(text, false)).map_err(Error::Input)?;
         let encoding = encoding.map_err(|error| Error::Input(error.to_string()))?;
+        self.check_rows(encoding.get_ids()).map_err(|error| Error::Input(error.message))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), offsets))
     }

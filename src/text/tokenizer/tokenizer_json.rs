@@ -67,6 +67,7 @@ impl Tokenizer {
             end_of_text_id: end_of_text_id(&inner, &kind),
             markers: Markers::new(added.iter().map(|(token, &id)| (token.as_str(), id)))?,
             vocab_size: last as usize + 1,
+            rows: None,
             cleans_up: false,
             config: None,
             json,

@@ -115,7 +115,7 @@ fn trainer(base: &Path, config: &ModelConfig, options: &TrainOptions, corpus: Co
 
 fn corpus(tokenizer: &Tokenizer, text: Vec<u8>) -> Result<Corpus> {
     let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
-    Ok(encode(tokenizer, &documents, &validation, IdsStore::Temporary, &mut |_| {})?)
+    Ok(encode(tokenizer, &documents, &validation, Default::default(), IdsStore::Temporary, &mut |_| {})?)
 }
 
 /// A few steps with a model of random weights, whose folder PEFT opens with the same logits.

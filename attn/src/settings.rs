@@ -417,7 +417,7 @@ mod tests {
             "validation-fraction = 0.2\nlr = 0.1",
             "architecture = 'gpt2'\noptimizer = 'adamw'\nschedule = 'cosine'",
             "init = '/model'\ndropout = 0.2",
-            "init = '/model'\nlora = 8",
+            "init = '/model'\nlora = 8\noptimizer = 'adamw'",
             EVERY_OPTION,
         ] {
             let first = settings(&[&quick, given]);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_attention::generate::{Pipeline, export_folder, export_gguf};
 use candle_attention::model::{CausalLm, GgufType, ModelConfig, load_weights};
 use candle_attention::nn::{Parameters, RotaryScaling};
-use candle_attention::text::{Document, IdsStore, Tokenizer, Validation, hide_caught_panics, prepare};
+use candle_attention::text::{Document, IdsStore, TextOptions, Tokenizer, Validation, hide_caught_panics, prepare};
 use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::{DType, Device, Tensor};
@@ -81,7 +81,7 @@ fn own(model: fn(usize) -> ModelConfig, choice: &str, documents: &[Document]) ->
     let none = &mut |_| {};
     let (validation, choice) = (Validation::Fraction(0.0), choice.parse().unwrap());
     let (tokenizer, _) =
-        prepare(documents, &validation, &choice, Default::default(), IdsStore::Temporary, none).unwrap();
+        prepare(documents, &validation, &choice, TextOptions::default(), IdsStore::Temporary, none).unwrap();
     let config = ModelConfig {
         context_len: 16,
         embed_dim: 24,

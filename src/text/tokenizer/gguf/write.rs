@@ -59,6 +59,9 @@ impl Tokenizer {
         for (name, id) in ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().zip(ends) {
             all.push(key(name, Gguf::U32(id)));
         }
+        if json["normalizer"]["type"] == "NFC" {
+            notes.push("readers of GGUF do not compose characters, as this tokenizer does (NFC): texts with accents apart get other ids".into());
+        }
         if json["pre_tokenizer"]["type"] == "Metaspace" && json["pre_tokenizer"]["prepend_scheme"] != "never" {
             notes.push(
                 "where a text begins with a space, or follows a special token, readers of GGUF put a further space in front"

@@ -334,6 +334,8 @@ mod tests {
         save-every = 2.5
         keep = 5
         statistics-every = 10
+        split-at-end-of-text = true
+        accept-unknown = true
         seed = 42
     "#;
 

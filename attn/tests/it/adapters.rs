@@ -13,7 +13,15 @@ fn adapters_are_trained_resumed_and_opened() {
     assert!(told.contains("adapters: rank 2, alpha 4: "), "{told}");
     assert_eq!(
         space.entries("whole"),
-        ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "training"]
+        [
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "training"
+        ]
     );
     assert!(space.works("eval whole text.txt").contains("loss"));
     assert!(!space.works("generate whole --max-tokens 9").is_empty());

@@ -166,7 +166,7 @@ fn with(base: &[&str], option: &str, value: &str) -> Vec<String> {
 }
 
 /// Options whose number may be 0, and those of them that take whole numbers only.
-const MAY_BE_ZERO: [&str; 21] = [
+const MAY_BE_ZERO: [&str; 22] = [
     "--warmup",
     "--decay",
     "--patience",
@@ -188,8 +188,9 @@ const MAY_BE_ZERO: [&str; 21] = [
     "--min-p",
     "--top-k",
     "--max-tokens",
+    "--lora",
 ];
-const WHOLE: [&str; 5] = ["--patience", "--statistics-every", "--seed", "--top-k", "--max-tokens"];
+const WHOLE: [&str; 6] = ["--lora", "--patience", "--statistics-every", "--seed", "--top-k", "--max-tokens"];
 
 #[test]
 fn useless_numbers_are_refused() {

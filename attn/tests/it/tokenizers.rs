@@ -11,7 +11,10 @@ fn the_end_of_text_inside_a_file_separates_documents_if_asked_to() {
     let expected = "<|endoftext|> is read as plain text, 120 times; --split-at-end-of-text makes it separate documents";
     assert!(told.contains(expected), "{told}");
     assert!(space.read("run/config.json").contains("\"eos_token_id\": null"));
-    space.refuses(&format!("{train}2 --isolate-documents"), "isolate-documents: expected several documents");
+    let refused = space.attn(&format!("{train}2 --isolate-documents"));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(told.contains("--isolate-documents: expected several documents"), "{told}");
     space.remove("run");
     let (_, told) = space.told(&format!("{train} --split-at-end-of-text --isolate-documents"));
     assert!(!told.contains("<|endoftext|>"), "{told}");

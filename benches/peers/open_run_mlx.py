@@ -29,7 +29,7 @@ def main():
     theirs = numpy.array(model(mx.array([expect["ids"]])).astype(mx.float32))[0]
     difference = numpy.abs(theirs - numpy.array(expect["logits"])).max()
     print(f"logits: largest difference {difference:.3e}, of at most {numpy.abs(theirs).max():.3e}")
-    sys.exit(difference > 1e-4)
+    sys.exit(int(difference > 1e-4))
 
 
 main()

@@ -52,7 +52,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         return Ok(());
     }
     let Some(folder) = matches.get_one::<PathBuf>("merge") else { bail!("expected --gguf or --merge") };
-    export_folder(folder, (&config, &tokenizer), &weights)?;
+    export_folder(folder, root, (&config, &tokenizer), &weights)?;
     note(&format!("wrote {}", quoted(folder)));
     Ok(())
 }

@@ -52,7 +52,7 @@ fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 5] {
             .value_parser(value_parser!(PathBuf))
             .conflicts_with("prompt")
             .help("File with the text to continue, to its last line break; - is standard input"),
-        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with("samples").help(
+        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with_all(["samples", "accept-unknown"]).help(
             "Answer --prompt as a message of a conversation or, without it, each line of standard input, in the words of the \
              model's chat template",
         ),

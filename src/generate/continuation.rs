@@ -130,7 +130,7 @@ impl Continuation {
     fn prompt_ids(&self, Pipeline { model, tokenizer }: &Pipeline, prompt: &[u8]) -> Result<Vec<u32>> {
         let front = tokenizer.template().0;
         if !prompt.is_empty() && tokenizer.takes_any_bytes() {
-            return Ok(front.iter().copied().chain(prompt.iter().copied().map(u32::from)).collect());
+            return Ok([front, &tokenizer.encode_bytes(prompt)].concat());
         }
         if !prompt.is_empty() {
             let Ok(prompt) = std::str::from_utf8(prompt) else {

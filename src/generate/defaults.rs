@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::SamplingOptions;
-use crate::host::{Error, Result, input};
+use crate::host::{Error, Result, folder_of, input};
 
 const FILE: &str = "generation_config.json";
 
@@ -41,15 +41,16 @@ struct Json {
 }
 
 impl GenerationDefaults {
-    /// Those of a model folder; `None` if it has no `generation_config.json`.
+    /// Those of a model, for an adapter without a file of its own those of its base; `None` if there is no
+    /// `generation_config.json`.
     ///
     /// # Errors
     /// If the file cannot be read, is not JSON, or has a value out of its range.
-    pub fn open(folder: &Path) -> Result<Option<Self>> {
-        if folder.join(FILE).symlink_metadata().is_err() {
-            return Ok(None);
-        }
-        let path = input::inside(folder, FILE)?;
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        let has = |folder: &Path| folder.join(FILE).symlink_metadata().is_ok();
+        let folder = if has(path) { Some(path.to_path_buf()) } else { folder_of(path)?.filter(|base| has(base)) };
+        let Some(folder) = folder else { return Ok(None) };
+        let path = input::inside(&folder, FILE)?;
         let json = input::read(&path, input::MAX_CONFIG_BYTES)?;
         Self::from_json(&json).map(Some).map_err(|error| error.at(path.display()))
     }
@@ -61,7 +62,6 @@ impl GenerationDefaults {
     pub fn from_json(json: &[u8]) -> Result<Self> {
         /// What transformers takes where the file says nothing.
         const TOP_K: usize = 50;
-        let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
         let json: Json = serde_json::from_slice(json).map_err(|error| Error::Input(error.to_string()))?;
         // The fewest tokens with a probability of 0 in all: transformers keeps one.
         let is_one = json.top_p == Some(0.0);
@@ -86,7 +86,9 @@ impl GenerationDefaults {
 /// Whether a setting that is not applied would change the text: not if it has the value that turns it off.
 fn changes_the_text(name: &str, value: &Value) -> bool {
     let off = match name {
-        "num_beams" | "typical_p" | "guidance_scale" => 1.0,
+        "num_beams" | "typical_p" | "guidance_scale" | "num_return_sequences" => 1.0,
+        // What old files have for none; prompt and continuation together may be so long.
+        "max_length" => 20.0,
         "no_repeat_ngram_size" | "epsilon_cutoff" | "eta_cutoff" | "min_new_tokens" | "min_length" | "top_h" => 0.0,
         "bad_words_ids"
         | "sequence_bias"
@@ -120,7 +122,7 @@ mod tests {
             max_tokens: None,
             not_applied: vec![],
         };
-        for json in ["{}", "\u{feff}{\"eos_token_id\": 3, \"use_cache\": true, \"max_length\": 20, \"num_beams\": 1}"] {
+        for json in ["{}", "{\"eos_token_id\": 3, \"use_cache\": true, \"max_length\": 20, \"num_beams\": 1}"] {
             assert_eq!(defaults(json), expected, "{json}");
         }
         assert_eq!(defaults(r#"{ "temperature": null, "top_k": null, "do_sample": null }"#), expected);

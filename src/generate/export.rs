@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use candle_core::quantized::gguf_file::Value;
 
 use crate::host::{Error, Result, bail, disk};
-use crate::model::{GgufType, ModelConfig, save_gguf, save_weights};
+use crate::model::{GgufType, ModelConfig, base_files, save_gguf, save_weights};
 use crate::text::{GgufTokens, Tokenizer};
 
 /// Writes a model, given its weights by their names in the model, and its tokenizer to the new file `path`. Returns what a
@@ -39,13 +39,15 @@ pub fn export_gguf(
     Ok(notes)
 }
 
-/// Writes a model, given its weights by their names in the model, and its tokenizer to the new folder `root`, in Hugging
-/// Face's layout. The weights come last: a folder that has them is complete.
+/// Writes the model that was opened from `source`, given its weights by their names in the model, and its tokenizer to the
+/// new folder `root`, in Hugging Face's layout, with what stands beside them there. The weights come last: a folder that has
+/// them is complete.
 ///
 /// # Errors
 /// [`Error::Exists`] where there is something, and if a file cannot be written.
 pub fn export_folder(
     root: &Path,
+    source: &Path,
     (config, tokenizer): (&ModelConfig, &Tokenizer),
     weights: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
@@ -57,5 +59,6 @@ pub fn export_folder(
     disk::replace_with(&root.join("config.json"), config.to_json()?.as_bytes())?;
     disk::replace_with(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
     tokenizer.save(root, config.context_len)?;
+    base_files::keep(source, root)?;
     save_weights(&root.join("model.safetensors"), config, weights)
 }

@@ -17,4 +17,4 @@ pub(crate) use error::{bail, bail_option, listed};
 pub(crate) use guard::caught;
 pub use guard::hide_caught_panics;
 pub use memory::Memory;
-pub(crate) use model_path::{ADAPTER_CONFIG, ModelPath, adapter_base};
+pub(crate) use model_path::{ADAPTER_CONFIG, ModelPath, adapter_base, folder_of};

@@ -64,6 +64,18 @@ pub(crate) fn adapter_base(folder: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The folder in Hugging Face's layout that a model is in, if it is in one: of an adapter, its base's.
+///
+/// # Errors
+/// Those of [`ModelPath::of`] and [`adapter_base`].
+pub(crate) fn folder_of(path: &Path) -> Result<Option<PathBuf>> {
+    Ok(match ModelPath::of(path)? {
+        ModelPath::Folder(folder) => Some(folder),
+        ModelPath::Gguf(_) => None,
+        ModelPath::Adapter(folder) => folder_of(&adapter_base(&folder)?)?,
+    })
+}
+
 fn kind(path: &Path) -> &'static str {
     if path.exists() { "another file" } else { "nothing" }
 }

@@ -111,17 +111,14 @@ impl Module for Mlp {
     }
 }
 
-/// The factor in `quick_gelu`.
-const QUICK: f64 = 1.702;
-
 impl Activation {
     fn of(self, xs: &Tensor) -> Result<Tensor> {
         match self {
             Self::GeluErf => ops::gelu_erf(xs),
             Self::GeluTanh => ops::gelu_tanh(xs),
             Self::Silu => ops::silu(xs),
-            Self::Relu => xs.relu(),
-            Self::QuickGelu => ops::silu(&(xs * QUICK)?)? / QUICK,
+            Self::Relu => ops::relu(xs),
+            Self::QuickGelu => ops::quick_gelu(xs),
         }
     }
 
@@ -131,7 +128,8 @@ impl Activation {
             Self::GeluErf => ops::geglu_erf(gate, xs),
             Self::GeluTanh => ops::geglu_tanh(gate, xs),
             Self::Silu => ops::swiglu(gate, xs),
-            Self::Relu | Self::QuickGelu => self.of(gate)? * xs,
+            Self::Relu => ops::reglu(gate, xs),
+            Self::QuickGelu => ops::quick_geglu(gate, xs),
         }
     }
 }

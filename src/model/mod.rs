@@ -2,6 +2,7 @@
 
 mod adapter;
 mod architecture;
+pub(crate) mod base_files;
 mod block;
 mod causal_lm;
 mod config;

@@ -83,6 +83,9 @@ impl<'a> Conversations<'a> {
         if corpus.train.learned() == 0 {
             bail!("expected a turn of the role `assistant` in the conversations to learn from, got none");
         }
+        if !corpus.validation.is_empty() && corpus.validation.learned() == 0 {
+            bail!("expected a turn of the role `assistant` in the conversations to validate on, got none");
+        }
         Ok(Corpus { remarks, ..corpus })
     }
 

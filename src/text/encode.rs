@@ -5,6 +5,7 @@ use super::ids_file::IdsWriter;
 use super::prepare::{Stage, TextProgress};
 use super::reader::{Event, Reader};
 use super::split::{Section, split};
+use super::tokenizer::END_OF_TEXT;
 use super::{Corpus, Document, IdsStore, Remarks, Tokenizer, Validation};
 use crate::host::Result;
 
@@ -43,7 +44,7 @@ pub fn encode(
     let parts = split(documents, validation, reader.whole())?;
     let has_several = options.split_at_end_of_text || parts.iter().any(|part| part.len() > 1);
     let separator = tokenizer.end_of_text_id().filter(|_| has_several);
-    let bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
+    let mut bytes = parts.each_ref().map(|part| part.iter().map(Section::len).sum::<u64>());
     let (mut done, total) = (0, bytes.iter().sum());
     let mut ids = IdsWriter::new(store, tokenizer.vocab_size(), false)?;
     let mut remarks = Remarks::default();
@@ -55,10 +56,13 @@ pub fn encode(
                 writer.is_open = !section.starts();
                 Ok(())
             }
-            Event::Read(read, bytes) => {
-                done += bytes;
+            Event::Read(read, len) => {
+                done += len;
                 progress(TextProgress { stage: Stage::Encoding, done, total });
                 remarks.add(&read.remarks);
+                // What ends a document inside a text is none of it.
+                let ends = read.documents.len().saturating_sub(1);
+                bytes[number] -= (ends * END_OF_TEXT.len()) as u64;
                 writer.write(&read.documents, &mut extend)
             }
             Event::End => writer.end(&mut extend),
@@ -199,6 +203,20 @@ mod tests {
         // Two documents, but each part has one.
         let cut_between = corpus(&tokenizer, &documents[..2], Validation::Fraction(0.66)).unwrap();
         assert_eq!((letters(&cut_between.train), cut_between.separator), ("aa".into(), None));
+    }
+
+    #[test]
+    fn documents_in_one_text_are_those_in_several() {
+        let tokenizer = Tokenizer::bytes(true).unwrap();
+        let options = TextOptions { split_at_end_of_text: true, ..TextOptions::default() };
+        let of = |texts: &[&str]| {
+            let documents: Vec<Document> = texts.iter().map(|text| document("a", text)).collect();
+            encode(&tokenizer, &documents, &Validation::Fraction(0.0), options, IdsStore::Temporary, &mut |_| {})
+                .unwrap()
+        };
+        let (one, several) = (of(&["aa<|endoftext|>bbb<|endoftext|>c"]), of(&["aa", "bbb", "c"]));
+        assert_eq!(one.train.to_vec().unwrap(), several.train.to_vec().unwrap());
+        assert_eq!((one.train_bytes, several.train_bytes), (6, 6));
     }
 
     #[test]

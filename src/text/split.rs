@@ -81,10 +81,9 @@ pub(super) fn split<'a>(
 /// The start of the line that has byte `at`; the end of the first line if it has it, so that one is left to train on.
 fn line_start(document: &Document, at: u64) -> Result<u64> {
     let mut lines = BufReader::new(document.reader(0..document.len())?);
-    let (mut start, mut line) = (0, vec![]);
+    let mut start = 0;
     loop {
-        line.clear();
-        let read = lines.read_until(b'\n', &mut line).map_err(Error::io("read", Path::new(document.name())))?;
+        let read = lines.skip_until(b'\n').map_err(Error::io("read", Path::new(document.name())))?;
         let end = start + read as u64;
         if end > at || read == 0 {
             return Ok(if start == 0 { end } else { start });

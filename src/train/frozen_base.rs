@@ -17,7 +17,7 @@ use crate::nn::LoraConfig;
 pub struct FrozenBase {
     /// Where it is, as an absolute path.
     pub(super) path: PathBuf,
-    /// SHA-256 of its weights, in hexadecimal.
+    /// SHA-256 of its weights, in hexadecimal, with the rank and alpha of its adapters.
     pub(super) fingerprint: String,
     pub(super) lora: LoraConfig,
     weights: VarBuilder<'static>,
@@ -34,7 +34,7 @@ impl FrozenBase {
         }
         let absolute = std::path::absolute(path).map_err(Error::io("read", path))?;
         let weights = load_weights(path, config, device)?;
-        let fingerprint = fingerprint(&weights)?;
+        let fingerprint = format!("{} rank {} alpha {}", fingerprint(&weights)?, lora.rank, lora.alpha);
         let weights = VarBuilder::from_tensors(weights.into_iter().collect(), DType::F32, device);
         Ok(Self { path: absolute, fingerprint, lora: *lora, weights })
     }

@@ -24,7 +24,6 @@
 
 mod audit;
 mod average;
-mod base_files;
 mod checkpoint;
 mod evaluate;
 mod frozen_base;

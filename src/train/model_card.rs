@@ -32,7 +32,7 @@ fn text(trainer: &Trainer, settings: &Table, is_adapter: bool) -> String {
     let front = front_matter(kind, base.as_deref(), is_adapter);
     let model = model(trainer, base.as_deref(), is_adapter);
     let (data, recipe, losses) = (data(trainer, settings), recipe(trainer), losses(trainer));
-    let usage = usage(is_adapter);
+    let usage = usage(trainer, is_adapter);
     format!(
         "{OURS}{front}---\n\n# {kind}\n\n{model}\n\n## Data\n\n{data}\n\n## Recipe\n\n{recipe}\n\n## Losses\n\n{losses}\n\n\
          ## How to load it\n\n{usage}"
@@ -88,7 +88,7 @@ fn data(trainer: &Trainer, settings: &Table) -> String {
     [
         "| | texts | tokens | bytes |\n|---|---|---|---|".to_string(),
         row("training", &texts, corpus.train.len(), corpus.train_bytes),
-        row("validation", &held_out, corpus.validation.len(), corpus.validation_bytes),
+        row("validation", &held_out, corpus.validation.learned(), corpus.validation_bytes),
     ]
     .join("\n")
 }
@@ -137,7 +137,7 @@ fn losses(trainer: &Trainer) -> String {
     let trained = format!("Trained for {done} of {steps} steps.");
     match trainer.best() {
         Some(best) => {
-            let bits = bits_per_byte(best.loss, corpus.validation.len(), corpus.validation_bytes);
+            let bits = bits_per_byte(best.loss, corpus.validation.learned(), corpus.validation_bytes);
             format!(
                 "{trained} The weights are those of step {}, with the lowest validation loss: {:.4} nats per token, \
                  {bits:.4} bits per byte.",
@@ -149,7 +149,13 @@ fn losses(trainer: &Trainer) -> String {
     }
 }
 
-fn usage(is_adapter: bool) -> String {
+fn usage(trainer: &Trainer, is_adapter: bool) -> String {
+    let attn = "```sh\nattn generate path/of/this/folder --prompt \"...\"\n```\n";
+    if trainer.base.as_ref().is_some_and(|base| base.path.is_file()) {
+        return format!(
+            "{attn}\nIts base is a GGUF file, which PEFT does not open; `attn convert --merge` makes one model of both.\n"
+        );
+    }
     let (package, class) = match is_adapter {
         true => ("peft", "AutoPeftModelForCausalLM"),
         false => ("transformers", "AutoModelForCausalLM"),
@@ -157,8 +163,7 @@ fn usage(is_adapter: bool) -> String {
     format!(
         "```python\nfrom {package} import {class}\nfrom transformers import AutoTokenizer\n\n\
          model = {class}.from_pretrained(\"path/of/this/folder\")\n\
-         tokenizer = AutoTokenizer.from_pretrained(\"path/of/this/folder\")\n```\n\n\
-         ```sh\nattn generate path/of/this/folder --prompt \"...\"\n```\n"
+         tokenizer = AutoTokenizer.from_pretrained(\"path/of/this/folder\")\n```\n\n{attn}"
     )
 }
 

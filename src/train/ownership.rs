@@ -4,11 +4,11 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
+use super::checkpoint;
 use super::model_card::CARD;
 use super::run_dir::IsRootNew;
-use super::{base_files, checkpoint};
 use crate::host::{ADAPTER_CONFIG, Error, Result, disk};
-use crate::model::ADAPTER_WEIGHTS;
+use crate::model::{ADAPTER_WEIGHTS, base_files};
 
 /// Why no run can be created in a folder where there is something.
 pub(super) fn occupied(root: &Path) -> Error {

@@ -66,8 +66,20 @@ fn model(root: &Path, fingerprint: Option<&str>, device: &Device) -> Result<(Mod
     let Some(fingerprint) = fingerprint else { return Ok((ModelConfig::open(root)?, None)) };
     let config = ModelConfig::open(&root.join("training"))?;
     let base = FrozenBase::open(&adapter_base(root)?, &own_adapter(root)?, &config, device)?;
-    if base.fingerprint != fingerprint {
-        bail!("{}: its weights are not those whose adapters this run trains", base.path.display());
+    // What a run may have of its own.
+    let theirs = ModelConfig {
+        dropout: config.dropout,
+        begin_of_text_id: config.begin_of_text_id,
+        end_of_text_id: config.end_of_text_id,
+        other_end_ids: config.other_end_ids.clone(),
+        ..ModelConfig::open(&base.path)?
+    };
+    if base.fingerprint != fingerprint || theirs != config {
+        bail!(
+            "{}: its weights, its configuration, or r and lora_alpha in adapter_config.json, are not those that this run \
+             trains adapters with",
+            base.path.display()
+        );
     }
     Ok((config, Some(base)))
 }

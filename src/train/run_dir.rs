@@ -33,9 +33,9 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
-use super::{base_files, checkpoint, model_card, settings_file};
+use super::{checkpoint, model_card, settings_file};
 use crate::host::{ADAPTER_CONFIG, Error, Result, disk, input};
-use crate::model::{ADAPTER_WEIGHTS, TensorFile, adapter_json, save_adapter, save_weights_with};
+use crate::model::{ADAPTER_WEIGHTS, TensorFile, adapter_json, base_files, save_adapter, save_weights_with};
 use crate::text::Tokenizer;
 
 /// The model with the lowest validation loss so far.

@@ -35,7 +35,10 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
     let mut table: toml::Table = toml::from_str(&text).map_err(damaged)?;
     let all = toml::Table::try_from(TrainOptions::default()).map_err(|error| Error::Input(error.to_string()))?;
     if let Some(missing) = all.keys().find(|name| !table.contains_key(*name)) {
-        return Err(Error::corrupt(&path, format!("it does not say {missing}")));
+        return Err(Error::corrupt(
+            &path,
+            format!("it does not say {missing}: it is damaged, or of an earlier version"),
+        ));
     }
     let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
     for (name, value) in changes {

@@ -65,7 +65,8 @@ pub struct StepReport {
     /// Steps done, including this one.
     pub step: u64,
     /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on. 0
-    /// if no token counts, as where all windows lie outside the assistant's turns: then only momentum moves the weights.
+    /// if no token counts, as where all windows lie outside the assistant's turns: then only momentum and
+    /// weight decay move the weights.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -217,6 +218,9 @@ impl Trainer {
             loss_and_gradients(&self.trainable, &self.vars, batch, &self.options, dropout)?;
         let (norms, gradient_norm) = global_norm(&gradients)?;
         self.check(loss, &norms)?;
+        if batch.learned()? > 0 {
+            self.state.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))?;
+        }
         let scale = if self.options.clip > 0.0 { clip_factor(gradient_norm, self.options.clip) } else { 1.0 };
         let learning_rate = self.options.lr * self.options.lr_schedule().factor(self.state.step);
         let every = self.options.statistics_every;
@@ -231,8 +235,8 @@ impl Trainer {
         Ok(StepReport { step, loss, learning_rate, gradient_norm, tokens, statistics })
     }
 
-    /// Stops at a loss or gradient that is not finite, or that has never reached a tensor.
-    fn check(&mut self, loss: f64, norms: &[f64]) -> Result<()> {
+    /// Stops at a loss or gradient that is not finite.
+    fn check(&self, loss: f64, norms: &[f64]) -> Result<()> {
         let step = self.state.step + 1;
         if !loss.is_finite() {
             return Err(Error::Diverged { step, what: "the loss".into(), value: loss });
@@ -241,7 +245,7 @@ impl Trainer {
         if let Some((name, norm)) = named().find(|(_, norm)| !norm.is_finite()) {
             return Err(Error::Diverged { step, what: format!("the gradient of {name}"), value: norm });
         }
-        self.state.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))
+        Ok(())
     }
 
     fn rates(&self, lr: f64, gradient_scale: f64) -> Rates {

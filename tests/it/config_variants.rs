@@ -124,6 +124,18 @@ fn keys_that_transformers_defaults_may_be_absent() {
     assert_eq!((qwen3.num_heads, qwen3.kv_heads(), qwen3.head_channels()), (32, 32, 128));
 }
 
+/// Without a length there is no window, as in transformers.
+#[test]
+fn a_window_of_null_is_none() {
+    let changes = json!({ "use_sliding_window": true, "max_window_layers": 0, "layer_types": null });
+    let mut json: Map<String, Value> = serde_json::from_slice(&changed("qwen3", changes.as_object().unwrap())).unwrap();
+    for (window, expected) in [(Value::Null, None), (json!(5), Some(5))] {
+        json.insert("sliding_window".into(), window);
+        let config = ModelConfig::from_json(&serde_json::to_vec(&json).unwrap()).unwrap();
+        assert_eq!(config.sliding_window.map(|window| window.len), expected);
+    }
+}
+
 /// Until masks compose, a window and isolated documents exclude each other, and say so.
 #[test]
 fn documents_are_not_isolated_where_a_window_would_be_lost() {

@@ -195,7 +195,7 @@ fn what_was_opened_as_gguf_is_written_as_gguf_and_as_a_folder() {
         let weights = load_weights(&fixture(&name), &config, &Device::Cpu).unwrap();
         let (file, folder) = (space.path().join(format!("{name}.gguf")), space.path().join(&name));
         export_gguf(&file, (&config, &tokenizer), &weights, GgufType::F32).unwrap();
-        export_folder(&folder, (&config, &tokenizer), &weights).unwrap();
+        export_folder(&folder, &fixture(&name), (&config, &tokenizer), &weights).unwrap();
         for path in [&file, &folder] {
             let (read, again) = Pipeline::open_config(path).unwrap();
             assert_eq!(read, config, "{}", path.display());
@@ -205,7 +205,8 @@ fn what_was_opened_as_gguf_is_written_as_gguf_and_as_a_folder() {
             let back = load_weights(path, &read, &Device::Cpu).unwrap();
             let largest = weights.iter().map(|(name, weight)| max_difference(&back[name], weight)).fold(0.0, f64::max);
             assert_eq!(largest, 0.0, "{}", path.display());
-            let error = export_folder(&folder, (&config, &tokenizer), &weights).unwrap_err().to_string();
+            let error =
+                export_folder(&folder, &fixture(&name), (&config, &tokenizer), &weights).unwrap_err().to_string();
             assert!(error.contains("exists and is not empty"), "{error}");
         }
         let error = export_gguf(&file, (&config, &tokenizer), &weights, GgufType::F32).unwrap_err().to_string();

@@ -296,7 +296,7 @@ fn a_run_goes_on_with_the_same_base_only() {
     let mut changed = good.clone();
     *changed.last_mut().unwrap() ^= 1;
     fs::write(&file, changed).unwrap();
-    refused("base: its weights are not those whose adapters this run trains");
+    refused("base: its weights, its configuration, or r and lora_alpha");
     fs::write(&file, good).unwrap();
     fs::rename(&base, space.path().join("moved")).unwrap();
     refused("is not here: download it, and write the path of its folder as base_model_name_or_path");

@@ -80,3 +80,28 @@ fn a_model_learns_conversations() {
     let counted = learned.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
     assert!(counted < 8 * 12 && learned.ends_with(&format!("{} bytes", 8 * "The sun.<|im_end|>\n".len())), "{learned}");
 }
+
+/// Most windows lie in what the user says: nothing is learned there, and the run goes on. Its card has the figures of the
+/// terminal.
+#[test]
+fn windows_without_an_answer_do_not_end_a_run() {
+    let space = Space::new();
+    let line = |answer: &str| {
+        let question = "Where is the long garden of beans? ".repeat(30);
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{question}\"}}, \
+             {{\"role\": \"assistant\", \"content\": \"{answer}\"}}]}}\n"
+        )
+    };
+    space.write("talks.jsonl", line("Here.").repeat(6));
+    space.write("held.jsonl", line("Here.").repeat(2));
+    let train = format!("train talks.jsonl --init {FOLDER} --validation held.jsonl --batch 1 --context 16 --steps 24");
+    let (out, _) = space.told(&format!("{train} --eval-every 12 --out run"));
+    let bits = out.split_once(" bits/byte)").unwrap().0.rsplit_once('(').unwrap().1.to_string();
+    assert!(space.read("run/README.md").contains(&format!("{bits} bits per byte")), "{bits}");
+    space.write("asked.jsonl", line("").replace("assistant", "user").repeat(6));
+    space.refuses(
+        &format!("train talks.jsonl --init {FOLDER} --validation asked.jsonl --steps 2 --out other"),
+        "`assistant` in the conversations to validate on, got none",
+    );
+}

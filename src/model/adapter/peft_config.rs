@@ -1,10 +1,12 @@
 //! `adapter_config.json`.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use regex_automata::meta::Regex;
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::sites;
@@ -28,8 +30,37 @@ struct Json {
     #[serde(default = "eight")]
     lora_alpha: f64,
     use_rslora: Option<bool>,
-    rank_pattern: Option<BTreeMap<String, usize>>,
-    alpha_pattern: Option<BTreeMap<String, f64>>,
+    rank_pattern: Option<Pairs<usize>>,
+    alpha_pattern: Option<Pairs<f64>>,
+}
+
+/// A JSON object in the order of the file: of several patterns that match, the first counts.
+struct Pairs<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Vec<(String, T)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of patterns")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                std::iter::from_fn(|| map.next_entry().transpose()).collect()
+            }
+        }
+
+        deserializer.deserialize_map(InOrder(PhantomData)).map(Self)
+    }
+}
+
+impl<T> Pairs<T> {
+    fn compiled(self) -> Result<Vec<(Regex, T)>> {
+        self.0.into_iter().map(|(name, value)| Ok((pattern(&name)?, value))).collect()
+    }
 }
 
 /// PEFT's default of both.
@@ -83,11 +114,12 @@ impl PeftConfig {
             |error: serde_json::Error| Error::Input(format!("not the configuration of an adapter: {error}"));
         let all: Map<String, Value> = serde_json::from_slice(json).map_err(malformed)?;
         check(&all)?;
-        let json: Json = serde_json::from_value(all.into()).map_err(malformed)?;
-        let patterns = json.rank_pattern.unwrap_or_default();
-        let ranks = patterns.iter().map(|(name, rank)| Ok((pattern(name)?, *rank))).collect::<Result<_>>()?;
-        let patterns = json.alpha_pattern.unwrap_or_default();
-        let alphas = patterns.iter().map(|(name, alpha)| Ok((pattern(name)?, *alpha))).collect::<Result<_>>()?;
+        let json: Json = serde_json::from_slice(json).map_err(malformed)?;
+        let ranks = json.rank_pattern.map_or(Ok(vec![]), Pairs::compiled)?;
+        let alphas = json.alpha_pattern.map_or(Ok(vec![]), Pairs::compiled)?;
+        if json.r == 0 || ranks.iter().any(|(_, rank)| *rank == 0) {
+            bail!("expected a rank (r, rank_pattern) of at least 1, got 0");
+        }
         let default = LoraConfig { rank: json.r, alpha: json.lora_alpha };
         Ok(Self { default, use_rslora: json.use_rslora.unwrap_or_default(), ranks, alphas })
     }
@@ -183,4 +215,29 @@ pub(crate) fn adapter_json(config: &ModelConfig, lora: &LoraConfig, base: &Path)
         "use_rslora": false,
     });
     serde_json::to_string_pretty(&json).map_err(|error| Error::Input(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As PEFT, which takes the first pattern of the file that matches.
+    #[test]
+    fn of_several_patterns_the_first_in_the_file_counts() {
+        let of = |patterns: &str| {
+            let json = format!(r#"{{ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {patterns} }}"#);
+            PeftConfig::parse(json.as_bytes()).unwrap().of("model.layers.0.self_attn.q_proj")
+        };
+        assert_eq!(of(r#"{ "q_proj": 1, "layers.0.self_attn.q_proj": 400 }"#), (4, 0.25));
+        assert_eq!(of(r#"{ "layers.0.self_attn.q_proj": 400, "q_proj": 1 }"#), (4, 100.0));
+        assert_eq!(of(r#"{ "k_proj": 1 }"#), (4, 2.0));
+    }
+
+    #[test]
+    fn a_rank_of_zero_is_refused() {
+        for json in [r#"{ "r": 0 }"#, r#"{ "r": 4, "rank_pattern": { "q_proj": 0 } }"#] {
+            let error = PeftConfig::parse(json.as_bytes()).err().unwrap().to_string();
+            assert!(error.contains("at least 1, got 0"), "{error}");
+        }
+    }
 }

@@ -133,9 +133,9 @@ impl Site {
     /// Adds a matrix to the weights of its parts.
     fn add(&self, delta: &Tensor, weights: &mut BTreeMap<String, Tensor>) -> Result<()> {
         for (part, delta) in self.parts.iter().zip(delta.chunk(self.parts.len(), 0)?) {
-            if let Some(weight) = weights.get_mut(&format!("{part}.weight")) {
-                *weight = (&*weight + delta)?;
-            }
+            let name = format!("{part}.weight");
+            let Some(weight) = weights.get_mut(&name) else { bail!("{name} is missing in the base of the adapter") };
+            *weight = (&*weight + delta)?;
         }
         Ok(())
     }

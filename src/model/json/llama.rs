@@ -89,7 +89,9 @@ pub(super) struct LlamaJson {
 #[serde(default)]
 pub(super) struct Windows {
     use_sliding_window: bool,
-    sliding_window: Option<usize>,
+    // An absent key means something else than null.
+    #[serde(deserialize_with = "present")]
+    sliding_window: Option<Option<usize>>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
 }
@@ -103,7 +105,7 @@ impl Windows {
         let kind = |i| if config.window(i).is_some() { Self::SLIDING } else { Self::FULL };
         Self {
             use_sliding_window: window.is_some(),
-            sliding_window: window.map(|window| window.len),
+            sliding_window: Some(window.map(|window| window.len)),
             // The layers before the first that slides, as far as a number can say.
             max_window_layers: Some((0..config.num_layers).take_while(|i| config.window(*i).is_none()).count()),
             layer_types: Some((0..config.num_layers).map(|i| kind(i).to_string()).collect()),
@@ -113,7 +115,7 @@ impl Windows {
     fn read(self, num_layers: usize) -> Result<Option<SlidingWindow>> {
         const WINDOW: usize = 4096;
         const FIRST_FULL: usize = 28;
-        let len = if self.use_sliding_window { Some(self.sliding_window.unwrap_or(WINDOW)) } else { None };
+        let len = if self.use_sliding_window { self.sliding_window.unwrap_or(Some(WINDOW)) } else { None };
         let first = self.max_window_layers.unwrap_or(FIRST_FULL);
         let Some(types) = self.layer_types else {
             // Not more layers than a model may have.

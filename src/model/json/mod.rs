@@ -42,7 +42,7 @@ pub(super) fn parse(json: &[u8]) -> Result<ModelConfig> {
 }
 
 /// Keys whose absence means something else than null.
-const NULL_IS_A_VALUE: [&str; 3] = ["num_key_value_heads", "bos_token_id", "eos_token_id"];
+const NULL_IS_A_VALUE: [&str; 4] = ["num_key_value_heads", "sliding_window", "bos_token_id", "eos_token_id"];
 
 /// Refuses keys with which transformers computes something else, whatever the architecture.
 fn check_arithmetic(json: &Map<String, Value>) -> Result<()> {

@@ -129,6 +129,30 @@ impl Activation for Silu {
     }
 }
 
+/// `x sigma(1.702 x)`.
+pub(super) struct QuickGelu;
+
+impl QuickGelu {
+    const SCALE: f32 = 1.702;
+}
+
+impl Activation for QuickGelu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        Silu::value(Self::SCALE * x) / Self::SCALE
+    }
+
+    #[inline(always)]
+    fn value_and_slope(x: f32) -> (f32, f32) {
+        let (y, slope) = Silu::value_and_slope(Self::SCALE * x);
+        (y / Self::SCALE, slope)
+    }
+
+    fn reference(xs: &Tensor) -> Result<Tensor> {
+        Silu::reference(&(xs * 1.702)?)? / 1.702
+    }
+}
+
 /// `max(x, 0)`, with derivative 0 at 0.
 pub(super) struct Relu;
 

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
-use self::functions::{Activation, GeluErf, GeluTanh, Relu, ReluSquared, Silu};
+use self::functions::{Activation, GeluErf, GeluTanh, QuickGelu, Relu, ReluSquared, Silu};
 use super::record::{self, Kept};
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, precise, slice, values};
@@ -37,6 +37,22 @@ pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
 /// If the dtype is not floating-point.
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
     apply::<Silu>("silu", xs)
+}
+
+/// The sigmoid approximation of the GELU (arXiv:1606.08415): `x / (1 + exp(-1.702 x))`, element by element, for any shape.
+///
+/// # Errors
+/// If the dtype is not floating-point.
+pub fn quick_gelu(xs: &Tensor) -> Result<Tensor> {
+    apply::<QuickGelu>("quick-gelu", xs)
+}
+
+/// The rectified linear unit: `max(x, 0)`, element by element, for any shape. At 0 the gradient is 0.
+///
+/// # Errors
+/// If the dtype is not floating-point.
+pub fn relu(xs: &Tensor) -> Result<Tensor> {
+    apply::<Relu>("relu", xs)
 }
 
 /// The squared ReLU (So et al. 2021, arXiv:2109.08668): `max(x, 0)^2`, element by element, for any shape.
@@ -78,6 +94,14 @@ pub fn geglu_erf(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// Those of [`swiglu`].
 pub fn geglu_tanh(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     apply_gated::<GeluTanh>("geglu-tanh", gate, up)
+}
+
+/// `quick_gelu(gate) * up`: as [`swiglu`].
+///
+/// # Errors
+/// Those of [`swiglu`].
+pub fn quick_geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    apply_gated::<QuickGelu>("quick-geglu", gate, up)
 }
 
 /// `max(gate, 0) * up`: as [`swiglu`]. At 0 the gradient of the gate is 0.
@@ -190,6 +214,8 @@ mod tests {
             hold("gelu-erf", gelu_erf, GeluErf::reference);
             hold("gelu-tanh", gelu_tanh, GeluTanh::reference);
             hold("silu", silu, Silu::reference);
+            hold("quick-gelu", quick_gelu, QuickGelu::reference);
+            hold("relu", relu, Relu::reference);
             hold("relu-squared", relu_squared, ReluSquared::reference);
 
             type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
@@ -200,6 +226,7 @@ mod tests {
             hold("swiglu", swiglu, Silu::reference);
             hold("geglu-erf", geglu_erf, GeluErf::reference);
             hold("geglu-tanh", geglu_tanh, GeluTanh::reference);
+            hold("quick-geglu", quick_geglu, QuickGelu::reference);
             hold("reglu", reglu, Relu::reference);
         }
     }
@@ -224,12 +251,13 @@ mod tests {
                 gradients.get(&xs).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
             };
             let far = [-1e30, -1e4, 1e4, 1e30];
-            for f in [gelu_erf, gelu_tanh, silu] {
+            for f in [gelu_erf, gelu_tanh, quick_gelu, silu] {
                 assert!(
                     slopes(f, &far).iter().zip([0.0, 0.0, 1.0, 1.0]).all(|(got, slope)| (got - slope).abs() < 1e-6)
                 );
             }
             assert_eq!(slopes(|xs| reglu(xs, &xs.ones_like()?.detach()), &[-1.0, 0.0, 2.0]), [0.0, 0.0, 1.0]);
+            assert_eq!(slopes(relu, &[f64::NEG_INFINITY, -1.0, 0.0, 3.0]), [0.0, 0.0, 0.0, 1.0]);
             assert_eq!(slopes(relu_squared, &[f64::NEG_INFINITY, -1.0, 0.0, 3.0]), [0.0, 0.0, 0.0, 6.0]);
         }
     }

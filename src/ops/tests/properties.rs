@@ -251,11 +251,14 @@ proptest! {
         let one = &inputs[..1];
         hold("gelu-erf", one, sequential, |x| ops::gelu_erf(&x[0]), 1.0);
         hold("gelu-tanh", one, sequential, |x| ops::gelu_tanh(&x[0]), 1.0);
+        hold("quick-gelu", one, sequential, |x| ops::quick_gelu(&x[0]), 1.0);
+        hold("relu", one, sequential, |x| ops::relu(&x[0]), 1.0);
         hold("silu", one, sequential, |x| ops::silu(&x[0]), 1.0);
         hold("relu-squared", one, sequential, |x| ops::relu_squared(&x[0]), 1.0);
         hold("swiglu", &inputs, sequential, |x| ops::swiglu(&x[0], &x[1]), 1.0);
         hold("geglu-erf", &inputs, sequential, |x| ops::geglu_erf(&x[0], &x[1]), 1.0);
         hold("geglu-tanh", &inputs, sequential, |x| ops::geglu_tanh(&x[0], &x[1]), 1.0);
+        hold("quick-geglu", &inputs, sequential, |x| ops::quick_geglu(&x[0], &x[1]), 1.0);
         hold("reglu", &inputs, sequential, |x| ops::reglu(&x[0], &x[1]), 1.0);
     }
 

@@ -46,18 +46,21 @@ fn table() -> Vec<Row> {
         row("self-attention", &[&[5, 67, 96]], |x| ops::self_attention(&x[0], 4, &AttentionOptions::default())),
     ];
     type Unary = fn(&Tensor) -> Result<Tensor>;
-    let unary: [(_, Unary); 4] = [
+    let unary: [(_, Unary); 6] = [
         ("gelu-erf", ops::gelu_erf),
         ("gelu-tanh", ops::gelu_tanh),
+        ("quick-gelu", ops::quick_gelu),
         ("silu", ops::silu),
+        ("relu", ops::relu),
         ("relu-squared", ops::relu_squared),
     ];
     rows.extend(unary.map(|(name, op)| row(name, &[&[40_009]], move |x| op(&x[0]))));
     type Gated = fn(&Tensor, &Tensor) -> Result<Tensor>;
-    let gated: [(_, Gated); 4] = [
+    let gated: [(_, Gated); 5] = [
         ("swiglu", ops::swiglu),
         ("geglu-erf", ops::geglu_erf),
         ("geglu-tanh", ops::geglu_tanh),
+        ("quick-geglu", ops::quick_geglu),
         ("reglu", ops::reglu),
     ];
     rows.extend(gated.map(|(name, op)| row(name, &[&[40_009], &[40_009]], move |x| op(&x[0], &x[1]))));

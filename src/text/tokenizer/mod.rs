@@ -273,7 +273,7 @@ impl Tokenizer {
     }
 
     /// The ids of any bytes, of a tokenizer that takes them.
-    pub(super) fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+    pub(crate) fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         let mut ids = Vec::with_capacity(bytes.len());
         for (range, marker) in self.markers.pieces(bytes) {
             match marker {

@@ -45,6 +45,14 @@ impl Tokenizer {
 
     /// The tokenizer of a JSON, which is kept as `text` or, without one, written anew.
     pub(super) fn assemble(json: Value, text: Option<String>) -> Result<Self> {
+        /// The time that the library takes grows with the square of it.
+        const MAX_ADDED_BYTES: usize = 4096;
+        for added in json["added_tokens"].as_array().into_iter().flatten() {
+            let len = added["content"].as_str().map_or(0, str::len);
+            if len > MAX_ADDED_BYTES {
+                bail!("expected added tokens of at most {MAX_ADDED_BYTES} bytes, got one of {len}");
+            }
+        }
         let kind = Kind::of(&json);
         let inner = guarded(|| HfTokenizer::from_bytes(json.to_string())).map_err(Error::Input)?;
         let mut inner = inner.map_err(expected)?;

@@ -110,7 +110,14 @@ impl Vocabulary {
             all.put(id, token, kind::NORMAL)?;
         }
         for (&id, added) in added {
-            let flags = [("single_word", added.single_word), ("lstrip", added.lstrip), ("rstrip", added.rstrip)];
+            // Looked for in what the normalizer makes of a text, which is more than the token where a space goes in front.
+            let is_normalized = added.normalized && !json["normalizer"].is_null();
+            let flags = [
+                ("single_word", added.single_word),
+                ("lstrip", added.lstrip),
+                ("rstrip", added.rstrip),
+                ("normalized", is_normalized),
+            ];
             if let Some((flag, _)) = flags.into_iter().find(|(_, is_set)| *is_set) {
                 bail!("GGUF has no way to say {flag} of a token, which the tokenizer does of {}", added.content);
             }

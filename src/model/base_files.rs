@@ -1,18 +1,18 @@
-//! What a run keeps of the model folder that it starts from: the files of its tokenizer, its settings of generation, and
+//! What a folder keeps of the one that its model comes from: the files of its tokenizer, its settings of generation, and
 //! what its `config.json` says beside the model.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::host::{Error, Result, disk, input};
-use crate::model::ModelConfig;
+use super::ModelConfig;
+use crate::host::{Error, Result, disk, folder_of, input};
 
-/// The files that are copied.
-pub(super) const KEPT: [&str; 9] = [
-    GENERATION,
+/// The files that are copied, of which the first two are written by the tokenizer itself.
+pub(crate) const KEPT: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
+    GENERATION,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -35,23 +35,27 @@ const DROPPED: [&str; 5] = ["quantization_config", "auto_map", "torch_dtype", "d
 /// Spellings of the same: of these, what is written anew replaces all.
 const ROTARY: [&str; 3] = ["rope_parameters", "rope_scaling", "rope_theta"];
 
-/// Copies the files of `base` that are there over those of the run in `root`, and adds to the run's `config.json` the
-/// keys that only that of `base` has.
-pub(super) fn keep(base: &Path, root: &Path) -> Result<()> {
-    for name in KEPT.into_iter().filter(|name| base.join(name).exists()) {
-        let mut bytes = input::read(&input::inside(base, name)?, input::MAX_TOKENIZER_BYTES)?;
+/// Copies the files of the model `base` that are there over those in `root`, where the model and its tokenizer have been
+/// written, and adds to the `config.json` there the keys that only that of `base` has.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub(crate) fn keep(base: &Path, root: &Path) -> Result<()> {
+    let Some(base) = folder_of(base)? else { return Ok(()) };
+    for name in KEPT.into_iter().skip(2).filter(|name| base.join(name).exists()) {
+        let mut bytes = input::read(&input::inside(&base, name)?, input::MAX_TOKENIZER_BYTES)?;
         if name == GENERATION && root.join(name).exists() {
-            bytes = with_ids(bytes, &object(&input::read(&root.join(name), input::MAX_CONFIG_BYTES)?)?)?;
+            bytes = with_ids(bytes, &object(name, &input::read(&root.join(name), input::MAX_CONFIG_BYTES)?)?)?;
         }
         disk::replace_with(&root.join(name), &bytes)?;
     }
-    let [ours, theirs] = [root, base].map(|folder| folder.join(CONFIG));
+    let [ours, theirs] = [root, &base].map(|folder| folder.join(CONFIG));
     if !ours.exists() || !theirs.exists() {
         return Ok(());
     }
     let json = input::read(&ours, input::MAX_CONFIG_BYTES)?;
-    let theirs = input::read(&input::inside(base, CONFIG)?, input::MAX_CONFIG_BYTES)?;
-    let completed = format!("{:#}\n", Value::from(completed(object(&json)?, object(&theirs)?)));
+    let theirs = input::read(&input::inside(&base, CONFIG)?, input::MAX_CONFIG_BYTES)?;
+    let completed = format!("{:#}\n", Value::from(completed(object(CONFIG, &json)?, object(CONFIG, &theirs)?)));
     // What is written has to be read as the same model.
     if ModelConfig::from_json(completed.as_bytes()).ok() == Some(ModelConfig::from_json(&json)?) {
         disk::replace_with(&ours, completed.as_bytes())?;
@@ -61,7 +65,7 @@ pub(super) fn keep(base: &Path, root: &Path) -> Result<()> {
 
 /// The text of a `generation_config.json`, with the ids that only `ours` has.
 fn with_ids(json: Vec<u8>, ours: &Map<String, Value>) -> Result<Vec<u8>> {
-    let mut theirs = object(&json)?;
+    let mut theirs = object(GENERATION, &json)?;
     let missing = IDS.into_iter().filter(|name| theirs.get(*name).is_none_or(Value::is_null));
     let ids = missing.filter_map(|name| Some((name.to_string(), ours.get(name).filter(|id| !id.is_null())?.clone())));
     let ids: Vec<(String, Value)> = ids.collect();
@@ -72,9 +76,8 @@ fn with_ids(json: Vec<u8>, ours: &Map<String, Value>) -> Result<Vec<u8>> {
     Ok(format!("{:#}\n", Value::from(theirs)).into_bytes())
 }
 
-fn object(json: &[u8]) -> Result<Map<String, Value>> {
-    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
-    serde_json::from_slice(json).map_err(|error| Error::Input(format!("{CONFIG}: {error}")))
+fn object(name: &str, json: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(json).map_err(|error| Error::Input(format!("{name}: {error}")))
 }
 
 /// `ours`, with the keys that only `theirs` has.

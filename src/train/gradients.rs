@@ -233,7 +233,7 @@ mod tests {
         }
     }
 
-    /// The same with adapters, where more gradients meet: one more rounding for each.
+    /// The same with adapters, where more gradients meet, in another order: what is left of rounding.
     #[test]
     fn recorded_gradients_of_adapters_are_those_of_candles_own_backward_pass() {
         for config in forms() {
@@ -245,7 +245,7 @@ mod tests {
             let mut expected: Vec<String> = config.lora_parameters(&lora).into_iter().map(|(name, _)| name).collect();
             expected.sort_unstable();
             assert_eq!(names, expected);
-            hold(&model, &parameters.vars(), 8.0 * f32::EPSILON);
+            hold(&model, &parameters.vars(), 1e-5);
         }
     }
 
@@ -268,7 +268,7 @@ mod tests {
             let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let largest_of = |x: &[f32]| x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
             // Of one position, queries and keys have no gradient but rounding errors.
-            let floor = 0.1;
+            let floor = 0.01;
             for ((name, _), (got, expected)) in vars.iter().zip(recorded.gradients.iter().zip(&by_graph.gradients)) {
                 let [got, expected] = [got, expected].map(flat);
                 let largest = largest_of(&expected).max(floor);

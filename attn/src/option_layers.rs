@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
-use candle_attention::model::load_weights;
+use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::text::{
     Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, needed_chat_template, prepare,
 };
@@ -32,6 +32,8 @@ pub struct Source {
     documents: Vec<Document>,
     /// Those to validate on, if they are others.
     held_out: Vec<Document>,
+    /// The configuration and the tokenizer of the model of --init.
+    base: Option<(ModelConfig, Tokenizer)>,
 }
 
 /// All that a run starts from.
@@ -98,7 +100,7 @@ impl OptionLayers {
     /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
-        let mut made = None;
+        let (mut base, mut made) = (None, None);
         if let Some(init) = settings.init() {
             // Those of a file give way to an --init on the command line.
             let above = if self.given.contains_key("init") { &self.given } else { &self.config };
@@ -107,7 +109,7 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            made = Some(Pipeline::open_config(&init).context("--init")?.1);
+            base = Some(Pipeline::open_config(&init).context("--init")?);
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
@@ -126,16 +128,16 @@ impl OptionLayers {
             }
             self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
         }
-        needed_chat_template(documents.iter().chain(&held_out), made.as_ref())?;
-        Ok(Source { settings, documents, held_out })
+        let tokenizer = base.as_ref().map(|(_, tokenizer)| tokenizer).or(made.as_ref());
+        needed_chat_template(documents.iter().chain(&held_out), tokenizer)?;
+        Ok(Source { settings, documents, held_out, base })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { mut settings, mut documents, held_out } = source;
+        let Source { mut settings, mut documents, held_out, base } = source;
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
-        if let Some(init) = settings.init() {
-            let (mut config, tokenizer) = Pipeline::open_config(&init)?;
+        if let Some((init, (mut config, tokenizer))) = settings.init().zip(base) {
             config.dropout = settings.dropout().unwrap_or(config.dropout);
             let base = settings.lora().map(|lora| FrozenBase::open(&init, &lora, &config, device)).transpose()?;
             let weights = base.is_none().then(|| load_weights(&init, &config, device)).transpose()?;

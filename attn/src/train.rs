@@ -11,9 +11,7 @@ use candle_attention::Error;
 use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
 use candle_attention::model::ModelConfig;
 use candle_attention::text::IdsStore;
-use candle_attention::train::{
-    CHANGE_THE_RESULT, KEEP_THE_RESULT, Outcome, RunDir, Trainer, bits_per_byte, resume, train,
-};
+use candle_attention::train::{CHANGE_THE_RESULT, KEEP_THE_RESULT, Outcome, RunDir, Trainer, resume, train};
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use toml::Table;
@@ -214,7 +212,7 @@ fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out:
     sample::write(&pipeline, &[], &continuation, out)?;
     writeln!(out)?;
     if let Some(best) = trainer.best() {
-        let bits = bits_per_byte(best.loss, trainer.corpus().validation.learned(), trainer.corpus().validation_bytes);
+        let bits = trainer.validation_bits_per_byte(best.loss);
         writeln!(out, "lowest validation loss {:.4} ({bits:.4} bits/byte) at step {}", best.loss, best.step)?;
     }
     writeln!(out, "{} steps in {:.0} s: {}", trainer.steps_done(), run.seconds(), root.display())?;

@@ -6,9 +6,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::SamplingOptions;
+use crate::host::file_names::GENERATION_CONFIG;
 use crate::host::{Error, Result, folder_of, input};
-
-const FILE: &str = "generation_config.json";
 
 /// How a model's makers want it to be sampled: the settings of its `generation_config.json`, applied as transformers
 /// does.
@@ -47,10 +46,10 @@ impl GenerationDefaults {
     /// # Errors
     /// If the file cannot be read, is not JSON, or has a value out of its range.
     pub fn open(path: &Path) -> Result<Option<Self>> {
-        let has = |folder: &Path| folder.join(FILE).symlink_metadata().is_ok();
+        let has = |folder: &Path| folder.join(GENERATION_CONFIG).symlink_metadata().is_ok();
         let folder = if has(path) { Some(path.to_path_buf()) } else { folder_of(path)?.filter(|base| has(base)) };
         let Some(folder) = folder else { return Ok(None) };
-        let path = input::inside(&folder, FILE)?;
+        let path = input::inside(&folder, GENERATION_CONFIG)?;
         let json = input::read(&path, input::MAX_CONFIG_BYTES)?;
         Self::from_json(&json).map(Some).map_err(|error| error.at(path.display()))
     }

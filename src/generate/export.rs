@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use candle_core::quantized::gguf_file::Value;
 
+use crate::host::file_names::WEIGHTS;
 use crate::host::{Error, Result, bail, disk};
 use crate::model::{GgufType, ModelConfig, base_files, save_gguf, save_weights};
 use crate::text::{GgufTokens, Tokenizer};
@@ -56,9 +57,8 @@ pub fn export_folder(
     if !disk::create_folder(root)? && !is_empty() {
         return Err(Error::Exists(root.to_path_buf()));
     }
-    disk::replace_with(&root.join("config.json"), config.to_json()?.as_bytes())?;
-    disk::replace_with(&root.join("generation_config.json"), config.generation_json()?.as_bytes())?;
+    config.save(root)?;
     tokenizer.save(root, config.context_len)?;
     base_files::keep(source, root)?;
-    save_weights(&root.join("model.safetensors"), config, weights)
+    save_weights(&root.join(WEIGHTS), config, weights)
 }

@@ -5,6 +5,7 @@ pub(crate) mod disk;
 mod error;
 #[cfg(test)]
 pub(crate) mod faults;
+pub(crate) mod file_names;
 pub(crate) mod gguf;
 pub(crate) mod gguf_writer;
 mod guard;
@@ -17,4 +18,4 @@ pub(crate) use error::{bail, bail_option, listed};
 pub(crate) use guard::caught;
 pub use guard::hide_caught_panics;
 pub use memory::Memory;
-pub(crate) use model_path::{ADAPTER_CONFIG, ModelPath, adapter_base, folder_of};
+pub(crate) use model_path::{ModelPath, adapter_base, folder_of};

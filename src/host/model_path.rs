@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::file_names::ADAPTER_CONFIG;
 use super::{Result, bail, input};
 
 /// A model on disk.
@@ -16,9 +17,6 @@ pub(crate) enum ModelPath {
     /// A folder of an adapter in PEFT's layout.
     Adapter(PathBuf),
 }
-
-/// The configuration of an adapter.
-pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 impl ModelPath {
     /// Looks at what is there.

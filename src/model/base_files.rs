@@ -6,24 +6,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::ModelConfig;
+use crate::host::file_names::{ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, MERGES, SPECIAL_TOKENS, VOCAB};
 use crate::host::{Error, Result, disk, folder_of, input};
 
-/// The files that are copied, of which the first two are written by the tokenizer itself.
-pub(crate) const KEPT: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    GENERATION,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-];
-
-const CONFIG: &str = "config.json";
-
-const GENERATION: &str = "generation_config.json";
+/// The files that are copied.
+pub(crate) const KEPT: [&str; 7] =
+    [GENERATION_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, VOCAB, MERGES, "tokenizer.model", CHAT_TEMPLATE];
 
 /// The ids that a `generation_config.json` may leave to `config.json`.
 const IDS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
@@ -42,9 +30,9 @@ const ROTARY: [&str; 3] = ["rope_parameters", "rope_scaling", "rope_theta"];
 /// If a file cannot be read or written.
 pub(crate) fn keep(base: &Path, root: &Path) -> Result<()> {
     let Some(base) = folder_of(base)? else { return Ok(()) };
-    for name in KEPT.into_iter().skip(2).filter(|name| base.join(name).exists()) {
+    for name in KEPT.into_iter().filter(|name| base.join(name).exists()) {
         let mut bytes = input::read(&input::inside(&base, name)?, input::MAX_TOKENIZER_BYTES)?;
-        if name == GENERATION && root.join(name).exists() {
+        if name == GENERATION_CONFIG && root.join(name).exists() {
             bytes = with_ids(bytes, &object(name, &input::read(&root.join(name), input::MAX_CONFIG_BYTES)?)?)?;
         }
         disk::replace_with(&root.join(name), &bytes)?;
@@ -65,7 +53,7 @@ pub(crate) fn keep(base: &Path, root: &Path) -> Result<()> {
 
 /// The text of a `generation_config.json`, with the ids that only `ours` has.
 fn with_ids(json: Vec<u8>, ours: &Map<String, Value>) -> Result<Vec<u8>> {
-    let mut theirs = object(GENERATION, &json)?;
+    let mut theirs = object(GENERATION_CONFIG, &json)?;
     let missing = IDS.into_iter().filter(|name| theirs.get(*name).is_none_or(Value::is_null));
     let ids = missing.filter_map(|name| Some((name.to_string(), ours.get(name).filter(|id| !id.is_null())?.clone())));
     let ids: Vec<(String, Value)> = ids.collect();

@@ -9,7 +9,8 @@ use candle_nn::{Init, LayerNormConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, gguf, json};
-use crate::host::{ModelPath, Result, adapter_base, input};
+use crate::host::file_names::{CONFIG, GENERATION_CONFIG};
+use crate::host::{ModelPath, Result, adapter_base, disk, input};
 use crate::nn::{MultiHeadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig, RotaryScaling};
 use crate::ops::{Mask, Scale};
 
@@ -133,8 +134,6 @@ pub struct ModelConfig {
     /// How the projections into the residual stream of a new model are initialised; not stored on disk.
     pub residual_init: ResidualInit,
 }
-
-const GENERATION: &str = "generation_config.json";
 
 /// The standard deviation of initial weights, GPT-2's.
 pub(super) const INIT_STDEV: f64 = 0.02;
@@ -299,12 +298,13 @@ impl ModelConfig {
     }
 
     fn open_folder(folder: &Path) -> Result<Self> {
-        let path = input::inside(folder, "config.json")?;
+        let path = input::inside(folder, CONFIG)?;
         let config = in_file(&path, Self::from_json(&input::read(&path, input::MAX_CONFIG_BYTES)?))?;
-        if fs::symlink_metadata(folder.join(GENERATION)).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        if fs::symlink_metadata(folder.join(GENERATION_CONFIG)).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
             return Ok(config);
         }
-        let path = input::inside(folder, GENERATION)?;
+        let path = input::inside(folder, GENERATION_CONFIG)?;
         in_file(&path, json::with_generation(config, &input::read(&path, input::MAX_CONFIG_BYTES)?))
     }
 
@@ -331,6 +331,12 @@ impl ModelConfig {
     /// None in practice: ids can always be written as JSON.
     pub fn generation_json(&self) -> Result<String> {
         json::print_generation(self)
+    }
+
+    /// Writes `config.json` and `generation_config.json` into a folder. Each file appears complete or not at all.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        disk::replace_with(&folder.join(CONFIG), self.to_json()?.as_bytes())?;
+        disk::replace_with(&folder.join(GENERATION_CONFIG), self.generation_json()?.as_bytes())
     }
 }
 

@@ -16,7 +16,7 @@ mod tensors;
 mod validate;
 mod weights;
 
-pub(crate) use adapter::{ADAPTER_WEIGHTS, adapter_json, own_adapter, save_adapter};
+pub(crate) use adapter::{adapter_json, own_adapter, save_adapter};
 pub use architecture::Architecture;
 pub use causal_lm::CausalLm;
 pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit, SlidingWindow};

@@ -31,13 +31,7 @@ impl TensorFile {
     /// # Errors
     /// If there is no such file, or its header is malformed or does not match the file's length.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let (file, len) = input::open(path)?;
-        Self::new(path, file, len)
-    }
-}
-
-impl TensorFile {
-    fn new(path: &Path, mut file: File, len: u64) -> Result<Self> {
+        let (mut file, len) = input::open(path)?;
         let mut start = [0; 64];
         let read = file.read(&mut start).map_err(Error::io("read", path))?;
         input::check_no_pointer(path, &start[..read])?;

@@ -9,10 +9,8 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 use super::tensor_file::TensorFile;
+use crate::host::file_names::{WEIGHTS, WEIGHTS_INDEX as INDEX};
 use crate::host::{Error, Result, bail, input};
-
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// The safetensors files that a model's weights are in, with their headers read.
 pub(super) struct TensorFiles {

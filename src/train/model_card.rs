@@ -4,8 +4,9 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Trainer, bits_per_byte};
-use crate::host::{ADAPTER_CONFIG, Result, disk, input};
+use super::Trainer;
+use crate::host::file_names::ADAPTER_CONFIG;
+use crate::host::{Result, disk, input};
 
 pub(super) const CARD: &str = "README.md";
 
@@ -137,7 +138,7 @@ fn losses(trainer: &Trainer) -> String {
     let trained = format!("Trained for {done} of {steps} steps.");
     match trainer.best() {
         Some(best) => {
-            let bits = bits_per_byte(best.loss, corpus.validation.learned(), corpus.validation_bytes);
+            let bits = trainer.validation_bits_per_byte(best.loss);
             format!(
                 "{trained} The weights are those of step {}, with the lowest validation loss: {:.4} nats per token, \
                  {bits:.4} bits per byte.",

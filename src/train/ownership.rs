@@ -7,8 +7,11 @@ use std::time::Duration;
 use super::checkpoint;
 use super::model_card::CARD;
 use super::run_dir::IsRootNew;
-use crate::host::{ADAPTER_CONFIG, Error, Result, disk};
-use crate::model::{ADAPTER_WEIGHTS, base_files};
+use crate::host::file_names::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+};
+use crate::host::{Error, Result, disk};
+use crate::model::base_files;
 
 /// Why no run can be created in a folder where there is something.
 pub(super) fn occupied(root: &Path) -> Error {
@@ -22,7 +25,7 @@ pub(super) fn occupied(root: &Path) -> Error {
     }
     let has_checkpoint = checkpoint::steps(&training).is_ok_and(|steps| !steps.is_empty());
     // The weights at the root come after the first checkpoint.
-    let has_weights = ["model.safetensors", ADAPTER_WEIGHTS].iter().any(|name| root.join(name).exists());
+    let has_weights = [WEIGHTS, ADAPTER_WEIGHTS].iter().any(|name| root.join(name).exists());
     match is_of_a_run && !has_checkpoint && !has_weights {
         true => Error::Unfinished(root.to_path_buf()),
         false => Error::Exists(root.to_path_buf()),
@@ -66,8 +69,9 @@ pub(super) fn lock(root: &Path, is_creator: bool) -> Result<File> {
 /// empty before.
 pub(super) fn remove_created(root: &Path, is_root_new: IsRootNew) -> bool {
     // Best effort: the error that led here is the one to report. `training` goes last, as it makes the rest ours.
-    const OTHERS: [&str; 5] = ["config.json", "model.safetensors", ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD];
-    for name in base_files::KEPT.iter().chain(&OTHERS) {
+    const WRITTEN: [&str; 8] =
+        [CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD];
+    for name in WRITTEN.iter().chain(&base_files::KEPT) {
         let path = root.join(name);
         let _ = disk::remove_file(&disk::sibling(&path)).and_then(|()| disk::remove_file(&path));
     }

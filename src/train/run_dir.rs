@@ -34,8 +34,9 @@ use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
 use super::{checkpoint, model_card, settings_file};
-use crate::host::{ADAPTER_CONFIG, Error, Result, disk, input};
-use crate::model::{ADAPTER_WEIGHTS, TensorFile, adapter_json, base_files, save_adapter, save_weights_with};
+use crate::host::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS};
+use crate::host::{Error, Result, disk, input};
+use crate::model::{TensorFile, adapter_json, base_files, save_adapter, save_weights_with};
 use crate::text::Tokenizer;
 
 /// The model with the lowest validation loss so far.
@@ -178,8 +179,7 @@ impl RunDir {
             write(ADAPTER_CONFIG, adapter_json(config, &base.lora, &base.path)?)?;
             write("training/config.json", config.to_json()?)?;
         } else {
-            write("config.json", config.to_json()?)?;
-            write("generation_config.json", config.generation_json()?)?;
+            config.save(&self.root)?;
         }
         tokenizer.save(&self.root, config.context_len)?;
         if let Some(base) = &self.base {
@@ -299,7 +299,7 @@ impl RunDir {
 
 /// The name of the weights at the root.
 fn weights_name(trainer: &Trainer) -> &'static str {
-    if trainer.base.is_some() { ADAPTER_WEIGHTS } else { "model.safetensors" }
+    if trainer.base.is_some() { ADAPTER_WEIGHTS } else { WEIGHTS }
 }
 
 impl Drop for RunDir {

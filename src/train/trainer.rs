@@ -278,8 +278,13 @@ impl Trainer {
         *validated = step;
         *without_improvement = if is_best { 0 } else { *without_improvement + 1 };
         *best = if is_best { Some(Best { step, loss }) } else { *best };
-        let bits_per_byte = bits_per_byte(loss, ids.learned(), self.corpus.validation_bytes);
+        let bits_per_byte = self.validation_bits_per_byte(loss);
         Ok(Some(ValidationReport { step, loss, bits_per_byte, is_best }))
+    }
+
+    /// A validation loss, such as that of [`Trainer::best`], in bits per byte of the validation part.
+    pub fn validation_bits_per_byte(&self, loss: f64) -> f64 {
+        bits_per_byte(loss, self.corpus.validation.learned(), self.corpus.validation_bytes)
     }
 
     /// Whether this step ends with a validation, or a checkpoint where there is no validation text, that is still to be

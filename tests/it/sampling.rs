@@ -5,11 +5,12 @@ use std::path::Path;
 use candle_attention::generate::{GenerationDefaults, Sampler, SamplingOptions};
 use serde::Deserialize;
 
+/// Logits after a text, and what transformers makes of them in each case.
 #[derive(Deserialize)]
-struct Fixture {
+struct Fixture<T> {
     text: Vec<u32>,
     logits: Vec<Vec<f32>>,
-    cases: Vec<Case>,
+    cases: Vec<T>,
 }
 
 #[derive(Deserialize)]
@@ -40,9 +41,9 @@ impl From<CaseOptions> for SamplingOptions {
 type Expected = Vec<Vec<f64>>;
 
 /// `tests/fixtures/sampling.py` puts the same logits through transformers' own processors, in f64.
-fn fixture() -> (Fixture, Vec<(SamplingOptions, Expected)>) {
+fn fixture() -> (Fixture<Case>, Vec<(SamplingOptions, Expected)>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sampling.json");
-    let mut fixture: Fixture = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut fixture: Fixture<Case> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let cases = fixture.cases.drain(..).map(|case| (case.options.into(), case.probabilities)).collect();
     (fixture, cases)
 }
@@ -52,14 +53,19 @@ fn probabilities_are_those_of_transformers() {
     let (Fixture { text, logits, .. }, cases) = fixture();
     assert_eq!((logits.len(), cases.len()), (4, 15));
     for (options, expected) in cases {
-        for (logits, expected) in logits.iter().zip(expected) {
-            let got = options.probabilities(logits, &text).unwrap();
-            assert_eq!(got.len(), expected.len());
-            for (id, (got, expected)) in got.iter().zip(expected).enumerate() {
-                // A few rounding errors of f64 in an exponential.
-                assert!((got - expected).abs() < 1e-14, "{options:?}, token {id}: {got}, expected {expected}");
-                assert_eq!(*got == 0.0, expected == 0.0, "{options:?}, token {id}");
-            }
+        hold(&format!("{options:?}"), &options, (&text, &logits), expected);
+    }
+}
+
+/// Compares the probabilities after a text, for each of the logits.
+fn hold(label: &str, options: &SamplingOptions, (text, logits): (&[u32], &[Vec<f32>]), expected: Expected) {
+    for (logits, expected) in logits.iter().zip(expected) {
+        let got = options.probabilities(logits, text).unwrap();
+        assert_eq!(got.len(), expected.len());
+        for (id, (got, expected)) in got.iter().zip(expected).enumerate() {
+            // A few rounding errors of f64 in an exponential.
+            assert!((got - expected).abs() < 1e-14, "{label}, token {id}: {got}, expected {expected}");
+            assert_eq!(*got == 0.0, expected == 0.0, "{label}, token {id}");
         }
     }
 }
@@ -67,12 +73,6 @@ fn probabilities_are_those_of_transformers() {
 /// `tests/fixtures/generation_config.py` has transformers read the same files.
 #[test]
 fn a_generation_config_is_applied_as_by_transformers() {
-    #[derive(Deserialize)]
-    struct Fixture {
-        text: Vec<u32>,
-        logits: Vec<Vec<f32>>,
-        cases: Vec<Case>,
-    }
     #[derive(Deserialize)]
     struct Case {
         json: serde_json::Value,
@@ -85,14 +85,7 @@ fn a_generation_config_is_applied_as_by_transformers() {
         let defaults = GenerationDefaults::from_json(json.to_string().as_bytes()).unwrap();
         let temperature = if defaults.do_sample { defaults.sampling.temperature } else { 0.0 };
         let options = SamplingOptions { temperature, ..defaults.sampling };
-        for (logits, expected) in logits.iter().zip(probabilities) {
-            for (id, (got, expected)) in
-                options.probabilities(logits, &text).unwrap().into_iter().zip(expected).enumerate()
-            {
-                assert!((got - expected).abs() < 1e-14, "{json}, token {id}: {got}, expected {expected}");
-                assert_eq!(got == 0.0, expected == 0.0, "{json}, token {id}");
-            }
-        }
+        hold(&json.to_string(), &options, (&text, &logits), probabilities);
     }
 }
 

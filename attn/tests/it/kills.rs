@@ -41,17 +41,22 @@ fn result(space: &Space) -> BTreeMap<String, Vec<u8>> {
     result
 }
 
+/// How long a run takes that nothing ends, and its result. It is removed.
+fn uninterrupted(space: &Space) -> (Duration, BTreeMap<String, Vec<u8>>) {
+    let started = Instant::now();
+    space.works(START);
+    let (whole, expected) = (started.elapsed(), result(space));
+    space.remove("run");
+    (whole, expected)
+}
+
 #[test]
 fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
     const KILLS: usize = 100;
     // So many at least after a new checkpoint, not only while the command starts.
     const KILLS_IN_TRAINING: usize = 30;
     let space = Space::new();
-    let started = Instant::now();
-    space.works(START);
-    let whole = started.elapsed();
-    let expected = result(&space);
-    space.remove("run");
+    let (whole, expected) = uninterrupted(&space);
 
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let (mut kills, mut in_training, mut finished) = (0, 0, 0);
@@ -86,11 +91,7 @@ fn a_run_that_is_killed_a_hundred_times_ends_as_if_it_was_not() {
 fn a_run_that_is_asked_to_stop_at_any_moment_is_saved_or_leaves_nothing() {
     const REQUESTS: usize = 60;
     let space = Space::new();
-    let started = Instant::now();
-    space.works(START);
-    let whole = started.elapsed();
-    let expected = result(&space);
-    space.remove("run");
+    let (whole, expected) = uninterrupted(&space);
 
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut nothing, mut saved) = (0, 0);

@@ -18,9 +18,6 @@ use crate::nn::LoraConfig;
 pub(crate) use peft_config::{adapter_json, own_adapter};
 pub(crate) use peft_file::{merge_adapter, save_adapter};
 
-/// The weights of an adapter.
-pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-
 /// A linear layer of the blocks, which an adapter may change.
 struct Site {
     /// Its name on disk.

@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::sites;
-use crate::host::{ADAPTER_CONFIG, Error, Result, bail, input};
+use crate::host::file_names::ADAPTER_CONFIG;
+use crate::host::{Error, Result, bail, input};
 use crate::model::{Architecture, ModelConfig};
 use crate::nn::LoraConfig;
 

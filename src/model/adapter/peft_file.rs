@@ -7,7 +7,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::peft_config::PeftConfig;
-use super::{ADAPTER_WEIGHTS, Site, sites};
+use super::{Site, sites};
+use crate::host::file_names::ADAPTER_WEIGHTS;
 use crate::host::{Error, Result, bail, disk, input, listed};
 use crate::model::tensor_file::{TensorFile, write_tensors};
 use crate::model::tensors;

@@ -8,8 +8,11 @@ use serde_json::{Map, Value, json};
 use super::added_tokens::NamedTokens;
 use super::class::Class;
 use super::kind::Kind;
-use super::tokenizer_json::{self, CONFIG, TOKENIZER};
+use super::tokenizer_json;
 use super::{Tokenizer, gguf, hugging_face};
+use crate::host::file_names::{
+    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, MERGES, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, VOCAB,
+};
 use crate::host::{Error, ModelPath, Result, adapter_base, bail, input};
 
 impl Tokenizer {
@@ -51,10 +54,6 @@ impl Tokenizer {
     }
 }
 
-const VOCAB: &str = "vocab.json";
-const MERGES: &str = "merges.txt";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
 fn no_tokenizer(folder: &Path) -> Error {
     let shown = folder.display();
     let sentence_piece = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
@@ -70,17 +69,17 @@ fn no_tokenizer(folder: &Path) -> Error {
 /// Completes the JSON of a tokenizer from the files beside it. `text` is its file, which is kept if nothing was missing.
 fn completed(folder: &Path, mut json: Value, text: Option<String>) -> Result<Tokenizer> {
     let read = |name: &str| read_object(folder, name);
-    let config = read(CONFIG)?;
+    let config = read(TOKENIZER_CONFIG)?;
     // The model has its own reader, which says what is wrong with it.
-    let model_config = read("config.json").ok().flatten().unwrap_or_default();
+    let model_config = read(CONFIG).ok().flatten().unwrap_or_default();
     let empty = Map::new();
     let known = config.as_ref().unwrap_or(&empty);
     let class = match Class::of(known, &model_config, &json) {
         Class::Plain if text.is_none() => Class::Gpt2,
         class => class,
     };
-    let special = read("special_tokens_map.json")?.unwrap_or_default();
-    let added = read("added_tokens.json")?.unwrap_or_default();
+    let special = read(SPECIAL_TOKENS)?.unwrap_or_default();
+    let added = read(ADDED_TOKENS)?.unwrap_or_default();
     let named = NamedTokens::of(class, known, [&special, &added], &json);
     let is_changed = class.apply(&mut json, known) | named.add_to(&mut json, class);
     if text.is_none() {

@@ -145,17 +145,18 @@ impl Tokenizer {
     pub(crate) fn with_rows(self, rows: usize) -> Result<Self> {
         let of_model = Self { rows: (rows < self.vocab_size).then_some(rows), ..self };
         let Template { front, rear } = &of_model.template;
-        of_model.check_rows(&[&front[..], rear].concat()).map_err(|error| Error::Input(error.message))?;
+        of_model.check_rows("", &[&front[..], rear].concat()).map_err(|error| Error::Input(error.message))?;
         Ok(of_model)
     }
 
     /// Refuses ids that the model has no rows for.
-    fn check_rows(&self, ids: &[u32]) -> Result<(), EncodeError> {
+    fn check_rows(&self, text: &str, ids: &[u32]) -> Result<(), EncodeError> {
         let Some(rows) = self.rows else { return Ok(()) };
         let Some(&id) = ids.iter().find(|&&id| id as usize >= rows) else { return Ok(()) };
         let token = self.inner.id_to_token(id).unwrap_or_default();
-        let message = format!("expected tokens of the model, which has {rows}, got {token:?}, whose id is {id},");
-        Err(EncodeError { offset: 0, message, hint: "" })
+        let message = format!("expected tokens of the model, which has {rows}, got {token:?} (id {id})");
+        // Most such tokens are added ones, which stand in the text as they are called.
+        Err(EncodeError { offset: text.find(&token).unwrap_or_default(), message, hint: "" })
     }
 
     /// Its name in messages: `char`, `byte`, `bpe`, or `tokenizer.json` for any other.
@@ -242,7 +243,7 @@ impl Tokenizer {
     pub(super) fn try_encode(&self, text: &str) -> Result<Encoded, EncodeError> {
         if let Kind::HuggingFace { unknown_id } = self.kind {
             let encoded = hugging_face::encode(&self.inner, unknown_id, text)?;
-            return self.check_rows(&encoded.ids).map(|()| encoded);
+            return self.check_rows(text, &encoded.ids).map(|()| encoded);
         }
         let mut encoded = Encoded::default();
         let mut known = AHashMap::new();
@@ -254,7 +255,7 @@ impl Tokenizer {
                 (None, _) => encoded.ids.extend(text[range].bytes().map(u32::from)),
             }
         }
-        self.check_rows(&encoded.ids)?;
+        self.check_rows(text, &encoded.ids)?;
         Ok(encoded)
     }
 
@@ -262,7 +263,7 @@ impl Tokenizer {
     pub(super) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = guard::guarded(|| self.inner.encode(text, false)).map_err(Error::Input)?;
         let encoding = encoding.map_err(|error| Error::Input(error.to_string()))?;
-        self.check_rows(encoding.get_ids()).map_err(|error| Error::Input(error.message))?;
+        self.check_rows(text, encoding.get_ids()).map_err(|error| Error::Input(error.message))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), offsets))
     }

@@ -10,10 +10,8 @@ use super::kind::Kind;
 use super::markers::Markers;
 use super::template::Template;
 use super::{END_OF_TEXT, Tokenizer};
+use crate::host::file_names::{TOKENIZER, TOKENIZER_CONFIG};
 use crate::host::{Error, Result, bail, disk};
-
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-pub(super) const CONFIG: &str = "tokenizer_config.json";
 
 /// The text of a `tokenizer.json`, and its JSON without BPE dropout.
 pub(super) fn parse(bytes: &[u8]) -> Result<(String, Value)> {
@@ -98,7 +96,7 @@ impl Tokenizer {
         let mut config = self.config.clone().unwrap_or_else(|| self.default_config());
         config.insert("model_max_length".into(), context_len.into());
         disk::replace_with(&dir.join(TOKENIZER), self.json.as_bytes())?;
-        disk::replace_with(&dir.join(CONFIG), format!("{:#}", Value::from(config)).as_bytes())
+        disk::replace_with(&dir.join(TOKENIZER_CONFIG), format!("{:#}", Value::from(config)).as_bytes())
     }
 
     pub(super) fn default_config(&self) -> Map<String, Value> {

@@ -53,7 +53,7 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
             output_bias: config.bias,
             output_projection: config.output_projection,
             scale: config.scale,
-            mask: if config.causal { Mask::Causal } else { Mask::Full },
+            mask: if config.causal { Mask::causal() } else { Mask::full() },
             init: config.init,
             output_init: config.output_init,
             ..Self::new(config.embed_dim, config.num_heads)

@@ -4,14 +4,14 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{MultiHeadAttention, check};
 use crate::nn::KvCache;
-use crate::ops::{self, AttentionOptions, Mask};
+use crate::ops::{self, AttentionOptions, Band, Mask};
 
 impl MultiHeadAttention {
     /// Self-attention of the next positions of a text, (B, T, C) or (T, C), to themselves and to all earlier ones,
     /// whose keys and values the cache holds; those of the new positions are added to it.
     ///
     /// The text may come one position or many at a time. If the mask lets no position see a later one, the output is
-    /// that of `forward` on the whole text; with a [sliding](KvCache::sliding) cache, that with [`Mask::Window`].
+    /// that of `forward` on the whole text; with a [sliding](KvCache::sliding) cache, that with [`Mask::window`].
     ///
     /// This is for inference: the output carries no graph, so no gradient flows back from it.
     ///
@@ -36,8 +36,8 @@ impl MultiHeadAttention {
         let q = self.project_queries(xs, before)?; // (B, T, H, D)
         let (k, v) = self.project_keys_values(xs, before)?;
         let (k, v) = cache.append(&k.detach(), &v.detach())?; // (B, S, G, D), (B, S, G, E)
-        let options = AttentionOptions { mask, ..self.options };
-        let ys = ops::attention(&q, &k, &v, &options).and_then(|ys| self.merge_heads(ys));
+        let options = AttentionOptions { mask, ..self.options.clone() };
+        let ys = ops::attention(&q.detach(), &k, &v, &options).and_then(|ys| self.merge_heads(ys));
         if ys.is_err() {
             cache.truncate(before);
         }
@@ -47,10 +47,11 @@ impl MultiHeadAttention {
 
 /// The mask for a call with this cache.
 fn mask_for(cache: &KvCache, mask: &Mask) -> Result<Mask> {
-    match (cache.window(), mask) {
-        (None, mask) => Ok(mask.clone()),
-        (Some(window), Mask::Causal) => Ok(Mask::Window(window)),
-        (Some(window), Mask::Window(len)) => Ok(Mask::Window(window.min(*len))),
+    let with_band = |band| Ok(Mask { band, ..mask.clone() });
+    match (cache.window(), mask.band) {
+        (None, band) => with_band(band),
+        (Some(window), Band::Causal) => with_band(Band::Window(window)),
+        (Some(window), Band::Window(len)) => with_band(Band::Window(window.min(len))),
         (Some(_), _) => {
             bail!("multi-head-attention: expected a causal mask or a window with a sliding cache, got another")
         }

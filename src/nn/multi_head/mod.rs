@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 
 use self::multi_head_config::Sizes;
 use super::{Dropout, Linear, LoraConfig, LoraLinear, Projection, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
-use crate::ops::{self, AttentionOptions, record};
+use crate::ops::{self, AttentionOptions, Mask, record};
 
 pub use inputs::{AttentionInputs, KeysValues};
 pub use multi_head_config::MultiHeadAttentionConfig;
@@ -47,7 +47,7 @@ pub use multi_head_config::MultiHeadAttentionConfig;
 /// let vb = Parameters::new(42).var_builder(DType::F32, &Device::Cpu);
 /// let config = MultiHeadAttentionConfig {
 ///     num_kv_heads: Some(2),
-///     mask: Mask::Causal,
+///     mask: Mask::causal(),
 ///     ..MultiHeadAttentionConfig::new(24, 4)
 /// };
 /// let layer = MultiHeadAttention::new(&config, vb)?;
@@ -104,7 +104,7 @@ impl MultiHeadAttention {
                 scale: config.scale,
                 mask: config.mask.clone(),
                 softcap: config.softcap,
-                dropout: None,
+                ..AttentionOptions::default()
             },
         })
     }
@@ -152,6 +152,11 @@ impl MultiHeadAttention {
     /// The output projection, W^O, if there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
         self.o_proj.as_ref().map(Projection::base)
+    }
+
+    /// The layer's own mask.
+    pub fn mask(&self) -> &Mask {
+        &self.options.mask
     }
 
     /// Self-attention with the layer's own mask, without dropout.
@@ -259,7 +264,7 @@ impl MultiHeadAttention {
 
     fn options(&self, inputs: &AttentionInputs) -> AttentionOptions {
         let mask = inputs.mask.unwrap_or(&self.options.mask).clone();
-        AttentionOptions { mask, dropout: inputs.dropout, ..self.options }
+        AttentionOptions { mask, dropout: inputs.dropout, ..self.options.clone() }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ops::{Mask, Scale};
 ///     num_kv_heads: Some(2),
 ///     head_dim: Some(16),
 ///     qk_norm: Some(1e-6),
-///     mask: Mask::Causal,
+///     mask: Mask::causal(),
 ///     ..MultiHeadAttentionConfig::new(64, 8)
 /// };
 /// # let _ = config;
@@ -79,7 +79,7 @@ impl MultiHeadAttentionConfig {
             output_bias: false,
             output_projection: true,
             scale: Scale::InverseSqrt,
-            mask: Mask::Full,
+            mask: Mask::full(),
             softcap: None,
             dropout: 0.0,
             rotary: None,

@@ -13,8 +13,8 @@ use rand_distr::{Distribution, Normal, Uniform};
 
 use crate::cpu::allocation;
 
-/// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed,
-/// lists its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
+/// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed and
+/// the tensor's name, lists its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
 ///
 /// ```
 /// use candle_attention::nn::Parameters;
@@ -42,16 +42,17 @@ struct Store {
 
 /// Where the value of a tensor comes from when it is first requested.
 enum Source {
-    /// Drawn, in the order of requests.
-    Drawn(Box<ChaCha8Rng>),
+    /// Drawn from this seed and the tensor's name.
+    Drawn { seed: u64 },
     /// It must be there already. Holds the names not requested yet.
     Restored { unread: BTreeSet<String> },
 }
 
 impl Parameters {
-    /// An empty store. Tensors are created when first requested, in that order, with random numbers from `seed`.
+    /// An empty store. Tensors are created when first requested. The values of each depend on `seed` and its name alone:
+    /// neither the order of requests nor other tensors change them.
     pub fn new(seed: u64) -> Self {
-        Self::from_store(BTreeMap::new(), Source::Drawn(Box::new(ChaCha8Rng::seed_from_u64(seed))))
+        Self::from_store(BTreeMap::new(), Source::Drawn { seed })
     }
 
     /// A store of the given tensors, which become trainable. Requesting any other is an error.
@@ -106,7 +107,7 @@ impl Parameters {
     pub fn unread(&self) -> Vec<String> {
         match &self.lock().source {
             Source::Restored { unread } => unread.iter().cloned().collect(),
-            Source::Drawn(_) => Vec::new(),
+            Source::Drawn { .. } => Vec::new(),
         }
     }
 }
@@ -136,7 +137,7 @@ impl Store {
             return Ok(var.clone());
         }
         let var = match &mut self.source {
-            Source::Drawn(rng) => draw(name, shape, init, dtype, device, rng)?,
+            Source::Drawn { seed } => draw(name, shape, init, dtype, device, *seed)?,
             Source::Restored { .. } => bail!("parameters: {name} of shape {:?} is missing", shape.dims()),
         };
         self.vars.insert(name.to_string(), var.clone());
@@ -145,10 +146,11 @@ impl Store {
 }
 
 /// A variable of `shape` with values drawn as `init` says.
-fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rng: &mut ChaCha8Rng) -> Result<Var> {
+fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, seed: u64) -> Result<Var> {
     // The values as drawn, in f64, and as stored.
     let bytes_each = size_of::<f64>() + dtype.size_in_bytes();
     allocation::check(&format!("parameters: {name} of shape {:?}", shape.dims()), shape.dims(), bytes_each)?;
+    let rng = &mut rng_of(seed, name);
     let values = match init {
         Init::Const(value) => vec![value; shape.elem_count()],
         Init::Randn { mean, stdev } => normal(mean, stdev, shape, rng)?,
@@ -162,7 +164,23 @@ fn draw(name: &str, shape: &Shape, init: Init, dtype: DType, device: &Device, rn
             }
         }
     };
-    Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+    // On the CPU first: not every device has f64.
+    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+}
+
+/// The random numbers of one tensor.
+fn rng_of(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    // The last word sets these streams apart from those of dropout.
+    for (bytes, number) in bytes.chunks_exact_mut(8).zip([seed, name_hash(name), 0, u64::MAX]) {
+        bytes.copy_from_slice(&number.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(bytes)
+}
+
+/// A number for a name, the same in every version and on every machine: FNV-1a of 64 bits.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn normal(mean: f64, stdev: f64, shape: &Shape, rng: &mut ChaCha8Rng) -> Result<Vec<f64>> {
@@ -198,5 +216,37 @@ impl SimpleBackend for View {
 
     fn contains_tensor(&self, name: &str) -> bool {
         self.parameters.lock().vars.contains_key(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(seed: u64, names: &[&str]) -> BTreeMap<String, Vec<f32>> {
+        let parameters = Parameters::new(seed);
+        let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+        for name in names {
+            vb.get_with_hints((3, 5), name, Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+        }
+        let values = |(name, var): (String, Var)| (name, var.flatten_all().unwrap().to_vec1().unwrap());
+        parameters.vars().into_iter().map(values).collect()
+    }
+
+    #[test]
+    fn a_tensor_is_drawn_from_seed_and_name_alone() {
+        let (some, more) = (drawn(7, &["a", "b"]), drawn(7, &["c", "b", "aa", "a"]));
+        assert!(some.iter().all(|(name, values)| more[name] == *values));
+        let mut all: Vec<_> = more.into_values().chain(drawn(8, &["a"]).into_values()).collect();
+        all.sort_by(|a, b| a.partial_cmp(b).unwrap());
+        assert!(all.windows(2).all(|two| two[0] != two[1]));
+    }
+
+    /// The test vectors of the hash's authors: <http://www.isthe.com/chongo/tech/comp/fnv/>.
+    #[test]
+    fn the_hash_of_a_name_is_fnv_1a() {
+        for (name, hash) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
+            assert_eq!(name_hash(name), hash, "{name}");
+        }
     }
 }

@@ -21,6 +21,13 @@ pub(crate) fn precise(dtype: DType) -> DType {
     }
 }
 
+/// `xs + parameter`, broadcast over the leading dimensions and rounded once: in half precision the gradient of the
+/// parameter, a sum over all rows, is taken in `f32`.
+pub(crate) fn add_parameter(xs: &Tensor, parameter: &Tensor) -> Result<Tensor> {
+    let precise = precise(xs.dtype());
+    xs.to_dtype(precise)?.broadcast_add(&parameter.to_dtype(precise)?)?.to_dtype(xs.dtype())
+}
+
 /// Zero, with zero gradients, whatever the tensor holds.
 pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
     let zeros = xs.zeros_like()?.detach();

@@ -1,14 +1,18 @@
-//! Sums over whole tensors, for a trainer's gradients.
+//! Sums over whole tensors and over rows, in an order that does not depend on threads.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::elementwise::zip_map;
+use super::parallel::for_each_chunk;
 use super::simd::dispatch;
 use super::storage::{has_kernel, values};
 
 /// Elements of a block. Sums over elements are taken block by block, and the sums of the blocks added in order: so
 /// their bits do not depend on how the blocks are divided among threads or processes.
 const BLOCK: usize = 4096;
+
+/// Rows of a block of [`sum_rows`].
+pub(crate) const ROWS: usize = 32;
 
 /// The sum of some values, in the order of blocks.
 pub(crate) fn sum(values: &[f64]) -> f64 {
@@ -48,6 +52,39 @@ fn sum_of_squares(block: &[f32]) -> f64 {
             sums.iter().sum::<f64>()
         },
     )
+}
+
+/// The sum of `rows` rows of `c` numbers, of which `add` adds the one of an index to its second argument.
+///
+/// Rows are added in order in short blocks, and the sums of the blocks in pairs, those sums in pairs again, and so on: a
+/// running sum would lose what a long sum adds to it.
+#[inline(always)]
+pub(crate) fn sum_rows(rows: usize, c: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    /// Elements worth handing to a thread.
+    const CHUNK: usize = 16 * 1024;
+    let c = c.max(1);
+    let mut sums = vec![0.0; rows.div_ceil(ROWS).max(1) * c];
+    let together = (CHUNK / (ROWS * c)).max(1);
+    for_each_chunk(&mut sums, together * c, |piece, sums| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for (block, sum) in (piece * together..).zip(sums.chunks_exact_mut(c)) {
+                    (block * ROWS..rows.min((block + 1) * ROWS)).for_each(|row| add(row, sum));
+                }
+            },
+        );
+    });
+    let mut distance = c;
+    while distance < sums.len() {
+        for pair in sums.chunks_mut(2 * distance).filter(|pair| pair.len() > distance) {
+            let (one, other) = pair.split_at_mut(distance);
+            one.iter_mut().zip(&other[..c]).for_each(|(one, other)| *one += other);
+        }
+        distance *= 2;
+    }
+    sums.truncate(c);
+    sums
 }
 
 /// `a + b`, of equal shape and without a graph.

@@ -15,6 +15,8 @@ use std::collections::{HashMap, HashSet};
 use candle_core::shape::ShapeWithOneHole;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
 
+use crate::cpu::storage::{add_parameter, precise};
+
 thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
 }
@@ -207,12 +209,12 @@ pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
 pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
     let t = xs.dim(1)?;
     if !is_recording() {
-        return xs.broadcast_add(&table.narrow(0, start, t)?);
+        return add_parameter(xs, &table.narrow(0, start, t)?);
     }
-    let out = xs.detach().broadcast_add(&table.detach().narrow(0, start, t)?)?;
+    let out = add_parameter(&xs.detach(), &table.detach().narrow(0, start, t)?)?;
     let rest = table.dim(0)? - start - t;
     let backward = move |dout: &Tensor| {
-        let dtable = dout.sum(0)?; // (T, C)
+        let dtable = dout.to_dtype(precise(dout.dtype()))?.sum(0)?.to_dtype(dout.dtype())?; // (T, C)
         let dtable = if start + rest == 0 { dtable } else { dtable.pad_with_zeros(0, start, rest)? };
         Ok(vec![Some(dout.clone()), Some(dtable)])
     };

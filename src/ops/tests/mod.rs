@@ -1,4 +1,5 @@
 //! Tests of all operations alike.
 
 mod properties;
+mod row_sums;
 mod same_bits;

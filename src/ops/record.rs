@@ -85,7 +85,8 @@ pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
     tensor.track_op() || RECORDING.with_borrow(is_recorded)
 }
 
-fn is_recording() -> bool {
+/// Whether operations of this thread are recorded.
+pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
 }
 

@@ -3,3 +3,4 @@
 mod properties;
 mod row_sums;
 mod same_bits;
+mod second_derivatives;

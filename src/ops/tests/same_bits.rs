@@ -111,7 +111,7 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
         let var = Var::from_tensor(&randn(2, &[40_009]).to_dtype(DType::F32)?)?;
         let mut moments = optim::Moments::zeros(&var)?;
         optim::adamw(&var, &x[0], &mut moments, &step)?;
-        let after = Tensor::cat(&[var.as_tensor(), &moments.first, &moments.second], 0)?.detach();
+        let after = Tensor::cat(&[var.as_tensor(), moments.first(), moments.second()], 0)?.detach();
         after.broadcast_add(&x[0].sum_all()?)
     });
 }

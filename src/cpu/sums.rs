@@ -1,11 +1,11 @@
 //! Sums over whole tensors and over rows, in an order that does not depend on threads.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::elementwise::zip_map;
 use super::parallel::for_each_chunk;
 use super::simd::dispatch;
-use super::storage::{has_kernel, values};
+use super::storage::{has_kernel, precise, values};
 
 /// Elements of a block. Sums over elements are taken block by block, and the sums of the blocks added in order: so
 /// their bits do not depend on how the blocks are divided among threads or processes.
@@ -22,11 +22,19 @@ pub(crate) fn sum(values: &[f64]) -> f64 {
 /// The Euclidean norm, with squares taken and summed in `f64`.
 pub(crate) fn euclidean_norm(tensor: &Tensor) -> Result<f64> {
     let tensor = tensor.contiguous()?;
-    if !has_kernel(&[&tensor]) {
-        let squares = tensor.to_dtype(DType::F64)?.sqr()?;
-        return Ok(squares.sum_all()?.to_scalar::<f64>()?.sqrt());
+    if has_kernel(&[&tensor]) {
+        return Ok(norm_of(&values(&tensor)?));
     }
-    Ok(norm_of(&values(&tensor)?))
+    let inner = if tensor.device().is_cpu() { DType::F64 } else { precise(tensor.dtype()) };
+    Ok(total(&tensor.to_dtype(inner)?.sqr()?)?.sqrt())
+}
+
+/// The sum of all elements: of rows in the tensor's dtype and on its device, of their sums in `f64` on the CPU, since not
+/// every device has `f64`.
+pub(crate) fn total(tensor: &Tensor) -> Result<f64> {
+    let rows = if tensor.rank() == 0 { tensor.clone() } else { tensor.sum(D::Minus1)? };
+    let rows: Vec<f64> = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(sum(&rows))
 }
 
 /// The Euclidean norm of a slice.
@@ -129,6 +137,17 @@ mod tests {
                 let allowed = expected * f64::EPSILON * xs.elem_count() as f64 / 2.0;
                 assert!((got - expected).abs() <= allowed, "{shape:?}: {got}, expected {expected} ± {allowed:e}");
             }
+        }
+    }
+
+    /// In `f32`, where a running sum over all elements would lose a hundredth.
+    #[test]
+    fn a_total_is_that_of_rows_in_the_dtype_and_of_their_sums_in_f64() {
+        for shape in [&[][..], &[7], &[1000, 1000], &[3, 1, 5]] {
+            let elements = shape.iter().product::<usize>() as f64;
+            let got = total(&Tensor::full(0.1f32, shape, &Device::Cpu).unwrap()).unwrap();
+            let expected = elements * f64::from(0.1f32);
+            assert!((got / expected - 1.0).abs() < 1e-5, "{shape:?}: {got}, expected {expected}");
         }
     }
 

@@ -262,10 +262,10 @@ mod tests {
         let config = MultiHeadAttentionConfig { num_kv_heads: Some(1), ..MultiHeadAttentionConfig::new(8, 2) };
         let attention = MultiHeadAttention::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
         let targets = Tensor::new(&[[0u32, 9, 4], [9, 1, 2]], &Device::Cpu).unwrap();
-        let options = CrossEntropyOptions { ignored: Some(9), ..Default::default() };
+        let options = CrossEntropyOptions { ignore_index: Some(9), ..Default::default() };
         let loss = || {
             let ys = add(&xs, &attention.forward_with(&xs, &Default::default())?)?;
-            linear_cross_entropy(&ys, &weight, &targets, &options)
+            linear_cross_entropy(&ys, &weight, None, &targets, &options)
         };
         let (recorded_loss, recording) = record(loss).unwrap();
         let recorded = recording.backward(&recorded_loss).unwrap();

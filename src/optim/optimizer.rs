@@ -10,9 +10,11 @@ use crate::cpu::storage::precise;
 
 /// What updates a variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
+#[non_exhaustive]
+pub enum Rule {
+    /// [`adamw`], for any variable.
     AdamW,
-    /// For matrices only.
+    /// [`muon`], for matrices only.
     Muon,
 }
 
@@ -99,6 +101,11 @@ impl Optimizer {
             }
         });
         updates.into_iter().try_for_each(|(_, result)| result)
+    }
+
+    /// Names and variables, in the order of the gradients.
+    pub(crate) fn vars(&self) -> impl Iterator<Item = (&String, &Var)> {
+        self.slots.iter().map(|slot| (&slot.name, &slot.var))
     }
 
     /// The state by name: `first_moment.NAME` and `second_moment.NAME` for AdamW's variables, `momentum.NAME` for Muon's.

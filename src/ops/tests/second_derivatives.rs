@@ -20,7 +20,7 @@ fn functions() -> Vec<(&'static str, Vec<Vec<usize>>, Function)> {
         (name, vec![vec![3, 5], vec![3, 5]], Box::new(move |x: &[Tensor]| f(&x[0], &x[1])) as Function)
     };
     let targets = || Tensor::new(&[1u32, 0, 3], &Device::Cpu);
-    let losses = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0.05, ..Default::default() };
+    let losses = CrossEntropyOptions { label_smoothing: 0.1, z_loss: 0.05, softcap: Some(1.5), ..Default::default() };
     vec![
         one("gelu_erf", ops::gelu_erf),
         one("gelu_tanh", ops::gelu_tanh),
@@ -39,8 +39,8 @@ fn functions() -> Vec<(&'static str, Vec<Vec<usize>>, Function)> {
         ("cross_entropy", vec![vec![3, 5]], Box::new(move |x| ops::cross_entropy(&x[0], &targets()?, &losses))),
         (
             "linear_cross_entropy",
-            vec![vec![3, 5], vec![7, 5]],
-            Box::new(move |x| ops::linear_cross_entropy(&x[0], &x[1], &targets()?, &losses)),
+            vec![vec![3, 5], vec![7, 5], vec![7]],
+            Box::new(move |x| ops::linear_cross_entropy(&x[0], &x[1], Some(&x[2]), &targets()?, &losses)),
         ),
         (
             "embedding",
@@ -144,6 +144,7 @@ fn recordings_have_gradients() {
         ops::linear_cross_entropy(
             &ops::silu(&xs)?,
             &weight,
+            None,
             &Tensor::new(&[1u32, 0, 2], &Device::Cpu)?,
             &Default::default(),
         )

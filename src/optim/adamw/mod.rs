@@ -116,6 +116,8 @@ impl Moments {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
+    // A gradient may have a graph, which the moments would keep.
+    let gradient = &gradient.detach();
     for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
     {
         if tensor.shape() != var.shape() {

@@ -96,6 +96,8 @@ const LEAST_NORM: f64 = 1e-7;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
+    // A gradient may have a graph, which the mean would keep.
+    let gradient = &gradient.detach();
     if var.rank() != 2 {
         bail!("muon: expected a matrix, got a variable of shape {:?}", var.dims());
     }

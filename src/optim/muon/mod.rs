@@ -369,6 +369,28 @@ mod tests {
         }
     }
 
+    /// Weights and gradients that bf16 holds: after each step, those of f32, rounded.
+    #[test]
+    fn steps_in_half_precision_are_those_of_f32_rounded() {
+        for dtype in [DType::F16, DType::BF16] {
+            let cast = |x: &Tensor, dtype: DType| x.to_dtype(dtype).unwrap();
+            let half = Var::from_tensor(&cast(&randn(1, &[9, 5]), dtype)).unwrap();
+            let single = Var::from_tensor(&cast(&half, DType::F32)).unwrap();
+            let mut means = [(); 2].map(|()| single.zeros_like().unwrap().detach());
+            for seed in 2..6 {
+                let gradient = cast(&(randn(seed, &[9, 5]) * 1e-4).unwrap(), dtype);
+                muon(&half, &gradient, &mut means[0], &STEP).unwrap();
+                muon(&single, &cast(&gradient, DType::F32), &mut means[1], &STEP).unwrap();
+                let rounding = if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+                let (got, expected) = (values(&half), values(&single));
+                assert!(got.iter().zip(&expected).all(|(got, w)| (got - w).abs() <= rounding * w.abs() + 1e-6));
+                single.set(&cast(&half, DType::F32)).unwrap();
+            }
+            let error = muon(&half, &half, &mut half.zeros_like().unwrap(), &STEP).unwrap_err().to_string();
+            assert!(error.contains(&format!("expected a running mean of dtype F32 for {dtype:?}, got")), "{error}");
+        }
+    }
+
     #[test]
     fn a_zero_gradient_only_decays_the_weights() {
         let var = Var::ones((3, 5), DType::F32, &Device::Cpu).unwrap();

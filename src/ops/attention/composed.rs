@@ -13,7 +13,7 @@ use super::cpu::{Dims, Sizes};
 use super::op::Extras;
 use super::reference::{Block, Composed};
 use super::structure::Structure;
-use crate::cpu::storage::{nothing_of, precise};
+use crate::cpu::storage::{nothing_of, precise, second_derivatives};
 use crate::ops::record::{self, Kept};
 
 /// Queries in a chunk.
@@ -58,7 +58,8 @@ pub(super) fn attention(
         // Each product is a tensor of its own.
         false => ((1 << 24) / (b * h * s * d.max(e))).clamp(1, CHUNK),
     };
-    if t <= rows || with_weights || Extras::of(options).bias.is_some() {
+    // In chunks, second derivatives would be cut.
+    if t <= rows || with_weights || Extras::of(options).bias.is_some() || second_derivatives() {
         let Block { out, weights, lse } = composed.block(&q, [&k, &v], sinks.as_ref(), (0..t, 0..s))?;
         return Ok(Results { out: out.to_dtype(dtype)?, lse, weights: Some(weights.to_dtype(dtype)?) });
     }

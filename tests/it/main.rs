@@ -8,6 +8,7 @@ mod chapter;
 mod drop_in;
 mod gradient_traps;
 mod layer;
+mod mappings;
 mod multi_head;
 mod ops;
 mod support;

@@ -300,6 +300,21 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
     }
     let turned = turned(5);
 
+    // Positions in any order, in advance and beyond; each row is that of its position.
+    for positions in [[3u32, 0, 31, 4, 4, 7], [3, 1_000_003, 31, 4, 32, 7]] {
+        let (b, t) = (2, 3);
+        let xs = randn(9, &[b, t, 2, HEAD_DIM]);
+        let ids = Tensor::new(&positions, &Device::Cpu).unwrap().reshape((b, t)).unwrap();
+        let got = rotary.forward_at(&xs, &ids).unwrap();
+        for (i, position) in positions.into_iter().enumerate() {
+            let row = |x: &Tensor| x.narrow(0, i / t, 1).unwrap().narrow(1, i % t, 1).unwrap();
+            let expected = rotary.forward(&row(&xs), position as usize).unwrap();
+            assert_close(&format!("position {position}"), &row(&got), &expected, 0.0);
+        }
+        let error = rotary.forward_at(&xs, &ids.t().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("positions of shape [2, 3] and dtype U32, got [3, 2] and U32"), "{error}");
+    }
+
     // Heads of 4 + 3 channels, the last of which are not rotated.
     let wide = Tensor::cat(&[&xs, &randn(2, &[1, 3, 2, 3])], 3).unwrap();
     let partly = rotary.forward(&wide, 5).unwrap();

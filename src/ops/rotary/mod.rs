@@ -24,11 +24,12 @@ pub enum RotaryPairs {
 /// Rotates each pair of channels `(a, b)` at position `t` by the angle with this cosine and sine:
 /// `(a cos - b sin, b cos + a sin)`.
 ///
-/// `xs` (B, T, H, D), `cos` and `sin` (T, D/2), for instance from [`rotary_tables`]; the result has the shape of `xs`.
+/// `xs` (B, T, H, D), `cos` and `sin` (T, D/2), for instance from [`rotary_tables`], or (B, T, D/2) where the sequences
+/// have positions of their own; the result has the shape of `xs`.
 ///
 /// candle-nn's `rope`, `rope_i` and `rope_thd` silently have no backward pass; this one has. In `f32` on the CPU it is
 /// fused, and reads heads where they lie in a packed projection. Tracked tables get gradients too, through candle's own
-/// operations.
+/// operations. In half precision it computes in `f32`.
 ///
 /// # Errors
 /// If D is odd, or sizes, dtypes or devices differ.
@@ -43,15 +44,19 @@ pub enum RotaryPairs {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Result<Tensor> {
-    let (_, t, _, d) = xs.dims4()?;
+    let (b, t, _, d) = xs.dims4()?;
     if !d.is_multiple_of(2) {
         bail!("rotary: expected an even number of channels, got {d}");
     }
     for (name, table) in [("cos", cos), ("sin", sin)] {
         check_alike("rotary", name, table, "the input", xs)?;
-        if table.dims() != [t, d / 2] {
-            bail!("rotary: expected {name} of shape {:?}, got {:?}", [t, d / 2], table.dims());
+        let (shared, own) = ([t, d / 2], [b, t, d / 2]);
+        if table.dims() != shared && table.dims() != own {
+            bail!("rotary: expected {name} of shape {shared:?} or {own:?}, got {:?}", table.dims());
         }
+    }
+    if cos.rank() != sin.rank() {
+        bail!("rotary: expected cos and sin of one shape, got {:?} and {:?}", cos.dims(), sin.dims());
     }
     let tables_are_fixed = !record::is_tracked(cos) && !record::is_tracked(sin);
     if !has_kernel(&[xs, cos, sin]) || !tables_are_fixed || xs.elem_count() == 0 {
@@ -70,7 +75,7 @@ struct Rotary {
 
 impl Rotary {
     /// `xs` rotated, or with `back` rotated back.
-    fn turn(&self, xs: &[f32], layout: &Layout, back: bool) -> Result<Vec<f32>> {
+    fn rotate(&self, xs: &[f32], layout: &Layout, back: bool) -> Result<Vec<f32>> {
         let (_, t, h, d) = layout.shape().dims4()?;
         let (cos, sin) = (values(&self.cos)?, values(&self.sin)?);
         let negated: Vec<f32> = if back { sin.iter().map(|sin| -sin).collect() } else { Vec::new() };
@@ -78,7 +83,7 @@ impl Rotary {
         let strides = layout.stride();
         let heads = Heads { data: &xs[layout.start_offset()..], strides: [strides[0], strides[1], strides[2]] };
         let mut ys = vec![0.0; layout.shape().elem_count()];
-        kernel::turn(&mut ys, heads, Angles { cos: &cos, sin }, self.pairs, Dims { t, h, d });
+        kernel::rotate(&mut ys, heads, Angles { cos: &cos, sin }, self.pairs, Dims { t, h, d });
         Ok(ys)
     }
 }
@@ -89,12 +94,12 @@ impl CustomOp1 for Rotary {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.turn(xs.as_slice()?, layout, false)?), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.rotate(xs.as_slice()?, layout, false)?), layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
         let dys = dys.contiguous()?;
-        let dxs = self.turn(&values(&dys)?, &Layout::contiguous(xs.shape()), true)?;
+        let dxs = self.rotate(&values(&dys)?, &Layout::contiguous(xs.shape()), true)?;
         Ok(Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?))
     }
 }
@@ -112,10 +117,13 @@ pub fn rotary_tables(
     like: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rotary-tables";
-    tables(OP, &frequencies(OP, theta, head_dim)?, start, seq_len, (like.dtype(), like.device()))
+    let Some(end) = start.checked_add(seq_len) else {
+        bail!("{OP}: expected positions that 64 bits can count, got {seq_len} from {start} on");
+    };
+    tables(OP, (&frequencies(OP, theta, head_dim)?, 1.0), start..end, (like.dtype(), like.device()))
 }
 
-/// The angles `theta^(-2i/D)` by which pairs of channels turn from one position to the next.
+/// The angles `theta^(-2i/D)` by which pairs of channels rotate from one position to the next.
 pub(crate) fn frequencies(op: &str, theta: f64, head_dim: usize) -> Result<Vec<f64>> {
     if !head_dim.is_multiple_of(2) {
         bail!("{op}: expected an even number of channels, got {head_dim}");
@@ -127,23 +135,22 @@ pub(crate) fn frequencies(op: &str, theta: f64, head_dim: usize) -> Result<Vec<f
     Ok((0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect())
 }
 
-/// The cosines and sines of the angles of `len` positions from `start` on, each (len, frequencies).
+/// The cosines and sines, each times `factor`, of the angles at these positions: (positions, frequencies).
+///
+/// They are computed and rounded on the CPU: Metal has no `f64`.
 pub(crate) fn tables(
     op: &str,
-    frequencies: &[f64],
-    start: usize,
-    len: usize,
+    (frequencies, factor): (&[f64], f64),
+    positions: impl ExactSizeIterator<Item = usize> + Clone,
     (dtype, device): (DType, &Device),
 ) -> Result<(Tensor, Tensor)> {
-    if start.checked_add(len).is_none() {
-        bail!("{op}: expected positions that 64 bits can count, got {len} from {start} on");
-    }
+    let len = positions.len();
     // Two tables in `f64` while they are computed.
     allocation::check(op, &[len, frequencies.len()], 2 * size_of::<f64>())?;
     let table = |f: fn(f64) -> f64| {
-        let angles = (start..start + len).flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
-        let values: Vec<f64> = angles.map(f).collect();
-        Tensor::from_vec(values, (len, frequencies.len()), device)?.to_dtype(dtype)
+        let angles = positions.clone().flat_map(|t| frequencies.iter().map(move |angle| t as f64 * angle));
+        let values: Vec<f64> = angles.map(|angle| factor * f(angle)).collect();
+        Tensor::from_vec(values, (len, frequencies.len()), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
 }
@@ -163,10 +170,10 @@ mod tests {
     }
 
     /// The reference on tables of the dtype of `x`.
-    fn with(op: Turn, x: &Tensor, tables: &[Tensor; 2], pairs: RotaryPairs) -> Result<Tensor> {
+    fn with(op: Rotate, x: &Tensor, tables: &[Tensor; 2], pairs: RotaryPairs) -> Result<Tensor> {
         op(x, &tables[0].to_dtype(x.dtype())?, &tables[1].to_dtype(x.dtype())?, pairs)
     }
-    type Turn = fn(&Tensor, &Tensor, &Tensor, RotaryPairs) -> Result<Tensor>;
+    type Rotate = fn(&Tensor, &Tensor, &Tensor, RotaryPairs) -> Result<Tensor>;
 
     const BOTH: [RotaryPairs; 2] = [RotaryPairs::Halves, RotaryPairs::Neighbours];
 
@@ -180,6 +187,47 @@ mod tests {
                 let label = format!("rotary {pairs:?} {:?}", [b, t, h, d]);
                 assert_like_reference(&label, &[randn(1, &[b, t, h, d])], &fused, &reference);
             }
+        }
+    }
+
+    /// Each sequence at positions of its own, with and without kernels.
+    #[test]
+    fn tables_of_each_sequence_are_its_own() {
+        for [b, t, h, d] in [[2, 7, 3, 10], [3, 131, 5, 34], [5, 1, 2, 6]] {
+            let (x, tables) = (randn(1, &[b, t, h, d]), [2, 3].map(|seed| randn(seed, &[b, t, d / 2])));
+            for pairs in BOTH {
+                let fused = |x: &[Tensor]| with(rotary, &x[0], &tables, pairs);
+                let reference = |x: &[Tensor]| with(reference::rotary, &x[0], &tables, pairs);
+                let label = format!("rotary {pairs:?} {:?}", [b, t, h, d]);
+                assert_like_reference(&label, std::slice::from_ref(&x), &fused, &reference);
+                for i in 0..b {
+                    let one = |x: &Tensor| x.narrow(0, i, 1).unwrap();
+                    let own = [0, 1].map(|j| tables[j].get(i).unwrap());
+                    let alone = with(rotary, &one(&x), &own, pairs).unwrap();
+                    assert_eq!(difference(&one(&with(rotary, &x, &tables, pairs).unwrap()), &alone), 0.0);
+                }
+            }
+        }
+    }
+
+    /// 4096 ones: in half precision a running sum stops at 256 (bf16) or 2048 (f16).
+    #[test]
+    fn gradients_of_tables_in_half_precision_are_summed_in_f32() {
+        let t = 3;
+        for (dtype, shape) in
+            [DType::BF16, DType::F16].into_iter().flat_map(|dtype| [(dtype, vec![t, 1]), (dtype, vec![64, t, 1])])
+        {
+            let table =
+                |value: f32| Tensor::full(value, shape.as_slice(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let (cos, sin) = (Var::from_tensor(&table(1.0)).unwrap(), Var::from_tensor(&table(0.0)).unwrap());
+            let h = if shape.len() == 2 { 64 } else { 4096 };
+            let first = Tensor::ones((64, t, h, 1), dtype, &Device::Cpu).unwrap();
+            let xs = Tensor::cat(&[&first, &first.zeros_like().unwrap()], 3).unwrap();
+            let ys = rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap();
+            assert_eq!(ys.dtype(), dtype);
+            let gradients = (ys * &xs).unwrap().sum_all().unwrap().backward().unwrap();
+            let expected = vec![4096.0; shape.iter().product()];
+            assert_eq!(values(gradients.get(&cos).unwrap()), expected, "{dtype:?} {shape:?}");
         }
     }
 
@@ -234,11 +282,11 @@ mod tests {
         let (q, k) = (randn(1, &[1, 1, 1, 6]), randn(2, &[1, 1, 1, 6]));
         for pairs in BOTH {
             let score = |t: usize, s: usize| {
-                let turned = |x: &Tensor, at: usize| {
+                let rotated = |x: &Tensor, at: usize| {
                     let (cos, sin) = rotary_tables(10_000.0, 6, at, 1, x).unwrap();
                     rotary(x, &cos, &sin, pairs).unwrap()
                 };
-                (turned(&q, t) * turned(&k, s)).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
+                (rotated(&q, t) * rotated(&k, s)).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
             };
             assert!((score(5, 2) - score(1005, 1002)).abs() < 1e-10);
             assert!((score(5, 2) - score(5, 3)).abs() > 1e-3);
@@ -250,7 +298,11 @@ mod tests {
         let xs = randn(1, &[2, 7, 3, 10]);
         let (cos, sin) = rotary_tables(10_000.0, 10, 0, 6, &xs).unwrap();
         let error = rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
-        assert!(error.contains("rotary: expected cos of shape [7, 5], got [6, 5]"), "{error}");
+        assert!(error.contains("rotary: expected cos of shape [7, 5] or [2, 7, 5], got [6, 5]"), "{error}");
+        let (cos, sin) = rotary_tables(10_000.0, 10, 0, 7, &xs).unwrap();
+        let own = Tensor::stack(&[&sin, &sin], 0).unwrap();
+        let error = rotary(&xs, &cos, &own, RotaryPairs::Halves).unwrap_err().to_string();
+        assert!(error.contains("rotary: expected cos and sin of one shape, got [7, 5] and [2, 7, 5]"), "{error}");
         let halves = xs.to_dtype(DType::F32).unwrap();
         let error = rotary(&halves, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos of the dtype F32 of the input, got F64"), "{error}");

@@ -141,3 +141,15 @@ impl Seen {
         }
     }
 }
+
+/// Keys that are padding, which no query sees.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum KeyPadding {
+    /// Of sequence `b`, the last `lengths[b]` of the S keys are real.
+    Left(Vec<usize>),
+    /// Of sequence `b`, the first `lengths[b]` of the S keys are real.
+    Right(Vec<usize>),
+    /// Keys are real where a (B, S) tensor of `u8` is not 0. (torch's `key_padding_mask` has it the other way round.)
+    Real(Tensor),
+}

@@ -57,7 +57,7 @@ use super::DropoutOptions;
 use super::record::{self, Kept};
 use crate::cpu::storage::has_kernel;
 
-pub use mask::Mask;
+pub use mask::{KeyPadding, Mask};
 
 /// The factor on the dot products of queries and keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

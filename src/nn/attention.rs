@@ -53,9 +53,9 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
             output_bias: config.bias,
             output_projection: config.output_projection,
             scale: config.scale,
-            mask: if config.causal { Mask::Causal } else { Mask::Full },
-            init: config.init,
-            output_init: config.output_init,
+            mask: if config.causal { Mask::causal() } else { Mask::full() },
+            init: Some(config.init),
+            output_init: Some(config.output_init),
             ..Self::new(config.embed_dim, config.num_heads)
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::RotaryScaling;
-use crate::ops::{self, RotaryPairs};
+use crate::ops::{self, QkvLayout, RotaryPairs};
 
 /// The name of the layer in errors.
 const OP: &str = "rotary-embedding";
@@ -24,16 +24,27 @@ pub struct RotaryEmbeddingConfig {
     pub pairs: RotaryPairs,
     /// How the frequencies are scaled for a longer context.
     pub scaling: RotaryScaling,
+    /// The order of the dimensions of queries and keys: (B, T, H, D), or torch's (B, H, T, D). Where heads and positions
+    /// agree in number, a wrong one cannot be noticed.
+    pub layout: QkvLayout,
 }
 
 impl RotaryEmbeddingConfig {
-    /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama.
+    /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama, for (B, T, H, D).
     pub fn new(head_dim: usize, max_positions: usize) -> Self {
-        Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves, scaling: RotaryScaling::None }
+        Self {
+            head_dim,
+            max_positions,
+            theta: 10_000.0,
+            pairs: RotaryPairs::Halves,
+            scaling: RotaryScaling::None,
+            layout: QkvLayout::Bthd,
+        }
     }
 }
 
-/// [`ops::rotary`] with its tables of cosines and sines. They are computed once, in `f64`, from positions and
+/// Rotates queries and keys, (B, T, H, D) unless its configuration says (B, H, T, D), by their positions: [`ops::rotary`]
+/// with its tables of cosines and sines. They are computed once, in `f64`, from positions and
 /// frequencies, and are not part of the weights, so no file has to have them.
 ///
 /// One is enough for all layers of a model: clones share the tables. For positions beyond `max_positions`, as in a
@@ -61,6 +72,7 @@ pub struct RotaryEmbedding {
     /// For the further positions used last, the latest at the end.
     beyond: Arc<RwLock<Vec<Tables>>>,
     pairs: RotaryPairs,
+    layout: QkvLayout,
 }
 
 /// Cosines and sines for a range of positions, each (positions, D/2).
@@ -89,13 +101,14 @@ impl RotaryEmbedding {
     /// # Errors
     /// If `head_dim` is odd or 0, `theta` is not above 0, or memory cannot hold the tables.
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs, scaling } = config;
+        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs, scaling, layout } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             bail!("{OP}: expected an even head_dim above 0, got {head_dim}");
         }
         let mut frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
         scaling.scale(&mut frequencies, theta)?;
-        Self::with_factor((&frequencies, scaling.attention_factor()), max_positions, pairs, (dtype, device))
+        let frequencies = (frequencies.as_slice(), scaling.attention_factor());
+        Self::with_factor(frequencies, max_positions, (pairs, layout), (dtype, device))
     }
 
     /// From the D/2 angles, in radians, by which the pairs of channels rotate from one position to the next: for models
@@ -108,16 +121,17 @@ impl RotaryEmbedding {
         frequencies: &[f64],
         max_positions: usize,
         pairs: RotaryPairs,
+        layout: QkvLayout,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_factor((frequencies, 1.0), max_positions, pairs, (dtype, device))
+        Self::with_factor((frequencies, 1.0), max_positions, (pairs, layout), (dtype, device))
     }
 
     fn with_factor(
         (frequencies, factor): (&[f64], f64),
         max_positions: usize,
-        pairs: RotaryPairs,
+        (pairs, layout): (RotaryPairs, QkvLayout),
         kind: (DType, &Device),
     ) -> Result<Self> {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
@@ -125,7 +139,7 @@ impl RotaryEmbedding {
         }
         let (cos, sin) = ops::tables_of_frequencies(OP, (frequencies, factor), 0..max_positions, kind)?;
         let first = Tables { start: 0, cos, sin };
-        Ok(Self { frequencies: frequencies.into(), factor, first, beyond: Arc::default(), pairs })
+        Ok(Self { frequencies: frequencies.into(), factor, first, beyond: Arc::default(), pairs, layout })
     }
 
     /// Positions whose angles are computed in advance.
@@ -138,23 +152,28 @@ impl RotaryEmbedding {
         2 * self.frequencies.len()
     }
 
-    /// Rotates queries or keys (B, T, H, D) at the positions `offset..offset + T`.
+    /// The order of the dimensions of queries and keys.
+    pub fn layout(&self) -> QkvLayout {
+        self.layout
+    }
+
+    /// Rotates queries or keys, (B, T, H, D) or as the layout says, at the positions `offset..offset + T`.
     ///
     /// # Errors
     /// If width, dtype or device of the tensor do not match the tables, or memory cannot hold tables for these
     /// positions.
     pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
-        let (_, t, _, _) = xs.dims4()?;
+        let [_, t] = self.sizes(xs)?;
         let (cos, sin) = self.tables(offset, t)?; // (T, D/2)
         self.rotate(xs, &cos, &sin)
     }
 
-    /// Rotates queries or keys (B, T, H, D) at any positions: `positions` (B, T) of `u32` has that of each.
+    /// Rotates queries or keys, (B, T, H, D) or as the layout says, at any positions: `positions` (B, T) of `u32` has that of each.
     ///
     /// # Errors
     /// If `positions` has another shape or dtype, and those of [`forward`](Self::forward).
     pub fn forward_at(&self, xs: &Tensor, positions: &Tensor) -> Result<Tensor> {
-        let (b, t, _, _) = xs.dims4()?;
+        let [b, t] = self.sizes(xs)?;
         if positions.dims() != [b, t] || positions.dtype() != DType::U32 {
             bail!(
                 "{OP}: expected positions of shape {:?} and dtype U32, got {:?} and {:?}",
@@ -168,7 +187,7 @@ impl RotaryEmbedding {
 
     /// [`forward_at`](Self::forward_at) the positions of all sequences, in order.
     pub(super) fn forward_at_each(&self, xs: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
-        let (b, t, _, _) = xs.dims4()?;
+        let [b, t] = self.sizes(xs)?;
         let Tables { cos, sin, .. } = &self.first;
         let (dtype, device) = (cos.dtype(), cos.device());
         let (cos, sin) = if positions.iter().all(|position| (*position as usize) < self.first.len()) {
@@ -182,6 +201,12 @@ impl RotaryEmbedding {
         self.rotate(xs, &of_each(cos)?, &of_each(sin)?)
     }
 
+    /// B and T.
+    fn sizes(&self, xs: &Tensor) -> Result<[usize; 2]> {
+        let (b, i, j, _) = xs.dims4()?;
+        Ok([b, if self.layout == QkvLayout::Bthd { i } else { j }])
+    }
+
     /// Rotates the first channels by these tables, and keeps the others.
     fn rotate(&self, xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let (d, rotated) = (xs.dim(3)?, self.rotary_dim());
@@ -189,9 +214,9 @@ impl RotaryEmbedding {
             bail!("{OP}: expected heads of at least {rotated} channels, got {d}");
         }
         if rotated == d {
-            return ops::rotary(xs, cos, sin, self.pairs);
+            return ops::rotary(xs, cos, sin, self.pairs, self.layout);
         }
-        let first = ops::rotary(&xs.narrow(3, 0, rotated)?, cos, sin, self.pairs)?;
+        let first = ops::rotary(&xs.narrow(3, 0, rotated)?, cos, sin, self.pairs, self.layout)?;
         Tensor::cat(&[first, xs.narrow(3, rotated, d - rotated)?], 3)
     }
 

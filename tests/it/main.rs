@@ -10,7 +10,9 @@ mod gradient_traps;
 mod layer;
 mod mappings;
 mod multi_head;
+mod multi_head_contract;
 mod ops;
+mod ragged_decoding;
 mod support;
 
 #[cfg(feature = "lm")]

@@ -287,7 +287,7 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
 
     let turned = |offset: usize| {
         let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, offset, 3, &xs).unwrap();
-        ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap()
+        ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves, ops::QkvLayout::Bthd).unwrap()
     };
     // The first 32 positions are computed in advance; then beyond them in both directions, and by a clone that shares
     // tables.

@@ -53,6 +53,16 @@ impl Placement {
         self.of.iter().map(|sequence| sequence.before as i64 - sequence.skipped as i64).collect()
     }
 
+    /// The positions (B, T) of a piece of `t`, in order. Those of padding are some position of the text.
+    pub(in crate::nn) fn positions(&self, t: usize) -> Vec<u32> {
+        let of = |sequence: &Sequence| {
+            let &Sequence { before, skipped, real } = sequence;
+            let last = (before + real).saturating_sub(1);
+            (0..t).map(move |i| (before + i).saturating_sub(skipped).min(last) as u32)
+        };
+        self.of.iter().flat_map(of).collect()
+    }
+
     /// The positions held of each sequence, before.
     pub(in crate::nn) fn lengths_before(&self) -> Vec<usize> {
         self.of.iter().map(|sequence| sequence.before).collect()

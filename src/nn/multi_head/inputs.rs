@@ -20,6 +20,9 @@ pub struct AttentionInputs<'a> {
     pub memory: Option<&'a KeysValues>,
     /// Which positions see which, instead of the layer's mask.
     pub mask: Option<&'a Mask>,
+    /// The positions of the input for the layer's rotary embedding, (B, T) of `u32`, instead of 0 to T - 1; for instance
+    /// starting again with each of several documents. They say nothing about which positions see which.
+    pub positions: Option<&'a Tensor>,
     /// Dropout of the attention weights. The layer's own rate applies only in `forward_t`.
     pub dropout: Option<DropoutOptions>,
 }

@@ -6,6 +6,7 @@ mod reference;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Angles, Dims, Heads};
+use super::QkvLayout;
 use super::record::{self, Kept};
 use crate::cpu::allocation;
 use crate::cpu::checks::check_alike;
@@ -21,10 +22,10 @@ pub enum RotaryPairs {
     Neighbours,
 }
 
-/// Rotates each pair of channels `(a, b)` at position `t` by the angle with this cosine and sine:
-/// `(a cos - b sin, b cos + a sin)`.
+/// Rotates queries or keys, (B, T, H, D) or (B, H, T, D) as `layout` says, by their positions: each pair of channels
+/// `(a, b)` at position `t`, by the angle with this cosine and sine, becomes `(a cos - b sin, b cos + a sin)`.
 ///
-/// `xs` (B, T, H, D), `cos` and `sin` (T, D/2), for instance from [`rotary_tables`], or (B, T, D/2) where the sequences
+/// Where heads and positions agree in number, a wrong layout cannot be noticed. `cos` and `sin` (T, D/2), for instance from [`rotary_tables`], or (B, T, D/2) where the sequences
 /// have positions of their own; the result has the shape of `xs`.
 ///
 /// candle-nn's `rope`, `rope_i` and `rope_thd` silently have no backward pass; this one has. In `f32` on the CPU it is
@@ -35,15 +36,23 @@ pub enum RotaryPairs {
 /// If D is odd, or sizes, dtypes or devices differ.
 ///
 /// ```
-/// use candle_attention::ops::{RotaryPairs, rotary, rotary_tables};
+/// use candle_attention::ops::{QkvLayout, RotaryPairs, rotary, rotary_tables};
 /// use candle_core::{DType, Device, Tensor};
 ///
 /// let q = Tensor::ones((2, 5, 3, 8), DType::F32, &Device::Cpu)?; // (B, T, H, D)
 /// let (cos, sin) = rotary_tables(10_000.0, 8, 0, 5, &q)?; // (T, D/2) each
-/// assert_eq!(rotary(&q, &cos, &sin, RotaryPairs::Halves)?.dims(), q.dims());
+/// assert_eq!(rotary(&q, &cos, &sin, RotaryPairs::Halves, QkvLayout::Bthd)?.dims(), q.dims());
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Result<Tensor> {
+pub fn rotary(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs, layout: QkvLayout) -> Result<Tensor> {
+    match layout {
+        QkvLayout::Bthd => heads_last(xs, cos, sin, pairs),
+        QkvLayout::Bhtd => heads_last(&xs.transpose(1, 2)?, cos, sin, pairs)?.transpose(1, 2),
+    }
+}
+
+/// [`rotary`] of (B, T, H, D).
+fn heads_last(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Result<Tensor> {
     let (b, t, _, d) = xs.dims4()?;
     if !d.is_multiple_of(2) {
         bail!("rotary: expected an even number of channels, got {d}");
@@ -182,7 +191,7 @@ mod tests {
         for [b, t, h, d] in [[1, 1, 1, 2], [2, 7, 3, 10], [3, 131, 5, 34], [1, 5, 1, 20_014], [2, 3, 0, 4]] {
             let tables = [randn(2, &[t, d / 2]), randn(3, &[t, d / 2])];
             for pairs in BOTH {
-                let fused = |x: &[Tensor]| with(rotary, &x[0], &tables, pairs);
+                let fused = |x: &[Tensor]| with(heads_last, &x[0], &tables, pairs);
                 let reference = |x: &[Tensor]| with(reference::rotary, &x[0], &tables, pairs);
                 let label = format!("rotary {pairs:?} {:?}", [b, t, h, d]);
                 assert_like_reference(&label, &[randn(1, &[b, t, h, d])], &fused, &reference);
@@ -196,15 +205,15 @@ mod tests {
         for [b, t, h, d] in [[2, 7, 3, 10], [3, 131, 5, 34], [5, 1, 2, 6]] {
             let (x, tables) = (randn(1, &[b, t, h, d]), [2, 3].map(|seed| randn(seed, &[b, t, d / 2])));
             for pairs in BOTH {
-                let fused = |x: &[Tensor]| with(rotary, &x[0], &tables, pairs);
+                let fused = |x: &[Tensor]| with(heads_last, &x[0], &tables, pairs);
                 let reference = |x: &[Tensor]| with(reference::rotary, &x[0], &tables, pairs);
                 let label = format!("rotary {pairs:?} {:?}", [b, t, h, d]);
                 assert_like_reference(&label, std::slice::from_ref(&x), &fused, &reference);
                 for i in 0..b {
                     let one = |x: &Tensor| x.narrow(0, i, 1).unwrap();
                     let own = [0, 1].map(|j| tables[j].get(i).unwrap());
-                    let alone = with(rotary, &one(&x), &own, pairs).unwrap();
-                    assert_eq!(difference(&one(&with(rotary, &x, &tables, pairs).unwrap()), &alone), 0.0);
+                    let alone = with(heads_last, &one(&x), &own, pairs).unwrap();
+                    assert_eq!(difference(&one(&with(heads_last, &x, &tables, pairs).unwrap()), &alone), 0.0);
                 }
             }
         }
@@ -223,7 +232,7 @@ mod tests {
             let h = if shape.len() == 2 { 64 } else { 4096 };
             let first = Tensor::ones((64, t, h, 1), dtype, &Device::Cpu).unwrap();
             let xs = Tensor::cat(&[&first, &first.zeros_like().unwrap()], 3).unwrap();
-            let ys = rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap();
+            let ys = heads_last(&xs, &cos, &sin, RotaryPairs::Halves).unwrap();
             assert_eq!(ys.dtype(), dtype);
             let gradients = (ys * &xs).unwrap().sum_all().unwrap().backward().unwrap();
             let expected = vec![4096.0; shape.iter().product()];
@@ -243,7 +252,7 @@ mod tests {
         ];
         for (shape, view) in views {
             for pairs in BOTH {
-                let fused = |x: &[Tensor]| with(rotary, &view(&x[0])?, &tables, pairs);
+                let fused = |x: &[Tensor]| with(heads_last, &view(&x[0])?, &tables, pairs);
                 let reference = |x: &[Tensor]| with(reference::rotary, &view(&x[0])?, &tables, pairs);
                 assert_like_reference("rotary of a view", &[randn(1, shape)], &fused, &reference);
             }
@@ -259,7 +268,7 @@ mod tests {
             for (cos, sin, var) in
                 [(cos.as_tensor(), &sin.as_detached_tensor(), &cos), (&cos.as_detached_tensor(), sin.as_tensor(), &sin)]
             {
-                let gradients = rotary(&xs, cos, sin, pairs).unwrap().sum_all().unwrap().backward().unwrap();
+                let gradients = heads_last(&xs, cos, sin, pairs).unwrap().sum_all().unwrap().backward().unwrap();
                 assert!(values(gradients.get(var).unwrap()).iter().any(|x| *x != 0.0));
             }
         }
@@ -271,9 +280,29 @@ mod tests {
         let (cos, sin) = rotary_tables(10_000.0, 10, 0, 7, &xs).unwrap();
         let heads_first = xs.transpose(1, 2).unwrap().contiguous().unwrap();
         let halves = candle_nn::rotary_emb::rope_slow(&heads_first, &cos, &sin).unwrap().transpose(1, 2).unwrap();
-        assert!(difference(&rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap(), &halves) < 1e-14);
+        assert!(difference(&heads_last(&xs, &cos, &sin, RotaryPairs::Halves).unwrap(), &halves) < 1e-14);
         let neighbours = candle_nn::rotary_emb::rope_i_slow(&heads_first, &cos, &sin).unwrap().transpose(1, 2).unwrap();
-        assert!(difference(&rotary(&xs, &cos, &sin, RotaryPairs::Neighbours).unwrap(), &neighbours) < 1e-14);
+        assert!(difference(&heads_last(&xs, &cos, &sin, RotaryPairs::Neighbours).unwrap(), &neighbours) < 1e-14);
+    }
+
+    /// The other order of heads and positions, where they agree in number too, and with positions of each sequence.
+    #[test]
+    fn the_layout_says_which_dimension_has_the_positions() {
+        for [b, t, h, d] in [[2, 7, 3, 10], [2, 5, 5, 6]] {
+            let xs = randn(1, &[b, t, h, d]);
+            let heads_first = xs.transpose(1, 2).unwrap();
+            for shape in [&[t, d / 2][..], &[b, t, d / 2]] {
+                let (cos, sin) = (randn(2, shape), randn(3, shape));
+                let expected = rotary(&xs, &cos, &sin, RotaryPairs::Halves, QkvLayout::Bthd).unwrap();
+                let got = rotary(&heads_first, &cos, &sin, RotaryPairs::Halves, QkvLayout::Bhtd).unwrap();
+                assert_eq!(got.dims(), [b, h, t, d]);
+                assert_eq!(difference(&got.transpose(1, 2).unwrap(), &expected), 0.0);
+                if t == h {
+                    let wrong = rotary(&heads_first, &cos, &sin, RotaryPairs::Halves, QkvLayout::Bthd).unwrap();
+                    assert!(difference(&wrong.transpose(1, 2).unwrap(), &expected) > 0.1);
+                }
+            }
+        }
     }
 
     /// The point of rotary positions: the product of a query and a key depends only on the distance of their positions.
@@ -284,7 +313,7 @@ mod tests {
             let score = |t: usize, s: usize| {
                 let rotated = |x: &Tensor, at: usize| {
                     let (cos, sin) = rotary_tables(10_000.0, 6, at, 1, x).unwrap();
-                    rotary(x, &cos, &sin, pairs).unwrap()
+                    heads_last(x, &cos, &sin, pairs).unwrap()
                 };
                 (rotated(&q, t) * rotated(&k, s)).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
             };
@@ -297,16 +326,16 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let xs = randn(1, &[2, 7, 3, 10]);
         let (cos, sin) = rotary_tables(10_000.0, 10, 0, 6, &xs).unwrap();
-        let error = rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
+        let error = heads_last(&xs, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos of shape [7, 5] or [2, 7, 5], got [6, 5]"), "{error}");
         let (cos, sin) = rotary_tables(10_000.0, 10, 0, 7, &xs).unwrap();
         let own = Tensor::stack(&[&sin, &sin], 0).unwrap();
-        let error = rotary(&xs, &cos, &own, RotaryPairs::Halves).unwrap_err().to_string();
+        let error = heads_last(&xs, &cos, &own, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos and sin of one shape, got [7, 5] and [2, 7, 5]"), "{error}");
         let halves = xs.to_dtype(DType::F32).unwrap();
         let error = rotary(&halves, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos of the dtype F32 of the input, got F64"), "{error}");
-        assert!(rotary(&randn(1, &[2, 7, 3, 5]), &cos, &sin, RotaryPairs::Halves).is_err());
+        assert!(heads_last(&randn(1, &[2, 7, 3, 5]), &cos, &sin, RotaryPairs::Halves).is_err());
         for (theta, d, start, len, expected) in [
             (1e4, 5, 0, 7, "expected an even number of channels, got 5"),
             (f64::NAN, 4, 0, 7, "expected theta above 0, got NaN"),

@@ -43,7 +43,7 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
         table(out, name, &Tensor::new(&weights, &Device::Cpu)?, &[])?;
     }
 
-    let unscaled = layer(Scale::None)?;
+    let unscaled = layer(Scale::One)?;
     let (q, k) = (unscaled.q_proj().forward(&x)?, unscaled.k_proj().forward(&x)?);
     writeln!(out, "2. Project: q_i = x_i W^Q, k_i = x_i W^K, v_i = x_i W^V")?;
     table(out, "Q", &q, &PRINTED_Q)?;
@@ -54,9 +54,9 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
     let scores = q.matmul(&k.t()?)?; // (T, T)
     table(out, "Q K^T", &scores, &PRINTED_SCORES)?;
 
-    for (n, name, scale) in [(4, "unscaled", Scale::None), (5, "scaled by 1 / sqrt(d_k) = 1/2", Scale::InverseSqrt)] {
+    for (n, name, scale) in [(4, "unscaled", Scale::One), (5, "scaled by 1 / sqrt(d_k) = 1/2", Scale::InverseSqrt)] {
         let (output, weights) = layer(scale)?.forward_with_weights(&x)?; // (T, C), (H, T, T)
-        let printed = scale == Scale::None;
+        let printed = scale == Scale::One;
         writeln!(out, "{n}. Normalise and combine, {name}: weights = softmax over j <= i, a_i = sum_j weights_ij v_j")?;
         if scale == Scale::InverseSqrt {
             table(out, "scores", &(&scores * 0.5)?, &[])?;

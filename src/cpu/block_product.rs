@@ -71,6 +71,27 @@ pub(crate) fn product<S: Simd>(
     }
 }
 
+/// As [`product`], but leaves out the terms in which A is zero: what B has there, even if it is not finite, has no
+/// effect. Many times slower.
+pub(crate) fn product_of_nonzero(
+    c: Target,
+    a: Left,
+    b: Right,
+    rows: usize,
+    extent: impl Fn(usize) -> (usize, Range<usize>),
+) {
+    for row in 0..rows {
+        let (columns, ks) = extent(row / ROWS * ROWS);
+        let out = &mut c.data[row * c.stride..][..columns.next_multiple_of(GROUP)];
+        if !c.adds {
+            out.fill(0.0);
+        }
+        for (a, k) in ks.map(|k| (a.data[row * a.row_stride + k * a.k_stride], k)).filter(|(a, _)| *a != 0.0) {
+            out.iter_mut().zip(&b.data[k * b.stride..]).for_each(|(out, b)| *out += a * b);
+        }
+    }
+}
+
 /// Computes one block of `N` vectors per row, and returns its number of columns.
 #[inline(always)]
 fn block<S: Simd, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) -> usize {

@@ -63,7 +63,38 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     }
 }
 
+/// As [`for_each_chunk`], with a state, for instance buffers, that `init` makes once for many chunks.
+pub(crate) fn for_each_chunk_with<T: Send, W>(
+    out: &mut [T],
+    len: usize,
+    init: impl Fn() -> W + Sync + Send,
+    work: impl Fn(&mut W, usize, &mut [T]) + Sync + Send,
+) {
+    if threads() == 1 {
+        let mut state = init();
+        out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(&mut state, i, chunk));
+    } else {
+        let chunks = out.par_chunks_mut(len).enumerate();
+        chunks.for_each_init(init, |state, (i, chunk)| sequential(|| work(state, i, chunk)));
+    }
+}
+
+/// Calls `work` for `0..n`, with a state that `init` makes once for many calls.
+pub(crate) fn for_each_with<W>(
+    n: usize,
+    init: impl Fn() -> W + Sync + Send,
+    work: impl Fn(&mut W, usize) + Sync + Send,
+) {
+    if threads() == 1 {
+        let mut state = init();
+        (0..n).for_each(|i| work(&mut state, i));
+    } else {
+        (0..n).into_par_iter().for_each_init(init, |state, i| sequential(|| work(state, i)));
+    }
+}
+
 /// Calls `work` with the index and value of each item.
+#[cfg(feature = "lm")]
 pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
     if threads() == 1 {
         items.iter_mut().enumerate().for_each(|(i, item)| work(i, item));

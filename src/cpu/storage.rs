@@ -1,8 +1,9 @@
 //! From tensors to the slices that kernels work on.
 
+use std::marker::PhantomData;
 use std::ops::Deref;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
 /// Whether there are kernels for these tensors: `f32` on the CPU. All others take the reference path.
 pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
@@ -59,6 +60,45 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, start, end }),
         _ => bail!("kernel: expected a tensor of f32 on the CPU, got {:?}", tensor),
+    }
+}
+
+/// The values of a tensor on the CPU where they lie, borrowed.
+pub(crate) struct Strided<'a, T> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+    element: PhantomData<T>,
+}
+
+/// Borrows the values of a tensor with any strides.
+pub(crate) fn strided<T: WithDType>(tensor: &Tensor) -> Result<Strided<'_, T>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(values) if values.as_slice::<T>().is_ok() => {}
+        _ => bail!("kernel: expected a tensor of {:?} on the CPU, got {:?}", T::DTYPE, tensor),
+    }
+    Ok(Strided { storage, layout, element: PhantomData })
+}
+
+impl<T: WithDType> Strided<'_, T> {
+    /// The whole storage, and where the tensor lies in it.
+    pub(crate) fn parts(&self) -> (&[T], &Layout) {
+        let values = match &*self.storage {
+            Storage::Cpu(values) => values.as_slice().unwrap_or_default(),
+            // `strided` has checked this, and the lock that is held prevents changes.
+            _ => &[],
+        };
+        (values, self.layout)
+    }
+
+    /// The storage from the tensor's first element on.
+    pub(crate) fn data(&self) -> &[T] {
+        &self.parts().0[self.layout.start_offset()..]
+    }
+
+    /// The strides of a tensor of rank 4.
+    pub(crate) fn strides4(&self) -> [usize; 4] {
+        std::array::from_fn(|dim| self.layout.stride()[dim])
     }
 }
 

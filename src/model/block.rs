@@ -9,7 +9,7 @@ use crate::nn::{
     AttentionInputs, KvCache, LayerNorm, LoraConfig, MultiHeadAttention, Projection, RotaryEmbedding, layer_norm,
     linear_with,
 };
-use crate::ops::{self, record};
+use crate::ops::{self, Mask, record};
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (pre-norm, as in GPT-2 and llama).
 #[derive(Clone, Debug)]
@@ -44,7 +44,9 @@ impl Block {
     }
 
     pub(super) fn forward(&self, xs: &Tensor, pass: &BlockPass) -> Result<Tensor> {
-        let inputs = AttentionInputs { mask: pass.mask, dropout: pass.attention, ..Default::default() };
+        let inside = |documents: &Tensor| Mask { documents: Some(documents.clone()), ..self.attention.mask().clone() };
+        let mask = pass.documents.map(inside);
+        let inputs = AttentionInputs { mask: mask.as_ref(), dropout: pass.attention, ..Default::default() };
         self.residual(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
     }
 

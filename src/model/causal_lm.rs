@@ -1,6 +1,6 @@
 //! The causal language model.
 
-use candle_core::{D, Device, Module, Result, Tensor, bail};
+use candle_core::{Device, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use super::block::Block;
@@ -102,25 +102,12 @@ impl CausalLm {
 
     /// The input of the head: (B, T, C).
     fn hidden(&self, ids: &Tensor, context: &ForwardContext) -> Result<Tensor> {
-        self.check_documents(ids, context)?;
         let pass = Pass::new(self.config.dropout, context);
         let mut xs = dropped(self.embed(0, ids)?, pass.embedding().as_ref())?;
         for (i, block) in self.blocks.iter().enumerate() {
             xs = block.forward(&xs, &pass.block(i))?;
         }
         self.norm.forward(&xs)
-    }
-
-    /// Refuses to isolate documents where a layer's window hides more than the other documents.
-    fn check_documents(&self, ids: &Tensor, context: &ForwardContext) -> Result<()> {
-        let t = ids.dim(D::Minus1)?;
-        match &self.config.sliding_window {
-            Some(window) if context.documents.is_some() && window.len < t => bail!(
-                "causal-lm: expected no documents to isolate in a model with a sliding window of {} for {t} positions",
-                window.len
-            ),
-            _ => Ok(()),
-        }
     }
 
     /// The embeddings of tokens and, if learned, of positions from `start` on: (B, T, C).

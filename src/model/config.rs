@@ -275,7 +275,7 @@ impl ModelConfig {
             bias: self.bias,
             output_bias: self.bias,
             scale: Scale::Value(1.0 / (root * layer)),
-            mask: self.window(i).map_or(Mask::Causal, Mask::Window),
+            mask: self.window(i).map_or_else(Mask::causal, Mask::window),
             rotary: rotary.cloned(),
             qk_norm_eps: self.architecture.has_qk_norm().then_some(self.norm_eps),
             init: Some(self.init()),

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::DropoutRates;
-use crate::ops::{self, DropoutOptions, Mask, RandomKey};
+use crate::ops::{self, DropoutOptions, RandomKey};
 
 /// Optional inputs of a forward pass. The default is for evaluation: no dropout, and each position sees all earlier
 /// ones.
@@ -34,13 +34,14 @@ const PLACES: u64 = 3;
 pub(super) struct Pass {
     rates: DropoutRates,
     source: Option<DropoutSource>,
-    mask: Option<Mask>,
+    documents: Option<Tensor>,
 }
 
 /// Optional inputs of a block.
 #[derive(Default)]
 pub(super) struct BlockPass<'a> {
-    pub(super) mask: Option<&'a Mask>,
+    /// The number of each position's document, (B, T).
+    pub(super) documents: Option<&'a Tensor>,
     pub(super) attention: Option<DropoutOptions>,
     pub(super) after_attention: Option<DropoutOptions>,
     pub(super) after_mlp: Option<DropoutOptions>,
@@ -48,7 +49,7 @@ pub(super) struct BlockPass<'a> {
 
 impl Pass {
     pub(super) fn new(rates: DropoutRates, context: &ForwardContext) -> Self {
-        Self { rates, source: context.dropout, mask: context.documents.clone().map(Mask::Documents) }
+        Self { rates, source: context.dropout, documents: context.documents.clone() }
     }
 
     /// Dropout of the embeddings.
@@ -60,7 +61,7 @@ impl Pass {
     pub(super) fn block(&self, i: usize) -> BlockPass<'_> {
         let first = 1 + PLACES * i as u64;
         BlockPass {
-            mask: self.mask.as_ref(),
+            documents: self.documents.as_ref(),
             attention: self.at(first, self.rates.attention),
             after_attention: self.at(first + 1, self.rates.residual),
             after_mlp: self.at(first + 2, self.rates.residual),

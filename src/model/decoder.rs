@@ -14,7 +14,7 @@ use crate::ops;
 /// Beyond `context_len`, it depends on the model's positions:
 ///
 /// - **Rotary positions** go on counting. Each position sees the last `context_len`, itself included: the logits are
-///   those of the whole text with [`Mask::Window`](crate::ops::Mask::Window) in each layer, however the text is cut
+///   those of the whole text with [`Band::Window`](crate::ops::Band::Window) in each layer, however the text is cut
 ///   into pieces. A layer still sees what the layers below it have taken from further back.
 /// - **Learned positions** end with the context. Each time it is full, the decoder forgets all but its last half
 ///   (`context_len / 2` rounded up, the new ids included) and reads that again from position 0. So there is always at

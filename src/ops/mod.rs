@@ -40,7 +40,10 @@ pub use crate::cpu::random::{DropoutOptions, RandomKey};
 pub use activation::{
     geglu_erf, geglu_tanh, gelu_erf, gelu_tanh, quick_geglu, quick_gelu, reglu, relu, relu_squared, silu, swiglu,
 };
-pub use attention::{AttentionOptions, KeyPadding, Mask, Scale, attention, attention_with_weights, self_attention};
+pub use attention::{
+    AttentionOptions, Band, KeyPadding, Mask, QkvLayout, Scale, attention, attention_with_lse, attention_with_weights,
+    self_attention,
+};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy};
 pub use dropout::dropout;
 pub use embedding::embedding;

@@ -1,7 +1,7 @@
 //! Multi-head attention piece by piece gives the same as on the whole text.
 
 use candle_attention::nn::{AttentionInputs, KvCache, MultiHeadAttention, MultiHeadAttentionConfig};
-use candle_attention::ops::Mask;
+use candle_attention::ops::{Band, Mask};
 use candle_core::{DType, Device, Tensor};
 
 use crate::multi_head::{causal_forms, layer_of};
@@ -44,8 +44,8 @@ fn a_sliding_cache_is_a_window_over_the_whole_text() {
         let (layer, kernels) = (layer_of(&in_f64, DType::F64), layer_of(&in_f32, DType::F32));
         let xs_in_f32 = xs.to_dtype(DType::F32).unwrap();
         for window in [1, 2, 5, 11] {
-            let own = if let Mask::Window(len) = in_f64.mask { len } else { usize::MAX };
-            let mask = Mask::Window(window.min(own));
+            let own = if let Band::Window(len) = in_f64.mask.band { len } else { usize::MAX };
+            let mask = Mask::window(window.min(own));
             let inputs = AttentionInputs { mask: Some(&mask), ..Default::default() };
             let truth = layer.forward_with(&xs, &inputs).unwrap();
             let at_once = kernels.forward_with(&xs_in_f32, &inputs).unwrap();
@@ -64,15 +64,15 @@ fn a_sliding_cache_is_a_window_over_the_whole_text() {
 fn a_sliding_cache_that_is_refused_goes_on() {
     let (_, config) = causal_forms(DType::F64).swap_remove(3);
     let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 20, 24]));
-    let mask = Mask::Window(4);
+    let mask = Mask::window(4);
     let inputs = AttentionInputs { mask: Some(&mask), ..Default::default() };
     let truth = layer.forward_with(&xs, &inputs).unwrap();
     let mut cache = KvCache::sliding(4);
     in_pieces(&layer, &xs.narrow(1, 0, 15).unwrap(), 5, &mut cache);
     let next = xs.narrow(1, 15, 2).unwrap();
-    let error = layer.forward_cached_with(&next, &Mask::Full, &mut cache).unwrap_err().to_string();
+    let error = layer.forward_cached_with(&next, &Mask::full(), &mut cache).unwrap_err().to_string();
     assert!(error.contains("expected a causal mask or a window with a sliding cache"), "{error}");
-    assert!(layer.forward_cached_with(&next, &Mask::Window(0), &mut cache).is_err());
+    assert!(layer.forward_cached_with(&next, &Mask::window(0), &mut cache).is_err());
     assert_eq!(cache.next_position(), 15);
     let rest = in_pieces(&layer, &xs.narrow(1, 15, 5).unwrap(), 1, &mut cache);
     assert_close("after the refusals", &rest, &truth.narrow(1, 15, 5).unwrap(), 1e-11);
@@ -81,7 +81,7 @@ fn a_sliding_cache_that_is_refused_goes_on() {
 /// The prefix, which all positions see, must come in one piece; the rest may come in any.
 #[test]
 fn step_by_step_with_a_prefix() {
-    let config = MultiHeadAttentionConfig { mask: Mask::Prefix(4), ..MultiHeadAttentionConfig::new(24, 6) };
+    let config = MultiHeadAttentionConfig { mask: Mask::prefix(4), ..MultiHeadAttentionConfig::new(24, 6) };
     let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 11, 24]));
     let mut cache = KvCache::new(11);
     let prefix = layer.forward_cached(&xs.narrow(1, 0, 4).unwrap(), &mut cache).unwrap();
@@ -117,7 +117,7 @@ fn a_cache_that_is_full_or_refused_stays_as_it_was() {
     let error = layer.forward_cached(&xs, &mut cache).unwrap_err().to_string();
     assert!(error.contains("kv-cache: expected at most 6 positions, got 5 and 5 more"), "{error}");
     let one = xs.narrow(1, 0, 1).unwrap();
-    let mask = Mask::Allowed(Tensor::zeros((1, 7), DType::U8, &Device::Cpu).unwrap());
+    let mask = Mask { allowed: Some(Tensor::zeros((1, 7), DType::U8, &Device::Cpu).unwrap()), ..Mask::full() };
     assert!(layer.forward_cached_with(&one, &mask, &mut cache).is_err());
     assert_eq!(cache.len(), 5);
     let all = layer.forward(&Tensor::cat(&[&xs, &one], 1).unwrap()).unwrap();

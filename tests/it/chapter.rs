@@ -40,7 +40,7 @@ fn layer(scale: Scale, causal: bool) -> CausalSelfAttention {
 fn the_worked_example() {
     let x = fixture("x");
     for (name, scale, causal) in
-        [("unscaled", Scale::None, true), ("scaled", Scale::InverseSqrt, true), ("unmasked", Scale::None, false)]
+        [("unscaled", Scale::One, true), ("scaled", Scale::InverseSqrt, true), ("unmasked", Scale::One, false)]
     {
         let layer = layer(scale, causal);
         assert_close("q", &layer.q_proj().forward(&x).unwrap(), &fixture("q"), 1e-12);
@@ -104,15 +104,15 @@ fn without_the_mask_every_position_depends_on_every_other() {
 fn causal_attention_is_attention_over_an_allowed_set() {
     let [q, k, v] = [4, 5, 6].map(|seed| randn(seed, &[2, 7, 3, 5]));
     let allowed: Vec<u8> = (0..7).flat_map(|i| (0..7).map(move |j| u8::from(j <= i))).collect();
-    let allowed = Mask::Allowed(Tensor::from_vec(allowed, (7, 7), &Device::Cpu).unwrap());
+    let allowed = Mask { allowed: Some(Tensor::from_vec(allowed, (7, 7), &Device::Cpu).unwrap()), ..Mask::full() };
     // In f32 each mask has its own kernel, which skips what is not allowed; in f64 it is added to the scores.
     for dtype in [DType::F32, DType::F64] {
         let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.to_dtype(dtype).unwrap());
         let of = |mask: &Mask| {
             attention(&q, &k, &v, &AttentionOptions { mask: mask.clone(), ..Default::default() }).unwrap()
         };
-        assert_eq!(values(&of(&Mask::Causal)), values(&of(&allowed)));
-        assert!(max_difference(&of(&Mask::Causal), &of(&Mask::Full)) > 0.1);
+        assert_eq!(values(&of(&Mask::causal())), values(&of(&allowed)));
+        assert!(max_difference(&of(&Mask::causal()), &of(&Mask::full())) > 0.1);
     }
 }
 
@@ -138,7 +138,7 @@ fn a_constant_on_a_row_of_scores_changes_nothing() {
 /// term t W^Q . k_j differs from key to key.
 #[test]
 fn attention_is_not_invariant_under_translation() {
-    let layer = layer(Scale::None, true);
+    let layer = layer(Scale::One, true);
     let moved = fixture("x").broadcast_add(&fixture("translation")).unwrap();
     let (_, before) = layer.forward_with_weights(&fixture("x")).unwrap();
     let (_, after) = layer.forward_with_weights(&moved).unwrap();
@@ -154,7 +154,7 @@ fn what_holds_of_translations() {
     let moved = x.broadcast_add(&t).unwrap();
     let of = |keys_from: &Tensor, values_from: &Tensor| {
         let project = |x: &Tensor, w| x.matmul(&fixture(w)).unwrap().reshape((1, 3, 1, 4)).unwrap();
-        let options = AttentionOptions { scale: Scale::None, ..Default::default() };
+        let options = AttentionOptions { scale: Scale::One, ..Default::default() };
         let (q, k, v) = (project(&x, "w_q"), project(keys_from, "w_k"), project(values_from, "w_v"));
         attention_with_weights(&q, &k, &v, &options).unwrap()
     };

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::support::{assert_close, values};
+use crate::support::{assert_close, max_difference, values};
 
 #[derive(Deserialize)]
 struct Case {
@@ -136,17 +136,22 @@ fn a_window_of_null_is_none() {
     }
 }
 
-/// Until masks compose, a window and isolated documents exclude each other, and say so.
+/// A window, narrower than the second document, and documents hide together: that document has the logits it has alone.
 #[test]
-fn documents_are_not_isolated_where_a_window_would_be_lost() {
+fn documents_are_isolated_inside_a_window() {
     let config = config(
         "qwen3",
         json!({ "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1, "layer_types": null }),
     );
     let model = model("qwen3", &config.unwrap());
-    let ids = Tensor::zeros((1, 5), DType::U32, &Device::Cpu).unwrap();
-    let context = |t| ForwardContext { documents: Some(ids.narrow(1, 0, t).unwrap()), ..Default::default() };
-    model.forward_with(&ids.narrow(1, 0, 4).unwrap(), &context(4)).unwrap();
-    let error = model.forward_with(&ids, &context(5)).unwrap_err().to_string();
-    assert!(error.contains("sliding window of 4"), "{error}");
+    let ids = Tensor::new(&[[3u32, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]], &Device::Cpu).unwrap();
+    let numbers = Tensor::new(&[[7u32, 7, 7, 7, 7, 2, 2, 2, 2, 2, 2]], &Device::Cpu).unwrap();
+    let context = ForwardContext { documents: Some(numbers), ..Default::default() };
+    let second = |xs: &Tensor| xs.narrow(1, 5, 6).unwrap();
+    let alone = model.forward(&second(&ids)).unwrap();
+    let inside = second(&model.forward_with(&ids, &context).unwrap());
+    let largest = values(&alone).iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    // The positions differ, so rotary angles round differently.
+    assert_close("isolated", &inside, &alone, 1e-5 * largest);
+    assert!(max_difference(&second(&model.forward(&ids).unwrap()), &alone) > 1e-3 * largest);
 }

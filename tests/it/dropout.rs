@@ -39,7 +39,7 @@ fn by_hand(config: &ModelConfig, parameters: &Parameters, ids: &Tensor, document
         let heads = |name: &str| ops::linear(&ys, part(name), None)?.reshape((b, t, h, c / h));
         let [q, k, v] = ["attention.q_proj", "attention.k_proj", "attention.v_proj"].map(|name| heads(name).unwrap());
         let options = AttentionOptions {
-            mask: documents.clone().map_or(Mask::Causal, Mask::Documents),
+            mask: Mask { documents: documents.clone(), ..Mask::causal() },
             dropout: Some(at(site, rates.attention)),
             ..Default::default()
         };

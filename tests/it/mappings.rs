@@ -34,7 +34,7 @@ type Mapping = fn(&Tensors, &str) -> Result<std::collections::BTreeMap<String, T
 
 /// Each case of the fixture, the function that maps it, and the configuration that its row of the page describes.
 fn cases() -> [(&'static str, Mapping, MultiHeadAttentionConfig); 5] {
-    let causal = |c, h| MultiHeadAttentionConfig { mask: Mask::Causal, ..MultiHeadAttentionConfig::new(c, h) };
+    let causal = |c, h| MultiHeadAttentionConfig { mask: Mask::causal(), ..MultiHeadAttentionConfig::new(c, h) };
     let with_biases = |config| MultiHeadAttentionConfig { bias: true, output_bias: true, ..config };
     let llama = MultiHeadAttentionConfig {
         num_kv_heads: Some(2),
@@ -46,12 +46,12 @@ fn cases() -> [(&'static str, Mapping, MultiHeadAttentionConfig); 5] {
         num_kv_heads: Some(3),
         head_dim: Some(4),
         rotary: rotary(1e6),
-        qk_norm: Some(1e-6),
+        qk_norm_eps: Some(1e-6),
         ..causal(13, 6)
     };
     let cross = MultiHeadAttentionConfig {
         memory_dim: Some(11),
-        mask: Mask::Full,
+        mask: Mask::full(),
         ..with_biases(MultiHeadAttentionConfig::new(15, 3))
     };
     [
@@ -132,7 +132,7 @@ fn it_is_attention_written_with_candle_nn() {
     let config = MultiHeadAttentionConfig {
         bias: true,
         output_bias: true,
-        mask: Mask::Full,
+        mask: Mask::full(),
         ..MultiHeadAttentionConfig::new(c, h)
     };
     let layer = MultiHeadAttention::new(&config, parameters.var_builder(DType::F64, &Device::Cpu)).unwrap();

@@ -6,8 +6,8 @@ use candle_attention::nn::{
     AttentionInputs, Linear, MultiHeadAttention, MultiHeadAttentionConfig, Parameters, RotaryEmbedding,
     RotaryEmbeddingConfig,
 };
-use candle_attention::ops::{self, Mask, RotaryPairs, Scale};
-use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
+use candle_attention::ops::{self, Band, KeyPadding, Mask, RotaryPairs, Scale};
+use candle_core::{DType, Device, Module, Tensor, Var};
 
 use crate::support::{assert_close, check_gradients, max_difference, parameters_in_f64, randn, values, weighted_sum};
 
@@ -20,10 +20,10 @@ fn rotary(dtype: DType, pairs: RotaryPairs) -> RotaryEmbedding {
 
 /// Layers with everything that decoding has to handle, by name.
 pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig)> {
-    let plain = MultiHeadAttentionConfig { mask: Mask::Causal, ..MultiHeadAttentionConfig::new(24, 6) };
+    let plain = MultiHeadAttentionConfig { mask: Mask::causal(), ..MultiHeadAttentionConfig::new(24, 6) };
     let grouped = MultiHeadAttentionConfig { num_kv_heads: Some(2), ..plain.clone() };
     vec![
-        ("window", MultiHeadAttentionConfig { mask: Mask::Window(3), bias: true, output_bias: true, ..plain.clone() }),
+        ("window", MultiHeadAttentionConfig { mask: Mask::window(3), bias: true, output_bias: true, ..plain.clone() }),
         ("grouped", grouped.clone()),
         (
             "multi-query, values of their own width",
@@ -39,7 +39,7 @@ pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig
             "rotary and norms",
             MultiHeadAttentionConfig {
                 rotary: Some(rotary(dtype, RotaryPairs::Halves)),
-                qk_norm: Some(1e-6),
+                qk_norm_eps: Some(1e-6),
                 ..grouped.clone()
             },
         ),
@@ -82,7 +82,8 @@ fn cross() -> MultiHeadAttentionConfig {
         head_dim: Some(5),
         value_dim: Some(2),
         bias: true,
-        qk_norm: Some(1e-5),
+        qk_norm_eps: Some(1e-5),
+        mask: Mask::full(),
         ..MultiHeadAttentionConfig::new(7, 6)
     }
 }
@@ -101,7 +102,7 @@ fn gradients_of_cross_attention_reach_both_sequences() {
 /// By the formula, one number at a time.
 #[test]
 fn cross_attention_is_its_formula() {
-    let config = MultiHeadAttentionConfig { qk_norm: None, output_projection: false, ..cross() };
+    let config = MultiHeadAttentionConfig { qk_norm_eps: None, output_projection: false, ..cross() };
     let layer = layer_of(&config, DType::F64);
     let (b, t, s, h, g, d, e) = (2, 3, 5, 6, 3, 5, 2);
     let (xs, memory) = (randn(6, &[b, t, 7]), randn(7, &[b, s, 10]));
@@ -141,17 +142,19 @@ fn the_weights_are_those_of_the_output_and_a_call_may_override_the_mask() {
     let keys = Tensor::new(&[[1u8, 1, 1, 0, 0], [1, 0, 1, 1, 1]], &Device::Cpu).unwrap();
     for (name, config) in causal_forms(DType::F64) {
         let layer = layer_of(&config, DType::F64);
-        for mask in [None, Some(Mask::Keys(keys.clone())), Some(Mask::Full)] {
+        for mask in
+            [None, Some(Mask { key_padding: Some(KeyPadding::Real(keys.clone())), ..Mask::full() }), Some(Mask::full())]
+        {
             let inputs = AttentionInputs { mask: mask.as_ref(), ..Default::default() };
             let (ys, weights) = layer.forward_with_weights(&xs, &inputs).unwrap();
             assert_close(name, &layer.forward_with(&xs, &inputs).unwrap(), &ys, 1e-12);
             let sums = weights.sum(3).unwrap();
             assert_close(name, &sums, &sums.ones_like().unwrap(), 1e-12);
             let seen: Vec<bool> = values(&weights.narrow(1, 0, 1).unwrap()).iter().map(|w| *w > 0.0).collect();
-            let expected = |b: usize, t: usize, s: usize| match (&mask, &config.mask) {
-                (Some(Mask::Full), _) => true,
-                (Some(_), _) => values(&keys)[b * 5 + s] != 0.0,
-                (None, Mask::Window(len)) => s <= t && t < s + len,
+            let expected = |b: usize, t: usize, s: usize| match (&mask, config.mask.band) {
+                (Some(Mask { key_padding: Some(_), .. }), _) => values(&keys)[b * 5 + s] != 0.0,
+                (Some(_), _) => true,
+                (None, Band::Window(len)) => s <= t && t < s + len,
                 (None, _) => s <= t,
             };
             let expected: Vec<bool> = (0..50).map(|i| expected(i / 25, i / 5 % 5, i % 5)).collect();
@@ -170,7 +173,7 @@ fn a_soft_cap_and_dropout_are_those_of_the_operation() {
         let config = MultiHeadAttentionConfig {
             softcap: Some(0.5),
             dropout: 0.4,
-            mask: Mask::Causal,
+            mask: Mask::causal(),
             num_kv_heads: Some(num_kv_heads),
             output_projection: false,
             ..MultiHeadAttentionConfig::new(24, 6)
@@ -202,7 +205,10 @@ fn it_is_torchs() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch_attention.json");
     let cases: HashMap<String, HashMap<String, Flat>> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let keys = Tensor::new(&[[1u8, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0]], &Device::Cpu).unwrap();
-    for (name, memory_dim, mask) in [("causal", None, Mask::Causal), ("cross", Some(10), Mask::Keys(keys))] {
+    for (name, memory_dim, mask) in [
+        ("causal", None, Mask::causal()),
+        ("cross", Some(10), Mask { key_padding: Some(KeyPadding::Real(keys)), ..Mask::full() }),
+    ] {
         let tensor = |key: &str| {
             let (shape, values) = &cases[name][key];
             Tensor::from_vec(values.clone(), shape.as_slice(), &Device::Cpu).unwrap()
@@ -257,8 +263,8 @@ fn what_does_not_fit_together_is_named() {
             "sizes that memory can hold, got 6 heads of 6148914691236517205",
         ),
         (
-            refused(MultiHeadAttentionConfig { qk_norm: Some(f64::NAN), ..plain.clone() }),
-            "qk_norm of at least 0, got NaN",
+            refused(MultiHeadAttentionConfig { qk_norm_eps: Some(f64::NAN), ..plain.clone() }),
+            "qk_norm_eps of at least 0, got NaN",
         ),
         (
             refused(MultiHeadAttentionConfig { memory_dim: Some(10), ..with_rotary }),

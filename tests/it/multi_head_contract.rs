@@ -42,7 +42,8 @@ fn dropout_is_a_function_of_seed_name_and_call() {
     let drawn = |dropout_seed: u64, name: &str, call: u64| {
         let config = MultiHeadAttentionConfig { dropout: 0.5, dropout_seed, ..MultiHeadAttentionConfig::new(24, 6) };
         let parameters = parameters_in_f64(|vb| drop(new_layer(&config, vb.pp("any"))));
-        let renamed = parameters.vars().into_iter().map(|(own, var)| (own.replace("any", name), var.as_detached_tensor()));
+        let renamed =
+            parameters.vars().into_iter().map(|(own, var)| (own.replace("any", name), var.as_detached_tensor()));
         let parameters = Parameters::restored(renamed).unwrap();
         let layer = new_layer(&config, parameters.var_builder(DType::F64, &Device::Cpu).pp(name));
         layer.dropout().unwrap().set_calls(call);
@@ -53,7 +54,11 @@ fn dropout_is_a_function_of_seed_name_and_call() {
     for other in [drawn(8, "blocks.0", 0), drawn(7, "blocks.1", 0), drawn(7, "blocks.0", 1)] {
         assert_ne!(first, other);
     }
-    assert!(new_layer(&MultiHeadAttentionConfig::new(4, 2), Parameters::new(1).var_builder(DType::F32, &Device::Cpu)).dropout().is_none());
+    assert!(
+        new_layer(&MultiHeadAttentionConfig::new(4, 2), Parameters::new(1).var_builder(DType::F32, &Device::Cpu))
+            .dropout()
+            .is_none()
+    );
 }
 
 #[test]
@@ -63,7 +68,8 @@ fn both_layers_are_causal_by_default() {
     let layer = layer_of(&MultiHeadAttentionConfig::new(24, 6), DType::F64);
     let first = |xs: &Tensor| layer.forward(xs).unwrap().narrow(1, 0, 3).unwrap();
     assert_close("earlier positions", &first(&xs), &first(&changed), 0.0);
-    let full = layer_of(&MultiHeadAttentionConfig { mask: Mask::full(), ..MultiHeadAttentionConfig::new(24, 6) }, DType::F64);
+    let full =
+        layer_of(&MultiHeadAttentionConfig { mask: Mask::full(), ..MultiHeadAttentionConfig::new(24, 6) }, DType::F64);
     assert!(max_difference(&full.forward(&xs).unwrap(), &full.forward(&changed).unwrap()) > 0.01);
 }
 
@@ -78,7 +84,8 @@ fn cross_attention_needs_a_full_band() {
     let inputs = AttentionInputs { memory: Some(&memory_keys), ..Default::default() };
     assert!(causal.forward_with_weights(&xs, &inputs).is_err());
     // A call may say so itself.
-    let full = layer_of(&MultiHeadAttentionConfig { mask: Mask::full(), ..MultiHeadAttentionConfig::new(24, 6) }, DType::F64);
+    let full =
+        layer_of(&MultiHeadAttentionConfig { mask: Mask::full(), ..MultiHeadAttentionConfig::new(24, 6) }, DType::F64);
     let mask = Mask::full();
     let inputs = AttentionInputs { mask: Some(&mask), ..inputs };
     let ys = causal.forward_with(&xs, &inputs).unwrap();
@@ -89,7 +96,8 @@ fn cross_attention_needs_a_full_band() {
 #[test]
 fn sinks_take_their_share_and_learn() {
     for num_kv_heads in [6, 2] {
-        let plain = MultiHeadAttentionConfig { num_kv_heads: Some(num_kv_heads), ..MultiHeadAttentionConfig::new(24, 6) };
+        let plain =
+            MultiHeadAttentionConfig { num_kv_heads: Some(num_kv_heads), ..MultiHeadAttentionConfig::new(24, 6) };
         let config = MultiHeadAttentionConfig { sinks: true, ..plain.clone() };
         let parameters = parameters_in_f64(|vb| {
             let layer = new_layer(&config, vb);
@@ -198,7 +206,8 @@ fn initial_weights_are_bounded_by_the_inputs_of_each_projection() {
     };
     let parameters = Parameters::new(3);
     new_layer(&config, parameters.var_builder(DType::F64, &Device::Cpu));
-    let bounds = [("q_proj.weight", 100f64), ("k_proj.weight", 400.0), ("v_proj.weight", 400.0), ("o_proj.weight", 100.0)];
+    let bounds =
+        [("q_proj.weight", 100f64), ("k_proj.weight", 400.0), ("v_proj.weight", 400.0), ("o_proj.weight", 100.0)];
     for (name, inputs) in bounds {
         let (_, var) = parameters.vars().into_iter().find(|(own, _)| own == name).unwrap();
         let largest = values(&var).iter().fold(0f64, |most, x| most.max(x.abs()));

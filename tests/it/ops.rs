@@ -7,7 +7,7 @@ use crate::support::{assert_close, check_gradients, randn, values};
 
 fn allowed(rows: &[&[u8]]) -> Mask {
     let flat: Vec<u8> = rows.concat();
-    Mask::Allowed(Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap())
+    Mask { allowed: Some(Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()), ..Mask::full() }
 }
 
 /// Attention by its formula, in plain loops over `f64`: (B, T, H, D) row by row.
@@ -44,15 +44,15 @@ fn by_the_formula(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sees: impl Fn(
 #[test]
 fn attention_is_its_formula() {
     let (q, k, v) = (randn(1, &[2, 5, 3, 7]), randn(2, &[2, 11, 3, 7]), randn(3, &[2, 11, 3, 13]));
-    for (scale, factor) in [(Scale::InverseSqrt, 7f64.powf(-0.5)), (Scale::None, 1.0), (Scale::Value(0.3), 0.3)] {
+    for (scale, factor) in [(Scale::InverseSqrt, 7f64.powf(-0.5)), (Scale::One, 1.0), (Scale::Value(0.3), 0.3)] {
         let of = |mask| attention(&q, &k, &v, &AttentionOptions { scale, mask, ..Default::default() }).unwrap();
         let formula = |sees: &dyn Fn(usize, usize) -> bool| by_the_formula(&q, &k, &v, factor, sees);
-        assert_close("full", &of(Mask::Full), &formula(&|_, _| true), 1e-13);
-        assert_close("causal", &of(Mask::Causal), &formula(&|t, s| s <= t + 6), 1e-13);
+        assert_close("full", &of(Mask::full()), &formula(&|_, _| true), 1e-13);
+        assert_close("causal", &of(Mask::causal()), &formula(&|t, s| s <= t + 6), 1e-13);
     }
     let checkers: Vec<Vec<u8>> = (0..5).map(|t| (0..11).map(|s| u8::from((t + s) % 3 == 0)).collect()).collect();
     let rows: Vec<&[u8]> = checkers.iter().map(Vec::as_slice).collect();
-    let options = AttentionOptions { scale: Scale::None, mask: allowed(&rows), ..Default::default() };
+    let options = AttentionOptions { scale: Scale::One, mask: allowed(&rows), ..Default::default() };
     let expected = by_the_formula(&q, &k, &v, 1.0, |t, s| (t + s) % 3 == 0);
     assert_close("checkers", &attention(&q, &k, &v, &options).unwrap(), &expected, 1e-13);
 }
@@ -109,13 +109,13 @@ fn attention_names_what_does_not_fit() {
         (refusal(&[2, 4, 3, 7], &[2, 4, 3, 7], &options), "at least as many keys as queries, got 4 keys for 5 queries"),
         (
             refusal(&[2, 5, 3, 7], &[2, 5, 3, 7], &AttentionOptions { mask: allowed(&[&[1, 1]]), ..options.clone() }),
-            "expected a mask of shape [5, 5] and dtype U8, got [1, 2] and U8",
+            "expected an allowed set of dtype U8 that broadcasts to (B, H, T, S) = [2, 3, 5, 5], got [1, 2] and U8",
         ),
     ] {
         assert!(message.starts_with("attention: ") && message.contains(expected), "{message}");
     }
     let mixed = attention(&q, &q, &q.to_dtype(DType::F32).unwrap(), &options).unwrap_err().to_string();
-    assert!(mixed.contains("one floating-point dtype, got F64, F64 and F32"), "{mixed}");
+    assert!(mixed.contains("expected v of the dtype F64 of q, got F32"), "{mixed}");
 }
 
 #[test]
@@ -162,7 +162,9 @@ fn rotary_embedding_has_exact_gradients() {
     let (cos, sin) = ops::rotary_tables(100.0, 4, 7, 3, &xs).unwrap();
     for pairs in [ops::RotaryPairs::Halves, ops::RotaryPairs::Neighbours] {
         let vars = [("x".to_string(), xs.clone())];
-        check_gradients(&vars, || (ops::rotary(&xs, &cos, &sin, pairs, ops::QkvLayout::Bthd)? * randn(2, &[2, 3, 5, 4]))?.sum_all());
+        check_gradients(&vars, || {
+            (ops::rotary(&xs, &cos, &sin, pairs, ops::QkvLayout::Bthd)? * randn(2, &[2, 3, 5, 4]))?.sum_all()
+        });
     }
 }
 

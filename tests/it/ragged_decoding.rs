@@ -33,7 +33,13 @@ fn piece(texts: &[Tensor; 3], read: [usize; 3], (t, real): (usize, [usize; 3]), 
 }
 
 /// The outputs at the real positions of each sequence.
-fn side_by_side(layer: &MultiHeadAttention, mask: &Mask, texts: &[Tensor; 3], cut: Pieces, is_left: bool) -> [Tensor; 3] {
+fn side_by_side(
+    layer: &MultiHeadAttention,
+    mask: &Mask,
+    texts: &[Tensor; 3],
+    cut: Pieces,
+    is_left: bool,
+) -> [Tensor; 3] {
     let (mut cache, mut read) = (KvCache::new(11), [0; 3]);
     let mut outputs: [Vec<Tensor>; 3] = Default::default();
     for &(t, real) in cut {
@@ -156,11 +162,9 @@ fn masks_that_a_cache_cannot_have_are_refused_and_change_nothing() {
         assert_eq!(cache.lengths(), [4, 4], "{message}");
     }
     // One position has no later ones, and a set or a bias says itself what is seen.
-    for (xs, mask) in [
-        (&one, Mask::full()),
-        (&xs, Mask { allowed, ..Mask::full() }),
-        (&xs, Mask { bias, ..Mask::full() }),
-    ] {
+    for (xs, mask) in
+        [(&one, Mask::full()), (&xs, Mask { allowed, ..Mask::full() }), (&xs, Mask { bias, ..Mask::full() })]
+    {
         cache.truncate(4);
         layer.forward_cached_with(xs, &mask, &mut cache).unwrap();
     }

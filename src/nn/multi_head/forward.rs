@@ -104,7 +104,10 @@ impl MultiHeadAttention {
         let (b, t, _) = xs.dims3()?;
         if ids.dims() != [b, t] || ids.dtype() != DType::U32 {
             let (dims, dtype) = (ids.dims(), ids.dtype());
-            bail!("multi-head-attention: expected positions of shape {:?} and dtype U32, got {dims:?} and {dtype:?}", [b, t]);
+            bail!(
+                "multi-head-attention: expected positions of shape {:?} and dtype U32, got {dims:?} and {dtype:?}",
+                [b, t]
+            );
         }
         Ok(Positions::Each(ids.flatten_all()?.to_vec1()?))
     }
@@ -149,7 +152,7 @@ impl MultiHeadAttention {
     }
 
     /// Whether one product can give queries, keys and values in the packed form that attention takes.
-    fn is_packable(&self) -> bool {
+    pub(super) fn is_packable(&self) -> bool {
         let Sizes { c, m, h, g, d, e } = self.sizes;
         c == m && h == g && d == e && self.q_norm.is_none() && self.rotary.is_none()
     }

@@ -14,7 +14,7 @@ use candle_nn::{Init, VarBuilder};
 use self::multi_head_config::Sizes;
 use super::parameters::name_hash;
 use super::{Dropout, Linear, LoraConfig, LoraLinear, Projection, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
-use crate::ops::{AttentionOptions, QkvLayout};
+use crate::ops::{AttentionOptions, Mask, QkvLayout};
 
 pub use inputs::{AttentionInputs, KeysValues};
 pub use multi_head_config::MultiHeadAttentionConfig;
@@ -166,6 +166,11 @@ impl MultiHeadAttention {
     /// The output projection, W^O, if there is one.
     pub fn o_proj(&self) -> Option<&Linear> {
         self.o_proj.as_ref().map(Projection::base)
+    }
+
+    /// The layer's own mask.
+    pub fn mask(&self) -> &Mask {
+        &self.options.mask
     }
 
     /// The learned logits of the heads' sinks (H), if there are any.

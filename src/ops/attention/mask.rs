@@ -1,145 +1,59 @@
 //! Which keys a query may see.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use std::ops::Range;
 
-/// The set of allowed (query, key) positions.
+use candle_core::{DType, Result, Tensor, bail};
+
+/// Which keys each query may see, and a bias on their scores: every part that is given must allow a key. The default is
+/// causal.
 ///
-/// Where there are more keys (S) than queries (T), the queries are the last T positions: the position of query `t` is
-/// `t + S - T`. That is what decoding over cached keys needs.
+/// Query `t` of a sequence stands at a position among its S keys: by default `t + S - T`, so the T queries are the last
+/// positions. That is what decoding over cached keys needs. With `query_positions`, it is `t + query_positions[b]`.
+///
+/// A query that sees nothing gives zeros. What a query does not see has no effect on it, even where it is NaN.
+///
+/// ```
+/// use candle_attention::ops::{KeyPadding, Mask};
+///
+/// // A window of 128 keys, in two sequences padded on the left, with 5 and 7 real keys.
+/// let mask = Mask { key_padding: Some(KeyPadding::Left(vec![5, 7])), ..Mask::window(128) };
+/// # let _ = mask;
+/// ```
 #[derive(Clone, Debug, Default)]
-pub enum Mask {
-    /// A query sees the keys up to its own position.
+pub struct Mask {
+    /// What the distance of query and key allows.
+    pub band: Band,
+    /// Several documents packed into each sequence: a (B, S) tensor of `u32` with the document's number at each
+    /// position. A query sees the keys of its own document only.
+    pub documents: Option<Tensor>,
+    /// Keys that no query of a sequence sees.
+    pub key_padding: Option<KeyPadding>,
+    /// Query `t` sees key `s` only where this is not 0: a tensor of `u8` of any shape that broadcasts to (B, H, T, S).
+    pub allowed: Option<Tensor>,
+    /// A tensor to add to the scores, after the soft cap, of any shape that broadcasts to (B, H, T, S): minus infinity
+    /// hides a key. A tracked bias gets its gradient, which has its shape.
+    pub bias: Option<Tensor>,
+    /// Attention with linear biases (Press et al. 2021, arXiv:2108.12409): `slope * |distance|` is subtracted from the
+    /// scores; one slope for each of the H heads, for instance [`Mask::alibi_slopes`].
+    pub alibi: Option<Vec<f64>>,
+    /// The position, among the keys of each of the B sequences, of its first query. A query whose position is negative
+    /// sees nothing.
+    pub query_positions: Option<Vec<i64>>,
+}
+
+/// The keys that a query at position `p` may see because of their distance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Band {
+    /// Those up to `p`.
     #[default]
     Causal,
-    /// Every query sees every key.
+    /// All.
     Full,
-    /// `Window(n)`: a query sees the last n keys up to its own position, itself included.
+    /// `Window(n)`: the last n up to `p`, itself included.
     Window(usize),
-    /// `Prefix(n)`: a query sees the keys up to its own position, and always the first n.
+    /// `Prefix(n)`: those up to `p`, and always the first n.
     Prefix(usize),
-    /// Several documents packed into one sequence; a (B, S) tensor of `u32` has the document's number at each position.
-    /// A query sees the keys of its own document up to its own position.
-    Documents(Tensor),
-    /// Every query sees the keys where a (B, S) tensor of `u8` is not 0, for instance to hide padding.
-    Keys(Tensor),
-    /// Query `t` sees key `s` where a (T, S) tensor of `u8` is not 0.
-    Allowed(Tensor),
-    /// A (T, S), (B, 1, T, S) or (B, H, T, S) tensor is added to the scores: minus infinity hides a key, anything else
-    /// is a bias. A tracked bias gets a gradient, at the price of memory for all scores.
-    Additive(Tensor),
-}
-
-impl Mask {
-    /// Refuses a mask that does not fit `b` sequences of `h` heads, `t` queries and `s` keys.
-    pub(super) fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
-        let is_causal = !matches!(self, Mask::Full | Mask::Keys(_) | Mask::Allowed(_) | Mask::Additive(_));
-        if is_causal && t > s {
-            bail!("attention: a causal mask expects at least as many keys as queries, got {s} keys for {t} queries");
-        }
-        let (tensor, shape, expected) = match self {
-            Mask::Window(0) => bail!("attention: expected a window of at least 1, got 0"),
-            Mask::Documents(numbers) => (numbers, vec![b, s], DType::U32),
-            Mask::Keys(keys) => (keys, vec![b, s], DType::U8),
-            Mask::Allowed(allowed) => (allowed, vec![t, s], DType::U8),
-            Mask::Additive(bias) if bias.rank() == 2 => (bias, vec![t, s], dtype),
-            Mask::Additive(bias) if bias.rank() == 4 && bias.dim(1)? == 1 => (bias, vec![b, 1, t, s], dtype),
-            Mask::Additive(bias) => (bias, vec![b, h, t, s], dtype),
-            _ => return Ok(()),
-        };
-        if tensor.dims() != shape || tensor.dtype() != expected {
-            let (dims, dtype) = (tensor.dims(), tensor.dtype());
-            bail!("attention: expected a mask of shape {shape:?} and dtype {expected:?}, got {dims:?} and {dtype:?}");
-        }
-        Ok(())
-    }
-
-    /// The mask as a term to add to the scores, of a shape that broadcasts to (B, H, T, S): 0 where allowed and minus
-    /// infinity elsewhere; `None` if everything is allowed.
-    pub(super) fn additive(&self, [b, t, s]: [usize; 3], dtype: DType, device: &Device) -> Result<Option<Tensor>> {
-        if let Mask::Additive(bias) = self {
-            return Ok(Some(bias.to_dtype(dtype)?));
-        }
-        let Some(seen) = Seen::new(self, t, s)? else { return Ok(None) };
-        let sequences = if matches!(self, Mask::Documents(_) | Mask::Keys(_)) { b } else { 1 };
-        let mut terms = vec![f32::NEG_INFINITY; sequences * t * s];
-        for (i, term) in terms.iter_mut().enumerate() {
-            if seen.sees(i / (t * s), i / s % t, i % s) {
-                *term = 0.0;
-            }
-        }
-        Ok(Some(Tensor::from_vec(terms, (sequences, 1, t, s), device)?.to_dtype(dtype)?))
-    }
-}
-
-/// A mask that hides something, with its tensors as plain values. `sees(sequence, query, key)` is the definition that
-/// the reference uses and the kernel's masks are tested against.
-pub(super) enum Seen {
-    Causal {
-        before: usize,
-    },
-    Window {
-        before: usize,
-        len: usize,
-    },
-    Prefix {
-        before: usize,
-        len: usize,
-    },
-    Documents {
-        before: usize,
-        s: usize,
-        numbers: Vec<u32>,
-    },
-    Keys {
-        s: usize,
-        keys: Vec<u8>,
-    },
-    Allowed {
-        s: usize,
-        allowed: Vec<u8>,
-    },
-    /// Terms added to the scores, which may hide too.
-    Additive {
-        bias: Vec<f32>,
-        dims: [usize; 4],
-    },
-}
-
-impl Seen {
-    /// `None` for a mask that hides nothing.
-    pub(super) fn new(mask: &Mask, t: usize, s: usize) -> Result<Option<Self>> {
-        let before = s.saturating_sub(t);
-        Ok(Some(match mask {
-            Mask::Full => return Ok(None),
-            Mask::Causal => Self::Causal { before },
-            // Capped at all keys, because a huge window would overflow.
-            Mask::Window(len) => Self::Window { before, len: (*len).min(s) },
-            Mask::Prefix(len) => Self::Prefix { before, len: *len },
-            Mask::Documents(numbers) => Self::Documents { before, s, numbers: numbers.flatten_all()?.to_vec1()? },
-            Mask::Keys(keys) => Self::Keys { s, keys: keys.flatten_all()?.to_vec1()? },
-            Mask::Allowed(allowed) => Self::Allowed { s, allowed: allowed.flatten_all()?.to_vec1()? },
-            Mask::Additive(bias) => {
-                let dims = if bias.rank() == 4 { bias.dims4()?.into() } else { [1, 1, t, s] };
-                Self::Additive { bias: bias.flatten_all()?.to_vec1()?, dims }
-            }
-        }))
-    }
-
-    pub(super) fn sees(&self, sequence: usize, query: usize, key: usize) -> bool {
-        match self {
-            Self::Causal { before } => key <= query + before,
-            Self::Window { before, len } => key <= query + before && query + before < key + len,
-            Self::Prefix { before, len } => key <= query + before || key < *len,
-            Self::Documents { before, s, numbers } => {
-                let numbers = &numbers[sequence * s..(sequence + 1) * s];
-                key <= query + before && numbers[query + before] == numbers[key]
-            }
-            Self::Keys { s, keys } => keys[sequence * s + key] != 0,
-            Self::Allowed { s, allowed } => allowed[query * s + key] != 0,
-            // The terms decide what is hidden.
-            Self::Additive { .. } => true,
-        }
-    }
 }
 
 /// Keys that are padding, which no query sees.
@@ -152,4 +66,113 @@ pub enum KeyPadding {
     Right(Vec<usize>),
     /// Keys are real where a (B, S) tensor of `u8` is not 0. (torch's `key_padding_mask` has it the other way round.)
     Real(Tensor),
+}
+
+impl Band {
+    /// The keys, of `s`, that a query at this position may see.
+    pub(super) fn keys(self, position: i64, s: usize) -> Range<usize> {
+        let Ok(position) = usize::try_from(position) else { return 0..0 };
+        let seen = match self {
+            Band::Full => 0..s,
+            Band::Causal => 0..position.saturating_add(1),
+            Band::Window(len) => position.saturating_add(1).saturating_sub(len)..position.saturating_add(1),
+            Band::Prefix(len) => 0..position.saturating_add(1).max(len),
+        };
+        seen.start.min(s)..seen.end.min(s)
+    }
+}
+
+impl Mask {
+    /// A query sees the keys up to its own position.
+    pub fn causal() -> Self {
+        Self::default()
+    }
+
+    /// Every query sees every key.
+    pub fn full() -> Self {
+        Self { band: Band::Full, ..Self::default() }
+    }
+
+    /// A query sees the last `len` keys up to its own position, itself included.
+    pub fn window(len: usize) -> Self {
+        Self { band: Band::Window(len), ..Self::default() }
+    }
+
+    /// A query sees the keys up to its own position, and always the first `len`.
+    pub fn prefix(len: usize) -> Self {
+        Self { band: Band::Prefix(len), ..Self::default() }
+    }
+
+    /// The slopes of the heads that the paper on linear biases chose: for a power of two, `2^(-8 i / num_heads)` for `i`
+    /// from 1 on; for other numbers, those of the power below and then every second one of the power above.
+    pub fn alibi_slopes(num_heads: usize) -> Vec<f64> {
+        let of_power = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64));
+        let below = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
+        of_power(below).chain(of_power(2 * below).step_by(2)).take(num_heads).collect()
+    }
+
+    /// Refuses a mask that does not fit `b` sequences of `h` heads, `t` queries and `s` keys, for scores of a dtype.
+    pub(super) fn check(&self, sizes: [usize; 4], dtype: DType) -> Result<()> {
+        let [b, h, t, s] = sizes;
+        let Self { band, documents, key_padding, allowed, bias, alibi, query_positions } = self;
+        if *band == Band::Window(0) {
+            bail!("attention: expected a window of at least 1, got 0");
+        }
+        let looks_back = *band != Band::Full || documents.is_some();
+        if looks_back && query_positions.is_none() && t > s {
+            bail!("attention: a causal mask expects at least as many keys as queries, got {s} keys for {t} queries");
+        }
+        if let Some(positions) = query_positions.as_ref().filter(|positions| positions.len() != b) {
+            bail!("attention: expected the query positions of {b} sequences, got {}", positions.len());
+        }
+        // So far from the limits of 64 bits that no sum overflows.
+        if let Some(position) = query_positions.iter().flatten().find(|position| position.unsigned_abs() > 1 << 62) {
+            bail!("attention: expected query positions within 2^62, got {position}");
+        }
+        if let Some(documents) = documents {
+            check_shape("documents", documents, [b, s], DType::U32)?;
+        }
+        match key_padding {
+            Some(KeyPadding::Real(keys)) => check_shape("key padding", keys, [b, s], DType::U8)?,
+            Some(KeyPadding::Left(lengths) | KeyPadding::Right(lengths))
+                if lengths.len() != b || lengths.iter().any(|len| *len > s) =>
+            {
+                bail!("attention: expected {b} lengths of at most {s} keys, got {lengths:?}")
+            }
+            _ => {}
+        }
+        if let Some(allowed) = allowed {
+            check_broadcasts("an allowed set", allowed, sizes, DType::U8)?;
+        }
+        if let Some(bias) = bias {
+            check_broadcasts("a bias", bias, sizes, dtype)?;
+        }
+        match alibi {
+            Some(slopes) if slopes.len() != h || slopes.iter().any(|slope| !slope.is_finite()) => {
+                bail!("attention: expected {h} finite slopes, one a head, got {slopes:?}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_shape(what: &str, tensor: &Tensor, shape: [usize; 2], dtype: DType) -> Result<()> {
+    if tensor.dims() != shape || tensor.dtype() != dtype {
+        let (dims, got) = (tensor.dims(), tensor.dtype());
+        bail!("attention: expected {what} of shape {shape:?} and dtype {dtype:?}, got {dims:?} and {got:?}");
+    }
+    Ok(())
+}
+
+fn check_broadcasts(what: &str, tensor: &Tensor, sizes: [usize; 4], dtype: DType) -> Result<()> {
+    let dims = tensor.dims();
+    let fits = dims.len() <= 4 && dims.iter().rev().zip(sizes.iter().rev()).all(|(dim, size)| dim == size || *dim == 1);
+    if !fits || tensor.dtype() != dtype {
+        let got = tensor.dtype();
+        bail!(
+            "attention: expected {what} of dtype {dtype:?} that broadcasts to (B, H, T, S) = {sizes:?}, got {dims:?} and \
+             {got:?}"
+        );
+    }
+    Ok(())
 }

@@ -22,9 +22,10 @@
 //! G must divide H: each head of keys and values serves H / G consecutive heads of queries (grouped-query attention,
 //! Ainslie et al. 2023, arXiv:2305.13245).
 //!
-//! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is allowed,
-//! and needs memory linear in T and S, forward and backward. For other dtypes and devices, and when the weights are
-//! requested, it is composed of candle's own operations.
+//! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is visible,
+//! and needs memory linear in T and S, forward and backward. For other dtypes and devices it is composed of candle's own
+//! operations, for 256 queries at a time, which backward composes again. Memory is quadratic only where the weights are
+//! returned, a dense mask or bias is given, or, composed, a bias is tracked.
 //!
 //! ```
 //! use candle_attention::ops::{AttentionOptions, attention};
@@ -39,25 +40,23 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-mod fused_attention;
-mod heads;
-mod kernel;
-mod layout;
+mod composed;
+mod cpu;
 mod mask;
+mod op;
 mod reference;
-mod rows;
-mod scores;
-mod single;
-mod visible;
+mod structure;
 
-use candle_core::{DType, Layout, Result, Tensor, bail};
+use candle_core::{Layout, Result, Tensor, bail};
 
-use self::fused_attention::{Attention, PackedAttention};
+use self::cpu::{Dims, Sizes};
+use self::op::{Attention, Extras, PackedAttention};
 use super::DropoutOptions;
 use super::record::{self, Kept};
+use crate::cpu::checks::check_alike;
 use crate::cpu::storage::has_kernel;
 
-pub use mask::{KeyPadding, Mask};
+pub use mask::{Band, KeyPadding, Mask};
 
 /// The factor on the dot products of queries and keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -66,7 +65,7 @@ pub enum Scale {
     #[default]
     InverseSqrt,
     /// 1: the plain dot product.
-    None,
+    One,
     /// Any other number.
     Value(f64),
 }
@@ -76,10 +75,21 @@ impl Scale {
     pub fn factor(self, head_dim: usize) -> f64 {
         match self {
             Scale::InverseSqrt => 1.0 / (head_dim as f64).sqrt(),
-            Scale::None => 1.0,
+            Scale::One => 1.0,
             Scale::Value(factor) => factor,
         }
     }
+}
+
+/// The order of the dimensions of queries, keys, values and output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QkvLayout {
+    /// (B, T, H, D), FlashAttention's: heads as a projection gives them.
+    #[default]
+    Bthd,
+    /// (B, H, T, D), that of torch's `scaled_dot_product_attention`.
+    Bhtd,
 }
 
 /// Options of [`attention`]. The default is causal, scaled by `1 / sqrt(D)`.
@@ -87,20 +97,25 @@ impl Scale {
 pub struct AttentionOptions {
     /// The factor on the dot products.
     pub scale: Scale,
-    /// Which keys a query may see.
+    /// Which keys a query may see, and a bias on the scores.
     pub mask: Mask,
-    /// A bound on the scores, before the mask: `score` becomes `softcap * tanh(score / softcap)` (Gemma 2,
+    /// A bound on the scores, before bias and mask: `score` becomes `softcap * tanh(score / softcap)` (Gemma 2,
     /// arXiv:2408.00118).
     pub softcap: Option<f64>,
+    /// Attention sinks, (H), of the dtype of `q`: one more score a head, after the soft cap, for a key without a value
+    /// that every query sees (gpt-oss, arXiv:2508.10925). The weights of a row then add up to less than 1.
+    pub sinks: Option<Tensor>,
     /// Dropout of the weights; backward draws it again instead of keeping it. Head `h` of sequence `b` uses the random
     /// stream `(first_sequence + b) * H + h`, and query `t` and key `s` its word `t * 2^32 + s`.
     pub dropout: Option<DropoutOptions>,
+    /// The order of the dimensions. Where heads and positions agree in number, a wrong one cannot be noticed.
+    pub layout: QkvLayout,
 }
 
 impl AttentionOptions {
     /// Refuses options out of their range, or a mask that does not fit `b` sequences of `h` heads, `t` queries and `s`
-    /// keys.
-    fn check(&self, [b, h, t, s]: [usize; 4], dtype: DType) -> Result<()> {
+    /// keys, which `q` is part of.
+    fn check(&self, [b, h, t, s]: [usize; 4], q: &Tensor) -> Result<()> {
         // Kernels use both in `f32`.
         match self.softcap {
             Some(cap) if !(cap > 0.0 && (cap as f32).is_normal()) => {
@@ -117,59 +132,45 @@ impl AttentionOptions {
         if let Some(dropout) = &self.dropout {
             dropout.factors()?;
         }
-        self.mask.check([b, h, t, s], dtype)
+        if let Some(sinks) = &self.sinks {
+            check_alike("attention", "sinks", sinks, "q", q)?;
+            if sinks.dims() != [h] {
+                bail!("attention: expected sinks of shape {:?}, got {:?}", [h], sinks.dims());
+            }
+        }
+        for tensor in [&self.mask.bias, &self.mask.allowed].into_iter().flatten() {
+            if !tensor.device().same_device(q.device()) {
+                let (expected, got) = (q.device().location(), tensor.device().location());
+                bail!("attention: expected a mask on {expected:?} as q, got {got:?}");
+            }
+        }
+        self.mask.check([b, h, t, s], q.dtype())
     }
 }
 
-/// Scaled dot-product attention: the weighted sums of `v`, (B, T, H, E). Formula and shapes are in the
-/// [module documentation](self).
+/// Scaled dot-product attention: the weighted sums of `v`, (B, T, H, E), contiguous. Formula and shapes are in the
+/// [module documentation](self); for tensors (B, H, T, D) as in torch, see [`AttentionOptions::layout`].
 ///
 /// # Errors
 /// If a tensor is not of rank 4, or sizes, dtypes or devices do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
-    check(q, k, v, options)?;
-    if !takes_kernel(&[q, k, v], &options.mask) {
-        return Ok(reference::attention(q, k, v, options)?.0);
-    }
-    let op = Attention::new(options, q.dim(3)?, &[q, k, v])?;
-    record::apply3([&with_rows(q)?, &with_rows(k)?, &with_rows(v)?], op, Kept::InputsAndResult)
+    Ok(run([q, k, v], options, false)?.0)
 }
 
-/// Whether the kernel handles these tensors: not if one is empty, or a bias is tracked, whose gradient it does not
-/// compute.
-fn takes_kernel(tensors: &[&Tensor], mask: &Mask) -> bool {
-    let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
-    has_kernel(tensors) && !is_empty && !matches!(mask, Mask::Additive(bias) if record::is_tracked(bias))
-}
-
-/// The tensor, or a contiguous copy if its channels are not adjacent.
-fn with_rows(tensor: &Tensor) -> Result<Tensor> {
-    let has_rows = |layout: &Layout| layout.stride()[3] == 1;
-    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
-}
-
-/// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the
-/// H heads of its query, then those of its key, then those of its value. The output is (B, T, H * D).
+/// The output of [`attention`], and the log-sum-exp of each query's scores, (B, H, T), in `f32` for halves. Both are
+/// differentiable.
+///
+/// The log-sum-exp includes the sink, if any, and is minus infinity for a query that sees nothing. Attention to two sets
+/// of keys, `(out1, lse1)` and `(out2, lse2)`, is `out1 exp(lse1 - lse) + out2 exp(lse2 - lse)` for their union, with
+/// `lse = log(exp(lse1) + exp(lse2))`.
 ///
 /// # Errors
-/// If the last dimension of `qkv` is not divisible by `3 * num_heads`.
-pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions) -> Result<Tensor> {
-    let (b, t, width) = qkv.dims3()?;
-    if num_heads == 0 || num_heads > width || !width.is_multiple_of(3 * num_heads) {
-        bail!("attention: expected packed channels divisible by 3 * {num_heads} heads, got {width}");
+/// Those of [`attention`].
+pub fn attention_with_lse(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<(Tensor, Tensor)> {
+    match run([q, k, v], options, true)? {
+        (out, Some(lse)) => Ok((out, lse)),
+        (_, None) => bail!("attention: expected a log-sum-exp"),
     }
-    let head_dim = width / 3 / num_heads;
-    options.check([b, num_heads, t, t], qkv.dtype())?;
-    if takes_kernel(&[qkv], &options.mask) {
-        let attention = Attention::new(options, head_dim, &[qkv])?;
-        return record::apply1(
-            &record::contiguous(qkv)?,
-            PackedAttention { attention, num_heads },
-            Kept::InputsAndResult,
-        );
-    }
-    let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
-    attention(&part(0)?, &part(1)?, &part(2)?, options)?.reshape((b, t, width / 3))
 }
 
 /// The output of [`attention`] and the weights (B, H, T, S) before dropout. Both are differentiable.
@@ -182,31 +183,106 @@ pub fn attention_with_weights(
     v: &Tensor,
     options: &AttentionOptions,
 ) -> Result<(Tensor, Tensor)> {
-    check(q, k, v, options)?;
-    reference::attention(q, k, v, options)
+    let [q, k, v] = positions_first([q, k, v], options.layout)?;
+    let sizes = check(&q, &k, &v, options)?;
+    let composed::Results { out, weights, .. } = composed::attention([&q, &k, &v], sizes, options, true)?;
+    match weights {
+        Some(weights) => Ok((in_layout(out, options.layout)?, weights)),
+        None => bail!("attention: expected weights"),
+    }
+}
+
+/// The output, and the log-sum-exp if it is wanted.
+fn run(tensors: [&Tensor; 3], options: &AttentionOptions, with_lse: bool) -> Result<(Tensor, Option<Tensor>)> {
+    let [q, k, v] = positions_first(tensors, options.layout)?;
+    let sizes = check(&q, &k, &v, options)?;
+    if !takes_kernel(&[&q, &k, &v], options) {
+        let composed::Results { out, lse, .. } = composed::attention([&q, &k, &v], sizes, options, false)?;
+        return Ok((in_layout(out, options.layout)?, Some(lse)));
+    }
+    let op = Attention::new(options, sizes, &[&q, &k, &v], with_lse)?;
+    let (q, k, v) = (with_rows(&q)?, with_rows(&k)?, with_rows(&v)?);
+    let out = match Extras::of(options) {
+        extras if extras.any() => {
+            let parts = [extras.bias.and(options.mask.bias.as_ref()), options.sinks.as_ref().filter(|_| extras.sinks)];
+            let parts = parts.into_iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+            let kv = Tensor::cat(&[k, v], 3)?.contiguous()?;
+            record::apply3([&q, &kv, &Tensor::cat(&parts, 0)?], op, Kept::InputsAndResult)?
+        }
+        _ => record::apply3([&q, &k, &v], op, Kept::InputsAndResult)?,
+    };
+    if !with_lse {
+        return Ok((out, None));
+    }
+    let e = sizes.dims.e;
+    let lse = out.narrow(3, e, 1)?.squeeze(3)?;
+    let lse = if options.layout == QkvLayout::Bthd { lse.transpose(1, 2)? } else { lse };
+    Ok((out.narrow(3, 0, e)?.contiguous()?, Some(lse.contiguous()?)))
+}
+
+/// Whether the kernel handles these tensors: not if one is empty.
+fn takes_kernel(tensors: &[&Tensor], options: &AttentionOptions) -> bool {
+    let is_empty = tensors.iter().any(|tensor| tensor.elem_count() == 0);
+    let all: Vec<&Tensor> = tensors.iter().copied().chain(&options.mask.bias).chain(&options.sinks).collect();
+    has_kernel(&all) && !is_empty
+}
+
+/// Queries, keys and values as (B, T, H, D).
+fn positions_first(tensors: [&Tensor; 3], layout: QkvLayout) -> Result<[Tensor; 3]> {
+    let [q, k, v] = tensors.map(|tensor| match layout {
+        QkvLayout::Bhtd if tensor.rank() == 4 => tensor.transpose(1, 2),
+        _ => Ok(tensor.clone()),
+    });
+    Ok([q?, k?, v?])
+}
+
+/// An output (B, T, H, E) in the order of a layout.
+fn in_layout(out: Tensor, layout: QkvLayout) -> Result<Tensor> {
+    match layout {
+        QkvLayout::Bthd => Ok(out),
+        QkvLayout::Bhtd => out.transpose(1, 2)?.contiguous(),
+    }
+}
+
+/// The tensor, or a contiguous copy if its channels are not adjacent.
+fn with_rows(tensor: &Tensor) -> Result<Tensor> {
+    let has_rows = |layout: &Layout| layout.stride()[3] == 1;
+    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
+}
+
+/// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the
+/// H heads of its query, then those of its key, then those of its value. The output is (B, T, H * D). The layout among
+/// the options does not matter.
+///
+/// # Errors
+/// If the last dimension of `qkv` is not divisible by `3 * num_heads`, or the options do not fit.
+pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions) -> Result<Tensor> {
+    let (b, t, width) = qkv.dims3()?;
+    if num_heads == 0 || num_heads > width || !width.is_multiple_of(3 * num_heads) {
+        bail!("attention: expected packed channels divisible by 3 * {num_heads} heads, got {width}");
+    }
+    let head_dim = width / 3 / num_heads;
+    let options = AttentionOptions { layout: QkvLayout::Bthd, ..options.clone() };
+    options.check([b, num_heads, t, t], qkv)?;
+    if takes_kernel(&[qkv], &options) && !Extras::of(&options).any() {
+        let sizes = Sizes { b, h: num_heads, g: num_heads, dims: Dims { t, s: t, d: head_dim, e: head_dim } };
+        let op = PackedAttention(Attention::new(&options, sizes, &[qkv], false)?);
+        return record::apply1(&record::contiguous(qkv)?, op, Kept::InputsAndResult);
+    }
+    let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
+    attention(&part(0)?, &part(1)?, &part(2)?, &options)?.reshape((b, t, width / 3))
 }
 
 /// Refuses inputs that do not fit the formula, naming what was expected and what came.
-fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Sizes> {
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
         if tensor.rank() != 4 {
             bail!("attention: expected {name} of shape (B, T, H, D), got {:?}", tensor.shape());
         }
-        if tensor.dtype() != q.dtype() || !tensor.dtype().is_float() {
-            bail!(
-                "attention: expected q, k and v of one floating-point dtype, got {:?}, {:?} and {:?}",
-                q.dtype(),
-                k.dtype(),
-                v.dtype()
-            );
+        if !tensor.dtype().is_float() {
+            bail!("attention: expected {name} of a floating-point dtype, got {:?}", tensor.dtype());
         }
-        if !tensor.device().same_device(q.device()) {
-            bail!(
-                "attention: expected {name} on {:?} as q, got {:?}",
-                q.device().location(),
-                tensor.device().location()
-            );
-        }
+        check_alike("attention", name, tensor, "q", q)?;
     }
     let (b, t, h, d) = q.dims4()?;
     if d == 0 {
@@ -225,7 +301,8 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
     if g == 0 || !h.is_multiple_of(g) {
         bail!("attention: expected the heads of k and v to divide the {h} heads of q, got {g}");
     }
-    options.check([b, h, t, s], q.dtype())
+    options.check([b, h, t, s], q)?;
+    Ok(Sizes { b, h, g, dims: Dims { t, s, d, e } })
 }
 
 #[cfg(test)]

@@ -333,7 +333,7 @@ mod tests {
         let error = heads_last(&xs, &cos, &own, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos and sin of one shape, got [7, 5] and [2, 7, 5]"), "{error}");
         let halves = xs.to_dtype(DType::F32).unwrap();
-        let error = rotary(&halves, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
+        let error = heads_last(&halves, &cos, &sin, RotaryPairs::Halves).unwrap_err().to_string();
         assert!(error.contains("rotary: expected cos of the dtype F32 of the input, got F64"), "{error}");
         assert!(heads_last(&randn(1, &[2, 7, 3, 5]), &cos, &sin, RotaryPairs::Halves).is_err());
         for (theta, d, start, len, expected) in [

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cpu::testing::{assert_like_itself, randn, without_kernels};
-use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Mask, RandomKey, Scale};
+use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, Mask, RandomKey};
 
 /// The same cases each time.
 fn config() -> ProptestConfig {
@@ -26,172 +26,13 @@ fn hold(label: &str, inputs: &[Tensor], sequential: bool, op: impl Fn(&[Tensor])
     if sequential { ops::sequential(work) } else { work() }
 }
 
-/// The length of the longest row of channels.
-fn longest(xs: &Tensor) -> f64 {
-    let lengths = xs.sqr().unwrap().sum(candle_core::D::Minus1).unwrap();
-    lengths.max_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
-}
-
 fn ids(seed: u64, n: usize, v: usize) -> Tensor {
     let mut rng = StdRng::seed_from_u64(seed);
     Tensor::from_vec((0..n).map(|_| rng.random_range(0..v) as u32).collect::<Vec<_>>(), n, &Device::Cpu).unwrap()
 }
 
-/// A mask without its tensors.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Causal,
-    Full,
-    Window(usize),
-    Prefix(usize),
-    Documents { share: f64 },
-    Keys { share: f64 },
-    Allowed { share: f64 },
-    Additive { share: f64 },
-}
-
-fn kind() -> impl Strategy<Value = Kind> {
-    // From almost nothing allowed to everything.
-    let share = || prop_oneof![Just(0.0), Just(1.0), 0.0..1.0];
-    prop_oneof![
-        Just(Kind::Causal),
-        Just(Kind::Full),
-        (1..100usize).prop_map(Kind::Window),
-        (0..100usize).prop_map(Kind::Prefix),
-        share().prop_map(|share| Kind::Documents { share }),
-        share().prop_map(|share| Kind::Keys { share }),
-        share().prop_map(|share| Kind::Allowed { share }),
-        share().prop_map(|share| Kind::Additive { share }),
-    ]
-}
-
-impl Kind {
-    fn needs_a_key_for_each_query(self) -> bool {
-        matches!(self, Kind::Causal | Kind::Window(_) | Kind::Prefix(_) | Kind::Documents { .. })
-    }
-
-    fn mask(self, seed: u64, [b, h, t, s]: [usize; 4]) -> Mask {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut bits = |n: usize, share: f64| (0..n).map(|_| u8::from(rng.random_bool(share))).collect::<Vec<_>>();
-        match self {
-            Kind::Causal => Mask::Causal,
-            Kind::Full => Mask::Full,
-            Kind::Window(len) => Mask::Window(len),
-            Kind::Prefix(len) => Mask::Prefix(len),
-            // A new document now and then, in turn one of three.
-            Kind::Documents { share } => {
-                let mut number = 0;
-                let numbers = bits(b * s, share * 0.3).into_iter().map(|new| {
-                    number = (number + u32::from(new)) % 3;
-                    number
-                });
-                Mask::Documents(Tensor::from_vec(numbers.collect(), (b, s), &Device::Cpu).unwrap())
-            }
-            Kind::Keys { share } => Mask::Keys(Tensor::from_vec(bits(b * s, share), (b, s), &Device::Cpu).unwrap()),
-            Kind::Allowed { share } => {
-                Mask::Allowed(Tensor::from_vec(bits(t * s, share), (t, s), &Device::Cpu).unwrap())
-            }
-            // A bias where allowed, minus infinity elsewhere.
-            Kind::Additive { share } => {
-                let allowed = Tensor::from_vec(bits(b * h * t * s, share), (b, h, t, s), &Device::Cpu).unwrap();
-                let hidden = Tensor::full(f64::NEG_INFINITY, (b, h, t, s), &Device::Cpu).unwrap();
-                Mask::Additive(allowed.where_cond(&randn(seed, &[b, h, t, s]), &hidden).unwrap())
-            }
-        }
-    }
-}
-
-/// The options in the dtype of the inputs.
-fn of_dtype(options: &AttentionOptions, xs: &Tensor) -> Result<AttentionOptions> {
-    let mask = match &options.mask {
-        Mask::Additive(bias) => Mask::Additive(bias.to_dtype(xs.dtype())?),
-        mask => mask.clone(),
-    };
-    Ok(AttentionOptions { mask, ..options.clone() })
-}
-
-/// Sizes B, T, S, H, G, D, E.
-fn sizes(kind: Kind) -> impl Strategy<Value = [usize; 7]> {
-    let positions = prop_oneof![1..10usize, 60..72usize];
-    (1..4usize, positions.clone(), positions, 1..3usize, 1..4usize, 1..20usize, 1..20usize).prop_map(
-        move |(b, t, s, g, queries, d, e)| {
-            let s = if kind.needs_a_key_for_each_query() { s.max(t) } else { s };
-            [b, t, s, g * queries, g, d, e]
-        },
-    )
-}
-
-/// All options except the mask.
-fn options() -> impl Strategy<Value = AttentionOptions> {
-    // Up to scores of 1e4.
-    let scale = prop_oneof![
-        3 => Just(Scale::InverseSqrt),
-        3 => (0.0..2.0).prop_map(Scale::Value),
-        1 => (100.0..1000.0).prop_map(Scale::Value)
-    ];
-    let dropout = (0.0..0.9, any::<u64>(), any::<u64>()).prop_map(|(rate, seed, first_sequence)| DropoutOptions {
-        rate,
-        key: RandomKey { seed, ..Default::default() },
-        first_sequence,
-    });
-    (scale, prop::option::weighted(0.3, 0.5..50.0), prop::option::weighted(0.3, dropout))
-        .prop_map(|(scale, softcap, dropout)| AttentionOptions { scale, mask: Mask::Full, softcap, dropout })
-}
-
-/// The size of terms that may cancel in attention and its gradients: an absolute error in a score is a relative one in
-/// its weight, and grows with the score.
-fn terms_of_attention(inputs: &[Tensor], options: &AttentionOptions) -> f64 {
-    let scale = options.scale.factor(inputs[0].dim(3).unwrap());
-    let kept = 1.0 - options.dropout.map_or(0.0, |dropout| dropout.rate);
-    let (q, k, v) = (longest(&inputs[0]), longest(&inputs[1]), longest(&inputs[2]));
-    // A random gradient of E channels is about sqrt(E) long.
-    let dweights = 2.0 * (inputs[2].dim(3).unwrap() as f64).sqrt() * v / kept;
-    (1.0 + scale * q * k) * (v / kept).max(dweights).max(dweights * scale * q.max(k))
-}
-
 proptest! {
     #![proptest_config(config())]
-
-    #[test]
-    fn attention(
-        (kind, [b, t, s, h, g, d, e]) in kind().prop_flat_map(|kind| (Just(kind), sizes(kind))),
-        options in options(),
-        seed in any::<u64>(),
-        heads_first in any::<bool>(),
-        sequential in any::<bool>(),
-    ) {
-        let options = AttentionOptions { mask: kind.mask(seed, [b, h, t, s]), ..options };
-        let inputs = [randn(seed, &[b, t, h, d]), randn(seed ^ 1, &[b, s, g, d]), randn(seed ^ 2, &[b, s, g, e])];
-        let terms = terms_of_attention(&inputs, &options);
-        let label = format!("attention of {:?}, {kind:?}", [b, t, s, h, g, d, e]);
-        if heads_first {
-            let inputs = inputs.map(|x| x.transpose(1, 2).unwrap().contiguous().unwrap());
-            let op = |x: &[Tensor]| {
-                let options = of_dtype(&options, &x[0])?;
-                ops::attention(&x[0].transpose(1, 2)?, &x[1].transpose(1, 2)?, &x[2].transpose(1, 2)?, &options)
-            };
-            hold(&label, &inputs, sequential, op, terms);
-        } else {
-            let op = |x: &[Tensor]| ops::attention(&x[0], &x[1], &x[2], &of_dtype(&options, &x[0])?);
-            hold(&label, &inputs, sequential, op, terms);
-        }
-    }
-
-    #[test]
-    fn self_attention(
-        (b, t, h, d) in (1..4usize, prop_oneof![1..10usize, 60..72usize], 1..4usize, 1..20usize),
-        kind in kind(),
-        options in options(),
-        seed in any::<u64>(),
-        sequential in any::<bool>(),
-    ) {
-        let options = AttentionOptions { mask: kind.mask(seed, [b, h, t, t]), ..options };
-        let inputs = [randn(seed, &[b, t, 3 * h * d])];
-        let heads = inputs[0].reshape((b, t, 3 * h, d)).unwrap();
-        let terms = terms_of_attention(&[heads.clone(), heads.clone(), heads], &options);
-        let op = |x: &[Tensor]| ops::self_attention(&x[0], h, &of_dtype(&options, &x[0])?);
-        hold(&format!("self-attention of {:?}, {kind:?}", [b, t, h, d]), &inputs, sequential, op, terms);
-    }
 
     /// A query that sees nothing gives zeros and gets zero gradients; so does a key that no query sees.
     #[test]
@@ -202,7 +43,7 @@ proptest! {
     ) {
         let mut rng = StdRng::seed_from_u64(seed);
         let allowed: Vec<u8> = (0..t * s).map(|_| u8::from(rng.random_bool(share))).collect();
-        let mask = Mask::Allowed(Tensor::from_vec(allowed.clone(), (t, s), &Device::Cpu).unwrap());
+        let mask = Mask { allowed: Some(Tensor::from_vec(allowed.clone(), (t, s), &Device::Cpu).unwrap()), ..Mask::full() };
         let options = AttentionOptions { mask, ..Default::default() };
         let var = |seed, n| {
             let values = randn(seed, &[1, n, h, d]).to_dtype(candle_core::DType::F32).unwrap();

@@ -65,10 +65,10 @@ fn table() -> Vec<Row> {
     ];
     rows.extend(gated.map(|(name, op)| row(name, &[&[40_009], &[40_009]], move |x| op(&x[0], &x[1]))));
     let attention = [
-        ("attention of few sequences", few, with(Mask::Causal)),
-        ("attention of many sequences", many, with(Mask::Full)),
-        ("attention to windows", few, with(Mask::Window(40))),
-        ("attention inside documents", many, with(Mask::Documents(documents))),
+        ("attention of few sequences", few, with(Mask::causal())),
+        ("attention of many sequences", many, with(Mask::full())),
+        ("attention to windows", few, with(Mask::window(40))),
+        ("attention inside documents", many, with(Mask { documents: Some(documents), ..Mask::causal() })),
         (
             "attention with a soft cap and dropout",
             few,

@@ -1,13 +1,20 @@
 //! The kernel against the reference, with every mask and sizes that are not multiples of a tile.
 
+mod random;
+
 use super::*;
-use crate::cpu::testing::{assert_like_reference, randn};
+use crate::cpu::testing::{assert_like_reference, randn, without_kernels};
 use crate::ops::RandomKey;
 use candle_core::Device;
 
+/// Attention without the kernel.
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
+    without_kernels(|| attention(q, k, v, options))
+}
+
 fn checkers(t: usize, s: usize) -> Mask {
     let allowed: Vec<u8> = (0..t * s).map(|i| u8::from(i / s % 5 != 3 && (i / s + i % s) % 3 != 1)).collect();
-    Mask::Allowed(Tensor::from_vec(allowed, (t, s), &Device::Cpu).unwrap())
+    Mask { allowed: Some(Tensor::from_vec(allowed, (t, s), &Device::Cpu).unwrap()), ..Mask::full() }
 }
 
 /// One of each kind that has a kernel; in some, a query sees nothing or a whole tile is hidden.
@@ -15,14 +22,17 @@ fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
     let documents: Vec<u32> = (0..b * s).map(|i| ((i % s) / (5 + 40 * (i / s))) as u32).collect();
     let keys: Vec<u8> = (0..b * s).map(|i| u8::from(i % s < s - (i / s * 7) % s && i % 5 != 3)).collect();
     vec![
-        Mask::Causal,
-        Mask::Full,
-        Mask::Window(9),
-        Mask::Window(70),
-        Mask::Prefix(3),
-        Mask::Prefix(90),
-        Mask::Documents(Tensor::from_vec(documents, (b, s), &Device::Cpu).unwrap()),
-        Mask::Keys(Tensor::from_vec(keys, (b, s), &Device::Cpu).unwrap()),
+        Mask::causal(),
+        Mask::full(),
+        Mask::window(9),
+        Mask::window(70),
+        Mask::prefix(3),
+        Mask::prefix(90),
+        Mask { documents: Some(Tensor::from_vec(documents, (b, s), &Device::Cpu).unwrap()), ..Mask::causal() },
+        Mask {
+            key_padding: Some(KeyPadding::Real(Tensor::from_vec(keys, (b, s), &Device::Cpu).unwrap())),
+            ..Mask::full()
+        },
         checkers(t, s),
     ]
 }
@@ -48,7 +58,7 @@ fn the_kernel_is_the_reference() {
                 let options = AttentionOptions { scale, mask: mask.clone(), ..Default::default() };
                 let label = format!("attention {:?} {mask:?} {scale:?}", [b, t, s, h, g, d, e]);
                 let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
-                let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+                let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], &options);
                 assert_like_reference(&label, &inputs, &fused, &reference);
                 // On one thread, heads are not split.
                 let fused = |x: &[Tensor]| crate::ops::sequential(|| attention(&x[0], &x[1], &x[2], &options));
@@ -63,14 +73,20 @@ fn soft_cap_and_dropout_are_those_of_the_reference() {
     let dropout = DropoutOptions { rate: 0.3, key: RandomKey { seed: 5, step: 7, site: 11 }, first_sequence: 13 };
     for [b, t, s, h, g, d, e] in SIZES {
         let inputs = [randn(1, &[b, t, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
-        for mask in [Mask::Causal, Mask::Full, checkers(t, s)] {
+        for mask in [Mask::causal(), Mask::full(), checkers(t, s)] {
             for (softcap, dropout) in
                 [(Some(0.7), None), (Some(30.0), None), (None, Some(dropout)), (Some(2.0), Some(dropout))]
             {
-                let options = AttentionOptions { scale: Scale::Value(1.3), mask: mask.clone(), softcap, dropout };
+                let options = AttentionOptions {
+                    scale: Scale::Value(1.3),
+                    mask: mask.clone(),
+                    softcap,
+                    dropout,
+                    ..Default::default()
+                };
                 let label = format!("attention {:?} {options:?}", [b, t, s, h, g, d, e]);
                 let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
-                let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+                let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], &options);
                 assert_like_reference(&label, &inputs, &fused, &reference);
             }
         }
@@ -84,9 +100,10 @@ fn a_single_query_is_that_of_the_reference() {
         let inputs = [randn(1, &[b, 1, h, d]), randn(2, &[b, s, g, d]), randn(3, &[b, s, g, e])];
         for mask in masks(b, 1, s) {
             for softcap in [None, Some(0.7)] {
-                let options = AttentionOptions { scale: Scale::Value(1.3), mask: mask.clone(), softcap, dropout: None };
+                let options =
+                    AttentionOptions { scale: Scale::Value(1.3), mask: mask.clone(), softcap, ..Default::default() };
                 let label = format!("attention {:?} {options:?}", [b, s, h, g, d, e]);
-                let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+                let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], &options);
                 let fused = |x: &[Tensor]| {
                     let out = attention(&x[0].detach(), &x[1].detach(), &x[2].detach(), &options)?;
                     // Zeros, for the gradients that are compared too.
@@ -110,11 +127,11 @@ fn a_constant_bias_is_that_of_the_reference() {
             let hide = |(i, x): (usize, f64)| if i % 7 == 3 || i / s == 1 { f64::NEG_INFINITY } else { x };
             let bias = Tensor::from_vec(bias.into_iter().enumerate().map(hide).collect(), shape, &Device::Cpu).unwrap();
             let options = |x: &[Tensor]| AttentionOptions {
-                mask: Mask::Additive(bias.to_dtype(x[0].dtype()).unwrap()),
+                mask: Mask { bias: Some(bias.to_dtype(x[0].dtype()).unwrap()), ..Mask::full() },
                 ..Default::default()
             };
             let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options(x));
-            let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options(x))?.0);
+            let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], &options(x));
             assert_like_reference(&format!("biased attention {shape:?}"), &inputs, &fused, &reference);
         }
     }
@@ -140,7 +157,7 @@ fn packed_is_separate() {
         let packed = |x: &[Tensor]| self_attention(&x[0], h, &options);
         let separate = |x: &[Tensor]| {
             let part = |i: usize| x[0].narrow(2, i * h * d, h * d)?.reshape((b, t, h, d));
-            reference::attention(&part(0)?, &part(1)?, &part(2)?, &options)?.0.reshape((b, t, h * d))
+            composed(&part(0)?, &part(1)?, &part(2)?, &options)?.reshape((b, t, h * d))
         };
         assert_like_reference(&format!("packed {b} {t} {h} {d}"), &inputs, &packed, &separate);
     }
@@ -155,7 +172,7 @@ fn strided_views_give_the_same() {
         Ok([x[0].transpose(1, 2)?, x[1].narrow(1, 4, 7)?, x[2].permute((0, 3, 1, 2))?])
     };
     let fused = |x: &[Tensor]| views(x).and_then(|[q, k, v]| attention(&q, &k, &v, &options));
-    let reference = |x: &[Tensor]| views(x).and_then(|[q, k, v]| Ok(reference::attention(&q, &k, &v, &options)?.0));
+    let reference = |x: &[Tensor]| views(x).and_then(|[q, k, v]| composed(&q, &k, &v, &options));
     assert_like_reference("strided attention", &inputs, &fused, &reference);
 }
 
@@ -163,15 +180,21 @@ fn strided_views_give_the_same() {
 fn a_bias_on_the_scores_has_its_gradient_and_hides_with_minus_infinity() {
     let (q, k, v) = (randn(1, &[2, 7, 3, 5]), randn(2, &[2, 11, 3, 5]), randn(3, &[2, 11, 3, 5]));
     let with_bias = |x: &[Tensor]| {
-        attention(&x[0], &x[1], &x[2], &AttentionOptions { mask: Mask::Additive(x[3].clone()), ..Default::default() })
+        attention(
+            &x[0],
+            &x[1],
+            &x[2],
+            &AttentionOptions { mask: Mask { bias: Some(x[3].clone()), ..Mask::full() }, ..Default::default() },
+        )
     };
     for shape in [&[7, 11][..], &[2, 1, 7, 11], &[2, 3, 7, 11]] {
         let inputs = [q.clone(), k.clone(), v.clone(), randn(4, shape)];
         assert_like_reference("biased attention", &inputs, &with_bias, &with_bias);
     }
     let causal = attention(&q, &k, &v, &AttentionOptions::default()).unwrap();
-    let terms = Mask::Causal.additive([2, 7, 11], q.dtype(), &Device::Cpu).unwrap().unwrap();
-    let hidden = with_bias(&[q.clone(), k, v, terms.reshape((7, 11)).unwrap()]).unwrap();
+    let terms = |i: usize| if i % 11 > i / 11 + 4 { f64::NEG_INFINITY } else { 0.0 };
+    let terms = Tensor::from_vec((0..77).map(terms).collect(), (7, 11), &Device::Cpu).unwrap();
+    let hidden = with_bias(&[q.clone(), k, v, terms]).unwrap();
     let difference = (causal - hidden).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
     assert_eq!(difference, 0.0);
 }
@@ -179,11 +202,11 @@ fn a_bias_on_the_scores_has_its_gradient_and_hides_with_minus_infinity() {
 /// Only masks with many keys: where a single score dominates, the largest of a few rounding errors says little.
 #[test]
 fn the_kernel_is_the_reference_for_large_scores() {
-    for (mask, scale) in [(Mask::Causal, 3.0), (Mask::Full, 3.0), (Mask::Full, 30.0)] {
+    for (mask, scale) in [(Mask::causal(), 3.0), (Mask::full(), 3.0), (Mask::full(), 30.0)] {
         let inputs = [randn(1, &[2, 131, 3, 16]), randn(2, &[2, 131, 3, 16]), randn(3, &[2, 131, 3, 16])];
         let options = AttentionOptions { scale: Scale::Value(scale), mask, ..Default::default() };
         let fused = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &options);
-        let reference = |x: &[Tensor]| Ok(reference::attention(&x[0], &x[1], &x[2], &options)?.0);
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], &options);
         assert_like_reference(&format!("attention {options:?}"), &inputs, &fused, &reference);
     }
 }
@@ -191,7 +214,7 @@ fn the_kernel_is_the_reference_for_large_scores() {
 #[test]
 fn a_window_of_one_gives_back_the_values() {
     let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[2, 67, 3, 5]).to_dtype(candle_core::DType::F32).unwrap());
-    let options = AttentionOptions { mask: Mask::Window(1), ..Default::default() };
+    let options = AttentionOptions { mask: Mask::window(1), ..Default::default() };
     let out = attention(&q, &k, &v, &options).unwrap();
     let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(values(&out), values(&v));
@@ -202,10 +225,19 @@ fn masks_that_do_not_fit_are_named() {
     let q = randn(1, &[2, 7, 3, 5]);
     let u32s = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::U32, &Device::Cpu).unwrap();
     for (mask, expected) in [
-        (Mask::Window(0), "a window of at least 1"),
-        (Mask::Documents(u32s(&[2, 6])), "a mask of shape [2, 7] and dtype U32, got [2, 6] and U32"),
-        (Mask::Keys(u32s(&[2, 7])), "a mask of shape [2, 7] and dtype U8, got [2, 7] and U32"),
-        (Mask::Additive(randn(2, &[2, 2, 7, 7])), "a mask of shape [2, 3, 7, 7] and dtype F64"),
+        (Mask::window(0), "a window of at least 1"),
+        (
+            Mask { documents: Some(u32s(&[2, 6])), ..Mask::causal() },
+            "documents of shape [2, 7] and dtype U32, got [2, 6] and U32",
+        ),
+        (
+            Mask { key_padding: Some(KeyPadding::Real(u32s(&[2, 7]))), ..Mask::full() },
+            "key padding of shape [2, 7] and dtype U8, got [2, 7] and U32",
+        ),
+        (
+            Mask { bias: Some(randn(2, &[2, 2, 7, 7])), ..Mask::full() },
+            "a bias of dtype F64 that broadcasts to (B, H, T, S) = [2, 3, 7, 7], got [2, 2, 7, 7] and F64",
+        ),
     ] {
         let error = attention(&q, &q, &q, &AttentionOptions { mask, ..Default::default() }).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -236,7 +268,7 @@ fn options_out_of_their_range_are_named() {
 fn empty_keys_give_zero_gradients() {
     let var = |shape: &[usize]| candle_core::Var::from_tensor(&randn(1, shape)).unwrap();
     let (q, k, v) = (var(&[2, 5, 1, 3]), var(&[2, 0, 1, 3]), var(&[2, 0, 1, 3]));
-    let options = AttentionOptions { mask: Mask::Full, ..Default::default() };
+    let options = AttentionOptions { mask: Mask::full(), ..Default::default() };
     let gradients = attention(&q, &k, &v, &options).unwrap().sum_all().unwrap().backward().unwrap();
     let of_q = gradients.get(&q).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
     assert_eq!((of_q, gradients.get(&k).unwrap().dims()), (0.0, &[2, 0, 1, 3][..]));
@@ -250,7 +282,7 @@ fn empty_inputs_give_zeros_and_a_huge_window_is_causal() {
             attention(&like(t), &like(s), &like(s), &AttentionOptions { mask, ..Default::default() }).unwrap()
         };
         for sizes in [[0, 5, 5], [2, 0, 5], [2, 5, 0], [0, 0, 0]] {
-            let out = of(sizes, Mask::Full);
+            let out = of(sizes, Mask::full());
             assert_eq!(out.dims(), [sizes[0], sizes[1], 2, 3]);
             assert_eq!(
                 out.abs()
@@ -266,7 +298,7 @@ fn empty_inputs_give_zeros_and_a_huge_window_is_causal() {
         }
         let values =
             |x: &Tensor| x.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let (window, causal) = (of([1, 7, 9], Mask::Window(usize::MAX)), of([1, 7, 9], Mask::Causal));
+        let (window, causal) = (of([1, 7, 9], Mask::window(usize::MAX)), of([1, 7, 9], Mask::causal()));
         assert_eq!(values(&window), values(&causal));
     }
 }

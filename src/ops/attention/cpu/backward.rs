@@ -1,0 +1,195 @@
+//! The backward pass of one head.
+
+use pulp::{Simd, WithSimd};
+
+use super::bias::BiasRows;
+use super::pack::{Rows, RowsMut};
+use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
+use super::tile::{HeadMask, Tile};
+use super::{Dims, TILE, padded, tiles};
+use crate::cpu::block_product::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::simd::{dispatch, dispatch_vectors, sum_of};
+
+/// What forward gave for one head, and the gradient of it.
+#[derive(Clone, Copy)]
+pub(super) struct Saved<'a> {
+    pub(super) out: Rows<'a>,
+    pub(super) dout: Rows<'a>,
+    pub(super) stats: &'a [RowStats],
+    pub(super) with_lse: bool,
+}
+
+impl Saved<'_> {
+    /// The mean of dweights by the weights of a query, which is `dout . out`, less the gradient of its log-sum-exp: what
+    /// the gradient of a softmax subtracts.
+    #[inline(always)]
+    pub(super) fn mean(&self, query: usize, e: usize) -> f32 {
+        let mean = sum_of(self.dout.row(query, e), self.out.row(query, e), |dout, out| dout * out);
+        if self.with_lse { mean - self.dout.row(query, e + 1)[e] } else { mean }
+    }
+}
+
+/// The backward pass over the query heads that share a key-value head; accumulates the gradients of the latter.
+pub(super) struct Backward {
+    dims: Dims,
+    k: Vec<f32>,
+    k_columns: Vec<f32>,
+    v_columns: Vec<f32>,
+    /// For each tile, whether its keys and values are finite.
+    is_finite: Vec<bool>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    q: Vec<f32>,
+    dq: Vec<f32>,
+    dout: Vec<f32>,
+    weights: Vec<f32>,
+    dscores: Vec<f32>,
+}
+
+impl Backward {
+    /// Allocates buffers for heads of these sizes.
+    pub(super) fn new(dims: Dims) -> Self {
+        let Dims { s, d, e, .. } = dims;
+        let s = s.next_multiple_of(TILE);
+        Self {
+            dims,
+            k: vec![0.0; s * padded(d)],
+            k_columns: vec![0.0; s * d],
+            v_columns: vec![0.0; s * e],
+            is_finite: vec![true; s / TILE],
+            dk: vec![0.0; s * padded(d)],
+            dv: vec![0.0; s * padded(e)],
+            q: vec![0.0; TILE * padded(d)],
+            dq: vec![0.0; TILE * padded(d)],
+            dout: vec![0.0; TILE * padded(e)],
+            weights: vec![0.0; TILE * TILE],
+            dscores: vec![0.0; TILE * TILE],
+        }
+    }
+
+    /// Loads a key-value head.
+    pub(super) fn load(&mut self, k: Rows, v: Rows) {
+        let Dims { s, d, e, .. } = self.dims;
+        self.dk.fill(0.0);
+        self.dv.fill(0.0);
+        dispatch(
+            #[inline(always)]
+            || {
+                k.copy(0..s, d, 1.0, &mut self.k, padded(d));
+                k.copy_columns(s, d, &mut self.k_columns);
+                v.copy_columns(s, e, &mut self.v_columns);
+                for (keys, is_finite) in tiles(0..s).zip(&mut self.is_finite) {
+                    *is_finite = k.are_finite(keys.clone(), d) && v.are_finite(keys, e);
+                }
+            },
+        );
+    }
+
+    /// Processes a query head: its gradient, that of its bias, and its contribution to those of keys and values.
+    pub(super) fn head(
+        &mut self,
+        (dq, q): (RowsMut, Rows),
+        saved: Saved,
+        scoring: Scoring,
+        mask: HeadMask,
+        dbias: Option<BiasRows>,
+    ) {
+        dispatch_vectors(BackwardHead { work: self, dq, saved, q, scoring, mask, dbias });
+    }
+
+    /// Writes the gradient of the loaded keys.
+    pub(super) fn store_dk(&self, mut dk: RowsMut) {
+        let Dims { s, d, .. } = self.dims;
+        dk.fill(&self.dk[..s * padded(d)], padded(d), d);
+    }
+
+    /// Writes the gradient of the loaded values.
+    pub(super) fn store_dv(&self, mut dv: RowsMut) {
+        let Dims { s, e, .. } = self.dims;
+        dv.fill(&self.dv[..s * padded(e)], padded(e), e);
+    }
+}
+
+struct BackwardHead<'a> {
+    work: &'a mut Backward,
+    dq: RowsMut<'a>,
+    saved: Saved<'a>,
+    q: Rows<'a>,
+    scoring: Scoring<'a>,
+    mask: HeadMask<'a>,
+    dbias: Option<BiasRows<'a>>,
+}
+
+impl WithSimd for BackwardHead<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { work, mut dq, saved, q, scoring, mask, mut dbias } = self;
+        let Dims { t, s, d, e } = work.dims;
+        let (d_stride, e_stride) = (padded(d), padded(e));
+        let mut means = [0.0; TILE];
+        for queries in tiles(0..t) {
+            let rows = queries.len();
+            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
+            let rows_are_finite = q.are_finite(queries.clone(), d) && saved.dout.are_finite(queries.clone(), e);
+            for (mean, query) in means.iter_mut().zip(queries.clone()) {
+                *mean = saved.mean(query, e);
+            }
+            work.dq.fill(0.0);
+            for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
+                let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
+                // In forward, pass 1: scores = (scale q) k^T.
+                let scores = Target { data: &mut work.weights, stride: TILE, adds: false };
+                let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };
+                let k = Right { data: &work.k_columns[keys.start * d..], stride: TILE };
+                product(simd, scores, q, k, rows, |row| (tile.columns_of(row).end, 0..d));
+                // Pass 3 was out = weights v: dweights = dout v^T.
+                let dweights = Target { data: &mut work.dscores, stride: TILE, adds: false };
+                let dout = Left { data: &work.dout, row_stride: e_stride, k_stride: 1 };
+                let v = Right { data: &work.v_columns[keys.start * e..], stride: TILE };
+                product(simd, dweights, dout, v, rows, |row| (tile.columns_of(row).end, 0..e));
+                // Pass 2 was weights = softmax(scores).
+                let row_gradients = RowGradients { stats: saved.stats, means: &means };
+                let on_scores = |query: usize, dscores: &[f32]| {
+                    if let Some(dbias) = &mut dbias {
+                        dbias.add(query, keys.clone(), dscores);
+                    }
+                };
+                let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
+                softmax_tile_backward(both, row_gradients, &tile, scoring, on_scores);
+                // The weights and dscores of hidden keys are 0, but 0 times what is not finite is not.
+                let is_finite = rows_are_finite && work.is_finite[keys.start / TILE];
+                // Pass 3 again: dv = weights^T dout.
+                let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
+                let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };
+                let dout = Right { data: &work.dout, stride: e_stride };
+                let of_values = |key: usize| (e, tile.rows_of(key));
+                // Pass 1 again: dq = scale dscores k, dk = dscores^T (scale q).
+                let dq = Target { data: &mut work.dq, stride: d_stride, adds: true };
+                let dscores = Left { data: &work.dscores, row_stride: TILE, k_stride: 1 };
+                let k = Right { data: &work.k[keys.start * d_stride..], stride: d_stride };
+                let of_queries = |row: usize| (d, tile.columns_of(row));
+                let dk = Target { data: &mut work.dk[keys.start * d_stride..], stride: d_stride, adds: true };
+                let dscores_t = Left { data: &work.dscores, row_stride: 1, k_stride: TILE };
+                let q = Right { data: &work.q, stride: d_stride };
+                let of_keys = |key: usize| (d, tile.rows_of(key));
+                if is_finite {
+                    product(simd, dv, weights, dout, keys.len(), of_values);
+                    product(simd, dq, dscores, k, rows, of_queries);
+                    product(simd, dk, dscores_t, q, keys.len(), of_keys);
+                } else {
+                    product_of_nonzero(dv, weights, dout, keys.len(), of_values);
+                    product_of_nonzero(dq, dscores, k, rows, of_queries);
+                    product_of_nonzero(dk, dscores_t, q, keys.len(), of_keys);
+                }
+            }
+            for (query, row) in queries.zip(work.dq.chunks_exact(d_stride)) {
+                for (dq, x) in dq.row(query, d).iter_mut().zip(row) {
+                    *dq = x * scoring.scale;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The kernels of attention, on slices: tile by tile, with memory linear in the number of positions.
+//!
+//! One head of keys and values is copied into the layouts that the products of tiles need, and serves all query heads
+//! that share it. Each of these is processed in tiles of [`TILE`] queries and keys. Forward keeps two numbers a query,
+//! from which backward recomputes the weights of a tile, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135).
+//! Tiles in which nothing is visible are never computed, and of the others only the blocks that some query sees.
+
+mod backward;
+mod bias;
+mod decode;
+mod forward;
+mod pack;
+mod parallel;
+mod softmax;
+mod tile;
+
+use std::ops::Range;
+
+use crate::cpu::block_product::GROUP;
+
+pub(super) use bias::BiasShape;
+pub(super) use pack::RowLayout;
+pub(super) use parallel::{Dense, Heads, Place, Results, Sizes, View, backward, forward, sink_gradient};
+pub(super) use softmax::RowStats;
+
+/// Queries, and keys, in a tile: its scores stay in the L1 cache.
+pub(super) const TILE: usize = 64;
+
+/// A range, cut at multiples of [`TILE`].
+pub(super) fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    (range.start / TILE * TILE..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
+}
+
+/// Queries (T) and keys (S) of a sequence, channels of queries and keys (D) and of values (E).
+#[derive(Clone, Copy)]
+pub(super) struct Dims {
+    pub(super) t: usize,
+    pub(super) s: usize,
+    pub(super) d: usize,
+    pub(super) e: usize,
+}
+
+/// Channels, rounded up to whole groups.
+fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(GROUP)
+}

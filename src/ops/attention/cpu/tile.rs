@@ -1,0 +1,163 @@
+//! The mask in a tile of queries and keys.
+
+use std::ops::Range;
+
+use super::super::mask::Band;
+use super::super::structure::{Sequence, Visibility};
+use super::TILE;
+use crate::cpu::block_product::{GROUP, ROWS};
+
+/// The mask of one head of one sequence.
+#[derive(Clone, Copy)]
+pub(in super::super) struct HeadMask<'a> {
+    pub(in super::super) band: Band,
+    pub(in super::super) sequence: &'a Sequence,
+    pub(in super::super) allowed: Option<DenseHead<'a, u8>>,
+    pub(in super::super) bias: Option<DenseHead<'a, f32>>,
+    /// Of linear biases.
+    pub(in super::super) slope: Option<f32>,
+}
+
+/// One head of a tensor that was broadcast to (B, H, T, S), where it lies.
+#[derive(Clone, Copy)]
+pub(in super::super) struct DenseHead<'a, T> {
+    pub(in super::super) data: &'a [T],
+    pub(in super::super) query_stride: usize,
+    pub(in super::super) key_stride: usize,
+}
+
+impl<T: Copy> DenseHead<'_, T> {
+    /// Calls `f` with each score and the element for this query and the score's key, from `keys.start` on.
+    #[inline(always)]
+    fn for_each(self, scores: &mut [f32], query: usize, keys: Range<usize>, f: impl Fn(&mut f32, T)) {
+        if keys.is_empty() {
+            return;
+        }
+        let elements = &self.data[query * self.query_stride + keys.start * self.key_stride..];
+        let scores = scores.iter_mut().take(keys.len());
+        match self.key_stride {
+            1 => scores.zip(elements).for_each(|(score, x)| f(score, *x)),
+            0 => scores.for_each(|score| f(score, elements[0])),
+            stride => scores.zip(elements.iter().step_by(stride)).for_each(|(score, x)| f(score, *x)),
+        }
+    }
+}
+
+/// What a query may see of a tile of keys.
+pub(super) struct Tile<'a> {
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
+    mask: HeadMask<'a>,
+    /// Whether the band allows everything.
+    is_whole: bool,
+    /// Of each block of rows, the columns that its queries see by the band: the first, and one past the last.
+    blocks: [[usize; 2]; TILE / ROWS],
+    /// Whether some keys may be in other segments.
+    compares_segments: bool,
+}
+
+impl<'a> Tile<'a> {
+    /// `None` if nothing in it is visible.
+    #[inline(always)]
+    pub(super) fn new(mask: HeadMask<'a>, queries: Range<usize>, keys: Range<usize>) -> Option<Self> {
+        let segments = mask.sequence.segments.as_ref();
+        let visibility = segments.map_or(Visibility::All, |segments| segments.visibility(&queries, &keys));
+        if visibility == Visibility::Nothing {
+            return None;
+        }
+        let compares_segments = visibility == Visibility::Some;
+        let mut tile = Self { queries, keys, mask, is_whole: false, blocks: Default::default(), compares_segments };
+        // Both ends of what a query sees never lie before those of an earlier query.
+        let len = tile.keys.len();
+        let (first, last) = (tile.band(tile.queries.start), tile.band(tile.queries.end - 1));
+        tile.is_whole = first.end == len && last == (0..len);
+        if tile.is_whole {
+            tile.blocks = [[0, len]; TILE / ROWS];
+        } else {
+            for block in 0..tile.queries.len().div_ceil(ROWS) {
+                let first = tile.queries.start + block * ROWS;
+                let last = (first + ROWS).min(tile.queries.end) - 1;
+                tile.blocks[block] = [tile.band(first).start, tile.band(last).end];
+            }
+        }
+        Some(tile)
+    }
+
+    /// The columns that a query sees by the band.
+    #[inline(always)]
+    fn band(&self, query: usize) -> Range<usize> {
+        if self.is_whole {
+            return 0..self.keys.len();
+        }
+        // A query sees no key past the tile's last anyway.
+        let seen = self.mask.band.keys(self.mask.sequence.first + query as i64, self.keys.end);
+        let column = |key: usize| key.saturating_sub(self.keys.start);
+        column(seen.start)..column(seen.end)
+    }
+
+    /// The columns that the queries of the block that starts at a row see.
+    #[inline(always)]
+    pub(super) fn columns_of(&self, row: usize) -> Range<usize> {
+        let [start, end] = self.blocks[row / ROWS];
+        start.min(end)..end
+    }
+
+    /// The rows of the blocks of queries that see one of the keys of the block that starts at a column.
+    #[inline(always)]
+    pub(super) fn rows_of(&self, column: usize) -> Range<usize> {
+        let rows = self.queries.len();
+        if self.is_whole {
+            return 0..rows;
+        }
+        let blocks = &self.blocks[..rows.div_ceil(ROWS)];
+        let first = blocks.iter().position(|[_, end]| *end > column).unwrap_or(blocks.len());
+        let last = blocks.iter().rposition(|[start, _]| *start < column + ROWS).map_or(0, |block| block + 1);
+        (first * ROWS).min(rows)..(last * ROWS).min(rows).max((first * ROWS).min(rows))
+    }
+
+    /// The number of scores of a row that are computed, from the first: whole groups.
+    #[inline(always)]
+    pub(super) fn computed(&self, row: usize) -> usize {
+        self.columns_of(row).end.next_multiple_of(GROUP)
+    }
+
+    /// Adds the bias to a query's scores, of the keys from the first on and padding after them, and hides those of keys
+    /// that it does not see.
+    #[inline(always)]
+    pub(super) fn mask_scores(&self, scores: &mut [f32], query: usize) {
+        let HeadMask { sequence, allowed, bias, slope, .. } = self.mask;
+        let band = self.band(query);
+        hide(scores, 0..band.start);
+        hide(scores, band.end..scores.len());
+        let first = self.keys.start + band.start;
+        let (scores, keys) = (&mut scores[band.clone()], first..first + band.len());
+        if let Some(slope) = slope {
+            let position = sequence.first + query as i64 - keys.start as i64;
+            for (score, i) in scores.iter_mut().zip(0..) {
+                *score -= slope * (position - i).abs() as f32;
+            }
+        }
+        if let Some(bias) = bias {
+            let add = |score: &mut f32, x: f32| *score = if x == f32::NEG_INFINITY { x } else { *score + x };
+            bias.for_each(scores, query, keys.clone(), add);
+        }
+        if let Some(allowed) = allowed {
+            allowed.for_each(scores, query, keys.clone(), |score, x| {
+                *score = if x == 0 { f32::NEG_INFINITY } else { *score };
+            });
+        }
+        if let Some(segments) = sequence.segments.as_ref().filter(|_| self.compares_segments) {
+            let segment = segments.queries[query];
+            for (score, of_key) in scores.iter_mut().zip(&segments.keys[keys]) {
+                *score = if *of_key == segment { *score } else { f32::NEG_INFINITY };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn hide(scores: &mut [f32], columns: Range<usize>) {
+    if let Some(hidden) = scores.get_mut(columns) {
+        hidden.fill(f32::NEG_INFINITY);
+    }
+}

@@ -24,6 +24,9 @@ pub(crate) fn precise(dtype: DType) -> DType {
 
 /// Zero, with zero gradients, whatever the tensor holds.
 pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
+    if xs.elem_count() == 0 {
+        return xs.sum_all(); // candle's `where_cond` panics
+    }
     let zeros = xs.zeros_like()?.detach();
     zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
 }

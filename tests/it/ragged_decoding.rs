@@ -40,7 +40,7 @@ fn side_by_side(
     cut: Pieces,
     is_left: bool,
 ) -> [Tensor; 3] {
-    let (mut cache, mut read) = (KvCache::new(11), [0; 3]);
+    let (mut cache, mut read) = (KvCache::new(12), [0; 3]);
     let mut outputs: [Vec<Tensor>; 3] = Default::default();
     for &(t, real) in cut {
         let lengths = real.to_vec();

@@ -69,7 +69,7 @@ impl MultiHeadAttention {
         Ok((self.merge_heads(ys)?, weights))
     }
 
-    /// The options of a call.
+    /// The options of a call, which are checked.
     fn options(&self, inputs: &AttentionInputs) -> Result<AttentionOptions> {
         if inputs.memory.is_some() && inputs.mask.is_none() && self.options.mask.band != Band::Full {
             bail!(
@@ -77,6 +77,9 @@ impl MultiHeadAttention {
                  the input, got {:?}: configure the layer with `mask: Mask::full()`, or give the call a mask",
                 self.options.mask.band
             );
+        }
+        if inputs.positions.is_some() && self.rotary.is_none() {
+            bail!("multi-head-attention: expected no positions for a layer without rotary positions, got some");
         }
         let mask = inputs.mask.unwrap_or(&self.options.mask).clone();
         Ok(AttentionOptions { mask, dropout: inputs.dropout, ..self.options.clone() })
@@ -98,9 +101,6 @@ impl MultiHeadAttention {
 
     /// The positions (B, T) that a call gives.
     fn positions(&self, xs: &Tensor, ids: &Tensor) -> Result<Positions> {
-        if self.rotary.is_none() {
-            bail!("multi-head-attention: expected no positions for a layer without rotary positions, got some");
-        }
         let (b, t, _) = xs.dims3()?;
         if ids.dims() != [b, t] || ids.dtype() != DType::U32 {
             let (dims, dtype) = (ids.dims(), ids.dtype());

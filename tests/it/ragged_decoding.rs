@@ -84,6 +84,21 @@ fn each_sequence_gives_what_it_gives_alone() {
     }
 }
 
+/// A prefix that all positions see, and that is longer than one of the sequences.
+#[test]
+fn a_prefix_ends_with_its_sequence() {
+    let config = MultiHeadAttentionConfig { mask: Mask::prefix(9), ..MultiHeadAttentionConfig::new(CHANNELS, 6) };
+    let layer = layer_of(&config, DType::F64);
+    let texts = [randn(30, &[11, CHANNELS]), randn(31, &[7, CHANNELS]), randn(32, &[9, CHANNELS])];
+    for is_left in [false, true] {
+        let got = side_by_side(&layer, &config.mask, &texts, CUTS[2], is_left);
+        for b in 0..3 {
+            let label = format!("sequence {b}, left {is_left}");
+            assert_close(&label, &got[b], &layer.forward(&texts[b]).unwrap(), 1e-11);
+        }
+    }
+}
+
 /// Beams: copies of a sequence that go on in different ways.
 #[test]
 fn beams_go_on_from_the_sequence_they_come_from() {

@@ -44,7 +44,8 @@ impl MultiHeadAttention {
             return self.forward_with(&xs.unsqueeze(0)?, inputs)?.squeeze(0);
         }
         let options = self.options(inputs)?;
-        if inputs.memory.is_none() && self.is_packable() {
+        // candle panics on parts of a packed tensor of no positions.
+        if inputs.memory.is_none() && self.is_packable() && xs.elem_count() > 0 {
             let qkv = self.project_qkv(xs)?; // (B, T, 3 * H * D)
             return self.project_output(ops::self_attention(&qkv, self.sizes.h, &options)?);
         }

@@ -28,10 +28,10 @@ impl BiasShape {
         }
     }
 
-    /// The work on units of one key-value head of one sequence, (b, g), divided so that units which add to the same
-    /// elements follow one another: for each list its units, and which of how many copies of the gradient they add to.
-    /// At least four lists where there are as many units; the division does not depend on the number of threads.
-    pub(super) fn lists(self, sizes: Sizes) -> (Vec<(usize, Vec<[usize; 2]>)>, usize) {
+    /// The work divided so that units which add to the same elements follow one another, and the number of copies of the
+    /// gradient that they add to. At least four lists where there are as many units; the division does not depend on the
+    /// number of threads.
+    pub(super) fn lists(self, sizes: Sizes) -> (Vec<List>, usize) {
         const LISTS: usize = 4;
         let [b, h, ..] = self.0;
         let (owners_b, owners_g) = (if b == 1 { 1 } else { sizes.b }, if h == 1 { 1 } else { sizes.g });
@@ -43,7 +43,7 @@ impl BiasShape {
                 .map(|i| [owner / owners_g * members_b + i / members_g, owner % owners_g * members_g + i % members_g])
                 .collect();
             let units = members.chunks(members.len().div_ceil(copies)).map(<[_]>::to_vec);
-            lists.extend(units.enumerate());
+            lists.extend(units.enumerate().map(|(copy, units)| List { copy, units }));
         }
         (lists, copies)
     }
@@ -56,6 +56,14 @@ impl BiasShape {
         }
         sum
     }
+}
+
+/// Work in order.
+pub(super) struct List {
+    /// Which copy of the gradient it adds to.
+    pub(super) copy: usize,
+    /// Key-value heads of sequences, (b, g).
+    pub(super) units: Vec<[usize; 2]>,
 }
 
 /// The rows of a head's bias, to add to.

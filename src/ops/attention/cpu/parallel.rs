@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::super::structure::Structure;
 use super::backward::{Backward, Saved};
-use super::bias::{BiasRows, BiasShape};
+use super::bias::{BiasRows, BiasShape, List};
 use super::forward::Forward;
 use super::pack::{RowLayout, Rows, SharedBuffer};
 use super::softmax::{RowStats, Scoring};
@@ -202,7 +202,7 @@ pub(in super::super) fn backward(
         lists.len(),
         || Backward::new(dims),
         |work, i| {
-            let (copy, units) = &lists[i];
+            let List { copy, units } = &lists[i];
             units.iter().for_each(|at| unit(work, *at, Some((&shared[*copy], shape))));
         },
     );

@@ -1,5 +1,6 @@
 //! The kernel against the reference, with every mask and sizes that are not multiples of a tile.
 
+mod hidden;
 mod random;
 
 use super::*;

@@ -60,6 +60,8 @@ impl RotaryEmbeddingConfig {
 /// for before in [7, 1_000_000] {
 ///     assert_eq!(rotary.forward(&q, before)?.dims(), q.dims());
 /// }
+/// let positions = Tensor::new(&[[0u32, 1, 2, 0, 1], [9, 10, 11, 12, 13]], &Device::Cpu)?; // (B, T)
+/// assert_eq!(rotary.forward_at(&q, &positions)?.dims(), q.dims());
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]

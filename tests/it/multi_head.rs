@@ -321,7 +321,26 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
         assert!(error.contains("positions of shape [2, 3] and dtype U32, got [3, 2] and U32"), "{error}");
     }
 
+    // Heads before positions, at positions from one on and of their own.
+    let heads_first = RotaryEmbeddingConfig {
+        theta: 100.0,
+        layout: ops::QkvLayout::Bhtd,
+        ..RotaryEmbeddingConfig::new(HEAD_DIM, 32)
+    };
+    let heads_first = RotaryEmbedding::new(&heads_first, DType::F64, &Device::Cpu).unwrap();
+    let xs = randn(9, &[2, 3, 2, HEAD_DIM]);
+    let ids = Tensor::new(&[[3u32, 0, 31], [4, 4, 7]], &Device::Cpu).unwrap();
+    let back = |ys: Tensor| ys.transpose(1, 2).unwrap();
+    let got = heads_first.forward(&back(xs.clone()), 5).unwrap();
+    assert_close("heads first", &back(got), &rotary.forward(&xs, 5).unwrap(), 0.0);
+    let got = heads_first.forward_at(&back(xs.clone()), &ids).unwrap();
+    assert_close("heads first", &back(got), &rotary.forward_at(&xs, &ids).unwrap(), 0.0);
+    let config = MultiHeadAttentionConfig { rotary: Some(heads_first), ..MultiHeadAttentionConfig::new(24, 6) };
+    let error = MultiHeadAttention::new(&config, Parameters::new(1).var_builder(DType::F64, &Device::Cpu));
+    assert!(error.unwrap_err().to_string().contains("expected rotary positions with the layout Bthd"));
+
     // Heads of 4 + 3 channels, the last of which are not rotated.
+    let xs = randn(1, &[1, 3, 2, HEAD_DIM]);
     let wide = Tensor::cat(&[&xs, &randn(2, &[1, 3, 2, 3])], 3).unwrap();
     let partly = rotary.forward(&wide, 5).unwrap();
     assert_close("turned", &partly.narrow(3, 0, 4).unwrap(), &turned, 1e-14);

@@ -2,16 +2,30 @@
 
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
-/// Whether there are kernels for these tensors: `f32` on the CPU. All others take the reference path.
+/// Whether there are kernels for these tensors: `f32` on the CPU, unless second derivatives are wanted. All others take
+/// the reference path.
 pub(crate) fn has_kernel(tensors: &[&Tensor]) -> bool {
     #[cfg(test)]
     if super::testing::kernels_are_off() {
         return false;
     }
+    // The trainer's recording has no second derivatives, and knows only kernels.
+    if second_derivatives() && !crate::ops::record::is_recording() {
+        return false;
+    }
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32 && tensor.device().is_cpu())
+}
+
+/// Whether gradients are to have gradients: whether candle's environment variable `CANDLE_GRAD_DO_NOT_DETACH` is set, as
+/// candle reads it. The gradients that kernels compute have no graph.
+pub(crate) fn second_derivatives() -> bool {
+    static ARE_WANTED: OnceLock<bool> = OnceLock::new();
+    let read = || std::env::var("CANDLE_GRAD_DO_NOT_DETACH").is_ok_and(|value| !value.is_empty() && value != "0");
+    *ARE_WANTED.get_or_init(read)
 }
 
 /// The dtype in which to sum many numbers of `dtype`.
@@ -22,11 +36,15 @@ pub(crate) fn precise(dtype: DType) -> DType {
     }
 }
 
+/// `xs + parameter`, broadcast over the leading dimensions and rounded once: in half precision the gradient of the
+/// parameter, a sum over all rows, is taken in `f32`.
+pub(crate) fn add_parameter(xs: &Tensor, parameter: &Tensor) -> Result<Tensor> {
+    let precise = precise(xs.dtype());
+    xs.to_dtype(precise)?.broadcast_add(&parameter.to_dtype(precise)?)?.to_dtype(xs.dtype())
+}
+
 /// Zero, with zero gradients, whatever the tensor holds.
 pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
-    if xs.elem_count() == 0 {
-        return xs.sum_all(); // candle's `where_cond` panics
-    }
     let zeros = xs.zeros_like()?.detach();
     zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
 }

@@ -75,7 +75,7 @@ fn serve(side: &str) -> Result<()> {
             let targets = Tensor::from_vec(targets, n, &Device::Cpu)?;
             let options = ops::CrossEntropyOptions::default();
             match name {
-                "fused" => measure(|| ops::linear_cross_entropy(&xs, &weight, &targets, &options)),
+                "fused" => measure(|| ops::linear_cross_entropy(&xs, &weight, None, &targets, &options)),
                 "unfused" => measure(|| ops::cross_entropy(&ops::linear(&xs, &weight, None)?, &targets, &options)),
                 _ => measure(|| {
                     let logits = Linear::new(weight.as_tensor().clone(), None).forward(&xs)?;

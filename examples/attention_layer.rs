@@ -4,8 +4,9 @@
 //!     cargo run --release --example attention_layer
 
 use candle_attention::nn::{Parameters, causal_self_attention};
+use candle_attention::optim::{AdamW, ParamsAdamW};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, Sequential, VarBuilder, embedding, linear, loss::cross_entropy, seq};
+use candle_nn::{Optimizer, Sequential, VarBuilder, embedding, linear, loss::cross_entropy, seq};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// 7 tokens, 16 positions, 32 channels: (B, T) to (B, T, V).
@@ -21,8 +22,8 @@ fn model(vb: VarBuilder) -> Result<Sequential> {
 fn main() -> Result<()> {
     let (parameters, mut rng) = (Parameters::new(1), StdRng::seed_from_u64(1));
     let model = model(parameters.var_builder(DType::F32, &Device::Cpu))?;
-    let vars = parameters.vars().into_iter().map(|(_, var)| var).collect();
-    let mut optimizer = AdamW::new(vars, ParamsAdamW { lr: 1e-2, ..Default::default() })?;
+    let params = ParamsAdamW { lr: 1e-2, max_grad_norm: Some(1.0), ..Default::default() };
+    let mut optimizer = AdamW::new(parameters.all_vars(), params)?;
     for step in 0..=200 {
         let ids = Tensor::from_iter((0..8 * 16).map(|_| rng.random_range(0..7u32)), &Device::Cpu)?.reshape((8, 16))?;
         let (logits, targets) = (model.forward(&ids)?.narrow(1, 3, 13)?, ids.narrow(1, 0, 13)?);

@@ -143,7 +143,7 @@ fn tokens([n, c, v]: [usize; 3]) -> Result<[Pair; 3]> {
         Pair::new(
             format!("linear and cross-entropy {c} to {v}"),
             &[&[n, c], &[v, c]],
-            |x| ops::linear_cross_entropy(&x[0], &x[1], &x[2], &CrossEntropyOptions::default()),
+            |x| ops::linear_cross_entropy(&x[0], &x[1], None, &x[2], &CrossEntropyOptions::default()),
             |x| candle_nn::loss::cross_entropy(&Linear::new(x[1].clone(), None).forward(&x[0])?, &x[2]),
         ),
     ];

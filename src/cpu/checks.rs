@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::storage::precise;
+
 /// Refuses a tensor whose dtype or device differs from another's.
 pub(crate) fn check_alike(op: &str, name: &str, tensor: &Tensor, other_name: &str, other: &Tensor) -> Result<()> {
     if tensor.dtype() != other.dtype() {
@@ -10,6 +12,15 @@ pub(crate) fn check_alike(op: &str, name: &str, tensor: &Tensor, other_name: &st
     if !tensor.device().same_device(other.device()) {
         let (expected, got) = (other.device().location(), tensor.device().location());
         bail!("{op}: expected {name} on the device {expected:?} of {other_name}, got {got:?}");
+    }
+    Ok(())
+}
+
+/// Refuses an average that an optimizer keeps, unless it is in the dtype in which to sum those of the variable.
+pub(crate) fn check_state_dtype(op: &str, name: &str, average: &Tensor, var: &Tensor) -> Result<()> {
+    let expected = precise(var.dtype());
+    if average.dtype() != expected {
+        bail!("{op}: expected a {name} of dtype {expected:?} for {:?}, got {:?}", var.dtype(), average.dtype());
     }
     Ok(())
 }

@@ -105,7 +105,6 @@ pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + 
 
 /// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about
 /// the same time.
-#[cfg(feature = "lm")]
 pub(crate) fn for_each_in_order<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
     if threads() == 1 {
         items.iter_mut().for_each(work);

@@ -1,14 +1,18 @@
-//! Sums over whole tensors, for a trainer's gradients.
+//! Sums over whole tensors and over rows, in an order that does not depend on threads.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::elementwise::zip_map;
+use super::parallel::for_each_chunk;
 use super::simd::dispatch;
-use super::storage::{has_kernel, values};
+use super::storage::{has_kernel, precise, values};
 
 /// Elements of a block. Sums over elements are taken block by block, and the sums of the blocks added in order: so
 /// their bits do not depend on how the blocks are divided among threads or processes.
 const BLOCK: usize = 4096;
+
+/// Rows of a block of [`sum_rows`].
+pub(crate) const ROWS: usize = 32;
 
 /// The sum of some values, in the order of blocks.
 pub(crate) fn sum(values: &[f64]) -> f64 {
@@ -18,11 +22,19 @@ pub(crate) fn sum(values: &[f64]) -> f64 {
 /// The Euclidean norm, with squares taken and summed in `f64`.
 pub(crate) fn euclidean_norm(tensor: &Tensor) -> Result<f64> {
     let tensor = tensor.contiguous()?;
-    if !has_kernel(&[&tensor]) {
-        let squares = tensor.to_dtype(DType::F64)?.sqr()?;
-        return Ok(squares.sum_all()?.to_scalar::<f64>()?.sqrt());
+    if has_kernel(&[&tensor]) {
+        return Ok(norm_of(&values(&tensor)?));
     }
-    Ok(norm_of(&values(&tensor)?))
+    let inner = if tensor.device().is_cpu() { DType::F64 } else { precise(tensor.dtype()) };
+    Ok(total(&tensor.to_dtype(inner)?.sqr()?)?.sqrt())
+}
+
+/// The sum of all elements: of rows in the tensor's dtype and on its device, of their sums in `f64` on the CPU, since not
+/// every device has `f64`.
+pub(crate) fn total(tensor: &Tensor) -> Result<f64> {
+    let rows = if tensor.rank() == 0 { tensor.clone() } else { tensor.sum(D::Minus1)? };
+    let rows: Vec<f64> = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(sum(&rows))
 }
 
 /// The Euclidean norm of a slice.
@@ -48,6 +60,39 @@ fn sum_of_squares(block: &[f32]) -> f64 {
             sums.iter().sum::<f64>()
         },
     )
+}
+
+/// The sum of `rows` rows of `c` numbers, of which `add` adds the one of an index to its second argument.
+///
+/// Rows are added in order in short blocks, and the sums of the blocks in pairs, those sums in pairs again, and so on: a
+/// running sum would lose what a long sum adds to it.
+#[inline(always)]
+pub(crate) fn sum_rows(rows: usize, c: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    /// Elements worth handing to a thread.
+    const CHUNK: usize = 16 * 1024;
+    let c = c.max(1);
+    let mut sums = vec![0.0; rows.div_ceil(ROWS).max(1) * c];
+    let together = (CHUNK / (ROWS * c)).max(1);
+    for_each_chunk(&mut sums, together * c, |piece, sums| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for (block, sum) in (piece * together..).zip(sums.chunks_exact_mut(c)) {
+                    (block * ROWS..rows.min((block + 1) * ROWS)).for_each(|row| add(row, sum));
+                }
+            },
+        );
+    });
+    let mut distance = c;
+    while distance < sums.len() {
+        for pair in sums.chunks_mut(2 * distance).filter(|pair| pair.len() > distance) {
+            let (one, other) = pair.split_at_mut(distance);
+            one.iter_mut().zip(&other[..c]).for_each(|(one, other)| *one += other);
+        }
+        distance *= 2;
+    }
+    sums.truncate(c);
+    sums
 }
 
 /// `a + b`, of equal shape and without a graph.
@@ -92,6 +137,17 @@ mod tests {
                 let allowed = expected * f64::EPSILON * xs.elem_count() as f64 / 2.0;
                 assert!((got - expected).abs() <= allowed, "{shape:?}: {got}, expected {expected} ± {allowed:e}");
             }
+        }
+    }
+
+    /// In `f32`, where a running sum over all elements would lose a hundredth.
+    #[test]
+    fn a_total_is_that_of_rows_in_the_dtype_and_of_their_sums_in_f64() {
+        for shape in [&[][..], &[7], &[1000, 1000], &[3, 1, 5]] {
+            let elements = shape.iter().product::<usize>() as f64;
+            let got = total(&Tensor::full(0.1f32, shape, &Device::Cpu).unwrap()).unwrap();
+            let expected = elements * f64::from(0.1f32);
+            assert!((got / expected - 1.0).abs() < 1e-5, "{shape:?}: {got}, expected {expected}");
         }
     }
 

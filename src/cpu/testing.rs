@@ -19,7 +19,7 @@ pub(crate) fn randn(seed: u64, shape: &[usize]) -> Tensor {
 }
 
 /// The result of `f` and the gradients of its inputs, for a random gradient of the result.
-fn run(f: Function, inputs: &[Tensor], dtype: DType) -> Vec<Vec<f64>> {
+pub(crate) fn run_in(f: Function, inputs: &[Tensor], dtype: DType) -> Vec<Vec<f64>> {
     let vars: Vec<Var> =
         inputs.iter().map(|input| Var::from_tensor(&input.to_dtype(dtype).unwrap()).unwrap()).collect();
     // An operation in between, so that the inputs are not leaves of the graph and may be strided.
@@ -58,8 +58,8 @@ pub(crate) fn assert_like_itself(label: &str, inputs: &[Tensor], function: Funct
 
 /// `nearby`: factors on the inputs over which the error of the reference is taken.
 fn hold(label: &str, inputs: &[Tensor], fused: Function, reference: Function, nearby: &[f64], terms: f64) {
-    let truth = run(reference, inputs, DType::F64);
-    let got = run(fused, inputs, DType::F32);
+    let truth = run_in(reference, inputs, DType::F64);
+    let got = run_in(fused, inputs, DType::F32);
     let mut yardsticks = vec![0.0f64; truth.len()];
     for factor in nearby {
         // Rounded, so that both dtypes get the same numbers.
@@ -68,7 +68,7 @@ fn hold(label: &str, inputs: &[Tensor], fused: Function, reference: Function, ne
             true => inputs.to_vec(),
             false => inputs.iter().map(scaled).collect::<Result<_>>().unwrap(),
         };
-        let (truth, got) = (run(reference, &inputs, DType::F64), run(reference, &inputs, DType::F32));
+        let (truth, got) = (run_in(reference, &inputs, DType::F64), run_in(reference, &inputs, DType::F32));
         for (yardstick, (got, truth)) in yardsticks.iter_mut().zip(got.iter().zip(&truth)) {
             *yardstick = yardstick.max(worst(got, truth).0);
         }
@@ -134,7 +134,7 @@ pub(crate) fn forced_arch() -> Option<Arch> {
 pub(crate) fn assert_same_bits(label: &str, inputs: &[Tensor], f: &(dyn Fn(&[Tensor]) -> Result<Tensor> + Sync)) {
     let bits = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| run(f, inputs, DType::F32))
+        pool.install(|| run_in(f, inputs, DType::F32))
     };
     let one = bits(1);
     for threads in [2, 5] {

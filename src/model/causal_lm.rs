@@ -133,7 +133,7 @@ impl CausalLm {
     }
 
     /// As [`CausalLm::loss`], with other options, dropout, or several documents in a sequence. For a shard of a batch,
-    /// set `divisor` to the number of targets in the whole batch: the losses of the shards then add up to its mean.
+    /// set `normalizer` to the number of targets in the whole batch: the losses of the shards then add up to its mean.
     ///
     /// # Errors
     /// Those of [`CausalLm::loss`] and [`CausalLm::forward_with`].
@@ -144,7 +144,7 @@ impl CausalLm {
         options: &CrossEntropyOptions,
         context: &ForwardContext,
     ) -> Result<Tensor> {
-        ops::linear_cross_entropy(&self.hidden(ids, context)?, &self.head, targets, options)
+        ops::linear_cross_entropy(&self.hidden(ids, context)?, &self.head, None, targets, options)
     }
 
     /// The logits (B, V) of the token after the last position of `ids` (B, T).

@@ -3,6 +3,7 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
+use crate::cpu::storage::add_parameter;
 use crate::ops;
 
 /// candle-nn's `LayerNorm` on [`ops::layer_norm`], with a learnable weight and an optional bias, both (C).
@@ -55,7 +56,7 @@ impl Module for LayerNorm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.bias {
             bias if self.remove_mean => ops::layer_norm(xs, &self.weight, bias.as_ref(), self.eps),
-            Some(bias) => ops::rms_norm(xs, &self.weight, self.eps)?.broadcast_add(bias),
+            Some(bias) => add_parameter(&ops::rms_norm(xs, &self.weight, self.eps)?, bias),
             None => ops::rms_norm(xs, &self.weight, self.eps),
         }
     }

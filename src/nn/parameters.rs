@@ -1,6 +1,7 @@
 //! The trainable tensors of a model, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
@@ -11,7 +12,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::cpu::allocation;
+use crate::cpu::{allocation, tensor_file};
 
 /// A store of trainable tensors behind a [`VarBuilder`]. Unlike candle's `VarMap`, it draws initial values from a seed and
 /// the tensor's name, lists its tensors by name, and reports tensors that are missing, left over or misshapen when a model is restored.
@@ -93,9 +94,68 @@ impl Parameters {
         VarBuilder::from_backend(Box::new(view), dtype, device.clone())
     }
 
-    /// All variables, sorted by name.
+    /// All variables with their names, sorted by name.
     pub fn vars(&self) -> Vec<(String, Var)> {
         self.lock().vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// All variables, sorted by name: what an optimizer takes.
+    pub fn all_vars(&self) -> Vec<Var> {
+        self.lock().vars.values().cloned().collect()
+    }
+
+    /// Writes all variables to a safetensors file, by name and in their dtypes. The file appears, or takes the place of an
+    /// older one, by one rename.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    ///
+    /// ```
+    /// use candle_attention::nn::{Parameters, causal_self_attention};
+    /// use candle_core::{DType, Device, Module, Tensor};
+    ///
+    /// let file = tempfile::tempdir()?.keep().join("layer.safetensors");
+    /// let model = |parameters: &Parameters| {
+    ///     causal_self_attention(8, 2, parameters.var_builder(DType::F32, &Device::Cpu))
+    /// };
+    /// let trained = Parameters::new(1);
+    /// let layer = model(&trained)?;
+    /// trained.save(&file)?;
+    ///
+    /// // First the model, which says what there has to be; then its values.
+    /// let loaded = Parameters::new(2);
+    /// let same = model(&loaded)?;
+    /// loaded.load(&file)?;
+    /// let xs = Tensor::ones((1, 3, 8), DType::F32, &Device::Cpu)?;
+    /// assert_eq!(layer.forward(&xs)?.to_vec3::<f32>()?, same.forward(&xs)?.to_vec3::<f32>()?);
+    /// # std::fs::remove_dir_all(file.parent().unwrap())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let tensors = self.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
+        tensor_file::save(path.as_ref(), &tensors)
+    }
+
+    /// Sets all variables to the values of a safetensors file: those that the model has requested by now, no more and no
+    /// fewer. Values in `f16`, `bf16`, `f32` and `f64` are cast to the variable's dtype.
+    ///
+    /// # Errors
+    /// If the file cannot be read, tensors are missing, left over or misshapen, or have another dtype: all of these are
+    /// named, and no variable is changed.
+    pub fn load(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (path, vars) = (path.as_ref(), self.vars());
+        let found = tensor_file::load(path, vars.iter().map(|(name, var)| (name, var.as_tensor())))?;
+        for (name, tensor) in &found {
+            if !matches!(tensor.dtype(), DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
+                bail!("{}: expected {name} in F16, BF16, F32 or F64, got {:?}", path.display(), tensor.dtype());
+            }
+        }
+        let cast = |(name, var): &(String, Var)| match found.get(name) {
+            Some(tensor) => tensor.to_dtype(var.dtype())?.to_device(var.device()),
+            None => bail!("{}: {name} is missing", path.display()),
+        };
+        let values = vars.iter().map(cast).collect::<Result<Vec<_>>>()?;
+        vars.iter().zip(values).try_for_each(|((_, var), value)| var.set(&value))
     }
 
     /// The number of trainable scalars.
@@ -240,6 +300,64 @@ mod tests {
         let mut all: Vec<_> = more.into_values().chain(drawn(8, &["a"]).into_values()).collect();
         all.sort_by(|a, b| a.partial_cmp(b).unwrap());
         assert!(all.windows(2).all(|two| two[0] != two[1]));
+    }
+
+    /// Every dtype of a file into every dtype of a variable, on views that share the variables' storage.
+    #[test]
+    fn what_is_loaded_is_cast_and_reaches_the_model() {
+        let space = tempfile::tempdir().unwrap();
+        let halves = [DType::F16, DType::BF16, DType::F32, DType::F64];
+        for (from, to) in halves.iter().flat_map(|from| halves.map(|to| (*from, to))) {
+            let [saved, loaded] = [(7, from), (8, to)].map(|(seed, dtype)| {
+                let parameters = Parameters::new(seed);
+                let vb = parameters.var_builder(dtype, &Device::Cpu);
+                vb.get_with_hints((3, 5), "b.weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+                vb.get_with_hints(5, "a", Init::Const(0.5)).unwrap();
+                parameters
+            });
+            let file = space.path().join("parameters.safetensors");
+            saved.save(&file).unwrap();
+            let view = loaded.frozen(to, &Device::Cpu).get((3, 5), "b.weight").unwrap();
+            loaded.load(&file).unwrap();
+            let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
+            let [_, (_, expected)] = &saved.vars()[..] else { panic!("two variables") };
+            assert_eq!(values(&view), values(&expected.to_dtype(to).unwrap()), "{from:?} to {to:?}");
+            assert_eq!(loaded.all_vars().iter().map(|var| var.rank()).collect::<Vec<_>>(), [1, 2]);
+        }
+        assert_eq!(std::fs::read_dir(space.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_and_nothing_is_changed() {
+        let space = tempfile::tempdir().unwrap();
+        let file = space.path().join("parameters.safetensors");
+        let parameters = Parameters::new(7);
+        let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+        for (name, size) in [("a", 2), ("b", 3), ("c", 4)] {
+            vb.get_with_hints(size, name, Init::Const(1.0)).unwrap();
+        }
+        let wrong = |tensors: &[(&str, Tensor)]| {
+            let tensors = tensors.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+            tensor_file::save(&file, &tensors).unwrap();
+            let error = parameters.load(&file).unwrap_err().to_string();
+            assert!(parameters.vars().iter().all(|(_, var)| var.to_vec1::<f32>().unwrap()[0] == 1.0));
+            error
+        };
+        let zeros = |size: usize, dtype: DType| Tensor::zeros(size, dtype, &Device::Cpu).unwrap();
+        let error = wrong(&[("a", zeros(2, DType::F32)), ("b", zeros(4, DType::F32)), ("d", zeros(4, DType::F32))]);
+        assert!(
+            error.contains("expected b of shape [3], got [4]; c of shape [4] is missing; d is left over"),
+            "{error}"
+        );
+        let [a, b] = [("a", zeros(2, DType::F32)), ("b", zeros(3, DType::F32))];
+        let error = wrong(&[a, b, ("c", zeros(4, DType::U32))]);
+        assert!(error.contains("expected c in F16, BF16, F32 or F64, got U32"), "{error}");
+        for bytes in [&b"not a safetensors file"[..], b""] {
+            std::fs::write(&file, bytes).unwrap();
+            assert!(parameters.load(&file).unwrap_err().to_string().contains("parameters.safetensors"));
+        }
+        let nowhere = space.path().join("no folder").join("file");
+        assert!(parameters.save(&nowhere).unwrap_err().to_string().contains("no folder"));
     }
 
     /// The test vectors of the hash's authors: <http://www.isthe.com/chongo/tech/comp/fnv/>.

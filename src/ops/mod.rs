@@ -9,6 +9,9 @@
 //! functions are composed of candle's own operations, which are also the reference in the tests of the fused ones.
 //! Results are bit-identical for any number of threads.
 //!
+//! The gradients of fused functions have no graph. Where candle's environment variable `CANDLE_GRAD_DO_NOT_DETACH` asks for
+//! gradients of gradients, everything is composed. In half precision, sums over rows are taken in `f32` and rounded once.
+//!
 //! ```
 //! use candle_attention::ops::{self, AttentionOptions};
 //! use candle_core::{DType, Device, Tensor};

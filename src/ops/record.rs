@@ -15,6 +15,8 @@ use std::collections::{HashMap, HashSet};
 use candle_core::shape::ShapeWithOneHole;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
 
+use crate::cpu::storage::{add_parameter, precise};
+
 thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
 }
@@ -83,7 +85,8 @@ pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
     tensor.track_op() || RECORDING.with_borrow(is_recorded)
 }
 
-fn is_recording() -> bool {
+/// Whether operations of this thread are recorded.
+pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
 }
 
@@ -207,12 +210,12 @@ pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
 pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
     let t = xs.dim(1)?;
     if !is_recording() {
-        return xs.broadcast_add(&table.narrow(0, start, t)?);
+        return add_parameter(xs, &table.narrow(0, start, t)?);
     }
-    let out = xs.detach().broadcast_add(&table.detach().narrow(0, start, t)?)?;
+    let out = add_parameter(&xs.detach(), &table.detach().narrow(0, start, t)?)?;
     let rest = table.dim(0)? - start - t;
     let backward = move |dout: &Tensor| {
-        let dtable = dout.sum(0)?; // (T, C)
+        let dtable = dout.to_dtype(precise(dout.dtype()))?.sum(0)?.to_dtype(dout.dtype())?; // (T, C)
         let dtable = if start + rest == 0 { dtable } else { dtable.pad_with_zeros(0, start, rest)? };
         Ok(vec![Some(dout.clone()), Some(dtable)])
     };
@@ -259,10 +262,10 @@ mod tests {
         let config = MultiHeadAttentionConfig { num_kv_heads: Some(1), ..MultiHeadAttentionConfig::new(8, 2) };
         let attention = MultiHeadAttention::new(&config, parameters.var_builder(DType::F32, &Device::Cpu)).unwrap();
         let targets = Tensor::new(&[[0u32, 9, 4], [9, 1, 2]], &Device::Cpu).unwrap();
-        let options = CrossEntropyOptions { ignored: Some(9), ..Default::default() };
+        let options = CrossEntropyOptions { ignore_index: Some(9), ..Default::default() };
         let loss = || {
             let ys = add(&xs, &attention.forward_with(&xs, &Default::default())?)?;
-            linear_cross_entropy(&ys, &weight, &targets, &options)
+            linear_cross_entropy(&ys, &weight, None, &targets, &options)
         };
         let (recorded_loss, recording) = record(loss).unwrap();
         let recorded = recording.backward(&recorded_loss).unwrap();

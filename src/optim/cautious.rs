@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor, Var};
 
 use crate::cpu::elementwise::zip_update;
 use crate::cpu::parallel::map;
+use crate::cpu::sums::total;
 
 /// Which parts of a step to leave out; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,15 +44,14 @@ impl Cautious {
         });
     }
 
-    /// The same, composed of candle's own operations.
+    /// The same, composed of candle's own operations, in the dtype of the update.
     pub(super) fn apply_composed(self, var: &Var, mut update: Tensor, gradient: &Tensor, keep: f64) -> Result<()> {
         let dtype = update.dtype();
         if self.updates {
             let agrees = (&update * gradient)?.gt(0.0)?.to_dtype(dtype)?;
-            let kept = agrees.to_dtype(candle_core::DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-            update = ((update * agrees)? * factor(kept, var.elem_count()))?;
+            update = ((update * &agrees)? * factor(total(&agrees)?, var.elem_count()))?;
         }
-        let weights = var.as_detached_tensor();
+        let weights = var.as_detached_tensor().to_dtype(dtype)?;
         let decayed = match self.decay {
             true => {
                 let decays = (&update * &weights)?.ge(0.0)?.to_dtype(dtype)?;
@@ -59,7 +59,7 @@ impl Cautious {
             }
             false => (weights * keep)?,
         };
-        var.set(&(decayed - update)?)
+        var.set(&(decayed - update)?.to_dtype(var.dtype())?)
     }
 }
 

@@ -6,12 +6,15 @@ use candle_core::{Result, Tensor, Var, bail};
 
 use super::{AdamWStep, Cautious, Moments, MuonStep, adamw, muon};
 use crate::cpu::parallel::for_each_in_order;
+use crate::cpu::storage::precise;
 
 /// What updates a variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
+#[non_exhaustive]
+pub enum Rule {
+    /// [`adamw`], for any variable.
     AdamW,
-    /// For matrices only.
+    /// [`muon`], for matrices only.
     Muon,
 }
 
@@ -65,7 +68,9 @@ impl Optimizer {
         let slot = |(name, var, group): (String, Var, Group)| {
             let state = match group.rule {
                 Rule::AdamW => State::AdamW(Moments::zeros(&var)?),
-                Rule::Muon if var.rank() == 2 => State::Muon(var.zeros_like()?.detach()),
+                Rule::Muon if var.rank() == 2 => {
+                    State::Muon(Tensor::zeros(var.shape(), precise(var.dtype()), var.device())?)
+                }
                 Rule::Muon => bail!("muon: expected a matrix, got {name} of shape {:?}", var.dims()),
             };
             Ok(Slot { name, var, group, state })
@@ -98,13 +103,18 @@ impl Optimizer {
         updates.into_iter().try_for_each(|(_, result)| result)
     }
 
+    /// Names and variables, in the order of the gradients.
+    pub(crate) fn vars(&self) -> impl Iterator<Item = (&String, &Var)> {
+        self.slots.iter().map(|slot| (&slot.name, &slot.var))
+    }
+
     /// The state by name: `first_moment.NAME` and `second_moment.NAME` for AdamW's variables, `momentum.NAME` for Muon's.
     /// The next step changes these tensors in place.
     pub(crate) fn state(&self) -> Vec<(String, Tensor)> {
         let named = |slot: &Slot| match &slot.state {
-            State::AdamW(Moments { first, second }) => vec![
-                (format!("first_moment.{}", slot.name), first.clone()),
-                (format!("second_moment.{}", slot.name), second.clone()),
+            State::AdamW(moments) => vec![
+                (format!("first_moment.{}", slot.name), moments.first().clone()),
+                (format!("second_moment.{}", slot.name), moments.second().clone()),
             ],
             State::Muon(average) => vec![(format!("momentum.{}", slot.name), average.clone())],
         };
@@ -112,21 +122,23 @@ impl Optimizer {
     }
 
     /// Takes a state that [`Optimizer::state`] gave, with the same names, shapes and dtypes, out of `saved`.
-    pub(crate) fn restore(&mut self, saved: &mut BTreeMap<String, Tensor>) {
+    ///
+    /// # Errors
+    /// If a tensor is missing or cannot be copied.
+    pub(crate) fn restore(&mut self, saved: &mut BTreeMap<String, Tensor>) -> Result<()> {
         for Slot { name, state, .. } in &mut self.slots {
-            let mut take = |kind: &str, place: &mut Tensor| {
-                if let Some(tensor) = saved.remove(&format!("{kind}.{name}")) {
-                    *place = tensor;
-                }
+            let mut take = |kind: &str| match saved.remove(&format!("{kind}.{name}")) {
+                Some(tensor) => Ok(tensor),
+                None => bail!("optimizer: {kind}.{name} is missing"),
             };
-            match state {
-                State::AdamW(Moments { first, second }) => {
-                    take("first_moment", first);
-                    take("second_moment", second);
+            *state = match state {
+                State::AdamW(_) => {
+                    State::AdamW(Moments::from_tensors(&take("first_moment")?, &take("second_moment")?)?)
                 }
-                State::Muon(average) => take("momentum", average),
-            }
+                State::Muon(_) => State::Muon(take("momentum")?.copy()?),
+            };
         }
+        Ok(())
     }
 }
 
@@ -183,11 +195,14 @@ mod tests {
         let state: BTreeMap<String, Tensor> =
             (1..).zip(optimizer.state()).map(|(i, (name, tensor))| (name, (tensor + f64::from(i)).unwrap())).collect();
         let mut saved = state.clone();
-        optimizer.restore(&mut saved);
+        optimizer.restore(&mut saved).unwrap();
         assert!(saved.is_empty());
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (name, tensor) in optimizer.state() {
-            assert_eq!(tensor.id(), state[&name].id(), "{name}");
+            assert_eq!(values(&tensor), values(&state[&name]), "{name}");
         }
+        let error = optimizer.restore(&mut saved).unwrap_err().to_string();
+        assert!(error.contains("momentum.up_proj is missing"), "{error}");
     }
 
     #[test]

@@ -188,7 +188,8 @@ fn a_run_that_is_killed_at_any_change_on_disk_ends_as_one_that_was_never_stopped
     let (options, space) = (options(), tempfile::tempdir().unwrap());
     let (expected, changes) = (undisturbed(&options), changes(&space.path().join("run"), &options).len());
     let root_weights = String::from_utf8_lossy(&expected["model.safetensors"]).into_owned();
-    assert!(root_weights.contains(r#""step":"4""#), "the best is to be neither the first nor the last: {root_weights}");
+    let is_of = |step: &str| root_weights.contains(&format!(r#""step":"{step}""#));
+    assert!(is_of("4") || is_of("6"), "the best is to be neither the first nor the last: {root_weights}");
     assert!(changes > 100, "{changes} changes");
     for n in 0..changes {
         assert!(survives(&options, &[Fault::Killed(n)], &expected), "nothing failed at {n}");

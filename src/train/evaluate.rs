@@ -21,7 +21,7 @@ pub(super) fn loss(
     options: &CrossEntropyOptions,
 ) -> candle_core::Result<Tensor> {
     let context = ForwardContext { dropout, documents: batch.documents.clone() };
-    let options = CrossEntropyOptions { ignored: Some(Batch::IGNORED), ..*options };
+    let options = CrossEntropyOptions { ignore_index: Some(Batch::IGNORED.into()), ..*options };
     model.loss_with(&batch.inputs, &batch.targets, &options, &context)
 }
 

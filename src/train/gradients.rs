@@ -31,7 +31,7 @@ pub(super) fn loss_and_gradients(
     dropout: DropoutSource,
 ) -> Result<LossAndGradients> {
     let cross_entropy = CrossEntropyOptions {
-        divisor: Some(batch.learned()? as f64),
+        normalizer: Some(batch.learned()? as f64),
         label_smoothing: options.label_smoothing,
         ..Default::default()
     };
@@ -259,7 +259,7 @@ mod tests {
         for (t, separator, label_smoothing) in [(1, None, 0.0), (5, None, 0.2), (7, None, 0.0), (7, Some(4), 0.1)] {
             let mut batches = windows(&ids, (3, t), true, separator, &Device::Cpu).unwrap();
             let batch = batches.next().unwrap().unwrap();
-            let options = CrossEntropyOptions { divisor: Some(5.0), label_smoothing, ..Default::default() };
+            let options = CrossEntropyOptions { normalizer: Some(5.0), label_smoothing, ..Default::default() };
             let recorded = of_shard(model, vars, &batch, dropout, &options).unwrap();
             let by_graph = loss(model, &batch, Some(dropout), &options).unwrap();
             let mut gradients = by_graph.backward().unwrap();

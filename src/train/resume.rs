@@ -104,6 +104,5 @@ fn restore(trainer: &mut Trainer, saved: &mut BTreeMap<String, Tensor>) -> Resul
             }
         }
     }
-    trainer.optimizer.restore(saved);
-    Ok(())
+    Ok(trainer.optimizer.restore(saved)?)
 }

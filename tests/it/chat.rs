@@ -132,7 +132,7 @@ fn every_target_that_counts_weighs_the_same_wherever_a_batch_is_cut() {
         let (mut nats, mut learned) = (0.0, 0);
         for (i, count) in counting.iter().enumerate() {
             let one = batch.narrow(i, 1).unwrap();
-            let options = CrossEntropyOptions { ignored: Some(Batch::IGNORED), ..Default::default() };
+            let options = CrossEntropyOptions { ignore_index: Some(Batch::IGNORED.into()), ..Default::default() };
             let context = ForwardContext::default();
             let loss = trainer.model().loss_with(&one.inputs, &one.targets, &options, &context).unwrap();
             nats += f64::from(loss.to_scalar::<f32>().unwrap()) * *count as f64;

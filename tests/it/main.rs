@@ -5,6 +5,7 @@
 
 mod attention_cache;
 mod chapter;
+mod cross_entropy;
 mod drop_in;
 mod gradient_traps;
 mod layer;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_attention::model::{CausalLm, ModelConfig, load_weights};
 use candle_attention::nn::Parameters;
-use candle_attention::optim::{AdamWStep, Cautious, Moments, MuonStep, adamw, clip_factor, global_norm, muon};
+use candle_attention::optim::{AdamW, Cautious, MuonStep, ParamGroup, ParamsAdamW, muon};
 use candle_attention::text::{Batch, Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
 use candle_attention::train::{TrainOptions, Trainer};
 use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::Optimizer;
 use serde::Deserialize;
 
 use crate::model::{named, saved};
@@ -47,19 +48,14 @@ struct Recipe {
 }
 
 impl Recipe {
-    /// The step counted from 0, for gradients of this global norm: matrices decay, vectors don't.
-    fn at(&self, step: usize, norm: f64, var: &Var) -> AdamWStep {
-        let &Self { ref lr, beta1, beta2, eps, weight_decay, clip } = self;
-        AdamWStep {
-            learning_rate: lr[step],
-            beta1,
-            beta2,
-            eps,
-            weight_decay: if var.rank() >= 2 { weight_decay } else { 0.0 },
-            gradient_scale: clip_factor(norm, clip),
-            step: step as u64 + 1,
-            cautious: Cautious::default(),
-        }
+    /// AdamW, under which matrices decay and vectors don't.
+    fn optimizer(&self, vars: Vec<(String, Var)>) -> AdamW {
+        let &Self { beta1, beta2, eps, weight_decay, clip, .. } = self;
+        let (matrices, vectors) = vars.into_iter().partition(|(_, var)| var.rank() >= 2);
+        let groups =
+            vec![ParamGroup::adamw(matrices), ParamGroup { weight_decay: Some(0.0), ..ParamGroup::adamw(vectors) }];
+        let params = ParamsAdamW { beta1, beta2, eps, weight_decay, max_grad_norm: Some(clip), ..Default::default() };
+        AdamW::with_groups(groups, params).unwrap()
     }
 }
 
@@ -102,26 +98,23 @@ fn make_ten_steps(variant: &str, dtype: DType, tolerance: f64) -> (Vec<f64>, Vec
     let model = CausalLm::new(&config, parameters.var_builder(dtype, &Device::Cpu)).unwrap();
     assert!(parameters.unread().is_empty());
     let vars = parameters.vars();
-    let mut moments: Vec<Moments> = vars.iter().map(|(_, var)| Moments::zeros(var).unwrap()).collect();
+    let mut optimizer = steps.optimizer.optimizer(vars.clone());
 
     let (mut losses, mut norms) = (vec![], vec![]);
     for (step, batch) in steps.batches.iter().enumerate() {
         let (inputs, targets) = batch.tensors();
         let loss = model.loss(&inputs, &targets).unwrap();
         let found = loss.backward().unwrap();
-        let gradients: Vec<Tensor> = vars.iter().map(|(_, var)| found.get(var).unwrap().clone()).collect();
         if step == 0 {
             let logits = Tensor::new(steps.logits_first.clone(), &Device::Cpu).unwrap();
             assert_close("logits", &model.forward(&inputs).unwrap(), &logits, tolerance);
-            let first = vars.iter().map(|(name, _)| name.clone()).zip(gradients.clone()).collect();
+            let first = vars.iter().map(|(name, var)| (name.clone(), found.get(var).unwrap().clone())).collect();
             assert_like(&config, first, &folder.join("first_gradients.safetensors"), tolerance);
         }
-        let (_, norm) = global_norm(&gradients).unwrap();
-        for (((_, var), gradient), moments) in vars.iter().zip(&gradients).zip(&mut moments) {
-            adamw(var, gradient, moments, &steps.optimizer.at(step, norm, var)).unwrap();
-        }
+        optimizer.set_learning_rate(steps.optimizer.lr[step]);
+        optimizer.step(&found).unwrap();
         losses.push(values(&loss)[0]);
-        norms.push(norm);
+        norms.extend(optimizer.grad_norm());
     }
     if dtype == DType::F64 {
         assert_like(&config, named(&parameters), &folder.join("final.safetensors"), tolerance);

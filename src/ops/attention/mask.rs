@@ -69,16 +69,21 @@ pub enum KeyPadding {
 }
 
 impl Band {
+    /// The number of keys, from the first, that every query sees, and the number that a query sees up to its position.
+    pub(super) fn bounds(self) -> (usize, usize) {
+        match self {
+            Band::Causal => (0, usize::MAX),
+            Band::Full => (usize::MAX, usize::MAX),
+            Band::Window(len) => (0, len),
+            Band::Prefix(len) => (len, usize::MAX),
+        }
+    }
+
     /// The keys, of `s`, that a query at this position may see.
     pub(super) fn keys(self, position: i64, s: usize) -> Range<usize> {
         let Ok(position) = usize::try_from(position) else { return 0..0 };
-        let seen = match self {
-            Band::Full => 0..s,
-            Band::Causal => 0..position.saturating_add(1),
-            Band::Window(len) => position.saturating_add(1).saturating_sub(len)..position.saturating_add(1),
-            Band::Prefix(len) => 0..position.saturating_add(1).max(len),
-        };
-        seen.start.min(s)..seen.end.min(s)
+        let ((first, window), up_to) = (self.bounds(), position.saturating_add(1));
+        up_to.saturating_sub(window).min(s)..up_to.max(first).min(s)
     }
 }
 

@@ -54,7 +54,7 @@ use self::op::{Attention, Extras, PackedAttention};
 use super::DropoutOptions;
 use super::record::{self, Kept};
 use crate::cpu::checks::check_alike;
-use crate::cpu::storage::has_kernel;
+use crate::cpu::storage::{has_kernel, nothing_of};
 
 pub use mask::{Band, KeyPadding, Mask};
 
@@ -268,6 +268,9 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
         let sizes = Sizes { b, h: num_heads, g: num_heads, dims: Dims { t, s: t, d: head_dim, e: head_dim } };
         let op = PackedAttention(Attention::new(&options, sizes, &[qkv], false)?);
         return record::apply1(&record::contiguous(qkv)?, op, Kept::InputsAndResult);
+    }
+    if qkv.elem_count() == 0 {
+        return nothing_of(qkv)?.broadcast_as((b, t, width / 3))?.contiguous();
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, &options)?.reshape((b, t, width / 3))

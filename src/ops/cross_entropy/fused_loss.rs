@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::kernel::{self, Row, Targets, Terms};
 use super::linear_kernel::{self, Gradients, Problem};
@@ -34,15 +34,56 @@ impl CustomOp1 for CrossEntropy {
     }
 }
 
-/// A linear layer and cross-entropy. Forward also computes the gradients of input and weight, if they are tracked, for
-/// a loss gradient of 1.
+/// A linear layer, with and without a bias, and cross-entropy. Forward also computes the gradients of inputs that are
+/// tracked, for a loss gradient of 1.
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
-    pub(super) divisor: f64,
+    pub(super) normalizer: f64,
     pub(super) terms: Terms,
-    /// Whether input and weight are tracked.
-    pub(super) tracked: [bool; 2],
-    pub(super) gradients: OnceLock<[Option<Tensor>; 2]>,
+    /// Whether input, weight and bias are tracked.
+    pub(super) tracked: [bool; 3],
+    pub(super) gradients: OnceLock<[Option<Tensor>; 3]>,
+}
+
+impl LinearCrossEntropy {
+    fn forward(
+        &self,
+        (xs, xs_l): (&CpuStorage, &Layout),
+        (weight, weight_l): (&CpuStorage, &Layout),
+        bias: &[f32],
+    ) -> Result<(CpuStorage, Shape)> {
+        let (vocab_size, channels) = weight_l.shape().dims2()?;
+        let (xs, weight) = (slice(xs, xs_l)?, slice(weight, weight_l)?);
+        let mut gradients = Gradients {
+            dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
+            dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
+            dbias: self.tracked[2].then(|| vec![0.0; bias.len()]),
+        };
+        let &Self { normalizer, terms, .. } = self;
+        let problem = Problem { xs, weight, bias, targets: &self.targets, normalizer, terms, channels, vocab_size };
+        let loss = linear_kernel::forward(&problem, &mut gradients);
+        let Gradients { dxs, dweight, dbias } = gradients;
+        let tensor = |gradient: Option<Vec<f32>>, shape: &[usize]| {
+            gradient.map(|gradient| Tensor::from_vec(gradient, shape, &Device::Cpu)).transpose()
+        };
+        let dbias = dbias.map(|dbias| dbias.into_iter().map(|d| d as f32).collect());
+        let gradients = [tensor(dxs, xs_l.dims())?, tensor(dweight, weight_l.dims())?, tensor(dbias, &[vocab_size])?];
+        // Each call creates its own operation, so this is still empty.
+        let _ = self.gradients.set(gradients);
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
+    }
+
+    fn backward(&self, dloss: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let Some([dxs, dweight, dbias]) = self.gradients.get() else {
+            bail!("linear-cross-entropy: backward before forward")
+        };
+        let dloss = f64::from(dloss.to_scalar::<f32>()?);
+        let scaled = |gradient: &Option<Tensor>| match gradient {
+            Some(gradient) if dloss != 1.0 => (gradient * dloss).map(Some),
+            gradient => Ok(gradient.clone()),
+        };
+        Ok([scaled(dxs)?, scaled(dweight)?, scaled(dbias)?])
+    }
 }
 
 impl CustomOp2 for LinearCrossEntropy {
@@ -57,21 +98,7 @@ impl CustomOp2 for LinearCrossEntropy {
         weight: &CpuStorage,
         weight_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (vocab_size, channels) = weight_l.shape().dims2()?;
-        let (xs, weight) = (slice(xs, xs_l)?, slice(weight, weight_l)?);
-        let mut gradients = Gradients {
-            dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
-            dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
-        };
-        let &Self { divisor, terms, .. } = self;
-        let problem = Problem { xs, weight, targets: &self.targets, divisor, terms, channels, vocab_size };
-        let loss = linear_kernel::forward(&problem, &mut gradients);
-        let tensor = |gradient: Option<Vec<f32>>, layout: &Layout| {
-            gradient.map(|gradient| Tensor::from_vec(gradient, layout.shape(), &Device::Cpu)).transpose()
-        };
-        // Each call creates its own operation, so this is still empty.
-        let _ = self.gradients.set([tensor(gradients.dxs, xs_l)?, tensor(gradients.dweight, weight_l)?]);
-        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
+        self.forward((xs, xs_l), (weight, weight_l), &[])
     }
 
     fn bwd(
@@ -81,12 +108,37 @@ impl CustomOp2 for LinearCrossEntropy {
         _loss: &Tensor,
         dloss: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some([dxs, dweight]) = self.gradients.get() else { bail!("linear-cross-entropy: backward before forward") };
-        let dloss = f64::from(dloss.to_scalar::<f32>()?);
-        let scaled = |gradient: &Option<Tensor>| match gradient {
-            Some(gradient) if dloss != 1.0 => (gradient * dloss).map(Some),
-            gradient => Ok(gradient.clone()),
-        };
-        Ok((scaled(dxs)?, scaled(dweight)?))
+        let [dxs, dweight, _] = self.backward(dloss)?;
+        Ok((dxs, dweight))
+    }
+}
+
+impl CustomOp3 for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_l: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((xs, xs_l), (weight, weight_l), slice(bias, bias_l)?)
+    }
+
+    fn bwd(
+        &self,
+        _xs: &Tensor,
+        _weight: &Tensor,
+        _bias: &Tensor,
+        _loss: &Tensor,
+        dloss: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dxs, dweight, dbias] = self.backward(dloss)?;
+        Ok((dxs, dweight, dbias))
     }
 }

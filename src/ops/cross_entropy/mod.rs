@@ -1,13 +1,14 @@
 //! The loss of next-token prediction.
 //!
 //! ```text
-//! loss   = sum over positions that count of (lse - likely + z lse^2) / divisor
-//! lse    = log(sum over v of exp(logits[v]))
-//! likely = (1 - s) logits[target] + s mean over v of logits[v]
+//! loss        = sum over positions that count of (lse - target_term + z lse^2) / normalizer
+//! lse         = log(sum over v of exp(logits[v]))
+//! target_term = (1 - s) logits[target] + s mean over v of logits[v]
 //! ```
 //!
 //! with label smoothing `s` (Szegedy et al. 2015, arXiv:1512.00567; defined as in torch) and z-loss `z` (Chowdhery et
-//! al. 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default.
+//! al. 2022, arXiv:2204.02311, section 5), which keeps the logits from drifting. Both are 0 by default. With a soft cap,
+//! `cap tanh(logits / cap)` takes the place of the logits (Gemma 2, arXiv:2408.00118, section 2).
 
 mod fused_loss;
 mod kernel;
@@ -24,37 +25,46 @@ use super::record::{self, Kept};
 use crate::cpu::checks::check_not_negative;
 use crate::cpu::storage::has_kernel;
 
-/// Which positions count, and how their losses are combined. The default is the mean over all positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Which positions count, and how their losses are combined. The default is the mean over all positions whose target is
+/// not -100.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropyOptions {
     /// Positions with this target do not count: they add nothing to the loss and get zero gradients. It need not be a
-    /// valid id.
-    pub ignored: Option<u32>,
-    /// The divisor of the sum; by default the number of positions that count. If none counts, loss and gradients are 0
-    /// for any divisor (torch's mean over nothing is NaN).
-    pub divisor: Option<f64>,
+    /// valid id. By default -100, as in torch, which no target of dtype `u32` is.
+    pub ignore_index: Option<i64>,
+    /// What the sum is divided by; by default the number of positions that count. If none counts, loss and gradients are 0
+    /// for any normalizer (torch's mean over nothing is NaN).
+    pub normalizer: Option<f64>,
     /// The share of the target's probability that is spread evenly over the vocabulary (`s`), from 0 to below 1.
     pub label_smoothing: f64,
     /// The factor on the squared log-sum-exp (`z`), at least 0.
     pub z_loss: f64,
+    /// The soft cap of the logits, above 0; by default none.
+    pub softcap: Option<f64>,
 }
 
-/// The loss, in nats, of `logits` (.., V) for `targets` (..), `u32` ids below V: a scalar.
+impl Default for CrossEntropyOptions {
+    fn default() -> Self {
+        Self { ignore_index: Some(-100), normalizer: None, label_smoothing: 0.0, z_loss: 0.0, softcap: None }
+    }
+}
+
+/// The loss, in nats, of `logits` (.., V) for `targets` (..), ids below V of dtype `u32` or `i64`: a scalar.
 ///
 /// In `f32` on the CPU the operation is fused, and keeps two numbers per row for backward.
 ///
 /// # Errors
-/// If the shapes or dtypes do not fit, a target that is not ignored is V or more, the divisor is not above 0, the label
-/// smoothing is not from 0 to below 1, or the z-loss is negative or not finite.
+/// If the shapes or dtypes do not fit, a target that is not ignored is negative or V or more, normalizer or soft cap is
+/// not above 0, the label smoothing is not from 0 to below 1, or the z-loss is negative or not finite.
 ///
 /// ```
 /// use candle_attention::ops::{self, CrossEntropyOptions};
 /// use candle_core::{Device, Tensor};
 ///
 /// let logits = Tensor::new(&[[0f32, 0.], [9., -9.]], &Device::Cpu)?;
-/// let targets = Tensor::new(&[1u32, 100], &Device::Cpu)?;
-/// let options = CrossEntropyOptions { ignored: Some(100), ..Default::default() };
-/// assert_eq!(ops::cross_entropy(&logits, &targets, &options)?.to_scalar::<f32>()?, 2f32.ln());
+/// let targets = Tensor::new(&[1i64, -100], &Device::Cpu)?;
+/// let loss = ops::cross_entropy(&logits, &targets, &CrossEntropyOptions::default())?;
+/// assert_eq!(loss.to_scalar::<f32>()?, 2f32.ln());
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOptions) -> Result<Tensor> {
@@ -68,61 +78,84 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
     }
 }
 
-/// [`cross_entropy`] of the logits `xs W^T`: a scalar.
+/// [`cross_entropy`] of the logits `xs W^T + bias`: a scalar.
 ///
-/// `xs` (.., C), `weight` (V, C), `targets` (..): `u32` ids below V.
+/// `xs` (.., C), `weight` W (V, C), `bias` (V), `targets` (..): ids below V of dtype `u32` or `i64`.
 ///
 /// In `f32` on the CPU the operation is fused: it holds the logits of only some rows at a time, and computes the
 /// gradients of tracked inputs in the same pass.
 ///
 /// # Errors
-/// Those of [`cross_entropy`].
+/// Those of [`cross_entropy`] and of [`linear`](super::linear()).
 pub fn linear_cross_entropy(
     xs: &Tensor,
     weight: &Tensor,
+    bias: Option<&Tensor>,
     targets: &Tensor,
     options: &CrossEntropyOptions,
 ) -> Result<Tensor> {
-    check("linear-cross-entropy", "the input", xs, targets)?;
+    const OP: &str = "linear-cross-entropy";
+    check(OP, "the input", xs, targets)?;
     let (vocab_size, channels) = weight.dims2()?;
-    let targets = read_targets("linear-cross-entropy", targets, vocab_size, options)?;
-    if !has_kernel(&[xs, weight]) || vocab_size == 0 {
-        return reference::cross_entropy(&super::linear(xs, weight, None)?, &targets);
+    let targets = read_targets(OP, targets, vocab_size, options)?;
+    let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
+    if !has_kernel(&tensors) || vocab_size == 0 {
+        return reference::cross_entropy(&super::linear(xs, weight, bias)?, &targets);
     }
     if xs.dims().last() != Some(&channels) {
-        bail!("linear-cross-entropy: expected an input of shape (.., {channels}), got {:?}", xs.dims());
+        bail!("{OP}: expected an input of shape (.., {channels}), got {:?}", xs.dims());
+    }
+    if let Some(bias) = bias.filter(|bias| bias.dims() != [vocab_size]) {
+        bail!("{OP}: expected a bias of shape {:?}, got {:?}", [vocab_size], bias.dims());
     }
     let (rows, ids) = targets.counting();
     let xs = match rows.len() == targets.ids.len() {
         true => record::contiguous(xs)?,
         false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
-    let tracked = [&xs, weight].map(record::is_tracked);
-    let Targets { divisor, terms, .. } = targets;
-    let op = LinearCrossEntropy { targets: ids, divisor, terms, tracked, gradients: OnceLock::new() };
-    record::apply2(&xs, &record::contiguous(weight)?, op)
+    let tracked = [Some(&xs), Some(weight), bias].map(|tensor| tensor.is_some_and(record::is_tracked));
+    let Targets { normalizer, terms, .. } = targets;
+    let op = LinearCrossEntropy { targets: ids, normalizer, terms, tracked, gradients: OnceLock::new() };
+    let weight = record::contiguous(weight)?;
+    match bias {
+        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], op, Kept::Inputs),
+        None => record::apply2(&xs, &weight, op),
+    }
 }
 
 /// The targets that count, all below V. (candle's own look-ups silently treat the highest `u32` as no index.)
 fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEntropyOptions) -> Result<Targets> {
-    let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-    let ids: Vec<Option<u32>> = ids.into_iter().map(|id| (Some(id) != options.ignored).then_some(id)).collect();
+    let &CrossEntropyOptions { ignore_index, normalizer, label_smoothing: smoothing, z_loss, softcap } = options;
+    let targets = targets.flatten_all()?;
+    let ids: Vec<i64> = match targets.dtype() {
+        DType::I64 => targets.to_vec1()?,
+        _ => targets.to_vec1::<u32>()?.into_iter().map(i64::from).collect(),
+    };
+    let valid = |id: i64| u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size);
+    let read = |id: i64| match valid(id) {
+        _ if Some(id) == ignore_index => Ok(None),
+        Some(id) => Ok(Some(id)),
+        None => {
+            let ignored = ignore_index.map_or("no ignore_index".into(), |index| format!("the ignore_index {index}"));
+            bail!("{op}: expected targets from 0 to below {vocab_size}, and {ignored}, got {id}")
+        }
+    };
+    let ids: Vec<Option<u32>> = ids.into_iter().map(read).collect::<Result<_>>()?;
     let counting = ids.iter().flatten().count();
-    if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= vocab_size) {
-        bail!("{op}: expected targets below {vocab_size}, got {id}");
-    }
-    let divisor = match options.divisor {
+    let normalizer = match normalizer {
         _ if counting == 0 => 1.0,
         None => counting as f64,
-        Some(divisor) if divisor > 0.0 => divisor,
-        Some(divisor) => bail!("{op}: expected a divisor above 0, got {divisor}"),
+        Some(normalizer) if normalizer > 0.0 => normalizer,
+        Some(normalizer) => bail!("{op}: expected a normalizer above 0, got {normalizer}"),
     };
-    let &CrossEntropyOptions { label_smoothing: smoothing, z_loss, .. } = options;
     if !(0.0..1.0).contains(&smoothing) {
         bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
     }
     check_not_negative(op, &[("a z-loss", z_loss)])?;
-    Ok(Targets { ids, divisor, terms: Terms { smoothing, z_loss } })
+    if let Some(cap) = softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+        bail!("{op}: expected a soft cap above 0, got {cap}");
+    }
+    Ok(Targets { ids, normalizer, terms: Terms { smoothing, z_loss, softcap } })
 }
 
 fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {
@@ -137,8 +170,8 @@ fn check(op: &str, name: &str, xs: &Tensor, targets: &Tensor) -> Result<()> {
             xs.dims()
         );
     }
-    if targets.dtype() != DType::U32 {
-        bail!("{op}: expected targets of dtype U32, got {:?}", targets.dtype());
+    if !matches!(targets.dtype(), DType::U32 | DType::I64) {
+        bail!("{op}: expected targets of dtype U32 or I64, got {:?}", targets.dtype());
     }
     Ok(())
 }

@@ -18,20 +18,24 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor
         false => logits.index_select(&Tensor::new(rows, device)?, 0)?, // (N', V)
     };
     let ids = Tensor::new(ids, device)?.unsqueeze(1)?; // (N', 1)
+    let Terms { smoothing, z_loss, softcap } = targets.terms;
+    let logits = match softcap {
+        Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+        None => logits,
+    };
 
     // Shifting a row does not change the result, so its maximum is treated as a constant.
-    let highest = logits.detach().max_keepdim(D::Minus1)?; // (N', 1)
-    let shifted = logits.broadcast_sub(&highest)?; // (N', V)
+    let max = logits.detach().max_keepdim(D::Minus1)?; // (N', 1)
+    let shifted = logits.broadcast_sub(&max)?; // (N', V)
     let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?; // (N', 1)
     let of_targets = shifted.gather(&ids, D::Minus1)?; // (N', 1)
-    let Terms { smoothing, z_loss } = targets.terms;
-    let likely = match smoothing {
+    let target_terms = match smoothing {
         0.0 => of_targets,
         s => ((of_targets * (1.0 - s))? + (shifted.mean_keepdim(D::Minus1)? * s)?)?, // (N', 1)
     };
     let losses = match z_loss {
-        0.0 => (log_sums - likely)?,
-        z => ((&log_sums - likely)? + ((log_sums + highest)?.sqr()? * z)?)?, // (N', 1)
+        0.0 => (log_sums - target_terms)?,
+        z => ((&log_sums - target_terms)? + ((log_sums + max)?.sqr()? * z)?)?, // (N', 1)
     };
-    (losses.sum_all()? / targets.divisor)?.to_dtype(dtype)
+    (losses.sum_all()? / targets.normalizer)?.to_dtype(dtype)
 }

@@ -1,7 +1,7 @@
 //! `y = x W^T + b` and its gradients, on slices.
 
 use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul, product};
-use crate::cpu::simd;
+use crate::cpu::sums::sum_rows;
 
 /// Sizes: rows of the input (all leading dimensions), input channels, output channels.
 #[derive(Clone, Copy)]
@@ -44,16 +44,12 @@ pub(super) fn backward_weight(dys: &[f32], xs: &[f32], dims: Dims) -> Vec<f32> {
 }
 
 /// `dbias = sum over rows of dys`, as `ys = .. + bias`.
-pub(super) fn backward_bias(dbias: &mut [f32], dys: &[f32]) {
-    let out_dim = dbias.len().max(1);
-    simd::dispatch(
+pub(super) fn backward_bias(dys: &[f32], dims: Dims) -> Vec<f32> {
+    let Dims { rows, out_dim, .. } = dims;
+    sum_rows(
+        rows,
+        out_dim,
         #[inline(always)]
-        || {
-            for row in dys.chunks_exact(out_dim) {
-                for (sum, dy) in dbias.iter_mut().zip(row) {
-                    *sum += dy;
-                }
-            }
-        },
-    );
+        |row, sums| sums.iter_mut().zip(&dys[row * out_dim..]).for_each(|(sum, dy)| *sum += dy),
+    )
 }

@@ -149,8 +149,7 @@ impl CustomOp3 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dys = dys.contiguous()?;
         let (dxs, dweight) = self.backward(xs, weight, &dys)?;
-        let mut dbias = vec![0.0; bias.elem_count()];
-        kernel::backward_bias(&mut dbias, &values(&dys)?);
+        let dbias = kernel::backward_bias(&values(&dys)?, Dims::new(xs.dims(), weight.dims()));
         Ok((dxs, dweight, Some(Tensor::from_vec(dbias, bias.shape(), &Device::Cpu)?)))
     }
 }

@@ -1,7 +1,8 @@
 //! Layer and root-mean-square normalisation of rows, with gradients, on slices.
 
-use crate::cpu::parallel::{for_each_chunk, map};
+use crate::cpu::parallel::{for_each_chunk, for_each_chunk_pair};
 use crate::cpu::simd::{dispatch, sum_of};
+use crate::cpu::sums::sum_rows;
 
 /// What a row is normalised by.
 #[derive(Clone, Copy, PartialEq)]
@@ -19,7 +20,7 @@ pub(super) struct Statistics {
     factor: f32,
 }
 
-/// Rows per chunk. The gradients of the parameters are summed chunk by chunk, so this number affects their bits.
+/// Rows per chunk.
 const ROWS: usize = 64;
 
 /// `y = (x - mean) * factor * weight + bias`, row by row; an empty bias means none.
@@ -33,23 +34,17 @@ pub(super) fn forward(
     eps: f32,
 ) {
     let c = weight.len().max(1);
-    dispatch(
-        #[inline(always)]
-        || {
-            for (row, x) in statistics.iter_mut().zip(xs.chunks_exact(c)) {
-                let mean = if kind == Kind::Layer { sum_of(x, x, |x, _| x) / c as f32 } else { 0.0 };
-                let variance = sum_of(x, x, |x, _| (x - mean) * (x - mean)) / c as f32;
-                *row = Statistics { mean, factor: 1.0 / (variance + eps).sqrt() };
-            }
-        },
-    );
-    let statistics = &*statistics;
-    for_each_chunk(ys, ROWS * c, |piece, ys| {
-        let (xs, statistics) = (&xs[piece * ROWS * c..], &statistics[piece * ROWS..]);
+    for_each_chunk_pair((ys, ROWS * c), (statistics, ROWS), |piece, ys, statistics| {
+        let xs = &xs[piece * ROWS * c..];
         dispatch(
             #[inline(always)]
             || {
-                for ((y, x), row) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)).zip(statistics) {
+                for (row, x) in statistics.iter_mut().zip(xs.chunks_exact(c)) {
+                    let mean = if kind == Kind::Layer { sum_of(x, x, |x, _| x) / c as f32 } else { 0.0 };
+                    let variance = sum_of(x, x, |x, _| (x - mean) * (x - mean)) / c as f32;
+                    *row = Statistics { mean, factor: 1.0 / (variance + eps).sqrt() };
+                }
+                for ((y, x), row) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)).zip(&*statistics) {
                     for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
                         *y = (x - row.mean) * row.factor * weight;
                     }
@@ -87,31 +82,22 @@ pub(super) fn backward(
         );
     });
 
-    let pieces = xs.len().div_ceil(ROWS * c);
-    let partial = map(pieces, |piece| {
-        let elements = piece * ROWS * c..xs.len().min((piece + 1) * ROWS * c);
-        let (dys, xs) = (&dys[elements.clone()], &xs[elements]);
-        let mut sums = (vec![0.0; c], vec![0.0; c]);
-        dispatch(
-            #[inline(always)]
-            || {
-                let rows = dys.chunks_exact(c).zip(xs.chunks_exact(c));
-                for ((dy, x), row) in rows.zip(&statistics[piece * ROWS..]) {
-                    let sums = sums.0.iter_mut().zip(sums.1.iter_mut());
-                    for (((dweight, dbias), dy), x) in sums.zip(dy).zip(x) {
-                        *dweight += dy * (x - row.mean) * row.factor;
-                        *dbias += dy;
-                    }
-                }
-            },
-        );
-        sums
-    });
-    partial.into_iter().fold((vec![0.0; c], vec![0.0; c]), |mut total, piece| {
-        total.0.iter_mut().zip(&piece.0).for_each(|(total, piece)| *total += piece);
-        total.1.iter_mut().zip(&piece.1).for_each(|(total, piece)| *total += piece);
-        total
-    })
+    let rows = xs.len() / c;
+    let mut dweight = sum_rows(
+        rows,
+        2 * c,
+        #[inline(always)]
+        |row, sums| {
+            let (dy, x, row) = (&dys[row * c..][..c], &xs[row * c..][..c], statistics[row]);
+            let (dweight, dbias) = sums.split_at_mut(c);
+            for (((dweight, dbias), dy), x) in dweight.iter_mut().zip(dbias).zip(dy).zip(x) {
+                *dweight += dy * (x - row.mean) * row.factor;
+                *dbias += dy;
+            }
+        },
+    );
+    let dbias = dweight.split_off(c);
+    (dweight, dbias)
 }
 
 #[inline(always)]

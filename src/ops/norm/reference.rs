@@ -1,5 +1,5 @@
-//! Normalisation composed of candle's own differentiable operations, for any dtype and device. The statistics of `f16`
-//! and `bf16` are taken in `f32`.
+//! Normalisation composed of candle's own differentiable operations, for any dtype and device. `f16` and `bf16`
+//! are computed in `f32`, as are then the sums over rows in backward, and rounded once.
 
 use candle_core::{D, Result, Tensor};
 
@@ -7,18 +7,21 @@ use crate::cpu::storage::precise;
 
 /// See [`super::layer_norm`]; the arguments have been checked.
 pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let precise = xs.to_dtype(precise(xs.dtype()))?;
-    let centred = precise.broadcast_sub(&precise.mean_keepdim(D::Minus1)?)?;
-    let ys = to_unit(&centred, eps)?.to_dtype(xs.dtype())?.broadcast_mul(weight)?;
-    match bias {
-        Some(bias) => ys.broadcast_add(bias),
-        None => Ok(ys),
-    }
+    let (dtype, precise) = (xs.dtype(), precise(xs.dtype()));
+    let xs = xs.to_dtype(precise)?;
+    let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+    let ys = to_unit(&centred, eps)?.broadcast_mul(&weight.to_dtype(precise)?)?;
+    let ys = match bias {
+        Some(bias) => ys.broadcast_add(&bias.to_dtype(precise)?)?,
+        None => ys,
+    };
+    ys.to_dtype(dtype)
 }
 
 /// See [`super::rms_norm`]; the arguments have been checked.
 pub(super) fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    to_unit(&xs.to_dtype(precise(xs.dtype()))?, eps)?.to_dtype(xs.dtype())?.broadcast_mul(weight)
+    let (dtype, precise) = (xs.dtype(), precise(xs.dtype()));
+    to_unit(&xs.to_dtype(precise)?, eps)?.broadcast_mul(&weight.to_dtype(precise)?)?.to_dtype(dtype)
 }
 
 /// `x / sqrt(mean(x^2) + eps)` over the last dimension.

@@ -142,16 +142,17 @@ proptest! {
     #[test]
     fn cross_entropies(
         (rows, c, v) in (1..300usize, 1..20usize, 1..70usize),
-        ignored in prop::option::of(0..70u32),
-        divisor in prop::option::of(1.0..1000.0),
+        ignore_index in prop::option::of(0..70i64),
+        normalizer in prop::option::of(1.0..1000.0),
+        softcap in prop::option::of(0.5..50.0),
         sequential in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let (ids, options) = (ids(seed, rows, v), CrossEntropyOptions { ignored, divisor, ..Default::default() });
+        let (ids, options) = (ids(seed, rows, v), CrossEntropyOptions { ignore_index, normalizer, softcap, ..Default::default() });
         let logits = [randn(seed, &[rows, v])];
         hold("cross-entropy", &logits, sequential, |x| ops::cross_entropy(&x[0], &ids, &options), 1.0);
-        let inputs = [randn(seed, &[rows, c]), randn(seed ^ 1, &[v, c])];
-        let op = |x: &[Tensor]| ops::linear_cross_entropy(&x[0], &x[1], &ids, &options);
+        let inputs = [randn(seed, &[rows, c]), randn(seed ^ 1, &[v, c]), randn(seed ^ 2, &[v])];
+        let op = |x: &[Tensor]| ops::linear_cross_entropy(&x[0], &x[1], Some(&x[2]), &ids, &options);
         hold("linear-cross-entropy", &inputs, sequential, op, 1.0);
     }
 }

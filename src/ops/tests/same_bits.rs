@@ -25,7 +25,13 @@ fn table() -> Vec<Row> {
     let (few, many) = ([&[2, 131, 4, 32][..], &[2, 131, 2, 32], &[2, 131, 2, 32]], [&[7, 67, 3, 16][..]; 3]);
     let documents = Tensor::from_vec((0..7 * 67).map(|i| i as u32 / 23).collect(), (7, 67), &Device::Cpu).unwrap();
     let key = RandomKey { seed: 1, step: 2, site: 3 };
-    let losses = CrossEntropyOptions { ignored: Some(5), label_smoothing: 0.1, z_loss: 0.01, ..Default::default() };
+    let losses = CrossEntropyOptions {
+        ignore_index: Some(5),
+        label_smoothing: 0.1,
+        z_loss: 0.01,
+        softcap: Some(3.0),
+        ..Default::default()
+    };
     let mut rows = vec![
         row("linear", &[&[517, 263], &[389, 263]], |x| ops::linear(&x[0], &x[1], None)),
         row("linear with a bias", &[&[517, 263], &[389, 263], &[389]], |x| ops::linear(&x[0], &x[1], Some(&x[2]))),
@@ -33,8 +39,8 @@ fn table() -> Vec<Row> {
         row("rms-norm", &[&[1009, 67], &[67]], |x| ops::rms_norm(&x[0], &x[1], 1e-5)),
         row("embedding", &[&[131, 67]], |x| ops::embedding(&ids(1009, 131), &x[0])),
         row("cross-entropy", &[&[1009, 67]], move |x| ops::cross_entropy(&x[0], &ids(1009, 67), &losses)),
-        row("linear-cross-entropy", &[&[1009, 67], &[263, 67]], move |x| {
-            ops::linear_cross_entropy(&x[0], &x[1], &ids(1009, 263), &losses)
+        row("linear-cross-entropy", &[&[1009, 67], &[263, 67], &[263]], move |x| {
+            ops::linear_cross_entropy(&x[0], &x[1], Some(&x[2]), &ids(1009, 263), &losses)
         }),
         row("dropout", &[&[7, 10_007]], move |x| {
             ops::dropout(&x[0], &DropoutOptions { rate: 0.3, key, first_sequence: 3 })
@@ -111,7 +117,7 @@ fn adamw_has_the_same_bits_for_any_number_of_threads() {
         let var = Var::from_tensor(&randn(2, &[40_009]).to_dtype(DType::F32)?)?;
         let mut moments = optim::Moments::zeros(&var)?;
         optim::adamw(&var, &x[0], &mut moments, &step)?;
-        let after = Tensor::cat(&[var.as_tensor(), &moments.first, &moments.second], 0)?.detach();
+        let after = Tensor::cat(&[var.as_tensor(), moments.first(), moments.second()], 0)?.detach();
         after.broadcast_add(&x[0].sum_all()?)
     });
 }

@@ -14,9 +14,9 @@ mod reference;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
 use super::Cautious;
-use crate::cpu::checks::check_not_negative;
+use crate::cpu::checks::{check_not_negative, check_state_dtype};
 use crate::cpu::elementwise::move_average;
-use crate::cpu::storage::{has_kernel, slice, slice_mut, values};
+use crate::cpu::storage::{has_kernel, precise, slice, slice_mut, values};
 
 /// The hyperparameters of one step.
 #[derive(Clone, Copy, Debug)]
@@ -39,13 +39,31 @@ pub struct AdamWStep {
     pub cautious: Cautious,
 }
 
-/// The moments of a variable, with its shape and dtype.
-#[derive(Clone, Debug)]
+impl Default for AdamWStep {
+    /// torch's numbers: a learning rate of 0.001, betas 0.9 and 0.999, an eps of 1e-8 and a weight decay of 0.01; the first
+    /// step.
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            gradient_scale: 1.0,
+            step: 1,
+            cautious: Cautious::default(),
+        }
+    }
+}
+
+/// The moments of a variable, with its shape and dtype; for `f16` and `bf16` in `f32`, since in half precision small ones
+/// vanish and large ones stop moving.
+///
+/// Each is alone with its storage, which a step may change in place.
+#[derive(Debug)]
 pub struct Moments {
-    /// The moving average of the gradient (m).
-    pub first: Tensor,
-    /// The moving average of its square (v).
-    pub second: Tensor,
+    first: Tensor,
+    second: Tensor,
 }
 
 impl Moments {
@@ -54,31 +72,43 @@ impl Moments {
     /// # Errors
     /// If they cannot be allocated.
     pub fn zeros(var: &Var) -> Result<Self> {
-        Ok(Self { first: var.zeros_like()?.detach(), second: var.zeros_like()?.detach() })
+        let zeros = || Tensor::zeros(var.shape(), precise(var.dtype()), var.device());
+        Ok(Self { first: zeros()?, second: zeros()? })
+    }
+
+    /// Copies of saved moments.
+    ///
+    /// # Errors
+    /// If they cannot be allocated.
+    pub fn from_tensors(first: &Tensor, second: &Tensor) -> Result<Self> {
+        Ok(Self { first: first.detach().copy()?, second: second.detach().copy()? })
+    }
+
+    /// The moving average of the gradient (m). The next step may change it.
+    pub fn first(&self) -> &Tensor {
+        &self.first
+    }
+
+    /// The moving average of the gradient's square (v). The next step may change it.
+    pub fn second(&self) -> &Tensor {
+        &self.second
     }
 }
 
 /// Updates `var` and its moments with `gradient`: one step. In `f32` on the CPU, all three are changed in place.
 ///
+/// For a variable in `f16` or `bf16` the arithmetic is in `f32`, and the result is rounded.
+///
 /// # Errors
-/// If the shapes differ, or a number is not finite or out of its range.
+/// If shapes or the moments' dtypes do not fit, or a number is not finite or out of its range.
 ///
 /// ```
-/// use candle_attention::optim::{AdamWStep, Cautious, Moments, adamw};
+/// use candle_attention::optim::{AdamWStep, Moments, adamw};
 /// use candle_core::{Device, Tensor, Var};
 ///
 /// let var = Var::new(&[1f32, -1.], &Device::Cpu)?;
 /// let (gradient, mut moments) = (Tensor::new(&[0.5f32, 2.], &Device::Cpu)?, Moments::zeros(&var)?);
-/// let step = AdamWStep {
-///     learning_rate: 0.25,
-///     beta1: 0.9,
-///     beta2: 0.95,
-///     eps: 1e-8,
-///     weight_decay: 0.0,
-///     gradient_scale: 1.0,
-///     step: 1,
-///     cautious: Cautious::default(),
-/// };
+/// let step = AdamWStep { learning_rate: 0.25, weight_decay: 0.0, ..Default::default() };
 /// adamw(&var, &gradient, &mut moments, &step)?;
 /// // The first step has the size of the learning rate, whatever that of the gradient.
 /// let moved: Vec<f32> = var.to_vec1()?;
@@ -86,11 +116,16 @@ impl Moments {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWStep) -> Result<()> {
+    // A gradient may have a graph, which the moments would keep.
+    let gradient = &gradient.detach();
     for (name, tensor) in [("gradient", gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
     {
         if tensor.shape() != var.shape() {
             bail!("adamw: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
         }
+    }
+    for (name, moment) in [("first moment", &moments.first), ("second moment", &moments.second)] {
+        check_state_dtype("adamw", name, moment, var)?;
     }
     if step.step == 0 || !is_decay(step.beta1) || !is_decay(step.beta2) {
         let AdamWStep { step, beta1, beta2, .. } = step;
@@ -218,7 +253,7 @@ impl From<Coefficients> for kernel::Coefficients {
 mod tests {
     use super::*;
     use crate::cpu::testing::randn;
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     #[test]
     fn numbers_out_of_their_range_are_named() {
@@ -249,6 +284,74 @@ mod tests {
             assert!(error.contains(expected), "{error}");
             assert_eq!(var.to_vec1::<f64>().unwrap(), before);
         }
+    }
+
+    /// Where `eps` is 0 and every second moment underflows in `f16`.
+    #[test]
+    fn a_step_in_half_precision_is_that_of_f32_rounded() {
+        for dtype in [DType::F16, DType::BF16] {
+            let tensor = |values: &[f64]| Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let var = Var::from_tensor(&tensor(&[1.0, 1.0])).unwrap();
+            let mut moments = Moments::zeros(&var).unwrap();
+            let step = AdamWStep { learning_rate: 0.01, weight_decay: 0.0, ..Default::default() };
+            adamw(&var, &tensor(&[0.0, 1e-4]), &mut moments, &step).unwrap();
+            let expected = tensor(&[1.0, 0.99]).to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            assert_eq!(var.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap(), expected, "{dtype:?}");
+        }
+    }
+
+    /// torch's formula in `f64`, with the weights rounded after each step as they are stored.
+    #[test]
+    fn steps_in_half_precision_follow_the_formula() {
+        let step = AdamWStep { learning_rate: 0.01, weight_decay: 0.1, ..Default::default() };
+        for dtype in [DType::F16, DType::BF16] {
+            let stored = |x: f64| {
+                let x = Tensor::new(x, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+            };
+            let var = Var::from_tensor(&randn(1, &[97]).to_dtype(dtype).unwrap()).unwrap();
+            let mut moments = Moments::zeros(&var).unwrap();
+            let in_f64 = |x: &Tensor| x.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            let mut state: Vec<[f64; 3]> = in_f64(&var).into_iter().map(|w| [w, 0.0, 0.0]).collect();
+            for t in 1..=7u64 {
+                // From what is small in bf16 to what underflows in f16 when squared.
+                let gradient = (randn(10 + t, &[97]) * 0.1f64.powi(t as i32)).unwrap().to_dtype(dtype).unwrap();
+                adamw(&var, &gradient, &mut moments, &AdamWStep { step: t, ..step }).unwrap();
+                for ([w, m, v], g) in state.iter_mut().zip(in_f64(&gradient)) {
+                    *m = step.beta1 * *m + (1.0 - step.beta1) * g;
+                    *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
+                    let corrected = (*v / (1.0 - step.beta2.powi(t as i32))).sqrt() + step.eps;
+                    let update = step.learning_rate * (*m / (1.0 - step.beta1.powi(t as i32))) / corrected;
+                    *w = *w * (1.0 - step.learning_rate * step.weight_decay) - update;
+                }
+                // Where the two fall on different sides of the middle, the stored numbers are neighbours.
+                let half_ulp = if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+                for (got, [w, ..]) in in_f64(&var).iter().zip(&mut state) {
+                    assert!(
+                        (got - *w).abs() <= half_ulp * w.abs().max(1e-3),
+                        "{dtype:?}, step {t}: {got}, expected {w}"
+                    );
+                    assert!((got - stored(*w)).abs() <= 2.0 * half_ulp * w.abs().max(1e-3));
+                    *w = *got;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn moments_share_no_storage_and_are_never_in_half_precision() {
+        let var = Var::from_tensor(&randn(1, &[3]).to_dtype(DType::F32).unwrap()).unwrap();
+        let zeros = var.zeros_like().unwrap();
+        let mut moments = Moments::from_tensors(&zeros, &zeros).unwrap();
+        adamw(&var, &var.ones_like().unwrap(), &mut moments, &AdamWStep::default()).unwrap();
+        let [first, second] = [moments.first(), moments.second()].map(|x| x.to_vec1::<f32>().unwrap()[0]);
+        assert!((first - 0.1).abs() < 1e-7 && (second - 0.001).abs() < 1e-9, "{first}, {second}");
+        assert_eq!(zeros.to_vec1::<f32>().unwrap(), [0.0; 3]);
+
+        let half = var.to_dtype(DType::BF16).unwrap();
+        let (half, mut moments) = (Var::from_tensor(&half).unwrap(), Moments::from_tensors(&half, &half).unwrap());
+        let error = adamw(&half, &half, &mut moments, &AdamWStep::default()).unwrap_err().to_string();
+        assert!(error.contains("adamw: expected a first moment of dtype F32 for BF16, got BF16"), "{error}");
     }
 
     /// A few steps in f32, fused and composed, and in f64.

@@ -27,7 +27,7 @@ mod reference;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 
 use super::Cautious;
-use crate::cpu::checks::check_not_negative;
+use crate::cpu::checks::{check_not_negative, check_state_dtype};
 use crate::cpu::elementwise::move_average;
 use crate::cpu::storage::{has_kernel, slice, slice_mut};
 
@@ -46,6 +46,19 @@ pub struct MuonStep {
     pub cautious: Cautious,
 }
 
+impl Default for MuonStep {
+    /// A learning rate of 0.02 and a momentum of 0.95, without decay.
+    fn default() -> Self {
+        Self {
+            learning_rate: 0.02,
+            momentum: 0.95,
+            weight_decay: 0.0,
+            gradient_scale: 1.0,
+            cautious: Cautious::default(),
+        }
+    }
+}
+
 /// The polynomials `a x + b x^3 + c x^5`, one per iteration, by Remez's algorithm: on [0.004, 1], then on the image of
 /// each.
 const COEFFICIENTS: [[f64; 3]; 4] = [
@@ -62,25 +75,20 @@ const MARGIN: f64 = 1.01;
 const LEAST_NORM: f64 = 1e-7;
 
 /// Updates the matrix `var` and `mean`, the moving average of its gradients, with `gradient`: one step. All three have
-/// the same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place.
+/// the same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place. For a `var` in `f16` or `bf16`,
+/// `mean` is in `f32`, as is the arithmetic.
 ///
 /// # Errors
-/// If `var` is not a matrix, the shapes differ, or a number is not finite or out of its range.
+/// If `var` is not a matrix, shapes or dtypes do not fit, or a number is not finite or out of its range.
 ///
 /// ```
-/// use candle_attention::optim::{Cautious, MuonStep, muon};
+/// use candle_attention::optim::{MuonStep, muon};
 /// use candle_core::{DType, Device, Tensor, Var};
 ///
 /// let var = Var::zeros((2, 2), DType::F32, &Device::Cpu)?;
 /// let gradient = Tensor::new(&[[3f32, 0.], [0., 1.]], &Device::Cpu)?;
 /// let mut mean = var.zeros_like()?.detach();
-/// let step = MuonStep {
-///     learning_rate: 0.1,
-///     momentum: 0.95,
-///     weight_decay: 0.0,
-///     gradient_scale: 1.0,
-///     cautious: Cautious::default(),
-/// };
+/// let step = MuonStep { learning_rate: 0.1, ..Default::default() };
 /// muon(&var, &gradient, &mut mean, &step)?;
 /// // Both directions move by about the learning rate, though the gradient of one is three times that of the other.
 /// let moved = var.to_vec2::<f32>()?;
@@ -88,6 +96,8 @@ const LEAST_NORM: f64 = 1e-7;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
+    // A gradient may have a graph, which the mean would keep.
+    let gradient = &gradient.detach();
     if var.rank() != 2 {
         bail!("muon: expected a matrix, got a variable of shape {:?}", var.dims());
     }
@@ -96,6 +106,7 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
             bail!("muon: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
         }
     }
+    check_state_dtype("muon", "running mean", mean, var)?;
     if !(0.0..1.0).contains(&step.momentum) {
         bail!("muon: expected a momentum from 0 to below 1, got {}", step.momentum);
     }
@@ -355,6 +366,28 @@ mod tests {
             let norm = (0.875f64 * 0.875 + 0.1 * 0.1).sqrt();
             let expected = [-alone(0.875 / norm), 0.0, 0.0, alone(0.1 / norm)];
             assert!(worst(&moved, &expected) < 1e-5, "{dtype:?}: {moved:?}, expected {expected:?}");
+        }
+    }
+
+    /// Weights and gradients that bf16 holds: after each step, those of f32, rounded.
+    #[test]
+    fn steps_in_half_precision_are_those_of_f32_rounded() {
+        for dtype in [DType::F16, DType::BF16] {
+            let cast = |x: &Tensor, dtype: DType| x.to_dtype(dtype).unwrap();
+            let half = Var::from_tensor(&cast(&randn(1, &[9, 5]), dtype)).unwrap();
+            let single = Var::from_tensor(&cast(&half, DType::F32)).unwrap();
+            let mut means = [(); 2].map(|()| single.zeros_like().unwrap().detach());
+            for seed in 2..6 {
+                let gradient = cast(&(randn(seed, &[9, 5]) * 1e-4).unwrap(), dtype);
+                muon(&half, &gradient, &mut means[0], &STEP).unwrap();
+                muon(&single, &cast(&gradient, DType::F32), &mut means[1], &STEP).unwrap();
+                let rounding = if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+                let (got, expected) = (values(&half), values(&single));
+                assert!(got.iter().zip(&expected).all(|(got, w)| (got - w).abs() <= rounding * w.abs() + 1e-6));
+                single.set(&cast(&half, DType::F32)).unwrap();
+            }
+            let error = muon(&half, &half, &mut half.zeros_like().unwrap(), &STEP).unwrap_err().to_string();
+            assert!(error.contains(&format!("expected a running mean of dtype F32 for {dtype:?}, got")), "{error}");
         }
     }
 

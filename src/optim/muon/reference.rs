@@ -1,13 +1,14 @@
 //! Muon composed of candle's own operations, for any dtype and device.
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 use super::{COEFFICIENTS, LEAST_NORM, MARGIN, MuonStep, rate};
+use crate::cpu::sums::euclidean_norm;
 
 /// See [`super::muon`]; the arguments have been checked.
 pub(super) fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
     let &MuonStep { learning_rate, momentum, weight_decay, gradient_scale, cautious } = step;
-    let gradient = (gradient * (gradient_scale * (1.0 - momentum)))?;
+    let gradient = (gradient.to_dtype(mean.dtype())? * (gradient_scale * (1.0 - momentum)))?;
     *mean = ((&*mean * momentum)? + &gradient)?;
     let ahead = ((&*mean * momentum)? + &gradient)?;
     let update = (orthogonal(&ahead)? * rate(step, var.dims2()?))?;
@@ -19,8 +20,7 @@ fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     if rows > cols {
         return orthogonal(&matrix.t()?.contiguous()?)?.t()?.contiguous();
     }
-    let norm = matrix.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
-    let mut xs = (matrix * (1.0 / (norm * MARGIN).max(LEAST_NORM)))?;
+    let mut xs = (matrix * (1.0 / (euclidean_norm(matrix)? * MARGIN).max(LEAST_NORM)))?;
     for [a, b, c] in COEFFICIENTS {
         let gram = xs.matmul(&xs.t()?)?; // (rows, rows)
         let polynomial = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;

@@ -151,16 +151,10 @@ impl WithSimd for BackwardHead<'_> {
                 let v = Right { data: &work.v_columns[keys.start * e..], stride: TILE };
                 product(simd, dweights, dout, v, rows, |row| (tile.columns_of(row).end, 0..e));
                 // Pass 2 was weights = softmax(scores).
-                let row_gradients = RowGradients { stats: saved.stats, means: &means };
-                let on_scores = |query: usize, dscores: &[f32]| {
-                    if let Some(dbias) = &mut dbias {
-                        dbias.add(query, keys.clone(), dscores);
-                    }
-                };
-                let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
-                softmax_tile_backward(both, row_gradients, &tile, scoring, on_scores);
-                // The weights and dscores of hidden keys are 0, but 0 times what is not finite is not.
                 let is_finite = rows_are_finite && work.is_finite[keys.start / TILE];
+                let row_gradients = RowGradients { stats: saved.stats, means: &means, is_finite };
+                let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
+                softmax_tile_backward(both, row_gradients, &tile, scoring, dbias.as_mut());
                 // Pass 3 again: dv = weights^T dout.
                 let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
                 let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };

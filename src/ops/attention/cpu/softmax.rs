@@ -1,6 +1,7 @@
 //! From scores to weights and back, for a tile of queries and keys.
 
 use super::TILE;
+use super::bias::BiasRows;
 use super::tile::Tile;
 use crate::cpu::block_product::{GROUP, ROWS};
 use crate::cpu::random::DropoutFactors;
@@ -118,19 +119,21 @@ pub(super) fn softmax_tile(scores: &mut [f32], running: &mut RunningSoftmax, til
 pub(super) struct RowGradients<'a> {
     pub(super) stats: &'a [RowStats],
     pub(super) means: &'a [f32; TILE],
+    /// Whether everything that the products of the tile were computed from is finite.
+    pub(super) is_finite: bool,
 }
 
 /// Backward: replaces the products in `weights` by the weights, and dweights in `dscores` by the gradient of the
 /// products: with `score = cap tanh(product / cap) + bias` and `weights = factors softmax(scores)`, that of the score is
-/// `softmax (factors dweights - mean)`, and that of the product `1 - tanh(product / cap)^2` times it. `on_scores` gets
-/// each query with the gradient of its scores.
+/// `softmax (factors dweights - mean)`, which is added to `dbias`, and that of the product `1 - tanh(product / cap)^2`
+/// times it.
 #[inline(always)]
 pub(super) fn softmax_tile_backward(
     [weights, dscores]: [&mut [f32]; 2],
     rows: RowGradients,
     tile: &Tile,
     scoring: Scoring,
-    mut on_scores: impl FnMut(usize, &[f32]),
+    mut dbias: Option<&mut BiasRows>,
 ) {
     for (row, query) in tile.queries.clone().enumerate() {
         let computed = tile.computed(row);
@@ -141,10 +144,17 @@ pub(super) fn softmax_tile_backward(
         if let Some(factors) = &factors {
             multiply(dscores, factors);
         }
-        softmax_backward(dscores, weights, rows.stats[query], rows.means[row]);
-        on_scores(query, dscores);
+        let (stats, mean) = (rows.stats[query], rows.means[row]);
+        // A hidden key gets nothing, though 0 times what is not finite is not 0.
+        let scores = (!rows.is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights));
+        softmax_backward(dscores, weights, stats, mean);
+        if let Some(scores) = &scores {
+            clear_hidden([weights, dscores], scores);
+        }
+        if let Some(dbias) = &mut dbias {
+            dbias.add(query, tile.keys.clone(), dscores);
+        }
         if let Some(slopes) = &slopes {
-            // Where nothing flows back, nothing does so through a slope that is not a number either.
             dscores.iter_mut().zip(slopes).for_each(|(x, slope)| *x = if *x == 0.0 { 0.0 } else { *x * slope });
         }
         if let Some(factors) = &factors {
@@ -169,17 +179,29 @@ fn multiply(xs: &mut [f32], factors: &[f32]) {
     xs.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
 }
 
-/// Replaces the scores in `weights` by the softmax, and its gradient in `dscores` by `softmax * (gradient - mean)`. Both
-/// become 0 at a hidden key, whatever else is in the row.
+/// Replaces the scores in `weights` by the softmax, and its gradient in `dscores` by `softmax * (gradient - mean)`.
 #[inline(always)]
 fn softmax_backward(dscores: &mut [f32], weights: &mut [f32], RowStats { max, inv_sum }: RowStats, mean: f32) {
     let groups = dscores.as_chunks_mut::<GROUP>().0.iter_mut().zip(weights.as_chunks_mut::<GROUP>().0);
     for (dscores, weights) in groups {
         for (dscore, weight) in dscores.iter_mut().zip(weights) {
-            let is_hidden = *weight == f32::NEG_INFINITY;
-            let softmax = exp(*weight - max) * inv_sum;
-            *weight = if is_hidden { 0.0 } else { softmax };
-            *dscore = if is_hidden { 0.0 } else { softmax * (*dscore - mean) };
+            *weight = exp(*weight - max) * inv_sum;
+            *dscore = *weight * (*dscore - mean);
+        }
+    }
+}
+
+fn copy_of(scores: &[f32]) -> [f32; TILE] {
+    let mut copy = [0.0; TILE];
+    copy[..scores.len()].copy_from_slice(scores);
+    copy
+}
+
+/// Sets what belongs to hidden keys, by their scores, to 0.
+fn clear_hidden(rows: [&mut [f32]; 2], scores: &[f32]) {
+    for row in rows {
+        for (x, _) in row.iter_mut().zip(scores).filter(|(_, score)| **score == f32::NEG_INFINITY) {
+            *x = 0.0;
         }
     }
 }

@@ -48,6 +48,12 @@ pub(super) struct Tile<'a> {
     pub(super) queries: Range<usize>,
     pub(super) keys: Range<usize>,
     mask: HeadMask<'a>,
+    /// The band in the tile's own coordinates: row `i` stands before column `i + before`, sees the first `floor` columns
+    /// and `window` columns up to its position; rows before `first_row` see nothing.
+    before: i64,
+    floor: usize,
+    window: i64,
+    first_row: usize,
     /// Whether the band allows everything.
     is_whole: bool,
     /// Of each block of rows, the columns that its queries see by the band: the first, and one past the last.
@@ -65,34 +71,39 @@ impl<'a> Tile<'a> {
         if visibility == Visibility::Nothing {
             return None;
         }
-        let compares_segments = visibility == Visibility::Some;
-        let mut tile = Self { queries, keys, mask, is_whole: false, blocks: Default::default(), compares_segments };
+        let ((first, window), position) = (mask.band.bounds(), mask.sequence.first + queries.start as i64);
+        let (len, rows) = (keys.len(), queries.len());
+        let mut tile = Self {
+            before: position + 1 - keys.start as i64,
+            floor: first.saturating_sub(keys.start).min(len),
+            window: i64::try_from(window).unwrap_or(i64::MAX).min(1 << 62),
+            first_row: usize::try_from(-position).unwrap_or(0),
+            is_whole: false,
+            blocks: [[0, len]; TILE / ROWS],
+            compares_segments: visibility == Visibility::Some,
+            queries,
+            keys,
+            mask,
+        };
         // Both ends of what a query sees never lie before those of an earlier query.
-        let len = tile.keys.len();
-        let (first, last) = (tile.band(tile.queries.start), tile.band(tile.queries.end - 1));
-        tile.is_whole = first.end == len && last == (0..len);
-        if tile.is_whole {
-            tile.blocks = [[0, len]; TILE / ROWS];
-        } else {
-            for block in 0..tile.queries.len().div_ceil(ROWS) {
-                let first = tile.queries.start + block * ROWS;
-                let last = (first + ROWS).min(tile.queries.end) - 1;
-                tile.blocks[block] = [tile.band(first).start, tile.band(last).end];
+        tile.is_whole = tile.band(0).end == len && tile.band(rows - 1) == (0..len);
+        if !tile.is_whole {
+            for (row, block) in (0..rows).step_by(ROWS).zip(0..) {
+                tile.blocks[block] = [tile.band(row).start, tile.band((row + ROWS).min(rows) - 1).end];
             }
         }
         Some(tile)
     }
 
-    /// The columns that a query sees by the band.
+    /// The columns that the query of a row sees by the band.
     #[inline(always)]
-    fn band(&self, query: usize) -> Range<usize> {
-        if self.is_whole {
-            return 0..self.keys.len();
+    fn band(&self, row: usize) -> Range<usize> {
+        if row < self.first_row {
+            return 0..0;
         }
-        // A query sees no key past the tile's last anyway.
-        let seen = self.mask.band.keys(self.mask.sequence.first + query as i64, self.keys.end);
-        let column = |key: usize| key.saturating_sub(self.keys.start);
-        column(seen.start)..column(seen.end)
+        let (position, len) = (row as i64 + self.before, self.keys.len());
+        let end = (position.clamp(0, len as i64) as usize).max(self.floor);
+        (position - self.window).clamp(0, end as i64) as usize..end
     }
 
     /// The columns that the queries of the block that starts at a row see.
@@ -126,7 +137,7 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     pub(super) fn mask_scores(&self, scores: &mut [f32], query: usize) {
         let HeadMask { sequence, allowed, bias, slope, .. } = self.mask;
-        let band = self.band(query);
+        let band = if self.is_whole { 0..self.keys.len() } else { self.band(query - self.queries.start) };
         hide(scores, 0..band.start);
         hide(scores, band.end..scores.len());
         let first = self.keys.start + band.start;

@@ -1,12 +1,13 @@
 //! The kernel against the reference, with every mask and sizes that are not multiples of a tile.
 
+mod chunks;
 mod hidden;
 mod random;
 
 use super::*;
 use crate::cpu::testing::{assert_like_reference, randn, without_kernels};
 use crate::ops::RandomKey;
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 /// Attention without the kernel.
 fn composed(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
@@ -140,7 +141,7 @@ fn a_constant_bias_is_that_of_the_reference() {
 
 #[test]
 fn shards_drop_what_the_whole_drops() {
-    let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[5, 67, 3, 5]).to_dtype(candle_core::DType::F32).unwrap());
+    let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[5, 67, 3, 5]).to_dtype(DType::F32).unwrap());
     let dropped = |first: usize, n: usize| {
         let part = |x: &Tensor| x.narrow(0, first, n).unwrap();
         let dropout = Some(DropoutOptions { rate: 0.5, first_sequence: first as u64, ..Default::default() });
@@ -214,7 +215,7 @@ fn the_kernel_is_the_reference_for_large_scores() {
 
 #[test]
 fn a_window_of_one_gives_back_the_values() {
-    let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[2, 67, 3, 5]).to_dtype(candle_core::DType::F32).unwrap());
+    let [q, k, v] = [1, 2, 3].map(|seed| randn(seed, &[2, 67, 3, 5]).to_dtype(DType::F32).unwrap());
     let options = AttentionOptions { mask: Mask::window(1), ..Default::default() };
     let out = attention(&q, &k, &v, &options).unwrap();
     let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -224,7 +225,7 @@ fn a_window_of_one_gives_back_the_values() {
 #[test]
 fn masks_that_do_not_fit_are_named() {
     let q = randn(1, &[2, 7, 3, 5]);
-    let u32s = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::U32, &Device::Cpu).unwrap();
+    let u32s = |shape: &[usize]| Tensor::zeros(shape, DType::U32, &Device::Cpu).unwrap();
     for (mask, expected) in [
         (Mask::window(0), "a window of at least 1"),
         (
@@ -277,7 +278,7 @@ fn empty_keys_give_zero_gradients() {
 
 #[test]
 fn empty_inputs_give_zeros_and_a_huge_window_is_causal() {
-    for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
+    for dtype in [DType::F32, DType::F64] {
         let of = |[b, t, s]: [usize; 3], mask: Mask| {
             let like = |rows: usize| randn(1, &[b, rows, 2, 3]).to_dtype(dtype).unwrap();
             attention(&like(t), &like(s), &like(s), &AttentionOptions { mask, ..Default::default() }).unwrap()
@@ -286,20 +287,61 @@ fn empty_inputs_give_zeros_and_a_huge_window_is_causal() {
             let out = of(sizes, Mask::full());
             assert_eq!(out.dims(), [sizes[0], sizes[1], 2, 3]);
             assert_eq!(
-                out.abs()
-                    .unwrap()
-                    .sum_all()
-                    .unwrap()
-                    .to_dtype(candle_core::DType::F64)
-                    .unwrap()
-                    .to_scalar::<f64>()
-                    .unwrap(),
+                out.abs().unwrap().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(),
                 0.0
             );
         }
-        let values =
-            |x: &Tensor| x.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let (window, causal) = (of([1, 7, 9], Mask::window(usize::MAX)), of([1, 7, 9], Mask::causal()));
         assert_eq!(values(&window), values(&causal));
     }
+}
+
+#[test]
+fn no_positions_give_no_output() {
+    for dtype in [DType::F32, DType::F64] {
+        let qkv = Tensor::zeros((2, 0, 3 * 6), dtype, &Device::Cpu).unwrap();
+        assert_eq!(self_attention(&qkv, 2, &AttentionOptions::default()).unwrap().dims(), [2, 0, 6]);
+    }
+}
+
+/// In each dtype and from either layout.
+#[test]
+fn the_output_is_contiguous_and_a_scale_of_zero_has_a_gradient() {
+    for dtype in [DType::F32, DType::F64, DType::BF16] {
+        for layout in [QkvLayout::Bthd, QkvLayout::Bhtd] {
+            let var =
+                |seed| candle_core::Var::from_tensor(&randn(seed, &[2, 4, 4, 3]).to_dtype(dtype).unwrap()).unwrap();
+            let (q, k, v) = (var(1), var(2), var(3));
+            let options = AttentionOptions { scale: Scale::Value(0.0), layout, ..Default::default() };
+            let out = attention(&q, &k, &v, &options).unwrap();
+            assert!(out.is_contiguous() && out.layout().start_offset() == 0);
+            assert!(attention_with_weights(&q, &k, &v, &options).unwrap().0.is_contiguous());
+            let gradients = out.sum_all().unwrap().backward().unwrap();
+            assert!([&q, &k, &v].iter().all(|var| gradients.get(var).is_some()), "{dtype:?}");
+        }
+    }
+}
+
+/// By hand: two equal scores of 0 and a sink of log 2 share the weight evenly.
+#[test]
+fn a_sink_takes_its_share() {
+    for dtype in [DType::F32, DType::F64] {
+        let of = |values: &[f64]| Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let q = of(&[0.0]).reshape((1, 1, 1, 1)).unwrap();
+        let (k, v) = (of(&[5.0, 7.0]).reshape((1, 2, 1, 1)).unwrap(), of(&[4.0, 8.0]).reshape((1, 2, 1, 1)).unwrap());
+        let options = AttentionOptions { sinks: Some(of(&[2f64.ln()])), ..Default::default() };
+        let (out, lse) = attention_with_lse(&q, &k, &v, &options).unwrap();
+        let one = |x: Tensor| x.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0];
+        assert!((one(out) - 3.0).abs() < 1e-6 && (one(lse) - 4f64.ln()).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn slopes_of_linear_biases_are_the_papers() {
+    let of = |n: usize| Mask::alibi_slopes(n);
+    assert_eq!(of(4), [0.25, 0.0625, 0.015625, 0.00390625]);
+    let (of_8, of_16) = (of(8), of(16));
+    assert_eq!(of(12), [&of_8[..], &[of_16[0], of_16[2], of_16[4], of_16[6]]].concat());
+    assert_eq!((of(1), of(0)), (vec![0.00390625], vec![]));
 }

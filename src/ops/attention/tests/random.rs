@@ -252,7 +252,7 @@ fn the_composed_operation_is_the_formula() {
 
 #[test]
 fn the_kernel_is_the_composed_operation() {
-    for (i, case) in (0..CASES).map(Case::new).enumerate() {
+    for (i, case) in (0..CASES).step_by(2).map(Case::new).enumerate() {
         let hold = || assert_like_itself(&case.label, &case.inputs, &|x| case.run(x), case.terms());
         if i % 2 == 0 { sequential(hold) } else { hold() }
     }

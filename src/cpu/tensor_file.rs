@@ -1,0 +1,54 @@
+//! Tensors in a safetensors file that is replaced as a whole.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+use candle_core::{Device, Error, Result, Tensor, bail};
+
+/// Writes tensors to a file beside `path`, which then takes its place: after an error or a crash, `path` is as it was.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) fn save(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let write = || {
+        candle_core::safetensors::save(tensors, &temporary)?;
+        File::open(&temporary)?.sync_all()?;
+        Ok(fs::rename(&temporary, path)?)
+    };
+    write().map_err(|error: Error| {
+        // Best effort: the first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+        error.with_path(path)
+    })
+}
+
+/// Reads the tensors of a file, on the CPU: exactly the `expected` ones, by name and shape.
+///
+/// # Errors
+/// If the file cannot be read, or tensors are missing, left over or misshapen: all of these are named.
+pub(crate) fn load<'a>(
+    path: &Path,
+    expected: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+) -> Result<HashMap<String, Tensor>> {
+    let mut left = candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| error.with_path(path))?;
+    let (mut found, mut wrong) = (HashMap::new(), vec![]);
+    for (name, like) in expected {
+        match left.remove(name) {
+            None => wrong.push(format!("{name} of shape {:?} is missing", like.dims())),
+            Some(tensor) if tensor.shape() != like.shape() => {
+                wrong.push(format!("expected {name} of shape {:?}, got {:?}", like.dims(), tensor.dims()));
+            }
+            Some(tensor) => drop(found.insert(name.clone(), tensor)),
+        }
+    }
+    let mut left: Vec<String> = left.into_keys().map(|name| format!("{name} is left over")).collect();
+    left.sort_unstable();
+    wrong.extend(left);
+    match wrong.is_empty() {
+        true => Ok(found),
+        false => bail!("{}: {}", path.display(), wrong.join("; ")),
+    }
+}

@@ -67,7 +67,7 @@ fn rotary([b, t, h, d]: [usize; 4]) -> Result<Pair> {
     let pair = Pair::new(
         format!("rotary {h} x {d}"),
         &[&[b, t, h, d]],
-        |x| ops::rotary(&x[0], &x[1], &x[2], RotaryPairs::Halves),
+        |x| ops::rotary(&x[0], &x[1], &x[2], RotaryPairs::Halves, ops::QkvLayout::Bthd),
         |x| {
             // candle-nn expects (B, H, T, D).
             candle_nn::rotary_emb::rope_slow(&x[0].transpose(1, 2)?.contiguous()?, &x[1], &x[2])?.transpose(1, 2)

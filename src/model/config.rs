@@ -277,9 +277,9 @@ impl ModelConfig {
             scale: Scale::Value(1.0 / (root * layer)),
             mask: self.window(i).map_or_else(Mask::causal, Mask::window),
             rotary: rotary.cloned(),
-            qk_norm: self.architecture.has_qk_norm().then_some(self.norm_eps),
-            init: self.init(),
-            output_init: self.residual_init(),
+            qk_norm_eps: self.architecture.has_qk_norm().then_some(self.norm_eps),
+            init: Some(self.init()),
+            output_init: Some(self.residual_init()),
             ..MultiHeadAttentionConfig::new(self.embed_dim, self.num_heads)
         }
     }

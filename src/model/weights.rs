@@ -15,6 +15,7 @@ use super::tensor_file::write_tensors;
 use super::tensor_files::TensorFiles;
 use super::tensors::{self, Bias, Entry, HEAD};
 use crate::host::{Error, ModelPath, Result, adapter_base, bail, disk, listed, memory};
+use crate::nn::mapping::unpacked;
 
 /// Writes `tensors`, given by their names in the model, to `path` in Hugging Face's layout. The file is replaced
 /// atomically.
@@ -204,9 +205,7 @@ impl Entry {
             }
             return Ok(Vec::new());
         }
-        let tensor = if suffix == "weight" && self.is_transposed { tensor.t()?.contiguous()? } else { tensor };
-        let parts = tensor.chunk(self.parts.len(), 0)?;
-        let named = self.parts.iter().zip(parts);
-        named.map(|(name, part)| Ok((format!("{name}.{suffix}"), part.contiguous()?))).collect()
+        let parts = unpacked(&tensor, self.parts.len(), suffix == "weight" && self.is_transposed)?;
+        Ok(self.parts.iter().zip(parts).map(|(name, part)| (format!("{name}.{suffix}"), part)).collect())
     }
 }

@@ -54,8 +54,8 @@ impl From<&CausalSelfAttentionConfig> for MultiHeadAttentionConfig {
             output_projection: config.output_projection,
             scale: config.scale,
             mask: if config.causal { Mask::causal() } else { Mask::full() },
-            init: config.init,
-            output_init: config.output_init,
+            init: Some(config.init),
+            output_init: Some(config.output_init),
             ..Self::new(config.embed_dim, config.num_heads)
         }
     }

@@ -21,6 +21,7 @@ mod embedding;
 mod kv_cache;
 mod linear;
 mod lora;
+pub mod mapping;
 mod multi_head;
 mod norm;
 mod parameters;

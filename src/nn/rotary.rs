@@ -1,11 +1,11 @@
 //! Rotary position embedding as a layer without weights.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::RotaryScaling;
-use crate::ops::{self, RotaryPairs};
+use crate::ops::{self, QkvLayout, RotaryPairs};
 
 /// The name of the layer in errors.
 const OP: &str = "rotary-embedding";
@@ -24,20 +24,31 @@ pub struct RotaryEmbeddingConfig {
     pub pairs: RotaryPairs,
     /// How the frequencies are scaled for a longer context.
     pub scaling: RotaryScaling,
+    /// The order of the dimensions of queries and keys: (B, T, H, D), or torch's (B, H, T, D). Where heads and positions
+    /// agree in number, a wrong one cannot be noticed.
+    pub layout: QkvLayout,
 }
 
 impl RotaryEmbeddingConfig {
-    /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama.
+    /// Pairs of channel `i` and `i + D/2` and a base of 10 000, as in Hugging Face's llama, for (B, T, H, D).
     pub fn new(head_dim: usize, max_positions: usize) -> Self {
-        Self { head_dim, max_positions, theta: 10_000.0, pairs: RotaryPairs::Halves, scaling: RotaryScaling::None }
+        Self {
+            head_dim,
+            max_positions,
+            theta: 10_000.0,
+            pairs: RotaryPairs::Halves,
+            scaling: RotaryScaling::None,
+            layout: QkvLayout::Bthd,
+        }
     }
 }
 
-/// [`ops::rotary`] with its tables of cosines and sines. They are computed once, in `f64`, from positions and
+/// Rotates queries and keys, (B, T, H, D) unless its configuration says (B, H, T, D), by their positions: [`ops::rotary`]
+/// with its tables of cosines and sines. They are computed once, in `f64`, from positions and
 /// frequencies, and are not part of the weights, so no file has to have them.
 ///
 /// One is enough for all layers of a model: clones share the tables. For positions beyond `max_positions`, as in a
-/// [sliding cache](super::KvCache::sliding), tables are computed when needed.
+/// [sliding cache](super::KvCache::sliding), tables are computed when needed, and the last few are kept.
 ///
 /// ```
 /// use candle_attention::nn::{RotaryEmbedding, RotaryEmbeddingConfig};
@@ -49,6 +60,8 @@ impl RotaryEmbeddingConfig {
 /// for before in [7, 1_000_000] {
 ///     assert_eq!(rotary.forward(&q, before)?.dims(), q.dims());
 /// }
+/// let positions = Tensor::new(&[[0u32, 1, 2, 0, 1], [9, 10, 11, 12, 13]], &Device::Cpu)?; // (B, T)
+/// assert_eq!(rotary.forward_at(&q, &positions)?.dims(), q.dims());
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -58,9 +71,10 @@ pub struct RotaryEmbedding {
     factor: f64,
     /// For the first positions.
     first: Tables,
-    /// For the further positions used last.
-    beyond: Arc<RwLock<Option<Tables>>>,
+    /// For the further positions used last, the latest at the end.
+    beyond: Arc<RwLock<Vec<Tables>>>,
     pairs: RotaryPairs,
+    layout: QkvLayout,
 }
 
 /// Cosines and sines for a range of positions, each (positions, D/2).
@@ -72,17 +86,6 @@ struct Tables {
 }
 
 impl Tables {
-    fn new(
-        (frequencies, factor): (&[f64], f64),
-        start: usize,
-        len: usize,
-        (dtype, device): (DType, &Device),
-    ) -> Result<Self> {
-        let (cos, sin) = ops::tables_of_frequencies(OP, frequencies, start, len, (dtype, device))?;
-        let (cos, sin) = if factor == 1.0 { (cos, sin) } else { ((cos * factor)?, (sin * factor)?) };
-        Ok(Self { start, cos, sin })
-    }
-
     fn len(&self) -> usize {
         self.cos.dims()[0]
     }
@@ -100,16 +103,17 @@ impl RotaryEmbedding {
     /// # Errors
     /// If `head_dim` is odd or 0, `theta` is not above 0, or memory cannot hold the tables.
     pub fn new(config: &RotaryEmbeddingConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs, scaling } = config;
+        let &RotaryEmbeddingConfig { head_dim, max_positions, theta, pairs, scaling, layout } = config;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             bail!("{OP}: expected an even head_dim above 0, got {head_dim}");
         }
         let mut frequencies = ops::rotary_frequencies(OP, theta, head_dim)?;
         scaling.scale(&mut frequencies, theta)?;
-        Self::with_factor((&frequencies, scaling.attention_factor()), max_positions, pairs, (dtype, device))
+        let frequencies = (frequencies.as_slice(), scaling.attention_factor());
+        Self::with_factor(frequencies, max_positions, (pairs, layout), (dtype, device))
     }
 
-    /// From the D/2 angles, in radians, by which the pairs of channels turn from one position to the next: for models
+    /// From the D/2 angles, in radians, by which the pairs of channels rotate from one position to the next: for models
     /// that scale them otherwise than [`RotaryScaling`]. With n < D/2 angles, only the first 2n channels are rotated
     /// (`partial_rotary_factor` in Hugging Face's files).
     ///
@@ -119,23 +123,25 @@ impl RotaryEmbedding {
         frequencies: &[f64],
         max_positions: usize,
         pairs: RotaryPairs,
+        layout: QkvLayout,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_factor((frequencies, 1.0), max_positions, pairs, (dtype, device))
+        Self::with_factor((frequencies, 1.0), max_positions, (pairs, layout), (dtype, device))
     }
 
     fn with_factor(
         (frequencies, factor): (&[f64], f64),
         max_positions: usize,
-        pairs: RotaryPairs,
+        (pairs, layout): (RotaryPairs, QkvLayout),
         kind: (DType, &Device),
     ) -> Result<Self> {
         if frequencies.is_empty() || frequencies.iter().any(|frequency| !frequency.is_finite()) {
             bail!("{OP}: expected one or more finite frequencies, got {frequencies:?}");
         }
-        let first = Tables::new((frequencies, factor), 0, max_positions, kind)?;
-        Ok(Self { frequencies: frequencies.into(), factor, first, beyond: Arc::default(), pairs })
+        let (cos, sin) = ops::tables_of_frequencies(OP, (frequencies, factor), 0..max_positions, kind)?;
+        let first = Tables { start: 0, cos, sin };
+        Ok(Self { frequencies: frequencies.into(), factor, first, beyond: Arc::default(), pairs, layout })
     }
 
     /// Positions whose angles are computed in advance.
@@ -144,27 +150,76 @@ impl RotaryEmbedding {
     }
 
     /// Channels of a head that are rotated.
-    pub fn turned_channels(&self) -> usize {
+    pub fn rotary_dim(&self) -> usize {
         2 * self.frequencies.len()
     }
 
-    /// Rotates queries or keys (B, T, H, D) at the positions `offset..offset + T`.
+    /// The order of the dimensions of queries and keys.
+    pub fn layout(&self) -> QkvLayout {
+        self.layout
+    }
+
+    /// Rotates queries or keys, (B, T, H, D) or as the layout says, at the positions `offset..offset + T`.
     ///
     /// # Errors
     /// If width, dtype or device of the tensor do not match the tables, or memory cannot hold tables for these
     /// positions.
     pub fn forward(&self, xs: &Tensor, offset: usize) -> Result<Tensor> {
-        let (_, t, _, d) = xs.dims4()?;
-        let turned = self.turned_channels();
-        if turned > d {
-            bail!("{OP}: expected heads of at least {turned} channels, got {d}");
-        }
+        let [_, t] = self.sizes(xs)?;
         let (cos, sin) = self.tables(offset, t)?; // (T, D/2)
-        if turned == d {
-            return ops::rotary(xs, &cos, &sin, self.pairs);
+        self.rotate(xs, &cos, &sin)
+    }
+
+    /// Rotates queries or keys, (B, T, H, D) or as the layout says, at any positions: `positions` (B, T) of `u32` has that of each.
+    ///
+    /// # Errors
+    /// If `positions` has another shape or dtype, and those of [`forward`](Self::forward).
+    pub fn forward_at(&self, xs: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let [b, t] = self.sizes(xs)?;
+        if positions.dims() != [b, t] || positions.dtype() != DType::U32 {
+            bail!(
+                "{OP}: expected positions of shape {:?} and dtype U32, got {:?} and {:?}",
+                [b, t],
+                positions.dims(),
+                positions.dtype()
+            );
         }
-        let first = ops::rotary(&xs.narrow(3, 0, turned)?, &cos, &sin, self.pairs)?;
-        Tensor::cat(&[first, xs.narrow(3, turned, d - turned)?], 3)
+        self.forward_at_each(xs, positions.flatten_all()?.to_vec1()?)
+    }
+
+    /// [`forward_at`](Self::forward_at) the positions of all sequences, in order.
+    pub(super) fn forward_at_each(&self, xs: &Tensor, positions: Vec<u32>) -> Result<Tensor> {
+        let [b, t] = self.sizes(xs)?;
+        let Tables { cos, sin, .. } = &self.first;
+        let (dtype, device) = (cos.dtype(), cos.device());
+        let (cos, sin) = if positions.iter().all(|position| (*position as usize) < self.first.len()) {
+            let rows = Tensor::from_vec(positions, b * t, device)?;
+            (cos.index_select(&rows, 0)?, sin.index_select(&rows, 0)?)
+        } else {
+            let positions = positions.iter().map(|position| *position as usize);
+            ops::tables_of_frequencies(OP, (&self.frequencies, self.factor), positions, (dtype, device))?
+        };
+        let of_each = |table: Tensor| table.reshape((b, t, ())); // (B, T, D/2)
+        self.rotate(xs, &of_each(cos)?, &of_each(sin)?)
+    }
+
+    /// B and T.
+    fn sizes(&self, xs: &Tensor) -> Result<[usize; 2]> {
+        let (b, i, j, _) = xs.dims4()?;
+        Ok([b, if self.layout == QkvLayout::Bthd { i } else { j }])
+    }
+
+    /// Rotates the first channels by these tables, and keeps the others.
+    fn rotate(&self, xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        let (d, rotated) = (xs.dim(3)?, self.rotary_dim());
+        if rotated > d {
+            bail!("{OP}: expected heads of at least {rotated} channels, got {d}");
+        }
+        if rotated == d {
+            return ops::rotary(xs, cos, sin, self.pairs, self.layout);
+        }
+        let first = ops::rotary(&xs.narrow(3, 0, rotated)?, cos, sin, self.pairs, self.layout)?;
+        Tensor::cat(&[first, xs.narrow(3, rotated, d - rotated)?], 3)
     }
 
     /// Cosines and sines of `t` positions from `offset` on.
@@ -172,21 +227,55 @@ impl RotaryEmbedding {
         const MAX: usize = u32::MAX as usize;
         /// Positions computed at once.
         const BLOCK: usize = 64;
+        /// Tables kept, so that as many texts can go on in turns.
+        const KEPT: usize = 8;
         if offset.checked_add(t).is_none_or(|end| end > MAX) {
             bail!("{OP}: expected positions below {MAX}, got {t} from {offset} on");
         }
         if let Some(tables) = self.first.narrow(offset, t) {
             return tables;
         }
-        // A writer that panicked has written all or nothing.
-        let known = self.beyond.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        if let Some(tables) = known.and_then(|tables| tables.narrow(offset, t)) {
+        // A writer that panicked has left whole tables.
+        let known = self.beyond.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tables) = known.iter().find_map(|tables| tables.narrow(offset, t)) {
             return tables;
         }
-        let (dtype, device) = (self.first.cos.dtype(), self.first.cos.device());
-        let tables = Tables::new((&self.frequencies, self.factor), offset, t.max(BLOCK), (dtype, device))?;
-        *self.beyond.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(tables.clone());
-        let all = (tables.cos.narrow(0, 0, t)?, tables.sin.narrow(0, 0, t)?);
-        Ok(all)
+        drop(known);
+        let kind = (self.first.cos.dtype(), self.first.cos.device());
+        let positions = offset..offset + t.max(BLOCK);
+        let (cos, sin) = ops::tables_of_frequencies(OP, (&self.frequencies, self.factor), positions, kind)?;
+        let rows = (cos.narrow(0, 0, t)?, sin.narrow(0, 0, t)?);
+        let mut kept = self.beyond.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push(Tables { start: offset, cos, sin });
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts that go on in turns beyond the first positions, each with a table of its own.
+    #[test]
+    fn texts_in_turns_compute_a_table_every_64_positions() {
+        let config = RotaryEmbeddingConfig::new(4, 8);
+        let rotary = RotaryEmbedding::new(&config, DType::F32, &Device::Cpu).unwrap();
+        let xs = Tensor::ones((1, 1, 1, 4), DType::F32, &Device::Cpu).unwrap();
+        let ids = || rotary.beyond.read().unwrap().iter().map(|tables| tables.cos.id()).collect::<Vec<_>>();
+        rotary.forward(&xs, 100).unwrap();
+        rotary.forward(&xs, 1000).unwrap();
+        let first = ids();
+        for t in 0..64 {
+            rotary.forward(&xs, 100 + t).unwrap();
+            rotary.forward(&xs, 1000 + t).unwrap();
+        }
+        assert_eq!(ids(), first);
+        for text in 0..20 {
+            rotary.forward(&xs, 10_000 * (text + 1)).unwrap();
+        }
+        assert_eq!(ids().len(), 8);
     }
 }

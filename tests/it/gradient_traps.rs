@@ -58,7 +58,7 @@ fn rope() {
         assert!(!reaches(&xs, fused(&xs, &cos, &sin)), "candle-nn's rope has learned to pass gradients on");
     }
     for pairs in [ops::RotaryPairs::Halves, ops::RotaryPairs::Neighbours] {
-        assert!(reaches(&xs, ops::rotary(&xs, &cos, &sin, pairs)));
+        assert!(reaches(&xs, ops::rotary(&xs, &cos, &sin, pairs, ops::QkvLayout::Bthd)));
     }
 }
 

@@ -9,8 +9,11 @@ mod cross_entropy;
 mod drop_in;
 mod gradient_traps;
 mod layer;
+mod mappings;
 mod multi_head;
+mod multi_head_contract;
 mod ops;
+mod ragged_decoding;
 mod support;
 
 #[cfg(feature = "lm")]

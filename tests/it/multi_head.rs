@@ -7,7 +7,7 @@ use candle_attention::nn::{
     RotaryEmbeddingConfig,
 };
 use candle_attention::ops::{self, Band, KeyPadding, Mask, RotaryPairs, Scale};
-use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
+use candle_core::{DType, Device, Module, Tensor, Var};
 
 use crate::support::{assert_close, check_gradients, max_difference, parameters_in_f64, randn, values, weighted_sum};
 
@@ -39,7 +39,7 @@ pub fn causal_forms(dtype: DType) -> Vec<(&'static str, MultiHeadAttentionConfig
             "rotary and norms",
             MultiHeadAttentionConfig {
                 rotary: Some(rotary(dtype, RotaryPairs::Halves)),
-                qk_norm: Some(1e-6),
+                qk_norm_eps: Some(1e-6),
                 ..grouped.clone()
             },
         ),
@@ -82,7 +82,8 @@ fn cross() -> MultiHeadAttentionConfig {
         head_dim: Some(5),
         value_dim: Some(2),
         bias: true,
-        qk_norm: Some(1e-5),
+        qk_norm_eps: Some(1e-5),
+        mask: Mask::full(),
         ..MultiHeadAttentionConfig::new(7, 6)
     }
 }
@@ -101,7 +102,7 @@ fn gradients_of_cross_attention_reach_both_sequences() {
 /// By the formula, one number at a time.
 #[test]
 fn cross_attention_is_its_formula() {
-    let config = MultiHeadAttentionConfig { qk_norm: None, output_projection: false, ..cross() };
+    let config = MultiHeadAttentionConfig { qk_norm_eps: None, output_projection: false, ..cross() };
     let layer = layer_of(&config, DType::F64);
     let (b, t, s, h, g, d, e) = (2, 3, 5, 6, 3, 5, 2);
     let (xs, memory) = (randn(6, &[b, t, 7]), randn(7, &[b, s, 10]));
@@ -262,8 +263,8 @@ fn what_does_not_fit_together_is_named() {
             "sizes that memory can hold, got 6 heads of 6148914691236517205",
         ),
         (
-            refused(MultiHeadAttentionConfig { qk_norm: Some(f64::NAN), ..plain.clone() }),
-            "qk_norm of at least 0, got NaN",
+            refused(MultiHeadAttentionConfig { qk_norm_eps: Some(f64::NAN), ..plain.clone() }),
+            "qk_norm_eps of at least 0, got NaN",
         ),
         (
             refused(MultiHeadAttentionConfig { memory_dim: Some(10), ..with_rotary }),
@@ -292,7 +293,7 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
 
     let turned = |offset: usize| {
         let (cos, sin) = ops::rotary_tables(100.0, HEAD_DIM, offset, 3, &xs).unwrap();
-        ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves).unwrap()
+        ops::rotary(&xs, &cos, &sin, RotaryPairs::Halves, ops::QkvLayout::Bthd).unwrap()
     };
     // The first 32 positions are computed in advance; then beyond them in both directions, and by a clone that shares
     // tables.
@@ -305,7 +306,41 @@ fn rotary_tables_extend_and_may_rotate_a_part() {
     }
     let turned = turned(5);
 
+    // Positions in any order, in advance and beyond; each row is that of its position.
+    for positions in [[3u32, 0, 31, 4, 4, 7], [3, 1_000_003, 31, 4, 32, 7]] {
+        let (b, t) = (2, 3);
+        let xs = randn(9, &[b, t, 2, HEAD_DIM]);
+        let ids = Tensor::new(&positions, &Device::Cpu).unwrap().reshape((b, t)).unwrap();
+        let got = rotary.forward_at(&xs, &ids).unwrap();
+        for (i, position) in positions.into_iter().enumerate() {
+            let row = |x: &Tensor| x.narrow(0, i / t, 1).unwrap().narrow(1, i % t, 1).unwrap();
+            let expected = rotary.forward(&row(&xs), position as usize).unwrap();
+            assert_close(&format!("position {position}"), &row(&got), &expected, 0.0);
+        }
+        let error = rotary.forward_at(&xs, &ids.t().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("positions of shape [2, 3] and dtype U32, got [3, 2] and U32"), "{error}");
+    }
+
+    // Heads before positions, at positions from one on and of their own.
+    let heads_first = RotaryEmbeddingConfig {
+        theta: 100.0,
+        layout: ops::QkvLayout::Bhtd,
+        ..RotaryEmbeddingConfig::new(HEAD_DIM, 32)
+    };
+    let heads_first = RotaryEmbedding::new(&heads_first, DType::F64, &Device::Cpu).unwrap();
+    let xs = randn(9, &[2, 3, 2, HEAD_DIM]);
+    let ids = Tensor::new(&[[3u32, 0, 31], [4, 4, 7]], &Device::Cpu).unwrap();
+    let back = |ys: Tensor| ys.transpose(1, 2).unwrap();
+    let got = heads_first.forward(&back(xs.clone()), 5).unwrap();
+    assert_close("heads first", &back(got), &rotary.forward(&xs, 5).unwrap(), 0.0);
+    let got = heads_first.forward_at(&back(xs.clone()), &ids).unwrap();
+    assert_close("heads first", &back(got), &rotary.forward_at(&xs, &ids).unwrap(), 0.0);
+    let config = MultiHeadAttentionConfig { rotary: Some(heads_first), ..MultiHeadAttentionConfig::new(24, 6) };
+    let error = MultiHeadAttention::new(&config, Parameters::new(1).var_builder(DType::F64, &Device::Cpu));
+    assert!(error.unwrap_err().to_string().contains("expected rotary positions with the layout Bthd"));
+
     // Heads of 4 + 3 channels, the last of which are not rotated.
+    let xs = randn(1, &[1, 3, 2, HEAD_DIM]);
     let wide = Tensor::cat(&[&xs, &randn(2, &[1, 3, 2, 3])], 3).unwrap();
     let partly = rotary.forward(&wide, 5).unwrap();
     assert_close("turned", &partly.narrow(3, 0, 4).unwrap(), &turned, 1e-14);

@@ -162,7 +162,9 @@ fn rotary_embedding_has_exact_gradients() {
     let (cos, sin) = ops::rotary_tables(100.0, 4, 7, 3, &xs).unwrap();
     for pairs in [ops::RotaryPairs::Halves, ops::RotaryPairs::Neighbours] {
         let vars = [("x".to_string(), xs.clone())];
-        check_gradients(&vars, || (ops::rotary(&xs, &cos, &sin, pairs)? * randn(2, &[2, 3, 5, 4]))?.sum_all());
+        check_gradients(&vars, || {
+            (ops::rotary(&xs, &cos, &sin, pairs, ops::QkvLayout::Bthd)? * randn(2, &[2, 3, 5, 4]))?.sum_all()
+        });
     }
 }
 

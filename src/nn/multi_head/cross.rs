@@ -2,14 +2,15 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{AttentionInputs, KeysValues, MultiHeadAttention, check};
+use super::forward::{Positions, check};
+use super::{AttentionInputs, KeysValues, MultiHeadAttention};
 
 impl MultiHeadAttention {
     /// Attention of the input to `memory`, a sequence that may have another length and width.
     ///
     /// # Errors
-    /// If a shape, dtype or device does not match the layer, or the layer has rotary positions, which the two sequences
-    /// do not share.
+    /// If a shape, dtype or device does not match the layer, the layer's mask has a band other than full, or the layer
+    /// has rotary positions, which the two sequences do not share.
     pub fn forward_cross(&self, xs: &Tensor, memory: &Tensor) -> Result<Tensor> {
         let memory = self.keys_values(memory)?;
         self.forward_with(xs, &AttentionInputs { memory: Some(&memory), ..Default::default() })
@@ -24,7 +25,7 @@ impl MultiHeadAttention {
         if self.rotary.is_some() {
             bail!("multi-head-attention: expected no rotary positions with a memory, which does not share them");
         }
-        let (k, v) = self.project_keys_values(&batched(memory)?, 0)?;
+        let (k, v) = self.project_keys_values(&batched(memory)?, &Positions::From(0))?;
         Ok(KeysValues { k, v })
     }
 }

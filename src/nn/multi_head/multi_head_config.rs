@@ -4,20 +4,18 @@ use candle_core::{Result, bail};
 use candle_nn::Init;
 
 use crate::nn::RotaryEmbedding;
-use crate::ops::{Mask, Scale};
+use crate::ops::{Mask, QkvLayout, Scale};
 
 /// Sizes and options of a [`MultiHeadAttention`](super::MultiHeadAttention).
 ///
 /// ```
 /// use candle_attention::nn::MultiHeadAttentionConfig;
-/// use candle_attention::ops::Mask;
 ///
 /// // As in Qwen3: grouped heads with a width of their own, and normalised queries and keys.
 /// let config = MultiHeadAttentionConfig {
 ///     num_kv_heads: Some(2),
 ///     head_dim: Some(16),
-///     qk_norm: Some(1e-6),
-///     mask: Mask::causal(),
+///     qk_norm_eps: Some(1e-6),
 ///     ..MultiHeadAttentionConfig::new(64, 8)
 /// };
 /// # let _ = config;
@@ -49,25 +47,30 @@ pub struct MultiHeadAttentionConfig {
     pub mask: Mask,
     /// A bound on the scores: `score` becomes `softcap * tanh(score / softcap)`.
     pub softcap: Option<f64>,
+    /// Whether each head has a sink: a learned logit in the denominator of its softmax, as if of one more key whose
+    /// value is 0, so that a head may look at nothing (as in gpt-oss). 0 at first.
+    pub sinks: bool,
     /// The dropout rate of the attention weights in training.
     pub dropout: f32,
+    /// The seed of the random numbers of dropout. Layers of one seed draw different ones if their names differ, that is
+    /// the prefixes of their `VarBuilder`s.
+    pub dropout_seed: u64,
     /// Rotary position embedding of queries and keys. Only for self-attention.
     pub rotary: Option<RotaryEmbedding>,
     /// If set, the heads of queries and of keys are RMS-normalised with this `eps`, each with a learnable weight (D),
     /// before they are rotated.
-    pub qk_norm: Option<f64>,
-    /// Initialisation of W^Q, W^K and W^V.
-    pub init: Init,
-    /// Initialisation of W^O.
-    pub output_init: Init,
+    pub qk_norm_eps: Option<f64>,
+    /// Initialisation of W^Q, W^K and W^V; by default uniform in `±1 / sqrt(n)`, where n is the channels that the
+    /// projection takes: C for W^Q, M for W^K and W^V.
+    pub init: Option<Init>,
+    /// Initialisation of W^O; by default uniform in `±1 / sqrt(H * E)`.
+    pub output_init: Option<Init>,
 }
 
 impl MultiHeadAttentionConfig {
-    /// Full attention, scaled by `1 / sqrt(D)`, with an output projection, without biases, and with weights initialised
-    /// uniformly in `±1 / sqrt(C)`.
+    /// Causal attention, scaled by `1 / sqrt(D)`, with an output projection, and without biases. Cross-attention needs
+    /// `mask: Mask::full()`.
     pub fn new(embed_dim: usize, num_heads: usize) -> Self {
-        let bound = 1.0 / (embed_dim as f64).sqrt();
-        let init = Init::Uniform { lo: -bound, up: bound };
         Self {
             embed_dim,
             memory_dim: None,
@@ -79,13 +82,15 @@ impl MultiHeadAttentionConfig {
             output_bias: false,
             output_projection: true,
             scale: Scale::InverseSqrt,
-            mask: Mask::full(),
+            mask: Mask::causal(),
             softcap: None,
+            sinks: false,
             dropout: 0.0,
+            dropout_seed: 0,
             rotary: None,
-            qk_norm: None,
-            init,
-            output_init: init,
+            qk_norm_eps: None,
+            init: None,
+            output_init: None,
         }
     }
 
@@ -118,14 +123,17 @@ impl MultiHeadAttentionConfig {
                  inputs of {c} and {m}"
             );
         }
-        match self.qk_norm {
+        match self.qk_norm_eps {
             Some(eps) if !(eps >= 0.0 && eps.is_finite()) => {
-                bail!("multi-head-attention: expected qk_norm of at least 0, got {eps}")
+                bail!("multi-head-attention: expected qk_norm_eps of at least 0, got {eps}")
             }
             _ => {}
         }
         if !(0.0..1.0).contains(&self.dropout) {
             bail!("multi-head-attention: expected dropout from 0 to below 1, got {}", self.dropout);
+        }
+        if self.rotary.as_ref().is_some_and(|rotary| rotary.layout() != QkvLayout::Bthd) {
+            bail!("multi-head-attention: expected rotary positions with the layout Bthd, got another");
         }
         if self.rotary.is_some() && m != c {
             bail!(

@@ -113,7 +113,7 @@ proptest! {
         let pairs = if halves { ops::RotaryPairs::Halves } else { ops::RotaryPairs::Neighbours };
         let op = |x: &[Tensor]| {
             let (cos, sin) = ops::rotary_tables(100.0, 2 * half, (seed % 1000) as usize, t, &x[0])?;
-            ops::rotary(&x[0], &cos, &sin, pairs)
+            ops::rotary(&x[0], &cos, &sin, pairs, ops::QkvLayout::Bthd)
         };
         hold("rotary", &[randn(seed, &[b, t, h, 2 * half])], sequential, op, 1.0);
     }

@@ -47,7 +47,7 @@ fn table() -> Vec<Row> {
         }),
         row("rotary", &[&[3, 131, 5, 34]], |x| {
             let (cos, sin) = ops::rotary_tables(1e4, 34, 0, 131, &x[0])?;
-            ops::rotary(&x[0], &cos, &sin, ops::RotaryPairs::Halves)
+            ops::rotary(&x[0], &cos, &sin, ops::RotaryPairs::Halves, ops::QkvLayout::Bthd)
         }),
         row("self-attention", &[&[5, 67, 96]], |x| ops::self_attention(&x[0], 4, &AttentionOptions::default())),
     ];

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::cpu::storage::second_derivatives;
 use crate::cpu::testing::randn;
-use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, RotaryPairs, record};
+use crate::ops::{self, AttentionOptions, CrossEntropyOptions, DropoutOptions, QkvLayout, RotaryPairs, record};
 
 const VARIABLE: &str = "CANDLE_GRAD_DO_NOT_DETACH";
 
@@ -57,7 +57,7 @@ fn functions() -> Vec<(&'static str, Vec<Vec<usize>>, Function)> {
             vec![vec![1, 3, 2, 4]],
             Box::new(|x| {
                 let (cos, sin) = ops::rotary_tables(10.0, 4, 0, 3, &x[0])?;
-                ops::rotary(&x[0], &cos, &sin, RotaryPairs::Halves)?.powf(3.0)
+                ops::rotary(&x[0], &cos, &sin, RotaryPairs::Halves, QkvLayout::Bthd)?.powf(3.0)
             }),
         ),
         (

@@ -170,7 +170,9 @@ impl Module for MultiHeadAttention {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         if self.dropout.is_some() {
             bail!(
-                "multi-head-attention: expected a layer without dropout as a `Module`, whose `forward_t` does not train,                  got one with: call `MultiHeadAttention::forward_t(xs, train)`, or `MultiHeadAttention::forward(xs)` to                  evaluate"
+                "multi-head-attention: expected a layer without dropout as a `Module`, whose `forward_t` ignores training, \
+                 got one with: call `MultiHeadAttention::forward_t(xs, train)`, or `MultiHeadAttention::forward(xs)` to \
+                 evaluate"
             );
         }
         self.forward_with(xs, &AttentionInputs::default())

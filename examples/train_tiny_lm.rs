@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
 
     // A sample from the best model.
-    let Pipeline { model, tokenizer } = Pipeline::open(&root, &Device::Cpu)?;
+    let Pipeline { model, tokenizer, .. } = Pipeline::open(&root, &Device::Cpu)?;
     let mut sampler = Sampler::new(SamplingOptions { temperature: 0.5, ..Default::default() }, 1, 0)?;
     let ids = generate(&model, &tokenizer.encode("A ")?, 100, &mut sampler, &mut |_| ControlFlow::Continue(()))?;
     println!("A {}", tokenizer.decode(&ids)?);

@@ -41,9 +41,9 @@ fn answer(chat: &mut Chat, message: &str, continuation: &Continuation, out: &mut
     writeln!(out)?;
     out.flush()?;
     match end {
-        AnswerEnd::Turn => {}
         AnswerEnd::MaxTokens => note(&format!("the answer was cut at --max-tokens {}", continuation.max_tokens)),
         AnswerEnd::Context => note("the answer was cut where the context is full"),
+        _ => {}
     }
     Ok(())
 }

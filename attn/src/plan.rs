@@ -34,7 +34,7 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
         n => format!(" ({} in the assistant's turns)", count(n)),
     };
     let adapters = trainer.lora().map_or(String::new(), |lora| {
-        let (trained, LoraConfig { rank, alpha }) = (count(config.lora_parameter_count(lora)), lora);
+        let (trained, LoraConfig { rank, alpha, .. }) = (count(config.lora_parameter_count(lora)), lora);
         format!("\nadapters: rank {rank}, alpha {alpha}: {trained} parameters, which alone are trained")
     });
     format!(

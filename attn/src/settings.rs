@@ -64,7 +64,7 @@ impl Settings {
             }
         }
         self.train_options()?.validate()?;
-        if let Some(LoraConfig { rank, alpha }) = self.lora() {
+        if let Some(LoraConfig { rank, alpha, .. }) = self.lora() {
             if self.init().is_none() {
                 bail!("lora: expected --init with the model that gets adapters, got none");
             }
@@ -144,8 +144,9 @@ impl Settings {
     /// The size of the adapters, if these are what is trained.
     pub fn lora(&self) -> Option<LoraConfig> {
         let rank = self.0.get("lora").and_then(Value::as_integer).filter(|rank| *rank > 0)? as usize;
-        let alpha = self.0.get("lora-alpha").and_then(Value::as_float).unwrap_or(2.0 * rank as f64);
-        Some(LoraConfig { rank, alpha })
+        let default = LoraConfig::new(rank);
+        let alpha = self.0.get("lora-alpha").and_then(Value::as_float).unwrap_or(default.alpha);
+        Some(LoraConfig { alpha, ..default })
     }
 
     /// The training options.

@@ -16,6 +16,7 @@ pub struct Chat<'a> {
 
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AnswerEnd {
     /// With a token that ends a turn or the text, before a stop text, or because the listener broke off.
     Turn,

@@ -10,6 +10,7 @@ use crate::text::{TextStream, Tokenizer};
 
 /// The form in which a continuation is delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OutputForm {
     /// UTF-8 text: an unfinished character is held back until it is whole, and invalid bytes are replaced.
     #[default]
@@ -21,6 +22,7 @@ pub enum OutputForm {
 
 /// The next part of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Piece<'a> {
     /// The index of the sample, from 0.
     pub sample: usize,

@@ -11,6 +11,7 @@ use crate::text::Tokenizer;
 
 /// A model folder opened for evaluation or generation: its weights carry no graph.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Pipeline {
     /// The model, in `f32`.
     pub model: CausalLm,
@@ -19,6 +20,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// A model and its tokenizer from elsewhere.
+    pub fn new(model: CausalLm, tokenizer: Tokenizer) -> Self {
+        Self { model, tokenizer }
+    }
+
     /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`; `generation_config.json` is
     /// optional.
     ///
@@ -29,7 +35,7 @@ impl Pipeline {
         let (config, tokenizer) = Self::open_config(path)?;
         let weights = load_weights(path, &config, device)?;
         let model = CausalLm::new(&config, Parameters::restored(weights)?.frozen(DType::F32, device))?;
-        Ok(Self { model, tokenizer })
+        Ok(Self::new(model, tokenizer))
     }
 
     /// The configuration and the tokenizer of a model folder, which agree on the token that ends a text: the model's own, if

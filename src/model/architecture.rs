@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The architecture of a decoder, named as Hugging Face's `model_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Architecture {
     /// LayerNorm, learned positions, and a feed-forward network of two projections (Radford et al. 2019).
     #[default]

@@ -16,6 +16,7 @@ use crate::ops::{Mask, Scale};
 
 /// The activation function of the feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Activation {
     /// The exact GELU; `gelu` in Hugging Face's files.
     #[default]
@@ -51,6 +52,13 @@ pub struct SlidingWindow {
     pub layers: Vec<bool>,
 }
 
+impl SlidingWindow {
+    /// A window of `len` positions in the layers for which `layers` says so.
+    pub fn new(len: usize, layers: Vec<bool>) -> Self {
+        Self { len, layers }
+    }
+}
+
 /// Dropout rates in training, in the places where GPT-2 has dropout; 0 by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DropoutRates {
@@ -72,6 +80,7 @@ impl DropoutRates {
 
 /// How the projections into the residual stream (`o_proj`, `down_proj`) are initialised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ResidualInit {
     /// As the others, with a standard deviation divided by sqrt(2L), because 2L of them add up (GPT-2's rule).
     #[default]

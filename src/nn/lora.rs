@@ -16,6 +16,11 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
+    /// Adapters of this rank, and an `alpha` of twice it.
+    pub fn new(rank: usize) -> Self {
+        Self { rank, alpha: 2.0 * rank as f64 }
+    }
+
     /// The factor on the adapters' output.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
@@ -53,8 +58,7 @@ impl LoraConfig {
 /// // A layer from anywhere: here with W (3, 2) of ones.
 /// let base = Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None);
 /// let parameters = Parameters::new(42);
-/// let config = LoraConfig { rank: 1, alpha: 2.0 };
-/// let layer = LoraLinear::new(base, &config, parameters.var_builder(DType::F32, &Device::Cpu))?;
+/// let layer = LoraLinear::new(base, &LoraConfig::new(1), parameters.var_builder(DType::F32, &Device::Cpu))?;
 ///
 /// let xs = Tensor::new(&[[1f32, 2.]], &Device::Cpu)?;
 /// assert_eq!(layer.forward(&xs)?.to_vec2::<f32>()?, [[3., 3., 3.]]);

@@ -31,7 +31,7 @@ pub enum Schedule {
 /// ```
 /// use candle_attention::optim::{LrSchedule, Schedule};
 ///
-/// let schedule = LrSchedule { shape: Schedule::Linear, steps: 12, warmup_steps: 2, decay_steps: 0, min: 0.5 };
+/// let schedule = LrSchedule { warmup_steps: 2, min: 0.5, ..LrSchedule::new(Schedule::Linear, 12) };
 /// assert_eq!(schedule.factor(1), 2.0 / 3.0); // the second step of the warm-up
 /// assert_eq!(schedule.factor(2), 1.0);
 /// assert_eq!(schedule.factor(7), 0.75);
@@ -51,6 +51,11 @@ pub struct LrSchedule {
 }
 
 impl LrSchedule {
+    /// A schedule without a warm-up that ends at 0; [`Schedule::WarmupStableDecay`] also needs its `decay_steps`.
+    pub fn new(shape: Schedule, steps: u64) -> Self {
+        Self { shape, steps, warmup_steps: 0, decay_steps: 0, min: 0.0 }
+    }
+
     /// The rate of step `step`, counted from 0, as a multiple of the peak.
     pub fn factor(&self, step: u64) -> f64 {
         let &Self { shape, steps, warmup_steps, decay_steps, min } = self;

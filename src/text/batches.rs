@@ -27,6 +27,11 @@ impl Batch {
     /// The target where none counts.
     pub const IGNORED: u32 = u32::MAX;
 
+    /// A batch of inputs and targets, (B, T) each, as one document. Documents are added by update syntax.
+    pub fn from_tensors(inputs: Tensor, targets: Tensor) -> Self {
+        Self { inputs, targets, documents: None }
+    }
+
     /// The windows that begin at `starts`. With a `separator`, the id that ends each document, documents are isolated.
     fn new(ids: &Ids, starts: &[usize], seq_len: usize, separator: Option<u32>, device: &Device) -> Result<Self> {
         let shape = (starts.len(), seq_len);
@@ -113,6 +118,11 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
+    /// Without isolated documents.
+    pub fn new(seed: u64, batch_size: usize, context_len: usize) -> Self {
+        Self { seed, batch_size, context_len, separator: None }
+    }
+
     /// The batch of a step: windows with random starts in `0..ids.len() - context_len`, with replacement, so that each
     /// id but the first can be a target. The starts come from ChaCha8 with the seed as key and the step as stream.
     ///
@@ -181,7 +191,7 @@ mod tests {
     }
 
     fn sampler(batch_size: usize, context_len: usize) -> BatchSampler {
-        BatchSampler { seed: 11, batch_size, context_len, separator: None }
+        BatchSampler::new(11, batch_size, context_len)
     }
 
     fn rows(tensor: &Tensor) -> Vec<Vec<u32>> {

@@ -32,6 +32,7 @@ const MAX_BYTES_IN_MEMORY: usize = 32 << 20;
 
 /// Where the ids of a corpus go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IdsStore<'a> {
     /// A new file, which [`Corpus::open`] opens again.
     File(&'a Path),

@@ -12,7 +12,7 @@
 //! let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, IdsStore::Temporary, &mut |_| {})?;
 //! assert_eq!(tokenizer.vocab_size(), "\n adeors".len());
 //!
-//! let sampler = BatchSampler { seed: 1, batch_size: 3, context_len: 8, separator: None };
+//! let sampler = BatchSampler::new(1, 3, 8);
 //! let batch = sampler.batch(&corpus.train, 0, &Device::Cpu)?;
 //! assert_eq!(batch.inputs.dims(), [3, 8]); // (B, T)
 //! # Ok(())

@@ -10,6 +10,7 @@ use crate::host::{Error, Result, bail};
 
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Validation {
     /// The end of the documents, taken as one text: this fraction of their bytes, at least 0 and less than 1, cut between
     /// two characters and not inside a token such as `<|endoftext|>`, or between two conversations. With 0 there is no validation part.

@@ -198,12 +198,9 @@ impl Trainer {
     /// # Errors
     /// If the ids cannot be read.
     pub fn next_batch(&self) -> Result<Batch> {
-        let sampler = BatchSampler {
-            seed: self.options.seed,
-            batch_size: self.options.batch,
-            context_len: self.options.window_len(self.config()),
-            separator: self.separator(),
-        };
+        let &TrainOptions { seed, batch, .. } = &self.options;
+        let context_len = self.options.window_len(self.config());
+        let sampler = BatchSampler { separator: self.separator(), ..BatchSampler::new(seed, batch, context_len) };
         sampler.batch(&self.corpus.train, self.state.step, self.model.device())
     }
 

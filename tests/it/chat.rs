@@ -85,7 +85,7 @@ fn corpus(tokenizer: &Tokenizer) -> Corpus {
 fn ids_turns_and_losses_of_conversations_are_those_of_transformers() {
     for name in ["plain", "generation"] {
         let (expected, dir) = (&expected()[name], folder(name));
-        let Pipeline { model, tokenizer } = Pipeline::open(dir.path(), &Device::Cpu).unwrap();
+        let Pipeline { model, tokenizer, .. } = Pipeline::open(dir.path(), &Device::Cpu).unwrap();
         let corpus = corpus(&tokenizer);
         let numbers = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
         let (mut ids, mut learned) = (vec![], vec![]);
@@ -111,7 +111,7 @@ fn ids_turns_and_losses_of_conversations_are_those_of_transformers() {
 
 /// A trainer on the conversations, in windows of 17.
 fn trainer(options: TrainOptions) -> Trainer {
-    let Pipeline { model, tokenizer } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
+    let Pipeline { model, tokenizer, .. } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
     let config = ModelConfig { context_len: 17, ..model.config().clone() };
     let weights = load_weights(Path::new(FOLDER), &config, &Device::Cpu).unwrap();
     Trainer::from_weights(weights, &config, &options, corpus(&tokenizer), &Device::Cpu).unwrap()
@@ -173,7 +173,7 @@ fn a_run_on_conversations_that_is_stopped_and_resumed_ends_as_one_that_is_not() 
         let dir = tempfile::tempdir().unwrap();
         let mut run = RunDir::create(dir.path()).unwrap();
         let (documents, validation) = ([conversations()], Validation::Documents(vec![conversations()]));
-        let Pipeline { model, tokenizer } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
+        let Pipeline { model, tokenizer, .. } = Pipeline::open(Path::new(FOLDER), &Device::Cpu).unwrap();
         let store = IdsStore::File(&run.ids_path());
         let corpus = encode(&tokenizer, &documents, &validation, TextOptions::default(), store, &mut |_| {}).unwrap();
         let weights = load_weights(Path::new(FOLDER), model.config(), &Device::Cpu).unwrap();
@@ -220,7 +220,7 @@ fn a_chat_answers_as_transformers_does_and_ends_its_turns() {
     let mut long = Chat::new(&pipeline, None).unwrap();
     let (answer, end) = ask(&mut long, &"z".repeat(55), &Continuation { max_tokens: 99, ..greedy }).unwrap();
     assert_eq!(end, AnswerEnd::Context, "{answer}");
-    let plain = Pipeline { tokenizer: Tokenizer::bytes(true).unwrap(), ..pipeline.clone() };
+    let plain = Pipeline::new(pipeline.model.clone(), Tokenizer::bytes(true).unwrap());
     let error = Chat::new(&plain, None).unwrap_err().to_string();
     assert!(
         error.contains("the model has no chat template: expected chat_template in tokenizer_config.json"),

@@ -40,7 +40,7 @@ fn expected() -> BTreeMap<String, Expected> {
 #[test]
 fn files_of_others_give_their_ids_and_logits() {
     for (name, expected) in expected() {
-        let Pipeline { model, tokenizer } = Pipeline::open(&fixture(&name), &Device::Cpu).unwrap();
+        let Pipeline { model, tokenizer, .. } = Pipeline::open(&fixture(&name), &Device::Cpu).unwrap();
         assert_eq!(tokenizer.encode_plain(&expected.text).unwrap(), expected.ids, "{name}");
         let begin = ["llama_spm_f32", "llama_bpe_q4_0"].contains(&name.as_str()).then(|| begin_of(&name));
         assert_eq!(

@@ -118,14 +118,14 @@ fn five_steps_of_training_are_those_of_torch_and_peft() {
             ..Default::default()
         };
         let config = ModelConfig::open(&folder.join("base")).unwrap();
-        let mut trainer = adapters(&folder.join("base"), &config, &options, LoraConfig { rank: 3, alpha: 6.0 });
+        let mut trainer = adapters(&folder.join("base"), &config, &options, LoraConfig::new(3));
         for (name, a) in candle_core::safetensors::load(folder.join("start.safetensors"), &Device::Cpu).unwrap() {
             training::set(&trainer, &in_the_model(&name), &a);
         }
         for (step, ids) in oracle.batches.iter().enumerate() {
             let [inputs, targets] =
                 [&ids.inputs, &ids.targets].map(|ids| Tensor::new(ids.clone(), &Device::Cpu).unwrap());
-            let report = trainer.step(&Batch { inputs, targets, documents: None }).unwrap();
+            let report = trainer.step(&Batch::from_tensors(inputs, targets)).unwrap();
             for (got, expected, error) in [
                 (report.loss, oracle.losses[step], oracle.f32_errors.losses),
                 (report.gradient_norm, oracle.grad_norms[step], oracle.f32_errors.grad_norms),

@@ -18,7 +18,7 @@ fn pipeline_of_bytes(end_of_text: bool) -> Pipeline {
     let tokenizer = Tokenizer::bytes(end_of_text).unwrap();
     let config =
         ModelConfig { end_of_text_id: tokenizer.end_of_text_id(), vocab_size: tokenizer.vocab_size(), ..tiny() };
-    Pipeline { model: random_model(&config, DType::F32).0, tokenizer }
+    Pipeline::new(random_model(&config, DType::F32).0, tokenizer)
 }
 
 /// The samples as they are delivered.
@@ -125,7 +125,7 @@ fn ids_without_a_token_are_never_drawn() {
         [(Tokenizer::bytes(false).unwrap(), 300, 200), (Tokenizer::from_json(gaps.as_bytes()).unwrap(), 11, 3)]
     {
         let config = ModelConfig { vocab_size, ..tiny() };
-        let pipeline = Pipeline { model: random_model(&config, DType::F32).0, tokenizer };
+        let pipeline = Pipeline::new(random_model(&config, DType::F32).0, tokenizer);
         let with = |sampler: Sampler| {
             let mut ids = HashSet::new();
             for seed in 0..3 {
@@ -160,7 +160,7 @@ fn ids_without_a_token_are_never_drawn() {
 fn an_end_of_text_that_the_tokenizer_lacks_still_ends_a_sample() {
     let tokenizer = Tokenizer::bytes(false).unwrap();
     let config = ModelConfig { vocab_size: 300, end_of_text_id: Some(280), ..tiny() };
-    let pipeline = Pipeline { model: random_model(&config, DType::F32).0, tokenizer };
+    let pipeline = Pipeline::new(random_model(&config, DType::F32).0, tokenizer);
     let continuation = Continuation { max_tokens: 5000, form: OutputForm::Bytes, ..Default::default() };
     assert!(delivered(&pipeline, &continuation)[0].len() < 5000);
 }
@@ -177,7 +177,7 @@ fn an_empty_prompt_starts_where_a_text_begins() {
         (characters("abcd"), None, None, 0),
     ] {
         let config = ModelConfig { vocab_size: 4, begin_of_text_id: begin, end_of_text_id: end, ..tiny() };
-        let pipeline = Pipeline { model: random_model(&config, DType::F32).0, tokenizer };
+        let pipeline = Pipeline::new(random_model(&config, DType::F32).0, tokenizer);
         // Several texts: in one, the start may not show.
         let start = |id: u32| {
             let text = |seed: u64| {

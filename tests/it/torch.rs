@@ -179,7 +179,7 @@ fn ten_steps_of_the_trainer_stay_as_close_as_torch_does() {
         let norm_error = 3.0 * torch_error(&oracle.grad_norms_f32, &oracle.grad_norms_f64);
         for (step, ids) in oracle.batches.iter().enumerate() {
             let (inputs, targets) = ids.tensors();
-            let report = trainer.step(&Batch { inputs, targets, documents: None }).unwrap();
+            let report = trainer.step(&Batch::from_tensors(inputs, targets)).unwrap();
             assert!(
                 (report.learning_rate - lr[step]).abs() < 1e-15,
                 "{variant}, step {step}: {report:?}, expected {}",

@@ -162,8 +162,8 @@ fn a_batch_that_does_not_fit_updates_nothing() {
     let none = batch.inputs.narrow(0, 0, 0).unwrap();
     for wrong in [
         Batch { targets: batch.targets.narrow(0, 0, 4).unwrap(), ..batch.clone() },
-        Batch { inputs: longer.clone(), targets: longer, documents: None },
-        Batch { inputs: none.clone(), targets: none, documents: None },
+        Batch::from_tensors(longer.clone(), longer),
+        Batch::from_tensors(none.clone(), none),
         Batch { inputs: (&batch.inputs + 999.0).unwrap(), ..batch.clone() },
     ] {
         assert!(trainer.step(&wrong).is_err(), "{wrong:?}");

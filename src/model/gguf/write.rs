@@ -16,6 +16,7 @@ use crate::model::{Activation, Architecture, ModelConfig};
 /// How matrices are stored in a GGUF file. Norms, biases and learned positions are always `f32`, as llama.cpp's own
 /// converter has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GgufType {
     /// 32 bits.
     F32,

@@ -120,7 +120,7 @@ impl Windows {
         let Some(types) = self.layer_types else {
             // Not more layers than a model may have.
             let layers = (0..num_layers.min(ModelConfig::MAX_LAYERS)).map(|i| i >= first).collect::<Vec<_>>();
-            return Ok(len.filter(|_| layers.contains(&true)).map(|len| SlidingWindow { len, layers }));
+            return Ok(len.filter(|_| layers.contains(&true)).map(|len| SlidingWindow::new(len, layers)));
         };
         if types.len() != num_layers {
             bail!("expected as many layer_types as num_hidden_layers {num_layers}, got {}", types.len());
@@ -131,7 +131,7 @@ impl Windows {
         let layers: Vec<bool> = types.iter().map(|kind| kind == Self::SLIDING).collect();
         match (layers.contains(&true), len) {
             (true, None) => bail!("expected use_sliding_window true with {} in layer_types, got false", Self::SLIDING),
-            (true, Some(len)) => Ok(Some(SlidingWindow { len, layers })),
+            (true, Some(len)) => Ok(Some(SlidingWindow::new(len, layers))),
             (false, _) => Ok(None),
         }
     }

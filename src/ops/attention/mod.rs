@@ -60,6 +60,7 @@ pub use mask::{Band, KeyPadding, Mask};
 
 /// The factor on the dot products of queries and keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Scale {
     /// `1 / sqrt(D)`, which keeps the variance of the scores near that of a single product.
     #[default]

@@ -14,6 +14,7 @@ use crate::cpu::storage::{has_kernel, values};
 
 /// Which channels of a head form the pairs that are rotated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RotaryPairs {
     /// Channel `i` with channel `i + D/2`, as in Hugging Face's llama and qwen.
     #[default]

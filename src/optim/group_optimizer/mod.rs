@@ -100,7 +100,7 @@ pub type Muon = GroupOptimizer<ParamsMuon>;
 /// let layer = causal_self_attention(8, 2, parameters.var_builder(DType::F32, &Device::Cpu))?;
 /// let numbers = ParamsAdamW { lr: 3e-3, max_grad_norm: Some(1.0), ..Default::default() };
 /// let mut optimizer = AdamW::new(parameters.all_vars(), numbers.clone())?;
-/// let schedule = LrSchedule { shape: Schedule::Cosine, steps: 10, warmup_steps: 2, decay_steps: 0, min: 0.1 };
+/// let schedule = LrSchedule { warmup_steps: 2, min: 0.1, ..LrSchedule::new(Schedule::Cosine, 10) };
 /// let xs = Tensor::ones((1, 3, 8), DType::F32, &Device::Cpu)?;
 /// while optimizer.steps() < schedule.steps {
 ///     optimizer.set_learning_rate(numbers.lr * schedule.factor(optimizer.steps()));

@@ -38,6 +38,7 @@ const NAME: &str = "chat_template";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,

@@ -57,7 +57,7 @@ fn functions() -> Vec<(&'static str, Vec<Vec<usize>>, Function)> {
             vec![vec![1, 3, 2, 4]],
             Box::new(|x| {
                 let (cos, sin) = ops::rotary_tables(10.0, 4, 0, 3, &x[0])?;
-                ops::rotary(&x[0], &cos, &sin, RotaryPairs::Halves)?.powf(3.0)
+                ops::rotary(&x[0], &cos, &sin, RotaryPairs::Halves, ops::QkvLayout::Bthd)?.powf(3.0)
             }),
         ),
         (

@@ -206,8 +206,9 @@ fn run(tensors: [&Tensor; 3], options: &AttentionOptions, with_lse: bool) -> Res
         extras if extras.any() => {
             let parts = [extras.bias.and(options.mask.bias.as_ref()), options.sinks.as_ref().filter(|_| extras.sinks)];
             let parts = parts.into_iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+            let extras = if let [one] = parts.as_slice() { one.clone() } else { Tensor::cat(&parts, 0)? };
             let kv = Tensor::cat(&[k, v], 3)?.contiguous()?;
-            record::apply3([&q, &kv, &Tensor::cat(&parts, 0)?], op, Kept::InputsAndResult)?
+            record::apply3([&q, &kv, &extras], op, Kept::InputsAndResult)?
         }
         _ => record::apply3([&q, &k, &v], op, Kept::InputsAndResult)?,
     };

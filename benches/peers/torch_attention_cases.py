@@ -165,6 +165,8 @@ def compare(cases, dtype, folder):
         truth = with_gradients(case, tensors, torch.float64, seen, distance)
         work = torch.float64 if dtype == torch.float64 else torch.float32
         theirs = with_gradients(case, tensors, work, seen, distance)
+        # In f64 the truth is rounded as often, which is up to thousands of times a sum.
+        roundings = 200 if dtype == torch.float64 else 8
         magnitude = max(1.0, *(float(x.abs().max()) for x in truth.values()))
         for name, expected in truth.items():
             got = results.get(f"{i}.{name}")
@@ -174,7 +176,7 @@ def compare(cases, dtype, folder):
             if name == "lse":
                 got = got.masked_fill(got == -math.inf, 0)
             kind = work if name == "lse" else dtype
-            allowed = 3 * worst(theirs[name].to(kind), expected) + 8 * torch.finfo(kind).eps * magnitude
+            allowed = 3 * worst(theirs[name].to(kind), expected) + roundings * torch.finfo(kind).eps * magnitude
             error = worst(got, expected)
             if got.shape != expected.shape or not error <= allowed:
                 failed += 1

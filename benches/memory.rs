@@ -1,5 +1,6 @@
 //! Peak memory and time, forward and backward, of operations that must not hold everything at once: attention over
-//! 32768 positions; and a linear layer with cross-entropy over 32768 classes, fused, as two operations, and with
+//! 32768 positions; attention composed of candle's operations over 8192, in chunks and with all weights at once; and a
+//! linear layer with cross-entropy over 32768 classes, fused, as two operations, and with
 //! candle-nn.
 //!
 //!     cargo bench -p candle-attention --bench memory
@@ -24,8 +25,9 @@ mod support {
 }
 use support::{args, contest::Contest, peer, status::mebibytes, timing};
 
-/// B, T, H, D of attention; N, C, V of the linear layer with cross-entropy.
+/// B, T, H, D of attention, and of that composed in `f64`; N, C, V of the linear layer with cross-entropy.
 const LONG: [usize; 4] = [1, 32768, 8, 64];
+const COMPOSED: [usize; 4] = [1, 8192, 1, 64];
 const WIDE: [usize; 3] = [4096, 384, 32768];
 
 fn main() -> Result<()> {
@@ -34,8 +36,12 @@ fn main() -> Result<()> {
         return serve(&side);
     }
     let (is_bench, _) = args::read();
-    let ([b, t, h, d], [n, c, v], rounds) = if is_bench { (LONG, WIDE, 3) } else { ([1, 7, 2, 3], [7, 3, 5], 1) };
+    let (long, composed, [n, c, v], rounds) = match is_bench {
+        true => (LONG, COMPOSED, WIDE, 3),
+        false => ([1, 7, 2, 3], [1, 7, 2, 3], [7, 3, 5], 1),
+    };
 
+    let [b, t, h, d] = long;
     let mut contest = Contest::default();
     contest.enter("fused", peer::this_bench(&format!("attention {b} {t} {h} {d}"))?)?;
     contest.ask("once", 1)?;
@@ -44,13 +50,23 @@ fn main() -> Result<()> {
     contest.print_row("peak of the process, MiB", 1);
     println!();
 
+    let [b, t, h, d] = composed;
+    let mut contest = Contest::default();
+    contest.enter("in chunks", peer::this_bench(&format!("chunks {b} {t} {h} {d}"))?)?;
+    contest.enter("with all weights", peer::this_bench(&format!("weights {b} {t} {h} {d}"))?)?;
+    contest.ask("once", 1)?;
+    contest.print_head(&format!("causal attention in f64, composed, B {b} H {h} D {d} T {t}"));
+    contest.print_row("forward and backward, ms", 0);
+    contest.print_row("peak of the process, MiB", 1);
+    println!();
+
     let mut contest = Contest::default();
     contest.enter("fused", peer::this_bench(&format!("fused {n} {c} {v}"))?)?;
     contest.enter("two operations", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
-    let mut composed = peer::this_bench(&format!("composed {n} {c} {v}"))?;
+    let mut candle_nn = peer::this_bench(&format!("composed {n} {c} {v}"))?;
     // candle's pool as users of candle-nn have it.
-    composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
-    contest.enter("candle-nn", composed)?;
+    candle_nn.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+    contest.enter("candle-nn", candle_nn)?;
     contest.ask("once", rounds)?;
     contest.print_head(&format!("linear and cross-entropy, N {n} C {c} V {v}"));
     contest.print_row("forward and backward, ms", 0);
@@ -68,6 +84,14 @@ fn serve(side: &str) -> Result<()> {
             let [q, k, v] = [input(&[b, t, h, d])?, input(&[b, t, h, d])?, input(&[b, t, h, d])?];
             let options = ops::AttentionOptions::default();
             measure(|| ops::attention(&q, &k, &v, &options))
+        }
+        (_, &[b, t, h, d]) => {
+            let input = || Var::randn(0f64, 0.1f64, (b, t, h, d), &Device::Cpu);
+            let (q, k, v, options) = (input()?, input()?, input()?, ops::AttentionOptions::default());
+            match name {
+                "chunks" => measure(|| ops::attention(&q, &k, &v, &options)),
+                _ => measure(|| Ok(ops::attention_with_weights(&q, &k, &v, &options)?.0)),
+            }
         }
         (_, &[n, channels, classes]) => {
             let (xs, weight) = (input(&[n, channels])?, input(&[classes, channels])?);

@@ -63,6 +63,10 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     }
 }
 
+/// Jobs for each thread: few enough that their states cost little, and enough that all threads finish at about the same
+/// time.
+const JOBS: usize = 4;
+
 /// As [`for_each_chunk`], with a state, for instance buffers, that `init` makes once for many chunks.
 pub(crate) fn for_each_chunk_with<T: Send, W>(
     out: &mut [T],
@@ -74,7 +78,8 @@ pub(crate) fn for_each_chunk_with<T: Send, W>(
         let mut state = init();
         out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(&mut state, i, chunk));
     } else {
-        let chunks = out.par_chunks_mut(len).enumerate();
+        let few = out.len().div_ceil(len).div_ceil(JOBS * threads());
+        let chunks = out.par_chunks_mut(len).enumerate().with_min_len(few);
         chunks.for_each_init(init, |state, (i, chunk)| sequential(|| work(state, i, chunk)));
     }
 }
@@ -89,7 +94,8 @@ pub(crate) fn for_each_with<W>(
         let mut state = init();
         (0..n).for_each(|i| work(&mut state, i));
     } else {
-        (0..n).into_par_iter().for_each_init(init, |state, i| sequential(|| work(state, i)));
+        let few = n.div_ceil(JOBS * threads());
+        (0..n).into_par_iter().with_min_len(few).for_each_init(init, |state, i| sequential(|| work(state, i)));
     }
 }
 

@@ -83,14 +83,19 @@ pub(crate) fn sum_rows(rows: usize, c: usize, add: impl Fn(usize, &mut [f32]) + 
             },
         );
     });
-    let mut distance = c;
-    while distance < sums.len() {
-        for pair in sums.chunks_mut(2 * distance).filter(|pair| pair.len() > distance) {
-            let (one, other) = pair.split_at_mut(distance);
-            one.iter_mut().zip(&other[..c]).for_each(|(one, other)| *one += other);
-        }
-        distance *= 2;
-    }
+    dispatch(
+        #[inline(always)]
+        || {
+            let mut distance = c;
+            while distance < sums.len() {
+                for pair in sums.chunks_mut(2 * distance).filter(|pair| pair.len() > distance) {
+                    let (one, other) = pair.split_at_mut(distance);
+                    one[..c].iter_mut().zip(&other[..c]).for_each(|(one, other)| *one += other);
+                }
+                distance *= 2;
+            }
+        },
+    );
     sums.truncate(c);
     sums
 }

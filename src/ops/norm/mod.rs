@@ -23,9 +23,7 @@ use crate::cpu::storage::{has_kernel, slice, values};
 /// # Errors
 /// If shapes, dtypes or devices do not fit together, or `eps` is negative or not finite.
 pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    for parameter in [Some(weight), bias].into_iter().flatten() {
-        check("layer-norm", xs, parameter)?;
-    }
+    check("layer-norm", xs, weight, bias)?;
     check_not_negative("layer-norm", &[("an eps", eps)])?;
     let tensors: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
     if !has_kernel(&tensors) {
@@ -45,7 +43,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
 /// # Errors
 /// If shapes, dtypes or devices do not fit together, or `eps` is negative or not finite.
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    check("rms-norm", xs, weight)?;
+    check("rms-norm", xs, weight, None)?;
     check_not_negative("rms-norm", &[("an eps", eps)])?;
     match has_kernel(&[xs, weight]) {
         true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
@@ -53,19 +51,25 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
-fn check(op: &str, xs: &Tensor, parameter: &Tensor) -> Result<()> {
-    let channels = match xs.dims() {
-        [.., 0] => bail!("{op}: expected at least one channel, got none"),
-        [.., channels] => *channels,
-        [] => bail!("{op}: expected an input of shape (.., C), got a scalar"),
+/// Refuses an input that the weight (C) is not for, and a bias that does not go with it.
+fn check(op: &str, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    let channels = match weight.dims() {
+        [0] => bail!("{op}: expected at least one channel, got none"),
+        [channels] => *channels,
+        dims => bail!("{op}: expected a weight of shape (C), got {dims:?}"),
     };
-    if parameter.dims() != [channels] {
-        bail!("{op}: expected parameters of shape {:?}, got {:?}", [channels], parameter.dims());
-    }
     if !xs.dtype().is_float() {
         bail!("{op}: expected an input of a floating-point dtype, got {:?}", xs.dtype());
     }
-    check_alike(op, "parameters", parameter, "the input", xs)
+    if xs.dims().last() != Some(&channels) {
+        bail!("{op}: expected an input of shape (.., {channels}) for {channels} weights, got {:?}", xs.dims());
+    }
+    check_alike(op, "the weight", weight, "the input", xs)?;
+    let Some(bias) = bias else { return Ok(()) };
+    if bias.dims() != [channels] {
+        bail!("{op}: expected a bias of shape {:?} as the weight, got {:?}", [channels], bias.dims());
+    }
+    check_alike(op, "the bias", bias, "the input", xs)
 }
 
 /// The fused operation; it keeps the statistics of each row for backward.
@@ -185,5 +189,20 @@ mod tests {
             let reference = |x: &[Tensor]| reference::rms_norm(&x[0], &x[1], 1e-6);
             assert_like_reference(&label, &inputs[..2], &fused, &reference);
         }
+    }
+
+    /// An input of the wrong width is the input's fault.
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let [xs, weight, bias] = [&[3, 5][..], &[4], &[6]].map(|shape| randn(1, shape));
+        let message = layer_norm(&xs, &weight, None, 1e-5).unwrap_err().to_string();
+        assert!(message.contains("expected an input of shape (.., 4) for 4 weights, got [3, 5]"), "{message}");
+        let message = layer_norm(&xs.narrow(1, 0, 4).unwrap(), &weight, Some(&bias), 1e-5).unwrap_err().to_string();
+        assert!(message.contains("expected a bias of shape [4] as the weight, got [6]"), "{message}");
+        let message = rms_norm(&xs, &randn(1, &[5, 1]), 1e-5).unwrap_err().to_string();
+        assert!(message.contains("expected a weight of shape (C), got [5, 1]"), "{message}");
+        let halves = randn(1, &[5]).to_dtype(candle_core::DType::F16).unwrap();
+        let message = rms_norm(&xs, &halves, 1e-5).unwrap_err().to_string();
+        assert!(message.contains("expected the weight of the dtype F64 of the input, got F16"), "{message}");
     }
 }

@@ -43,6 +43,29 @@ impl<T: Copy> DenseHead<'_, T> {
     }
 }
 
+impl DenseHead<'_, u8> {
+    /// How much of a tile of an allowed set is visible.
+    #[inline(always)]
+    fn visibility(self, queries: &Range<usize>, keys: &Range<usize>) -> Visibility {
+        let [query_stride, key_stride] = [self.query_stride, self.key_stride];
+        let (mut any, mut all) = (0, u8::MAX);
+        for query in queries.clone().take(if query_stride == 0 { 1 } else { queries.len() }) {
+            let row = &self.data[query * query_stride + keys.start * key_stride..];
+            let mut look = |x: u8| (any, all) = (any | x, all.min(x));
+            match key_stride {
+                1 => row[..keys.len()].iter().for_each(|x| look(*x)),
+                0 => look(row[0]),
+                stride => row.iter().step_by(stride).take(keys.len()).for_each(|x| look(*x)),
+            }
+        }
+        match (any, all) {
+            (0, _) => Visibility::Nothing,
+            (_, 0) => Visibility::Some,
+            _ => Visibility::All,
+        }
+    }
+}
+
 /// What a query may see of a tile of keys.
 pub(super) struct Tile<'a> {
     pub(super) queries: Range<usize>,
@@ -60,6 +83,10 @@ pub(super) struct Tile<'a> {
     blocks: [[usize; 2]; TILE / ROWS],
     /// Whether some keys may be in other segments.
     compares_segments: bool,
+    /// Whether some keys may be outside the allowed set.
+    compares_allowed: bool,
+    /// Whether the band is all that there is to the mask here.
+    is_band: bool,
 }
 
 impl<'a> Tile<'a> {
@@ -68,9 +95,11 @@ impl<'a> Tile<'a> {
     pub(super) fn new(mask: HeadMask<'a>, queries: Range<usize>, keys: Range<usize>) -> Option<Self> {
         let segments = mask.sequence.segments.as_ref();
         let visibility = segments.map_or(Visibility::All, |segments| segments.visibility(&queries, &keys));
-        if visibility == Visibility::Nothing {
+        let in_set = mask.allowed.map_or(Visibility::All, |allowed| allowed.visibility(&queries, &keys));
+        if visibility == Visibility::Nothing || in_set == Visibility::Nothing {
             return None;
         }
+        let (compares_segments, compares_allowed) = (visibility == Visibility::Some, in_set == Visibility::Some);
         let ((first, window), position) = (mask.band.bounds(), mask.sequence.first + queries.start as i64);
         let (len, rows) = (keys.len(), queries.len());
         let mut tile = Self {
@@ -80,7 +109,9 @@ impl<'a> Tile<'a> {
             first_row: usize::try_from(-position).unwrap_or(0),
             is_whole: false,
             blocks: [[0, len]; TILE / ROWS],
-            compares_segments: visibility == Visibility::Some,
+            compares_segments,
+            compares_allowed,
+            is_band: !compares_segments && !compares_allowed && mask.bias.is_none() && mask.slope.is_none(),
             queries,
             keys,
             mask,
@@ -140,6 +171,9 @@ impl<'a> Tile<'a> {
         let band = if self.is_whole { 0..self.keys.len() } else { self.band(query - self.queries.start) };
         hide(scores, 0..band.start);
         hide(scores, band.end..scores.len());
+        if self.is_band {
+            return;
+        }
         let first = self.keys.start + band.start;
         let (scores, keys) = (&mut scores[band.clone()], first..first + band.len());
         if let Some(slope) = slope {
@@ -152,7 +186,7 @@ impl<'a> Tile<'a> {
             let add = |score: &mut f32, x: f32| *score = if x == f32::NEG_INFINITY { x } else { *score + x };
             bias.for_each(scores, query, keys.clone(), add);
         }
-        if let Some(allowed) = allowed {
+        if let Some(allowed) = allowed.filter(|_| self.compares_allowed) {
             allowed.for_each(scores, query, keys.clone(), |score, x| {
                 *score = if x == 0 { f32::NEG_INFINITY } else { *score };
             });

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::super::*;
 use crate::cpu::testing::{randn, run_in};
-use crate::ops::RandomKey;
+use crate::ops::{DropoutOptions, RandomKey};
 
 #[test]
 fn chunks_are_the_whole() {

@@ -6,7 +6,7 @@ mod random;
 
 use super::*;
 use crate::cpu::testing::{assert_like_reference, randn, without_kernels};
-use crate::ops::RandomKey;
+use crate::ops::{DropoutOptions, RandomKey};
 use candle_core::{DType, Device};
 
 /// Attention without the kernel.

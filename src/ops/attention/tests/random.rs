@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 
 use super::super::*;
 use crate::cpu::testing::{assert_like_itself, randn};
-use crate::ops::{RandomKey, sequential};
+use crate::ops::{DropoutOptions, RandomKey, sequential};
 
 /// A random call: inputs in `f64` are queries, keys and values, then a tracked bias and tracked sinks if there are any.
 struct Case {

@@ -41,7 +41,7 @@ pub enum QkvLayout {
     Bhtd,
 }
 
-/// Options of [`attention`]. The default is causal, scaled by `1 / sqrt(D)`.
+/// Options of [`attention`](super::attention()). The default is causal, scaled by `1 / sqrt(D)`.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionOptions {
     /// The factor on the dot products.

@@ -37,23 +37,22 @@ pub(super) fn attention(
     // In half precision, sums would stop growing at a few hundred.
     let (dtype, precise) = (q.dtype(), precise(q.dtype()));
     if [q, k, v].iter().any(|tensor| tensor.elem_count() == 0) {
-        // Zeros with zero gradients; candle's maximum over nothing would be an error.
-        let nothing = (nothing_of(q)? + nothing_of(k)? + nothing_of(v)?)?;
-        let lse = (nothing.to_dtype(precise)? + f64::NEG_INFINITY)?.broadcast_as((b, h, t))?;
-        let of = |shape: [usize; 4]| nothing.broadcast_as(shape.as_slice());
-        return Ok(Results { out: of([b, t, h, e])?.contiguous()?, lse, weights: Some(of([b, h, t, s])?) });
+        return nothing([q, k, v], [b, t, s, h, e], options);
     }
     let [q, k, v] = [q, k, v].map(|tensor| tensor.to_dtype(precise));
     let (q, k, v) = (q?, k?, v?);
     let to_precise = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.to_dtype(precise)).transpose();
     let (bias, sinks) = (to_precise(&options.mask.bias)?, to_precise(&options.sinks)?);
-    let composed = Composed {
-        options: options.clone(),
-        structure: Structure::new(&options.mask, [b, t, s])?,
-        bias,
-        is_finite: is_finite(&q)? && is_finite(&k)? && is_finite(&v)?,
-    };
-    let rows = match composed.is_finite {
+    let structure = Structure::new(&options.mask, [b, t, s])?;
+    let mut composed = Composed { options: options.clone(), structure, bias, is_tame: true };
+    let (mut k, mut v) = (k, v);
+    if !(is_tame(&k)? && is_tame(&v)?) {
+        // Padding may hold anything.
+        let seen = composed.seen([b, h], t, s, q.device())?; // (B, S, 1, 1)
+        [k, v] = [only_seen(&k, &seen)?, only_seen(&v, &seen)?];
+    }
+    composed.is_tame = is_tame(&q)? && is_tame(&k)? && is_tame(&v)?;
+    let rows = match composed.is_tame {
         true => CHUNK,
         // Each product is a tensor of its own.
         false => ((1 << 24) / (b * h * s * d.max(e))).clamp(1, CHUNK),
@@ -68,10 +67,33 @@ pub(super) fn attention(
     Ok(Results { out: both.narrow(3, 0, e)?.contiguous()?.to_dtype(dtype)?, lse, weights: None })
 }
 
-/// Whether all elements are finite.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let zero = (tensor.detach() * 0.0)?.sum_all()?;
+/// No keys, no queries or no values: zeros with zero gradients. (candle's maximum over nothing would be an error.) The
+/// log-sum-exp is that of the sinks.
+fn nothing(tensors: [&Tensor; 3], [b, t, s, h, e]: [usize; 5], options: &AttentionOptions) -> Result<Results> {
+    let all = tensors.into_iter().chain(&options.mask.bias).chain(&options.sinks);
+    let nothing = all.map(nothing_of).reduce(|a, b| a? + b?).unwrap_or_else(|| bail!("attention: expected tensors"))?;
+    let dtype = precise(nothing.dtype());
+    let lse = match &options.sinks {
+        Some(sinks) => sinks.to_dtype(dtype)?.reshape((1, h, 1))?,
+        None => Tensor::full(f32::NEG_INFINITY, (1, 1, 1), nothing.device())?.to_dtype(dtype)?,
+    };
+    let lse =
+        lse.broadcast_add(&nothing.to_dtype(dtype)?.reshape((1, 1, 1))?)?.broadcast_as((b, h, t))?.contiguous()?;
+    let of = |shape: [usize; 4]| nothing.broadcast_as(shape.as_slice());
+    Ok(Results { out: of([b, t, h, e])?.contiguous()?, lse, weights: Some(of([b, h, t, s])?) })
+}
+
+/// Whether all elements are finite, and so far from the largest numbers that sums of products are finite too.
+fn is_tame(tensor: &Tensor) -> Result<bool> {
+    // As far as this makes infinite, times 0, is NaN.
+    let far = if tensor.dtype() == DType::F64 { 1e158 } else { 1e20 };
+    let zero = ((tensor.detach() * far)? * 0.0)?.sum_all()?;
     Ok(zero.to_dtype(DType::F32)?.to_scalar::<f32>()? == 0.0)
+}
+
+/// Keys or values (B, S, G, D), with zeros where no query sees them.
+fn only_seen(xs: &Tensor, seen: &Tensor) -> Result<Tensor> {
+    seen.broadcast_as(xs.shape())?.where_cond(xs, &xs.zeros_like()?.detach())
 }
 
 /// The output, with the log-sum-exp as a further channel: (B, T, H, E + 1).
@@ -95,16 +117,8 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// The queries of each chunk, and the keys that they see.
     fn ranges(&self, q: &Tensor, kv: &Tensor) -> Result<Vec<(Range<usize>, Range<usize>)>> {
-        let (t, s) = (q.dim(1)?, kv.dim(1)?);
-        let chunk = |start: usize| {
-            let queries = start..t.min(start + self.rows);
-            let keys = self.composed.structure.keys(&queries, s);
-            // Nothing is visible of one key, as of none, which candle's operations do not take.
-            (queries, if keys.is_empty() { 0..1 } else { keys })
-        };
-        Ok((0..t).step_by(self.rows).map(chunk).collect())
+        Ok(self.composed.ranges(q.dim(1)?, kv.dim(1)?, self.rows).collect())
     }
 
     /// The results (B, T, H, E + 1) of a chunk of queries, from the keys and values that they see.
@@ -132,6 +146,10 @@ impl Chunks {
 
     /// The gradients of queries, of keys and values, and of sinks.
     fn backward(&self, q: &Tensor, kv: &Tensor, sinks: Option<&Tensor>, dout: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        if self.composed.is_tame && !is_tame(dout)? {
+            let chunks = Self { composed: Composed { is_tame: false, ..self.composed.clone() }, rows: 1 };
+            return chunks.backward(q, kv, sinks, dout);
+        }
         let (mut dqs, dkv) = (Vec::new(), kv.zeros_like()?.detach());
         let mut dsinks = sinks.map(Tensor::zeros_like).transpose()?;
         let var = |tensor: &Tensor| Var::from_tensor(&tensor.detach().copy()?);

@@ -37,7 +37,7 @@ pub struct Mask {
     /// scores; one slope for each of the H heads, for instance [`Mask::alibi_slopes`].
     pub alibi: Option<Vec<f64>>,
     /// The position, among the keys of each of the B sequences, of its first query. A query whose position is negative
-    /// sees nothing.
+    /// sees nothing, but for a full band, where positions do not matter.
     pub query_positions: Option<Vec<i64>>,
 }
 
@@ -81,6 +81,9 @@ impl Band {
 
     /// The keys, of `s`, that a query at this position may see.
     pub(super) fn keys(self, position: i64, s: usize) -> Range<usize> {
+        if self == Band::Full {
+            return 0..s;
+        }
         let Ok(position) = usize::try_from(position) else { return 0..0 };
         let ((first, window), up_to) = (self.bounds(), position.saturating_add(1));
         up_to.saturating_sub(window).min(s)..up_to.max(first).min(s)
@@ -153,7 +156,8 @@ impl Mask {
             check_broadcasts("a bias", bias, sizes, dtype)?;
         }
         match alibi {
-            Some(slopes) if slopes.len() != h || slopes.iter().any(|slope| !slope.is_finite()) => {
+            // Kernels use them in `f32`.
+            Some(slopes) if slopes.len() != h || slopes.iter().any(|slope| !(*slope as f32).is_finite()) => {
                 bail!("attention: expected {h} finite slopes, one a head, got {slopes:?}")
             }
             _ => Ok(()),

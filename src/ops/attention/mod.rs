@@ -25,7 +25,8 @@
 //! In `f32` on the CPU the operation is fused: it works in tiles of positions, skips those in which nothing is visible,
 //! and needs memory linear in T and S, forward and backward. For other dtypes and devices it is composed of candle's own
 //! operations, for 256 queries at a time, which backward composes again. Memory is quadratic only where the weights are
-//! returned, a dense mask or bias is given, or, composed, a bias is tracked.
+//! returned, a dense mask or bias is given, or, composed, a bias is tracked; then even D times that, if keys or values that
+//! some queries see, and others do not, are not finite.
 //!
 //! ```
 //! use candle_attention::ops::{AttentionOptions, attention};
@@ -115,6 +116,9 @@ fn run(tensors: [&Tensor; 3], options: &AttentionOptions, with_lse: bool) -> Res
     let (q, k, v) = (with_rows(&q)?, with_rows(&k)?, with_rows(&v)?);
     let out = match Extras::of(options) {
         extras if extras.any() => {
+            if record::is_recording() {
+                bail!("record: attention with a tracked bias or tracked sinks is not recorded");
+            }
             let parts = [extras.bias.and(options.mask.bias.as_ref()), options.sinks.as_ref().filter(|_| extras.sinks)];
             let parts = parts.into_iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
             let extras = if let [one] = parts.as_slice() { one.clone() } else { Tensor::cat(&parts, 0)? };
@@ -182,7 +186,10 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
         return record::apply1(&record::contiguous(qkv)?, op, Kept::InputsAndResult);
     }
     if qkv.elem_count() == 0 {
-        return nothing_of(qkv)?.broadcast_as((b, t, width / 3))?.contiguous();
+        // candle takes no parts of nothing.
+        let all = [qkv].into_iter().chain(&options.mask.bias).chain(&options.sinks).map(nothing_of);
+        let nothing = all.reduce(|a, b| a? + b?).unwrap_or_else(|| nothing_of(qkv))?;
+        return nothing.broadcast_as((b, t, width / 3))?.contiguous();
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, &options)?.reshape((b, t, width / 3))

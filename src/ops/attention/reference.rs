@@ -10,14 +10,15 @@ use super::structure::{Sequence, Structure};
 use crate::cpu::random::DropoutOptions;
 
 /// What a call computes, with its tensors in the dtype of the computation.
+#[derive(Clone)]
 pub(super) struct Composed {
     pub(super) options: AttentionOptions,
     pub(super) structure: Structure,
     /// Of any shape that broadcasts to (B, H, T, S).
     pub(super) bias: Option<Tensor>,
-    /// Whether queries, keys and values are finite. If not, products must leave out what is hidden, because 0 times
-    /// NaN is NaN.
-    pub(super) is_finite: bool,
+    /// Whether queries, keys and values are finite, and their products too. If not, products must leave out what is
+    /// hidden, because 0 times NaN is NaN.
+    pub(super) is_tame: bool,
 }
 
 /// The results for some queries.
@@ -51,7 +52,7 @@ impl Composed {
         let v = repeat_kv(v, h)?; // (B, H, S, E)
         let bias = self.bias.as_ref().map(|bias| part(bias, &queries, &keys)).transpose()?;
         let visible = self.visible(bias.as_ref(), [b, h], &queries, &keys, device)?; // (B, H, T, S)
-        let hidden_products = visible.as_ref().filter(|_| !self.is_finite);
+        let hidden_products = visible.as_ref().filter(|_| !self.is_tame);
 
         let scores = match hidden_products {
             None => q.matmul(&k.t()?)?, // (B, H, T, S)
@@ -94,6 +95,36 @@ impl Composed {
         };
         debug_assert_eq!(weights.dims(), [b, h, t, s]);
         Ok(Block { out: out.transpose(1, 2)?.contiguous()?, weights, lse })
+    }
+
+    /// `t` queries in chunks of `rows`, each with the keys that it sees, of `s`.
+    pub(super) fn ranges(
+        &self,
+        t: usize,
+        s: usize,
+        rows: usize,
+    ) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+        (0..t).step_by(rows).map(move |start| {
+            let queries = start..t.min(start + rows);
+            let keys = self.structure.keys(&queries, s);
+            // Nothing is visible of one key, as of none, which candle's operations do not take.
+            (queries, if keys.is_empty() { 0..1 } else { keys })
+        })
+    }
+
+    /// Where some query of some head sees a key: (B, S, 1, 1).
+    pub(super) fn seen(&self, [b, h]: [usize; 2], t: usize, s: usize, device: &Device) -> Result<Tensor> {
+        let seen = Tensor::zeros((b, s), DType::U8, device)?;
+        for (queries, keys) in self.ranges(t, s, 64) {
+            let bias = self.bias.as_ref().map(|bias| part(bias, &queries, &keys)).transpose()?;
+            let visible = match self.visible(bias.as_ref(), [b, h], &queries, &keys, device)? {
+                Some(visible) => visible.contiguous()?.max(2)?.max(1)?, // (B, S)
+                None => Tensor::ones((b, keys.len()), DType::U8, device)?,
+            };
+            let before = seen.narrow(1, keys.start, keys.len())?;
+            seen.slice_set(&before.maximum(&visible)?.contiguous()?, 1, keys.start)?;
+        }
+        seen.reshape((b, s, 1, 1))
     }
 
     /// Where a query sees a key, (B, H, T, S); `None` if everywhere.

@@ -10,6 +10,7 @@ use super::cpu::{TILE, tiles};
 use super::mask::{Band, KeyPadding, Mask};
 
 /// The band, and what else each sequence allows.
+#[derive(Clone)]
 pub(super) struct Structure {
     pub(super) band: Band,
     /// Of each sequence, or one that stands for all.
@@ -17,6 +18,7 @@ pub(super) struct Structure {
 }
 
 /// A sequence's part of the structure.
+#[derive(Clone)]
 pub(super) struct Sequence {
     /// The position of its first query.
     pub(super) first: i64,
@@ -25,6 +27,7 @@ pub(super) struct Sequence {
 
 /// Numbers of queries and keys, which must be equal for a query to see a key: those of documents, and others for
 /// padding.
+#[derive(Clone)]
 pub(super) struct Segments {
     pub(super) queries: Vec<u32>,
     pub(super) keys: Vec<u32>,
@@ -88,6 +91,9 @@ impl Structure {
 impl Sequence {
     /// A range of the `s` keys outside which these queries see nothing.
     pub(super) fn keys(&self, band: Band, queries: &Range<usize>, s: usize) -> Range<usize> {
+        if band == Band::Full {
+            return 0..s;
+        }
         // The first query that sees anything, and the last, which sees furthest.
         let first = queries.start.max(usize::try_from(-self.first).unwrap_or(0));
         if first >= queries.end {
@@ -106,16 +112,16 @@ impl Segments {
         [t, s]: [usize; 2],
     ) -> Self {
         let [of_padding, of_nothing] = unused(documents.unwrap_or(&[0]));
-        let document = |position: usize| match documents {
-            Some(numbers) => numbers.get(position).copied().unwrap_or(of_nothing),
+        // Without documents, all are part of one; a position outside the keys has none.
+        let document = |position: i64| match documents {
+            Some(numbers) => usize::try_from(position).ok().and_then(|i| numbers.get(i)).copied().unwrap_or(of_nothing),
             None => 0,
         };
         let of_key = |key: usize| match is_padding {
             Some(is_padding) if is_padding(key) => of_padding,
-            _ => document(key),
+            _ => document(key as i64),
         };
-        // A query before the first key sees nothing anyway.
-        let of_query = |query: usize| usize::try_from(first + query as i64).map_or(of_nothing, document);
+        let of_query = |query: usize| document(first + query as i64);
         let (queries, keys): (Vec<u32>, Vec<u32>) = ((0..t).map(of_query).collect(), (0..s).map(of_key).collect());
         let (query_tiles, key_tiles) = (bounds(&queries), bounds(&keys));
         Self { queries, keys, query_tiles, key_tiles }

@@ -29,14 +29,22 @@ impl Saved<'_> {
     }
 }
 
+/// Whether products of tensors with these largest magnitudes are finite, and so are they; the first counts the terms of a
+/// sum. Without the product, zeros would pass beside what is not finite.
+#[inline(always)]
+fn are_tame([a, b]: [f32; 2]) -> bool {
+    const FAR_BELOW_MAX: f32 = 1e37;
+    a < FAR_BELOW_MAX && b < FAR_BELOW_MAX && a * b < FAR_BELOW_MAX
+}
+
 /// The backward pass over the query heads that share a key-value head; accumulates the gradients of the latter.
 pub(super) struct Backward {
     dims: Dims,
     k: Vec<f32>,
     k_columns: Vec<f32>,
     v_columns: Vec<f32>,
-    /// For each tile, whether its keys and values are finite.
-    is_finite: Vec<bool>,
+    /// For each tile, the largest magnitudes of its keys and of its values.
+    magnitudes: Vec<[f32; 2]>,
     dk: Vec<f32>,
     dv: Vec<f32>,
     q: Vec<f32>,
@@ -56,7 +64,7 @@ impl Backward {
             k: vec![0.0; s * padded(d)],
             k_columns: vec![0.0; s * d],
             v_columns: vec![0.0; s * e],
-            is_finite: vec![true; s / TILE],
+            magnitudes: vec![[0.0; 2]; s / TILE],
             dk: vec![0.0; s * padded(d)],
             dv: vec![0.0; s * padded(e)],
             q: vec![0.0; TILE * padded(d)],
@@ -78,8 +86,8 @@ impl Backward {
                 k.copy(0..s, d, 1.0, &mut self.k, padded(d));
                 k.copy_columns(s, d, &mut self.k_columns);
                 v.copy_columns(s, e, &mut self.v_columns);
-                for (keys, is_finite) in tiles(0..s).zip(&mut self.is_finite) {
-                    *is_finite = k.are_finite(keys.clone(), d) && v.are_finite(keys, e);
+                for (keys, magnitudes) in tiles(0..s).zip(&mut self.magnitudes) {
+                    *magnitudes = [k.max_magnitude(keys.clone(), d), v.max_magnitude(keys, e)];
                 }
             },
         );
@@ -133,7 +141,8 @@ impl WithSimd for BackwardHead<'_> {
             let rows = queries.len();
             q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
             saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
-            let rows_are_finite = q.are_finite(queries.clone(), d) && saved.dout.are_finite(queries.clone(), e);
+            let of_queries = scoring.scale.abs() * q.max_magnitude(queries.clone(), d) * d as f32;
+            let of_douts = saved.dout.max_magnitude(queries.clone(), e) * e as f32;
             for (mean, query) in means.iter_mut().zip(queries.clone()) {
                 *mean = saved.mean(query, e);
             }
@@ -151,7 +160,8 @@ impl WithSimd for BackwardHead<'_> {
                 let v = Right { data: &work.v_columns[keys.start * e..], stride: TILE };
                 product(simd, dweights, dout, v, rows, |row| (tile.columns_of(row).end, 0..e));
                 // Pass 2 was weights = softmax(scores).
-                let is_finite = rows_are_finite && work.is_finite[keys.start / TILE];
+                let [of_keys, of_values] = work.magnitudes[keys.start / TILE];
+                let is_finite = are_tame([of_queries, of_keys]) && are_tame([of_douts, of_values]);
                 let row_gradients = RowGradients { stats: saved.stats, means: &means, is_finite };
                 let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
                 softmax_tile_backward(both, row_gradients, &tile, scoring, dbias.as_mut());
@@ -159,24 +169,24 @@ impl WithSimd for BackwardHead<'_> {
                 let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
                 let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };
                 let dout = Right { data: &work.dout, stride: e_stride };
-                let of_values = |key: usize| (e, tile.rows_of(key));
+                let to_values = |key: usize| (e, tile.rows_of(key));
                 // Pass 1 again: dq = scale dscores k, dk = dscores^T (scale q).
                 let dq = Target { data: &mut work.dq, stride: d_stride, adds: true };
                 let dscores = Left { data: &work.dscores, row_stride: TILE, k_stride: 1 };
                 let k = Right { data: &work.k[keys.start * d_stride..], stride: d_stride };
-                let of_queries = |row: usize| (d, tile.columns_of(row));
+                let to_queries = |row: usize| (d, tile.columns_of(row));
                 let dk = Target { data: &mut work.dk[keys.start * d_stride..], stride: d_stride, adds: true };
                 let dscores_t = Left { data: &work.dscores, row_stride: 1, k_stride: TILE };
                 let q = Right { data: &work.q, stride: d_stride };
-                let of_keys = |key: usize| (d, tile.rows_of(key));
+                let to_keys = |key: usize| (d, tile.rows_of(key));
                 if is_finite {
-                    product(simd, dv, weights, dout, keys.len(), of_values);
-                    product(simd, dq, dscores, k, rows, of_queries);
-                    product(simd, dk, dscores_t, q, keys.len(), of_keys);
+                    product(simd, dv, weights, dout, keys.len(), to_values);
+                    product(simd, dq, dscores, k, rows, to_queries);
+                    product(simd, dk, dscores_t, q, keys.len(), to_keys);
                 } else {
-                    product_of_nonzero(dv, weights, dout, keys.len(), of_values);
-                    product_of_nonzero(dq, dscores, k, rows, of_queries);
-                    product_of_nonzero(dk, dscores_t, q, keys.len(), of_keys);
+                    product_of_nonzero(dv, weights, dout, keys.len(), to_values);
+                    product_of_nonzero(dq, dscores, k, rows, to_queries);
+                    product_of_nonzero(dk, dscores_t, q, keys.len(), to_keys);
                 }
             }
             for (query, row) in queries.zip(work.dq.chunks_exact(d_stride)) {

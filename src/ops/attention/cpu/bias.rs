@@ -29,14 +29,16 @@ impl BiasShape {
     }
 
     /// The work divided so that units which add to the same elements follow one another, and the number of copies of the
-    /// gradient that they add to. At least four lists where there are as many units; the division does not depend on the
-    /// number of threads.
+    /// gradient that they add to: enough for many threads if they are small, and few if they are large. The division does
+    /// not depend on the number of threads.
     pub(super) fn lists(self, sizes: Sizes) -> (Vec<List>, usize) {
-        const LISTS: usize = 4;
+        /// Elements of all copies.
+        const ELEMENTS: usize = 1 << 24;
+        let lists = (ELEMENTS / self.elements().max(1)).clamp(4, 64);
         let [b, h, ..] = self.0;
         let (owners_b, owners_g) = (if b == 1 { 1 } else { sizes.b }, if h == 1 { 1 } else { sizes.g });
         let (members_b, members_g) = (sizes.b / owners_b, sizes.g / owners_g);
-        let copies = LISTS.div_ceil(owners_b * owners_g).min(members_b * members_g);
+        let copies = lists.div_ceil(owners_b * owners_g).min(members_b * members_g);
         let mut lists = Vec::new();
         for owner in 0..owners_b * owners_g {
             let members: Vec<[usize; 2]> = (0..members_b * members_g)

@@ -46,7 +46,7 @@ impl Forward {
                 k.copy_columns(s, d, &mut self.k_columns);
                 v.copy(0..s, e, 1.0, &mut self.v, padded(e));
                 for (keys, is_finite) in tiles(0..s).zip(&mut self.v_is_finite) {
-                    *is_finite = v.are_finite(keys, e);
+                    *is_finite = v.max_magnitude(keys, e).is_finite();
                 }
             },
         );

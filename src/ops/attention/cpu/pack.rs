@@ -67,12 +67,12 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Whether all elements of these rows are finite.
+    /// The largest magnitude in these rows; NaN if there is one.
     #[inline(always)]
-    pub(super) fn are_finite(self, rows: Range<usize>, len: usize) -> bool {
-        // As integers, magnitudes are in the same order, and what is not finite is above all that is.
+    pub(super) fn max_magnitude(self, rows: Range<usize>, len: usize) -> f32 {
+        // As integers, magnitudes are in the same order, and NaN is above all.
         let max = |row: &[f32]| row.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits()));
-        rows.fold(0, |all: u32, i| all.max(max(self.row(i, len)))) < f32::INFINITY.to_bits()
+        f32::from_bits(rows.fold(0, |all: u32, i| all.max(max(self.row(i, len)))))
     }
 }
 
@@ -83,8 +83,8 @@ pub(super) struct SharedBuffer<'a> {
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for a unique borrow of `f32`s, and the only access, `rows`, leaves it to its caller that no two
-// threads use the same rows.
+// SAFETY: it stands for a unique borrow of `f32`s, and the only access, `rows`, leaves it to its caller that no rows are
+// used twice at once.
 unsafe impl Sync for SharedBuffer<'_> {}
 
 impl<'a> SharedBuffer<'a> {
@@ -95,7 +95,8 @@ impl<'a> SharedBuffer<'a> {
     /// The rows of a head, to write to.
     ///
     /// # Safety
-    /// While the result is in use, no other thread may use rows that overlap those read or written through it.
+    /// While a row of the result is in use, on this thread or another, no row that overlaps it may be used through
+    /// another result.
     pub(super) unsafe fn rows(&self, layout: RowLayout, b: usize, h: usize) -> RowsMut<'a> {
         let start = layout.start(b, h);
         assert!(start <= self.len, "a head begins past its buffer");
@@ -117,8 +118,8 @@ impl RowsMut<'_> {
     pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
         let first = i * self.stride;
         assert!(first + len <= self.len, "a row reaches past its buffer");
-        // SAFETY: the row lies within the buffer, as just checked; by the contract of `SharedBuffer::rows` no other
-        // thread uses it, and the unique borrow of `self` keeps this one from using it twice.
+        // SAFETY: the row lies within the buffer, as just checked; the unique borrow of `self` keeps it from being used
+        // twice through this, and the contract of `SharedBuffer::rows` from being used through another.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), len) }
     }
 

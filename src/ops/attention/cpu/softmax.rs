@@ -50,6 +50,7 @@ pub(super) struct RunningSoftmax {
 impl RunningSoftmax {
     /// Before the first tile: a sink is a score without a value.
     pub(super) fn new(sink: Option<f32>) -> Self {
+        let sink = sink.filter(|sink| *sink != f32::NEG_INFINITY);
         let (max, sum) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
         Self { max: [max; TILE], sums: [sum; TILE], factors: [1.0; TILE] }
     }

@@ -106,7 +106,7 @@ impl<'a> Tile<'a> {
             before: position + 1 - keys.start as i64,
             floor: first.saturating_sub(keys.start).min(len),
             window: i64::try_from(window).unwrap_or(i64::MAX).min(1 << 62),
-            first_row: usize::try_from(-position).unwrap_or(0),
+            first_row: if mask.band == Band::Full { 0 } else { usize::try_from(-position).unwrap_or(0) },
             is_whole: false,
             blocks: [[0, len]; TILE / ROWS],
             compares_segments,

@@ -89,7 +89,9 @@ fn keys_that_no_query_sees_change_neither_results_nor_gradients() {
                     [out, dq, dk, dv]
                 };
                 let clean = run(None);
-                for with in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                // What overflows in a product is as bad as what has already done so.
+                let largest = if dtype == DType::F64 { f64::MAX } else { 3.3e38 };
+                for with in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -largest] {
                     for ((got, clean), what) in run(Some(with)).iter().zip(&clean).zip(["out", "dq", "dk", "dv"]) {
                         let label = format!("{name}, {s} of {dtype:?}, {softcap:?}, {with}: {what}");
                         // A document of its own is seen by its own query.
@@ -144,5 +146,21 @@ fn a_single_query_leaves_hidden_keys_out() {
         let bad = |x: &Tensor| poisoned(x, f64::NAN, &|row| hidden.contains(&row));
         let clean = attention(&q, &k, &v, &options).unwrap();
         assert_same(name, &attention(&q, &bad(&k), &bad(&v), &options).unwrap(), &clean, 0.0, |_| false);
+    }
+}
+
+/// A gradient that is not a number stays with the keys that its query sees: by the kernel, and in chunks.
+#[test]
+fn a_gradient_that_is_not_a_number_reaches_what_its_query_sees() {
+    for (t, dtype) in [(70, DType::F32), (300, DType::F64)] {
+        let var = |seed| Var::from_tensor(&randn(seed, &[1, t, 1, 3]).to_dtype(dtype).unwrap()).unwrap();
+        let (q, k, v) = (var(1), var(2), var(3));
+        let out = attention(&q, &k, &v, &AttentionOptions::default()).unwrap();
+        let dout = poisoned(&out, f64::NAN, &|row| row == 10);
+        let gradients = (&out * dout.detach()).unwrap().sum_all().unwrap().backward().unwrap();
+        for var in [&q, &k, &v] {
+            let of_later = gradients.get(var).unwrap().narrow(1, 11, t - 11).unwrap();
+            assert!(values(&of_later).iter().all(|x| x.is_finite()), "{t} of {dtype:?}");
+        }
     }
 }

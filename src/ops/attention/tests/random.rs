@@ -54,10 +54,12 @@ fn mask(rng: &mut StdRng, seed: u64, [b, t, s, h, ..]: [usize; 7]) -> Mask {
         2 => Band::Window(rng.random_range(1..100)),
         _ => Band::Prefix(rng.random_range(0..100)),
     };
-    let starts_elsewhere = t > s || rng.random_bool(0.2);
+    let with_documents = rng.random_bool(0.3);
+    let has_no_positions = t > s && (band != Band::Full || with_documents);
+    let starts_elsewhere = has_no_positions || rng.random_bool(0.2);
     let start = |_| rng.random_range(-(t as i64)..=s as i64);
     let query_positions = starts_elsewhere.then(|| (0..b).map(start).collect());
-    let documents = rng.random_bool(0.3).then(|| {
+    let documents = with_documents.then(|| {
         // A new document now and then, in turn one of three.
         let (share, mut number) = (pick(rng, &[0.01, 0.1, 0.5]), 0);
         let numbers = (0..b * s).map(|_| {
@@ -98,7 +100,7 @@ impl Case {
         let options = AttentionOptions {
             scale: pick(
                 rng,
-                &[Scale::InverseSqrt, Scale::One, Scale::Value(0.0), Scale::Value(1.3), Scale::Value(30.0)],
+                &[Scale::InverseSqrt, Scale::One, Scale::Value(0.0), Scale::Value(1.3), Scale::Value(3.0)],
             ),
             mask,
             softcap: rng.random_bool(0.3).then(|| rng.random_range(0.5..50.0)),
@@ -200,7 +202,7 @@ impl Case {
                 let by_document = documents.as_ref().is_none_or(|numbers| {
                     usize::try_from(position).is_ok_and(|p| numbers[b_i].get(p) == Some(&numbers[b_i][key]))
                 });
-                position >= 0
+                (position >= 0 || mask.band == Band::Full)
                     && by_band
                     && by_document
                     && is_real(b_i, key)

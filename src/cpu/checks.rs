@@ -25,6 +25,16 @@ pub(crate) fn check_state_dtype(op: &str, name: &str, average: &Tensor, var: &Te
     Ok(())
 }
 
+/// Refuses a soft cap that is not above 0 in the range of `f32`, in which kernels use it.
+pub(crate) fn check_softcap(op: &str, softcap: Option<f64>) -> Result<()> {
+    match softcap {
+        Some(cap) if !(cap > 0.0 && (cap as f32).is_normal()) => {
+            bail!("{op}: expected a softcap above 0 that is a number of f32, got {cap}")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses numbers that are negative or not finite.
 pub(crate) fn check_not_negative(op: &str, numbers: &[(&str, f64)]) -> Result<()> {
     match numbers.iter().find(|(_, number)| !(*number >= 0.0 && number.is_finite())) {

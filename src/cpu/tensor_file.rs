@@ -15,7 +15,8 @@ pub(crate) fn save(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()>
     temporary.push(".tmp");
     let write = || {
         candle_core::safetensors::save(tensors, &temporary)?;
-        File::open(&temporary)?.sync_all()?;
+        // Opened to write, as some systems want it.
+        File::options().write(true).open(&temporary)?.sync_all()?;
         Ok(fs::rename(&temporary, path)?)
     };
     write().map_err(|error: Error| {
@@ -28,7 +29,7 @@ pub(crate) fn save(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()>
 /// Reads the tensors of a file, on the CPU: exactly the `expected` ones, by name and shape.
 ///
 /// # Errors
-/// If the file cannot be read, or tensors are missing, left over or misshapen: all of these are named.
+/// If the file cannot be read, or tensors are missing, left over or misshapen: the first of these are named.
 pub(crate) fn load<'a>(
     path: &Path,
     expected: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
@@ -47,8 +48,15 @@ pub(crate) fn load<'a>(
     let mut left: Vec<String> = left.into_keys().map(|name| format!("{name} is left over")).collect();
     left.sort_unstable();
     wrong.extend(left);
+    /// As many as can be read.
+    const NAMED: usize = 5;
+    let more = match wrong.len().checked_sub(NAMED) {
+        None | Some(0) => String::new(),
+        Some(more) => format!("; and {more} more"),
+    };
+    wrong.truncate(NAMED);
     match wrong.is_empty() {
         true => Ok(found),
-        false => bail!("{}: {}", path.display(), wrong.join("; ")),
+        false => bail!("{}: {}{more}", path.display(), wrong.join("; ")),
     }
 }

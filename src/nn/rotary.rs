@@ -13,7 +13,7 @@ const OP: &str = "rotary-embedding";
 /// Sizes and options of a [`RotaryEmbedding`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryEmbeddingConfig {
-    /// Channels of a head (D).
+    /// Channels of a head that are rotated (D), from the first: usually all.
     pub head_dim: usize,
     /// Positions whose angles are computed in advance: the longest text in training; `max_position_embeddings` in
     /// Hugging Face's files.

@@ -84,6 +84,11 @@ fn step_by_step_with_a_prefix() {
     let config = MultiHeadAttentionConfig { mask: Mask::prefix(4), ..MultiHeadAttentionConfig::new(24, 6) };
     let (layer, xs) = (layer_of(&config, DType::F64), randn(3, &[2, 11, 24]));
     let mut cache = KvCache::new(11);
+    let mut cut = KvCache::new(11);
+    layer.forward_cached(&xs.narrow(1, 0, 2).unwrap(), &mut cut).unwrap();
+    let error = layer.forward_cached(&xs.narrow(1, 2, 4).unwrap(), &mut cut).unwrap_err().to_string();
+    assert!(error.contains("expected a prefix of 4 positions in one piece, got the next after [2]"), "{error}");
+    assert_eq!(cut.len(), 2);
     let prefix = layer.forward_cached(&xs.narrow(1, 0, 4).unwrap(), &mut cache).unwrap();
     let rest = in_pieces(&layer, &xs.narrow(1, 4, 7).unwrap(), 2, &mut cache);
     let pieces = Tensor::cat(&[prefix, rest], 1).unwrap();

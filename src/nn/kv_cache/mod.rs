@@ -62,7 +62,7 @@ impl KvCache {
 
     /// An empty cache for a text of any length, each position of which sees the last `window` positions, itself
     /// included. The oldest are forgotten as new ones come; the others keep their positions, so rotary positions go on
-    /// counting. Its sequences have one length.
+    /// counting. Its sequences have one length. A window of 0 is taken as 1.
     ///
     /// At full size the buffers have room for a quarter more than the window. Each time it is used up, the window moves
     /// back to the front, so a position costs the copy of about four rows on average.
@@ -108,6 +108,9 @@ impl KvCache {
         self.forgotten = self.forgotten.min(position);
         let (len, lengths) = (self.len, self.lengths());
         self.set_lengths(lengths.into_iter().map(|length| length.min(len)).collect());
+        if self.is_empty() {
+            self.layer = None;
+        }
     }
 
     /// Forgets everything, also which layer it served, but keeps the buffers for reuse.

@@ -13,15 +13,17 @@ impl MultiHeadAttention {
     /// whose keys and values the cache holds; those of the new positions are added to it.
     ///
     /// The text may come one position or many at a time: the output is that of `forward` on the whole text; with a
-    /// [sliding](KvCache::sliding) cache, that with [`Mask::window`]. A [`Band::Prefix`] must come in one piece.
+    /// [sliding](KvCache::sliding) cache, that with [`Mask::window`]. The first positions of a
+    /// [`Band::Prefix`] must come in one piece.
     ///
-    /// This is for inference: the output carries no graph, so no gradient flows back from it.
+    /// This is for inference: the output carries no graph, so no gradient flows back from it. The cache holds keys and values
+    /// of the weights as they were: [`reset`](KvCache::reset) it after a training step.
     ///
     /// # Errors
     /// - Those of [`forward_with`](Self::forward_with), and if the cache has no room or serves another layer.
     /// - If the mask lets the positions of a piece see later ones: a full band for more than one position, unless
     ///   [`Mask::allowed`] or [`Mask::bias`] is there to say what they see.
-    /// - If the mask has query positions, which the cache knows.
+    /// - If the mask has query positions, which the cache knows, or a prefix continues in another piece.
     /// - If the cache slides, and the band is neither causal nor a window, or the mask has tensors over all keys.
     ///
     /// The cache then continues as if the call had not been made. A sliding one may have forgotten positions that the
@@ -105,6 +107,7 @@ impl MultiHeadAttention {
 
 /// The mask for a call with this cache.
 fn mask_for(cache: &KvCache, mask: &Mask, t: usize, placement: Option<&Placement>) -> Result<Mask> {
+    let before = placement.map_or_else(|| vec![cache.next_position()], Placement::lengths_before);
     if mask.query_positions.is_some() {
         bail!("multi-head-attention: expected no query positions with a cache, which knows them, got some");
     }
@@ -112,6 +115,10 @@ fn mask_for(cache: &KvCache, mask: &Mask, t: usize, placement: Option<&Placement
         (None, Band::Full) if t > 1 && mask.allowed.is_none() && mask.bias.is_none() => bail!(
             "multi-head-attention: expected a mask that shows no later positions with a cache, got a full band for {t} \
              positions: use a causal band, a window, or a prefix"
+        ),
+        // Of a shorter piece, positions would have seen less than the prefix.
+        (None, Band::Prefix(len)) if before.iter().any(|before| (1..len).contains(before)) => bail!(
+            "multi-head-attention: expected a prefix of {len} positions in one piece, got the next after {before:?}"
         ),
         (None, band) => band,
         (Some(window), Band::Causal) => Band::Window(window),

@@ -3,6 +3,7 @@
 use candle_core::{Result, bail};
 use candle_nn::Init;
 
+use crate::cpu::checks::check_softcap;
 use crate::nn::RotaryEmbedding;
 use crate::ops::{Mask, QkvLayout, Scale};
 
@@ -134,6 +135,13 @@ impl MultiHeadAttentionConfig {
         }
         if self.rotary.as_ref().is_some_and(|rotary| rotary.layout() != QkvLayout::Bthd) {
             bail!("multi-head-attention: expected rotary positions with the layout Bthd, got another");
+        }
+        if let Some(width) = self.rotary.as_ref().map(RotaryEmbedding::rotary_dim).filter(|width| *width > d) {
+            bail!("multi-head-attention: expected rotary positions for heads of {d} channels, got them for {width}");
+        }
+        check_softcap("multi-head-attention", self.softcap)?;
+        if !(self.scale.factor(d) as f32).is_finite() {
+            bail!("multi-head-attention: expected a scale that is a finite number of f32, got {:?}", self.scale);
         }
         if self.rotary.is_some() && m != c {
             bail!(

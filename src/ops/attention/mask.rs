@@ -10,7 +10,9 @@ use candle_core::{DType, Result, Tensor, bail};
 /// Query `t` of a sequence stands at a position among its S keys: by default `t + S - T`, so the T queries are the last
 /// positions. That is what decoding over cached keys needs. With `query_positions`, it is `t + query_positions[b]`.
 ///
-/// A query that sees nothing gives zeros. What a query does not see has no effect on it, even where it is NaN.
+/// A query that sees nothing gives zeros. What a query does not see has no effect on it, even where it is NaN. Padding is
+/// hidden as keys alone: as queries, padded positions see the keys that a band leaves them, so a loss must leave their
+/// outputs out, and what is not a number there reaches the keys that they see.
 ///
 /// ```
 /// use candle_attention::ops::{KeyPadding, Mask};
@@ -31,7 +33,8 @@ pub struct Mask {
     /// Query `t` sees key `s` only where this is not 0: a tensor of `u8` of any shape that broadcasts to (B, H, T, S).
     pub allowed: Option<Tensor>,
     /// A tensor to add to the scores, after the soft cap, of any shape that broadcasts to (B, H, T, S): minus infinity
-    /// hides a key. A tracked bias gets its gradient, which has its shape.
+    /// hides a key. Of the dtype of `q`; three dimensions are (H, T, S). A tracked bias gets its gradient, which has its
+    /// shape.
     pub bias: Option<Tensor>,
     /// Attention with linear biases (Press et al. 2021, arXiv:2108.12409): `slope * |distance|` is subtracted from the
     /// scores; one slope for each of the H heads, for instance [`Mask::alibi_slopes`].

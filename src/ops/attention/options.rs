@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::Mask;
-use crate::cpu::checks::check_alike;
+use crate::cpu::checks::{check_alike, check_softcap};
 use crate::ops::DropoutOptions;
 
 /// The factor on the dot products of queries and keys.
@@ -65,13 +65,7 @@ impl AttentionOptions {
     /// Refuses options out of their range, or a mask that does not fit `b` sequences of `h` heads, `t` queries and `s`
     /// keys, which `q` is part of.
     pub(super) fn check(&self, [b, h, t, s]: [usize; 4], q: &Tensor) -> Result<()> {
-        // Kernels use both in `f32`.
-        match self.softcap {
-            Some(cap) if !(cap > 0.0 && (cap as f32).is_normal()) => {
-                bail!("attention: expected a softcap above 0 that is a number of f32, got {cap}")
-            }
-            _ => {}
-        }
+        check_softcap("attention", self.softcap)?;
         match self.scale {
             Scale::Value(scale) if !(scale as f32).is_finite() => {
                 bail!("attention: expected a scale that is a finite number of f32, got {scale}")

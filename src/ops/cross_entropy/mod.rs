@@ -22,7 +22,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use self::fused_loss::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
 use super::record::{self, Kept};
-use crate::cpu::checks::check_not_negative;
+use crate::cpu::checks::{check_not_negative, check_softcap};
 use crate::cpu::storage::has_kernel;
 
 /// Which positions count, and how their losses are combined. The default is the mean over all positions whose target is
@@ -152,9 +152,7 @@ fn read_targets(op: &str, targets: &Tensor, vocab_size: usize, options: &CrossEn
         bail!("{op}: expected label smoothing from 0 to below 1, got {smoothing}");
     }
     check_not_negative(op, &[("a z-loss", z_loss)])?;
-    if let Some(cap) = softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
-        bail!("{op}: expected a soft cap above 0, got {cap}");
-    }
+    check_softcap(op, softcap)?;
     Ok(Targets { ids, normalizer, terms: Terms { smoothing, z_loss, softcap } })
 }
 

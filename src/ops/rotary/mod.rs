@@ -26,8 +26,9 @@ pub enum RotaryPairs {
 /// Rotates queries or keys, (B, T, H, D) or (B, H, T, D) as `layout` says, by their positions: each pair of channels
 /// `(a, b)` at position `t`, by the angle with this cosine and sine, becomes `(a cos - b sin, b cos + a sin)`.
 ///
-/// Where heads and positions agree in number, a wrong layout cannot be noticed. `cos` and `sin` (T, D/2), for instance from [`rotary_tables`], or (B, T, D/2) where the sequences
-/// have positions of their own; the result has the shape of `xs`.
+/// `cos` and `sin` are (T, D/2), for instance from [`rotary_tables`], or (B, T, D/2) where the sequences have positions of
+/// their own. The result has the shape of `xs`. Where heads and positions agree in number, a wrong layout cannot be
+/// noticed.
 ///
 /// candle-nn's `rope`, `rope_i` and `rope_thd` silently have no backward pass; this one has. In `f32` on the CPU it is
 /// fused, and reads heads where they lie in a packed projection. Tracked tables get gradients too, through candle's own

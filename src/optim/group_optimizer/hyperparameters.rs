@@ -1,6 +1,9 @@
 //! The numbers of the optimizers.
 
+use candle_core::{Result, bail};
+
 pub(super) use self::sealed::All;
+use crate::cpu::checks::check_not_negative;
 use crate::optim::Rule;
 
 /// The numbers of [`AdamW`](super::AdamW). By default candle-nn's, which are torch's, and no clipping.
@@ -70,6 +73,7 @@ mod sealed {
         fn numbers(&self) -> All;
     }
 
+    #[derive(Clone, Copy)]
     pub struct All {
         pub lr: f64,
         pub betas: (f64, f64),
@@ -78,6 +82,26 @@ mod sealed {
         pub momentum: Option<f64>,
         pub weight_decay: f64,
         pub max_grad_norm: Option<f64>,
+    }
+}
+
+impl All {
+    /// Refuses numbers out of their range before anything is updated with them.
+    pub(super) fn check(self) -> Result<()> {
+        let Self { lr, betas, eps, momentum, weight_decay, max_grad_norm } = self;
+        check_not_negative("optimizer", &[("a learning rate", lr), ("a weight decay", weight_decay)])?;
+        for (name, decay) in [("beta1", betas.0), ("beta2", betas.1), ("momentum", momentum.unwrap_or_default())] {
+            if !(0.0..1.0).contains(&decay) {
+                bail!("optimizer: expected {name} from 0 to below 1, got {decay}");
+            }
+        }
+        if !(eps as f32 > 0.0 && (eps as f32).is_finite()) {
+            bail!("optimizer: expected an eps above 0 in the range of f32, got {eps:?}");
+        }
+        match max_grad_norm {
+            Some(max) if !(max > 0.0) => bail!("optimizer: expected a max_grad_norm above 0, got {max}"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -167,13 +167,46 @@ fn a_gradient_may_be_missing_only_where_variables_are_frozen() {
 #[test]
 fn a_norm_that_is_not_finite_updates_nothing() {
     let vars = &vars()[..1];
-    let numbers = ParamsAdamW { max_grad_norm: Some(f64::INFINITY), ..Default::default() };
-    let mut optimizer = AdamW::with_groups(vec![ParamGroup::adamw(vars.to_vec())], numbers).unwrap();
+    let mut optimizer = AdamW::with_groups(vec![ParamGroup::adamw(vars.to_vec())], ParamsAdamW::default()).unwrap();
     let before = values(vars);
     let loss = (vars[0].1.as_tensor() * f64::NAN).unwrap().sum_all().unwrap();
     let error = optimizer.backward_step(&loss).unwrap_err().to_string();
     assert!(error.contains("expected gradients of a finite norm, got NaN"), "{error}");
     assert!(values(vars) == before && optimizer.steps() == 0);
+}
+
+/// Their state would go to other variables if these came in another order.
+#[test]
+fn variables_without_names_have_no_state_in_a_file() {
+    let mut optimizer = AdamW::new(vec![vars()[0].1.clone()], ParamsAdamW::default()).unwrap();
+    let file = tempfile::tempdir().unwrap().path().join("state.safetensors");
+    for error in [optimizer.save(&file).unwrap_err(), optimizer.load(&file).unwrap_err()] {
+        assert!(error.to_string().contains("expected variables with names"), "{error}");
+    }
+}
+
+#[test]
+fn numbers_out_of_their_range_are_refused_before_anything_moves() {
+    let vars = vars();
+    let group = |lr, weight_decay| ParamGroup { lr, weight_decay, ..ParamGroup::adamw(vars[..1].to_vec()) };
+    let error = |group, params| AdamW::with_groups(vec![group], params).err().unwrap().to_string();
+    let good = ParamsAdamW::default();
+    for (message, expected) in [
+        (error(group(-1.0, None), good.clone()), "a group's rate of at least 0, got -1"),
+        (error(group(1.0, Some(f64::NAN)), good.clone()), "a weight decay of at least 0, got NaN"),
+        (error(group(1.0, None), ParamsAdamW { lr: f64::NAN, ..good.clone() }), "a learning rate of at least 0"),
+        (error(group(1.0, None), ParamsAdamW { beta2: 1.0, ..good.clone() }), "beta2 from 0 to below 1, got 1"),
+        (error(group(1.0, None), ParamsAdamW { eps: 0.0, ..good.clone() }), "an eps above 0"),
+        (error(group(1.0, None), ParamsAdamW { max_grad_norm: Some(0.0), ..good.clone() }), "a max_grad_norm above 0"),
+        (error(group(1.0, None), ParamsAdamW { max_grad_norm: Some(f64::NAN), ..good.clone() }), "above 0, got NaN"),
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
+    let mut optimizer = AdamW::with_groups(vec![group(1.0, None)], good).unwrap();
+    optimizer.set_learning_rate(f64::NAN);
+    let before = values(&vars);
+    assert!(optimizer.backward_step(&vars[0].1.sum_all().unwrap()).is_err());
+    assert!(values(&vars) == before && optimizer.steps() == 0);
 }
 
 #[test]
@@ -188,5 +221,5 @@ fn groups_that_do_not_fit_are_refused() {
     let error = adamw(vec![ParamGroup::muon(vars[..1].to_vec())]);
     assert!(error.contains("expected groups of AdamW alone"), "{error}");
     let error = Muon::new(vec![vars[2].1.clone()], ParamsMuon::default()).err().unwrap().to_string();
-    assert!(error.contains("muon: expected a matrix, got 0 of shape [7]"), "{error}");
+    assert!(error.contains("muon: expected a matrix, got variable 0 of shape [7]"), "{error}");
 }

@@ -43,6 +43,7 @@
 //! names the layers':
 //!
 //! ```
+//! # #![deny(ambiguous_glob_imports)]
 //! use candle_attention::nn::{self, *};
 //! use candle_attention::ops::{self, *};
 //!

@@ -94,7 +94,7 @@ fn the_default_is_candles_adamw() {
     for (ours, theirs) in values(&ours)[0].iter().zip(&values(&theirs)[0]) {
         assert!((ours - theirs).abs() < 1e-14, "{ours}, expected {theirs}");
     }
-    assert_eq!(optimizer.grad_norm(), None);
+    assert!(optimizer.grad_norm().is_some_and(f64::is_finite));
 }
 
 /// Weights and state in files, read by a program that has just started: to the last bit.
@@ -154,7 +154,7 @@ fn a_gradient_may_be_missing_only_where_variables_are_frozen() {
     let all: Vec<Var> = vars.iter().map(|(_, var)| var.clone()).collect();
     let mut optimizer = AdamW::new(all, ParamsAdamW::default()).unwrap();
     let error = optimizer.step(&store).unwrap_err().to_string();
-    assert!(error.contains("got none of 1 of shape [4, 2], 2 of shape [7]"), "{error}");
+    assert!(error.contains("got none of variable 1 of shape [4, 2], variable 2 of shape [7]"), "{error}");
     assert!(values(&vars) == before && optimizer.steps() == 0);
 
     let groups = vec![ParamGroup::adamw(vars[..1].to_vec()), ParamGroup::frozen(vars[1..].to_vec())];

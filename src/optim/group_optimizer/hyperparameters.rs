@@ -99,7 +99,7 @@ impl All {
             bail!("optimizer: expected an eps above 0 in the range of f32, got {eps:?}");
         }
         match max_grad_norm {
-            Some(max) if !(max > 0.0) => bail!("optimizer: expected a max_grad_norm above 0, got {max}"),
+            Some(max) if max.is_nan() || max <= 0.0 => bail!("optimizer: expected a max_grad_norm above 0, got {max}"),
             _ => Ok(()),
         }
     }

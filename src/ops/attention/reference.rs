@@ -54,32 +54,14 @@ impl Composed {
         let visible = self.visible(bias.as_ref(), [b, h], &queries, &keys, device)?; // (B, H, T, S)
         let hidden_products = visible.as_ref().filter(|_| !self.is_tame);
 
-        let scores = match hidden_products {
+        let products = match hidden_products {
             None => q.matmul(&k.t()?)?, // (B, H, T, S)
             Some(visible) => {
                 let k = only(visible, &k)?; // (B, H, T, S, D)
                 q.unsqueeze(3)?.broadcast_mul(&k)?.sum(D::Minus1)?
             }
         };
-        let scores = match self.options.softcap {
-            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
-            None => scores,
-        };
-        let scores = match self.linear_bias(&queries, &keys, dtype, device)? {
-            Some(bias) => scores.broadcast_sub(&bias)?,
-            None => scores,
-        };
-        let scores = match bias {
-            Some(bias) => scores.broadcast_add(&bias)?,
-            None => scores,
-        };
-        let scores = match &visible {
-            Some(visible) => {
-                let hidden = constant(f64::NEG_INFINITY, dtype, device)?.broadcast_as(scores.shape())?;
-                visible.where_cond(&scores, &hidden)?
-            }
-            None => scores,
-        };
+        let scores = self.scores(products, [bias.as_ref(), visible.as_ref()], &queries, &keys)?; // (B, H, T, S)
         let (weights, lse) = softmax(&scores, sinks)?; // (B, H, T, S), (B, H, T)
         let weights = match hidden_products {
             Some(visible) => visible.where_cond(&weights, &weights.zeros_like()?.detach())?,
@@ -95,6 +77,30 @@ impl Composed {
         };
         debug_assert_eq!(weights.dims(), [b, h, t, s]);
         Ok(Block { out: out.transpose(1, 2)?.contiguous()?, weights, lse })
+    }
+
+    /// From products (B, H, T, S) to scores, with a bias and minus infinity where nothing is visible.
+    fn scores(
+        &self,
+        products: Tensor,
+        [bias, visible]: [Option<&Tensor>; 2],
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+    ) -> Result<Tensor> {
+        let (dtype, device) = (products.dtype(), products.device().clone());
+        let mut scores = match self.options.softcap {
+            Some(cap) => ((products / cap)?.tanh()? * cap)?,
+            None => products,
+        };
+        if let Some(bias) = self.linear_bias(queries, keys, dtype, &device)? {
+            scores = scores.broadcast_sub(&bias)?;
+        }
+        if let Some(bias) = bias {
+            scores = scores.broadcast_add(bias)?;
+        }
+        let Some(visible) = visible else { return Ok(scores) };
+        let hidden = constant(f64::NEG_INFINITY, dtype, &device)?.broadcast_as(scores.shape())?;
+        visible.where_cond(&scores, &hidden)
     }
 
     /// `t` queries in chunks of `rows`, each with the keys that it sees, of `s`.

@@ -49,20 +49,19 @@ impl Structure {
     pub(super) fn new(mask: &Mask, [b, t, s]: [usize; 3]) -> Result<Self> {
         let documents = mask.documents.as_ref().map(|numbers| numbers.to_vec2::<u32>()).transpose()?;
         let real = match &mask.key_padding {
-            Some(KeyPadding::Real(keys)) => Some(keys.to_vec2::<u8>()?),
-            _ => None,
+            Some(KeyPadding::Real(keys)) => keys.to_vec2::<u8>()?,
+            _ => Vec::new(),
         };
         let sequence = |i: usize| {
             let first = mask.query_positions.as_ref().map_or(s as i64 - t as i64, |positions| positions[i]);
-            let is_padding: Option<Box<dyn Fn(usize) -> bool + '_>> = match (&mask.key_padding, &real) {
-                (Some(KeyPadding::Left(lengths)), _) => Some(Box::new(move |key| key < s - lengths[i])),
-                (Some(KeyPadding::Right(lengths)), _) => Some(Box::new(move |key| key >= lengths[i])),
-                (_, Some(real)) => Some(Box::new(move |key| real[i][key] == 0)),
-                (_, None) => None,
-            };
+            let is_real: Option<Vec<bool>> = mask.key_padding.as_ref().map(|padding| match padding {
+                KeyPadding::Left(lengths) => (0..s).map(|key| key >= s - lengths[i]).collect(),
+                KeyPadding::Right(lengths) => (0..s).map(|key| key < lengths[i]).collect(),
+                KeyPadding::Real(_) => real[i].iter().map(|x| *x != 0).collect(),
+            });
             let documents = documents.as_ref().map(|numbers| numbers[i].as_slice());
-            let segments = (documents.is_some() || is_padding.is_some())
-                .then(|| Segments::new(documents, is_padding.as_deref(), first, [t, s]));
+            let segments = (documents.is_some() || is_real.is_some())
+                .then(|| Segments::new(documents, is_real.as_deref(), first, [t, s]));
             Sequence { first, segments }
         };
         let differ = documents.is_some() || mask.key_padding.is_some() || mask.query_positions.is_some();
@@ -105,20 +104,15 @@ impl Sequence {
 }
 
 impl Segments {
-    fn new(
-        documents: Option<&[u32]>,
-        is_padding: Option<&dyn Fn(usize) -> bool>,
-        first: i64,
-        [t, s]: [usize; 2],
-    ) -> Self {
+    fn new(documents: Option<&[u32]>, is_real: Option<&[bool]>, first: i64, [t, s]: [usize; 2]) -> Self {
         let [of_padding, of_nothing] = unused(documents.unwrap_or(&[0]));
         // Without documents, all are part of one; a position outside the keys has none.
         let document = |position: i64| match documents {
             Some(numbers) => usize::try_from(position).ok().and_then(|i| numbers.get(i)).copied().unwrap_or(of_nothing),
             None => 0,
         };
-        let of_key = |key: usize| match is_padding {
-            Some(is_padding) if is_padding(key) => of_padding,
+        let of_key = |key: usize| match is_real {
+            Some(is_real) if !is_real[key] => of_padding,
             _ => document(key as i64),
         };
         let of_query = |query: usize| document(first + query as i64);

@@ -4,10 +4,10 @@
 //! re-exported by [`ops`](crate::ops).
 
 pub(crate) mod allocation;
-pub(crate) mod block_product;
 pub(crate) mod checks;
 pub(crate) mod elementwise;
 pub(crate) mod matmul;
+pub(crate) mod micro_gemm;
 pub(crate) mod parallel;
 pub(crate) mod random;
 pub(crate) mod simd;

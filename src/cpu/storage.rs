@@ -44,7 +44,7 @@ pub(crate) fn add_parameter(xs: &Tensor, parameter: &Tensor) -> Result<Tensor> {
 }
 
 /// Zero, with zero gradients, whatever the tensor holds.
-pub(crate) fn nothing_of(xs: &Tensor) -> Result<Tensor> {
+pub(crate) fn zero_with_graph(xs: &Tensor) -> Result<Tensor> {
     let zeros = xs.zeros_like()?.detach();
     zeros.to_dtype(DType::U8)?.where_cond(xs, &zeros)?.sum_all()
 }

@@ -13,7 +13,7 @@ use super::cpu::{Dims, Sizes};
 use super::op::Extras;
 use super::reference::{Block, Composed};
 use super::structure::Structure;
-use crate::cpu::storage::{nothing_of, precise, second_derivatives};
+use crate::cpu::storage::{precise, second_derivatives, zero_with_graph};
 use crate::ops::record::{self, Kept};
 
 /// Queries in a chunk.
@@ -71,7 +71,8 @@ pub(super) fn attention(
 /// log-sum-exp is that of the sinks.
 fn nothing(tensors: [&Tensor; 3], [b, t, s, h, e]: [usize; 5], options: &AttentionOptions) -> Result<Results> {
     let all = tensors.into_iter().chain(&options.mask.bias).chain(&options.sinks);
-    let nothing = all.map(nothing_of).reduce(|a, b| a? + b?).unwrap_or_else(|| bail!("attention: expected tensors"))?;
+    let nothing =
+        all.map(zero_with_graph).reduce(|a, b| a? + b?).unwrap_or_else(|| bail!("attention: expected tensors"))?;
     let dtype = precise(nothing.dtype());
     let lse = match &options.sinks {
         Some(sinks) => sinks.to_dtype(dtype)?.reshape((1, h, 1))?,

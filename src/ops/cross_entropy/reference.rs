@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor};
 
 use super::kernel::{Targets, Terms};
-use crate::cpu::storage::{nothing_of, precise};
+use crate::cpu::storage::{precise, zero_with_graph};
 
 /// See [`super::cross_entropy`]; the arguments have been checked.
 pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor> {
@@ -11,7 +11,7 @@ pub(super) fn cross_entropy(logits: &Tensor, targets: &Targets) -> Result<Tensor
     let logits = logits.reshape(((), vocab_size))?.to_dtype(precise(dtype))?; // (N, V)
     let (rows, ids) = targets.counting();
     if rows.is_empty() {
-        return nothing_of(&logits)?.to_dtype(dtype);
+        return zero_with_graph(&logits)?.to_dtype(dtype);
     }
     let logits = match rows.len() == targets.ids.len() {
         true => logits,

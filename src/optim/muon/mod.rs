@@ -74,9 +74,9 @@ const MARGIN: f64 = 1.01;
 /// The smallest norm by which a matrix is divided.
 const LEAST_NORM: f64 = 1e-7;
 
-/// Updates the matrix `var` and `mean`, the moving average of its gradients, with `gradient`: one step. All three have
-/// the same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place. For a `var` in `f16` or `bf16`,
-/// `mean` is in `f32`, as is the arithmetic.
+/// Updates the matrix `var` and `momentum_buffer`, the moving average of its gradients, with `gradient`: one step. All three
+/// have the same shape, (rows, cols). In `f32` on the CPU, the first two are changed in place. For `f16` and `bf16`,
+/// `momentum_buffer` is in `f32`, as is the arithmetic.
 ///
 /// # Errors
 /// If `var` is not a matrix, shapes or dtypes do not fit, or a number is not finite or out of its range.
@@ -87,26 +87,26 @@ const LEAST_NORM: f64 = 1e-7;
 ///
 /// let var = Var::zeros((2, 2), DType::F32, &Device::Cpu)?;
 /// let gradient = Tensor::new(&[[3f32, 0.], [0., 1.]], &Device::Cpu)?;
-/// let mut mean = var.zeros_like()?.detach();
+/// let mut momentum_buffer = var.zeros_like()?.detach();
 /// let step = MuonStep { learning_rate: 0.1, ..Default::default() };
-/// muon(&var, &gradient, &mut mean, &step)?;
+/// muon(&var, &gradient, &mut momentum_buffer, &step)?;
 /// // Both directions move by about the learning rate, though the gradient of one is three times that of the other.
 /// let moved = var.to_vec2::<f32>()?;
 /// assert!((0.087..0.113).contains(&-moved[0][0]) && (0.087..0.113).contains(&-moved[1][1]));
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
-    // A gradient may have a graph, which the mean would keep.
+pub fn muon(var: &Var, gradient: &Tensor, momentum_buffer: &mut Tensor, step: &MuonStep) -> Result<()> {
+    // A gradient may have a graph, which the momentum buffer would keep.
     let gradient = &gradient.detach();
     if var.rank() != 2 {
         bail!("muon: expected a matrix, got a variable of shape {:?}", var.dims());
     }
-    for (name, tensor) in [("gradient", gradient), ("running mean", &*mean)] {
+    for (name, tensor) in [("gradient", gradient), ("momentum buffer", &*momentum_buffer)] {
         if tensor.shape() != var.shape() {
             bail!("muon: expected a {name} of shape {:?}, got {:?}", var.dims(), tensor.dims());
         }
     }
-    check_state_dtype("muon", "running mean", mean, var)?;
+    check_state_dtype("muon", "momentum buffer", momentum_buffer, var)?;
     if !(0.0..1.0).contains(&step.momentum) {
         bail!("muon: expected a momentum from 0 to below 1, got {}", step.momentum);
     }
@@ -119,12 +119,12 @@ pub fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) ->
     if var.elem_count() == 0 {
         return Ok(());
     }
-    if !has_kernel(&[var, gradient, mean]) {
-        return reference::muon(var, gradient, mean, step);
+    if !has_kernel(&[var, gradient, momentum_buffer]) {
+        return reference::muon(var, gradient, momentum_buffer, step);
     }
     let gradient = gradient.contiguous()?;
-    mean.inplace_op2(&gradient, &Mean(*step))?;
-    var.inplace_op3(mean, &gradient, &Update { step: *step, shape: var.dims2()? })
+    momentum_buffer.inplace_op2(&gradient, &Mean(*step))?;
+    var.inplace_op3(momentum_buffer, &gradient, &Update { step: *step, shape: var.dims2()? })
 }
 
 /// The factor on the orthogonal update of a matrix: the learning rate, raised for matrices that are taller than wide,
@@ -138,19 +138,19 @@ struct Mean(MuonStep);
 
 impl InplaceOp2 for Mean {
     fn name(&self) -> &'static str {
-        "muon-mean"
+        "muon-momentum"
     }
 
     fn cpu_fwd(
         &self,
-        mean: &mut CpuStorage,
+        momentum_buffer: &mut CpuStorage,
         mean_l: &Layout,
         gradient: &CpuStorage,
         gradient_l: &Layout,
     ) -> Result<()> {
-        let (mean, gradient) = (slice_mut(mean, mean_l)?, slice(gradient, gradient_l)?);
+        let (momentum_buffer, gradient) = (slice_mut(momentum_buffer, mean_l)?, slice(gradient, gradient_l)?);
         let MuonStep { momentum, gradient_scale, .. } = self.0;
-        move_average(mean, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
+        move_average(momentum_buffer, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
         Ok(())
     }
 }
@@ -170,14 +170,15 @@ impl InplaceOp3 for Update {
         &self,
         weights: &mut CpuStorage,
         weights_l: &Layout,
-        mean: &CpuStorage,
+        momentum_buffer: &CpuStorage,
         mean_l: &Layout,
         gradient: &CpuStorage,
         gradient_l: &Layout,
     ) -> Result<()> {
-        let (mean, gradient) = (slice(mean, mean_l)?, slice(gradient, gradient_l)?);
+        let (momentum_buffer, gradient) = (slice(momentum_buffer, mean_l)?, slice(gradient, gradient_l)?);
         let MuonStep { momentum, gradient_scale, learning_rate, weight_decay, cautious } = self.step;
-        let mut update = kernel::ahead(mean, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
+        let mut update =
+            kernel::ahead(momentum_buffer, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
         orthogonal::orthogonalize(&mut update, self.shape);
         let keep = (1.0 - learning_rate * weight_decay) as f32;
         let (weights, rate) = (slice_mut(weights, weights_l)?, rate(&self.step, self.shape) as f32);
@@ -231,12 +232,12 @@ mod tests {
         type Step = fn(&Var, &Tensor, &mut Tensor, &MuonStep) -> Result<()>;
         let run = |dtype: DType, step_with: Step| {
             let var = Var::from_tensor(&randn(1, shape).to_dtype(dtype).unwrap()).unwrap();
-            let mut mean = var.zeros_like().unwrap();
+            let mut momentum_buffer = var.zeros_like().unwrap();
             for step in 0..5 {
                 let gradient = randn(10 + step, shape).to_dtype(dtype).unwrap();
-                step_with(&var, &gradient, &mut mean, numbers).unwrap();
+                step_with(&var, &gradient, &mut momentum_buffer, numbers).unwrap();
             }
-            [values(&var), values(&mean)]
+            [values(&var), values(&momentum_buffer)]
         };
         let truth = run(DType::F64, reference::muon);
         let (composed, fused) = (run(DType::F32, reference::muon), run(DType::F32, muon));
@@ -357,11 +358,11 @@ mod tests {
             let diagonal =
                 |x: f64| Tensor::new(&[[1.0, 0.0], [0.0, x]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
             let var = Var::zeros((2, 2), dtype, &Device::Cpu).unwrap();
-            let mut mean = var.zeros_like().unwrap().detach();
-            muon(&var, &diagonal(1.0), &mut mean, &step).unwrap();
+            let mut momentum_buffer = var.zeros_like().unwrap().detach();
+            muon(&var, &diagonal(1.0), &mut momentum_buffer, &step).unwrap();
             let before = values(&var);
-            muon(&var, &diagonal(-0.3), &mut mean, &step).unwrap();
-            assert!(worst(&values(&mean), &[0.75, 0.0, 0.0, 0.1]) < 1e-6);
+            muon(&var, &diagonal(-0.3), &mut momentum_buffer, &step).unwrap();
+            assert!(worst(&values(&momentum_buffer), &[0.75, 0.0, 0.0, 0.1]) < 1e-6);
             let moved: Vec<f64> = values(&var).iter().zip(before).map(|(now, before)| now - before).collect();
             let norm = (0.875f64 * 0.875 + 0.1 * 0.1).sqrt();
             let expected = [-alone(0.875 / norm), 0.0, 0.0, alone(0.1 / norm)];
@@ -387,7 +388,7 @@ mod tests {
                 single.set(&cast(&half, DType::F32)).unwrap();
             }
             let error = muon(&half, &half, &mut half.zeros_like().unwrap(), &STEP).unwrap_err().to_string();
-            assert!(error.contains(&format!("expected a running mean of dtype F32 for {dtype:?}, got")), "{error}");
+            assert!(error.contains(&format!("expected a momentum buffer of dtype F32 for {dtype:?}, got")), "{error}");
         }
     }
 
@@ -420,10 +421,10 @@ mod tests {
             (MuonStep { gradient_scale: -1.0, ..STEP }, "expected a gradient scale of at least 0, got -1"),
         ] {
             let var = Var::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
-            let mut mean = var.zeros_like().unwrap().detach();
-            let error = muon(&var, &var.as_detached_tensor().copy().unwrap(), &mut mean, &step).unwrap_err();
+            let mut momentum_buffer = var.zeros_like().unwrap().detach();
+            let error = muon(&var, &var.as_detached_tensor().copy().unwrap(), &mut momentum_buffer, &step).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
-            assert!(values(&var) == [1.0; 6] && values(&mean) == [0.0; 6]);
+            assert!(values(&var) == [1.0; 6] && values(&momentum_buffer) == [0.0; 6]);
         }
     }
 

@@ -11,7 +11,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::{COEFFICIENTS, LEAST_NORM, MARGIN};
-use crate::cpu::block_product::{GROUP, Left, ROWS, Right, Target, product};
+use crate::cpu::micro_gemm::{GROUP, Left, ROWS, Right, Target, product};
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{dispatch, dispatch_vectors};
 use crate::cpu::sums::norm_of;
@@ -22,24 +22,24 @@ pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
     let (long, short) = (rows.max(cols), rows.min(cols));
     let side = short.next_multiple_of(GROUP);
     // With the longer side as rows, and columns padded to whole groups.
-    let mut upright = vec![0.0; long.next_multiple_of(ROWS) * side];
+    let mut tall = vec![0.0; long.next_multiple_of(ROWS) * side];
     match rows >= cols {
-        true => copy(&mut upright, side, xs, cols, cols, scale),
-        false => transpose((&mut upright, side), (xs, cols), (cols, rows), scale),
+        true => copy(&mut tall, side, xs, cols, cols, scale),
+        false => transpose((&mut tall, side), (xs, cols), (cols, rows), scale),
     }
-    let q = inverse_root(&upright, long, side);
-    let mut out = vec![0.0; upright.len()];
-    multiply(&mut out, rows_of(&upright, side), &q, side, side, Part::Whole);
+    let q = inverse_root(&tall, long, side);
+    let mut out = vec![0.0; tall.len()];
+    multiply(&mut out, rows_of(&tall, side), &q, side, side, Part::Whole);
     match rows >= cols {
         true => copy(xs, cols, &out, side, cols, 1.0),
         false => transpose((xs, cols), (&out, side), (rows, cols), 1.0),
     }
 }
 
-/// The product of the polynomials: approximately the inverse square root of the Gram matrix of `upright`.
-fn inverse_root(upright: &[f32], long: usize, side: usize) -> Vec<f32> {
+/// The product of the polynomials: approximately the inverse square root of the Gram matrix of `tall`.
+fn inverse_root(tall: &[f32], long: usize, side: usize) -> Vec<f32> {
     let [mut gram, mut polynomial, mut next, mut q] = [(); 4].map(|()| vec![0.0; side * side]);
-    multiply(&mut gram, Left { data: upright, row_stride: 1, k_stride: side }, upright, side, long, Part::Symmetric);
+    multiply(&mut gram, Left { data: tall, row_stride: 1, k_stride: side }, tall, side, long, Part::Symmetric);
     for (i, coefficients) in COEFFICIENTS.iter().enumerate() {
         let [a, b, c] = coefficients.map(|coefficient| coefficient as f32);
         multiply(&mut polynomial, rows_of(&gram, side), &gram, side, side, Part::Symmetric);

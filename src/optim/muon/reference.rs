@@ -6,11 +6,11 @@ use super::{COEFFICIENTS, LEAST_NORM, MARGIN, MuonStep, rate};
 use crate::cpu::sums::euclidean_norm;
 
 /// See [`super::muon`]; the arguments have been checked.
-pub(super) fn muon(var: &Var, gradient: &Tensor, mean: &mut Tensor, step: &MuonStep) -> Result<()> {
+pub(super) fn muon(var: &Var, gradient: &Tensor, momentum_buffer: &mut Tensor, step: &MuonStep) -> Result<()> {
     let &MuonStep { learning_rate, momentum, weight_decay, gradient_scale, cautious } = step;
-    let gradient = (gradient.to_dtype(mean.dtype())? * (gradient_scale * (1.0 - momentum)))?;
-    *mean = ((&*mean * momentum)? + &gradient)?;
-    let ahead = ((&*mean * momentum)? + &gradient)?;
+    let gradient = (gradient.to_dtype(momentum_buffer.dtype())? * (gradient_scale * (1.0 - momentum)))?;
+    *momentum_buffer = ((&*momentum_buffer * momentum)? + &gradient)?;
+    let ahead = ((&*momentum_buffer * momentum)? + &gradient)?;
     let update = (orthogonal(&ahead)? * rate(step, var.dims2()?))?;
     cautious.apply_composed(var, update, &gradient, 1.0 - learning_rate * weight_decay)
 }

@@ -7,7 +7,7 @@ use super::pack::{Rows, RowsMut};
 use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
-use crate::cpu::block_product::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
 use crate::cpu::simd::{dispatch, dispatch_vectors, sum_of};
 
 /// What forward gave for one head, and the gradient of it.

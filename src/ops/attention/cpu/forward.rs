@@ -6,7 +6,7 @@ use super::pack::{Rows, RowsMut};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
-use crate::cpu::block_product::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
 use crate::cpu::simd::{dispatch, dispatch_vectors};
 
 /// The forward pass over the query heads that share a key-value head.

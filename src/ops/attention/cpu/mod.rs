@@ -16,7 +16,7 @@ mod tile;
 
 use std::ops::Range;
 
-use crate::cpu::block_product::GROUP;
+use crate::cpu::micro_gemm::GROUP;
 
 pub(super) use bias::BiasShape;
 pub(super) use pack::RowLayout;

@@ -3,7 +3,7 @@
 use super::TILE;
 use super::bias::BiasRows;
 use super::tile::Tile;
-use crate::cpu::block_product::{GROUP, ROWS};
+use crate::cpu::micro_gemm::{GROUP, ROWS};
 use crate::cpu::random::DropoutFactors;
 use crate::cpu::simd::{exp, max_of, sum_of, tanh};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::mask::Band;
 use super::super::structure::{Sequence, Visibility};
 use super::TILE;
-use crate::cpu::block_product::{GROUP, ROWS};
+use crate::cpu::micro_gemm::{GROUP, ROWS};
 
 /// The mask of one head of one sequence.
 #[derive(Clone, Copy)]

@@ -89,6 +89,13 @@ fn table() -> Vec<Row> {
         attention
             .map(|(name, shapes, options)| row(name, &shapes, move |x| ops::attention(&x[0], &x[1], &x[2], &options))),
     );
+    // A bias that all sequences and heads share, and sinks, both with gradients.
+    let shapes = [&[7, 67, 3, 16][..], &[7, 67, 3, 16], &[7, 67, 3, 16], &[67, 67], &[3]];
+    rows.push(row("attention with a bias and sinks", &shapes, |x| {
+        let mask = Mask { bias: Some(x[3].clone()), ..Mask::causal() };
+        let options = AttentionOptions { mask, sinks: Some(x[4].clone()), ..Default::default() };
+        ops::attention(&x[0], &x[1], &x[2], &options)
+    }));
     rows
 }
 

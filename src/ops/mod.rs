@@ -37,6 +37,7 @@ pub(crate) mod record;
 mod rotary;
 #[cfg(test)]
 mod tests;
+mod with_bias;
 
 pub use crate::cpu::parallel::sequential;
 pub use crate::cpu::random::{DropoutOptions, RandomKey};

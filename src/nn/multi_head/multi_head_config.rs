@@ -140,9 +140,7 @@ impl MultiHeadAttentionConfig {
             bail!("multi-head-attention: expected rotary positions for heads of {d} channels, got them for {width}");
         }
         check_softcap("multi-head-attention", self.softcap)?;
-        if !(self.scale.factor(d) as f32).is_finite() {
-            bail!("multi-head-attention: expected a scale that is a finite number of f32, got {:?}", self.scale);
-        }
+        self.scale.check("multi-head-attention")?;
         if self.rotary.is_some() && m != c {
             bail!(
                 "multi-head-attention: expected memory_dim to be embed_dim with rotary positions, got memory_dim {m} and \

@@ -45,13 +45,14 @@ pub(super) fn attention(
     let (bias, sinks) = (to_precise(&options.mask.bias)?, to_precise(&options.sinks)?);
     let structure = Structure::new(&options.mask, [b, t, s])?;
     let mut composed = Composed { options: options.clone(), structure, bias, is_tame: true };
-    let (mut k, mut v) = (k, v);
-    if !(is_tame(&k)? && is_tame(&v)?) {
+    let (mut k, mut v, mut kv_are_tame) = (k.clone(), v.clone(), is_tame(&k)? && is_tame(&v)?);
+    if !kv_are_tame {
         // Padding may hold anything.
         let seen = composed.seen([b, h], t, s, q.device())?; // (B, S, 1, 1)
-        [k, v] = [only_seen(&k, &seen)?, only_seen(&v, &seen)?];
+        (k, v) = (only_seen(&k, &seen)?, only_seen(&v, &seen)?);
+        kv_are_tame = is_tame(&k)? && is_tame(&v)?;
     }
-    composed.is_tame = is_tame(&q)? && is_tame(&k)? && is_tame(&v)?;
+    composed.is_tame = kv_are_tame && is_tame(&q)?;
     let rows = match composed.is_tame {
         true => CHUNK,
         // Each product is a tensor of its own.
@@ -70,9 +71,7 @@ pub(super) fn attention(
 /// No keys, no queries or no values: zeros with zero gradients. (candle's maximum over nothing would be an error.) The
 /// log-sum-exp is that of the sinks.
 fn nothing(tensors: [&Tensor; 3], [b, t, s, h, e]: [usize; 5], options: &AttentionOptions) -> Result<Results> {
-    let all = tensors.into_iter().chain(&options.mask.bias).chain(&options.sinks);
-    let nothing =
-        all.map(zero_with_graph).reduce(|a, b| a? + b?).unwrap_or_else(|| bail!("attention: expected tensors"))?;
+    let nothing = zero(&tensors, options)?;
     let dtype = precise(nothing.dtype());
     let lse = match &options.sinks {
         Some(sinks) => sinks.to_dtype(dtype)?.reshape((1, h, 1))?,
@@ -82,6 +81,12 @@ fn nothing(tensors: [&Tensor; 3], [b, t, s, h, e]: [usize; 5], options: &Attenti
         lse.broadcast_add(&nothing.to_dtype(dtype)?.reshape((1, 1, 1))?)?.broadcast_as((b, h, t))?.contiguous()?;
     let of = |shape: [usize; 4]| nothing.broadcast_as(shape.as_slice());
     Ok(Results { out: of([b, t, h, e])?.contiguous()?, lse, weights: Some(of([b, h, t, s])?) })
+}
+
+/// Zero, with zero gradients for all tensors of a call.
+pub(super) fn zero(tensors: &[&Tensor], options: &AttentionOptions) -> Result<Tensor> {
+    let all = tensors.iter().copied().chain(&options.mask.bias).chain(&options.sinks).map(zero_with_graph);
+    all.reduce(|a, b| a? + b?).unwrap_or_else(|| bail!("attention: expected tensors"))
 }
 
 /// Whether all elements are finite, and so far from the largest numbers that sums of products are finite too.

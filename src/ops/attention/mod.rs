@@ -55,7 +55,7 @@ use self::cpu::{Dims, Sizes};
 use self::op::{Attention, Extras, PackedAttention};
 use super::record::{self, Kept};
 use crate::cpu::checks::check_alike;
-use crate::cpu::storage::{has_kernel, zero_with_graph};
+use crate::cpu::storage::has_kernel;
 
 pub use mask::{Band, KeyPadding, Mask};
 pub use options::{AttentionOptions, QkvLayout, Scale};
@@ -187,9 +187,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     }
     if qkv.elem_count() == 0 {
         // candle takes no parts of nothing.
-        let all = [qkv].into_iter().chain(&options.mask.bias).chain(&options.sinks).map(zero_with_graph);
-        let nothing = all.reduce(|a, b| a? + b?).unwrap_or_else(|| zero_with_graph(qkv))?;
-        return nothing.broadcast_as((b, t, width / 3))?.contiguous();
+        return composed::zero(&[qkv], &options)?.broadcast_as((b, t, width / 3))?.contiguous();
     }
     let part = |i: usize| qkv.narrow(2, i * width / 3, width / 3)?.reshape((b, t, num_heads, head_dim));
     attention(&part(0)?, &part(1)?, &part(2)?, &options)?.reshape((b, t, width / 3))

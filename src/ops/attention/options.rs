@@ -20,6 +20,16 @@ pub enum Scale {
 }
 
 impl Scale {
+    /// Refuses a factor that kernels, which use it in `f32`, cannot have.
+    pub(crate) fn check(self, op: &str) -> Result<()> {
+        match self {
+            Scale::Value(scale) if !(scale as f32).is_finite() => {
+                bail!("{op}: expected a scale that is a finite number of f32, got {scale}")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The factor for queries and keys of `head_dim` channels.
     pub fn factor(self, head_dim: usize) -> f64 {
         match self {
@@ -66,12 +76,7 @@ impl AttentionOptions {
     /// keys, which `q` is part of.
     pub(super) fn check(&self, [b, h, t, s]: [usize; 4], q: &Tensor) -> Result<()> {
         check_softcap("attention", self.softcap)?;
-        match self.scale {
-            Scale::Value(scale) if !(scale as f32).is_finite() => {
-                bail!("attention: expected a scale that is a finite number of f32, got {scale}")
-            }
-            _ => {}
-        }
+        self.scale.check("attention")?;
         if let Some(dropout) = &self.dropout {
             dropout.factors()?;
         }

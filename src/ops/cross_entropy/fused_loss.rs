@@ -2,11 +2,12 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::kernel::{self, Row, Targets, Terms};
 use super::linear_kernel::{self, Gradients, Problem};
 use crate::cpu::storage::{slice, values};
+use crate::ops::with_bias::WithBias;
 
 /// Cross-entropy of logits, with what backward needs of each row.
 pub(super) struct CrossEntropy {
@@ -45,7 +46,9 @@ pub(super) struct LinearCrossEntropy {
     pub(super) gradients: OnceLock<[Option<Tensor>; 3]>,
 }
 
-impl LinearCrossEntropy {
+impl WithBias for LinearCrossEntropy {
+    const NAME: &'static str = "linear-cross-entropy";
+
     fn forward(
         &self,
         (xs, xs_l): (&CpuStorage, &Layout),
@@ -73,7 +76,7 @@ impl LinearCrossEntropy {
         Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }
 
-    fn backward(&self, dloss: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, _: &Tensor, _: &Tensor, _: Option<&Tensor>, dloss: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let Some([dxs, dweight, dbias]) = self.gradients.get() else {
             bail!("linear-cross-entropy: backward before forward")
         };
@@ -83,62 +86,5 @@ impl LinearCrossEntropy {
             gradient => Ok(gradient.clone()),
         };
         Ok([scaled(dxs)?, scaled(dweight)?, scaled(dbias)?])
-    }
-}
-
-impl CustomOp2 for LinearCrossEntropy {
-    fn name(&self) -> &'static str {
-        "linear-cross-entropy"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), (weight, weight_l), &[])
-    }
-
-    fn bwd(
-        &self,
-        _xs: &Tensor,
-        _weight: &Tensor,
-        _loss: &Tensor,
-        dloss: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, _] = self.backward(dloss)?;
-        Ok((dxs, dweight))
-    }
-}
-
-impl CustomOp3 for LinearCrossEntropy {
-    fn name(&self) -> &'static str {
-        "linear-cross-entropy"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-        bias: &CpuStorage,
-        bias_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), (weight, weight_l), slice(bias, bias_l)?)
-    }
-
-    fn bwd(
-        &self,
-        _xs: &Tensor,
-        _weight: &Tensor,
-        _bias: &Tensor,
-        _loss: &Tensor,
-        dloss: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, dbias] = self.backward(dloss)?;
-        Ok((dxs, dweight, dbias))
     }
 }

@@ -22,6 +22,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use self::fused_loss::{CrossEntropy, LinearCrossEntropy};
 use self::kernel::{Targets, Terms};
 use super::record::{self, Kept};
+use super::with_bias;
 use crate::cpu::checks::{check_not_negative, check_softcap};
 use crate::cpu::storage::has_kernel;
 
@@ -110,17 +111,13 @@ pub fn linear_cross_entropy(
     }
     let (rows, ids) = targets.counting();
     let xs = match rows.len() == targets.ids.len() {
-        true => record::contiguous(xs)?,
+        true => xs.clone(),
         false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
     let tracked = [Some(&xs), Some(weight), bias].map(|tensor| tensor.is_some_and(record::is_tracked));
     let Targets { normalizer, terms, .. } = targets;
     let op = LinearCrossEntropy { targets: ids, normalizer, terms, tracked, gradients: OnceLock::new() };
-    let weight = record::contiguous(weight)?;
-    match bias {
-        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], op, Kept::Inputs),
-        None => record::apply2(&xs, &weight, op),
-    }
+    with_bias::apply(op, &xs, weight, bias)
 }
 
 /// The targets that count, all below V. (candle's own look-ups silently treat the highest `u32` as no index.)

@@ -3,10 +3,11 @@
 mod kernel;
 mod reference;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
-use super::record::{self, Kept};
+use super::record;
+use super::with_bias::{self, WithBias};
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, slice, values};
 
@@ -30,12 +31,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if !has_kernel(&tensors) {
         return reference::linear(xs, weight, bias, out_shape);
     }
-    let (xs, weight) = (record::contiguous(xs)?, record::contiguous(weight)?);
-    let op = Linear { tracked: [&xs, &weight].map(record::is_tracked) };
-    match bias {
-        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], op, Kept::Inputs),
-        None => record::apply2(&xs, &weight, op),
-    }
+    with_bias::apply(Linear { tracked: [xs, weight].map(record::is_tracked) }, xs, weight, bias)
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<usize>> {
@@ -64,7 +60,9 @@ struct Linear {
     tracked: [bool; 2],
 }
 
-impl Linear {
+impl WithBias for Linear {
+    const NAME: &'static str = "linear";
+
     fn forward(
         &self,
         xs: (&CpuStorage, &Layout),
@@ -79,78 +77,29 @@ impl Linear {
         Ok((CpuStorage::F32(ys), shape.into()))
     }
 
-    /// The gradients of input and weight.
-    fn backward(&self, xs: &Tensor, weight: &Tensor, dys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn backward(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        dys: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
         let dims = Dims::new(xs.dims(), weight.dims());
-        let dys = values(dys)?;
-        let mut gradients = (None, None);
+        let dys = dys.contiguous()?;
+        let dys = values(&dys)?;
+        let [mut dxs, mut dweight, mut dbias] = [None, None, None];
         if self.tracked[0] {
-            let dxs = kernel::backward_input(&dys, &values(weight)?, dims);
-            gradients.0 = Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?);
+            let values = kernel::backward_input(&dys, &values(weight)?, dims);
+            dxs = Some(Tensor::from_vec(values, xs.shape(), &Device::Cpu)?);
         }
         if self.tracked[1] {
-            let dweight = kernel::backward_weight(&dys, &values(xs)?, dims);
-            gradients.1 = Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?);
+            let values = kernel::backward_weight(&dys, &values(xs)?, dims);
+            dweight = Some(Tensor::from_vec(values, weight.shape(), &Device::Cpu)?);
         }
-        Ok(gradients)
-    }
-}
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), (weight, weight_l), &[])
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        _ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.backward(xs, weight, &dys.contiguous()?)
-    }
-}
-
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-        bias: &CpuStorage,
-        bias_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), (weight, weight_l), slice(bias, bias_l)?)
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dys = dys.contiguous()?;
-        let (dxs, dweight) = self.backward(xs, weight, &dys)?;
-        let dbias = kernel::backward_bias(&values(&dys)?, Dims::new(xs.dims(), weight.dims()));
-        Ok((dxs, dweight, Some(Tensor::from_vec(dbias, bias.shape(), &Device::Cpu)?)))
+        if let Some(bias) = bias {
+            dbias = Some(Tensor::from_vec(kernel::backward_bias(&dys, dims), bias.shape(), &Device::Cpu)?);
+        }
+        Ok([dxs, dweight, dbias])
     }
 }
 

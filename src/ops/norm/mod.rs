@@ -8,10 +8,10 @@ mod reference;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::{Kind, Statistics};
-use super::record::{self, Kept};
+use super::with_bias::{self, WithBias};
 use crate::cpu::checks::{check_alike, check_not_negative};
 use crate::cpu::storage::{has_kernel, slice, values};
 
@@ -29,11 +29,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64)
     if !has_kernel(&tensors) {
         return reference::layer_norm(xs, weight, bias, eps);
     }
-    let (xs, weight, norm) = (record::contiguous(xs)?, record::contiguous(weight)?, Norm::new(Kind::Layer, eps));
-    match bias {
-        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], norm, Kept::Inputs),
-        None => record::apply2(&xs, &weight, norm),
-    }
+    with_bias::apply(Norm::new(Kind::Layer, eps), xs, weight, bias)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019, arXiv:1910.07467).
@@ -46,7 +42,7 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight, None)?;
     check_not_negative("rms-norm", &[("an eps", eps)])?;
     match has_kernel(&[xs, weight]) {
-        true => record::apply2(&record::contiguous(xs)?, &record::contiguous(weight)?, Norm::new(Kind::Rms, eps)),
+        true => with_bias::apply(Norm::new(Kind::Rms, eps), xs, weight, None),
         false => reference::rms_norm(xs, weight, eps),
     }
 }
@@ -83,10 +79,19 @@ impl Norm {
     fn new(kind: Kind, eps: f64) -> Self {
         Self { kind, eps: eps as f32, statistics: OnceLock::new() }
     }
+}
 
-    fn forward(&self, xs: (&CpuStorage, &Layout), weight: &[f32], bias: &[f32]) -> Result<(CpuStorage, Shape)> {
+impl WithBias for Norm {
+    const NAME: &'static str = "norm";
+
+    fn forward(
+        &self,
+        xs: (&CpuStorage, &Layout),
+        weight: (&CpuStorage, &Layout),
+        bias: &[f32],
+    ) -> Result<(CpuStorage, Shape)> {
         let shape = xs.1.shape().clone();
-        let xs = slice(xs.0, xs.1)?;
+        let (xs, weight) = (slice(xs.0, xs.1)?, slice(weight.0, weight.1)?);
         let mut ys = vec![0.0; xs.len()];
         let mut statistics = vec![Statistics::default(); xs.len() / weight.len().max(1)];
         kernel::forward(&mut ys, &mut statistics, xs, weight, bias, self.kind, self.eps);
@@ -95,8 +100,13 @@ impl Norm {
         Ok((CpuStorage::F32(ys), shape))
     }
 
-    /// The gradients of input, weight and bias.
-    fn backward(&self, xs: &Tensor, weight: &Tensor, dys: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    fn backward(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        _bias: Option<&Tensor>,
+        dys: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
         let Some(statistics) = self.statistics.get() else { bail!("norm: backward before forward") };
         let dys = dys.contiguous()?;
         let mut dxs = vec![0.0; xs.elem_count()];
@@ -108,63 +118,6 @@ impl Norm {
             Some(Tensor::from_vec(dweight, weight.shape(), &Device::Cpu)?),
             Some(Tensor::from_vec(dbias, weight.shape(), &Device::Cpu)?),
         ])
-    }
-}
-
-impl CustomOp2 for Norm {
-    fn name(&self) -> &'static str {
-        "norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), slice(weight, weight_l)?, &[])
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        _ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, _] = self.backward(xs, weight, dys)?;
-        Ok((dxs, dweight))
-    }
-}
-
-impl CustomOp3 for Norm {
-    fn name(&self) -> &'static str {
-        "norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_l: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-        bias: &CpuStorage,
-        bias_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((xs, xs_l), slice(weight, weight_l)?, slice(bias, bias_l)?)
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        _bias: &Tensor,
-        _ys: &Tensor,
-        dys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dxs, dweight, dbias] = self.backward(xs, weight, dys)?;
-        Ok((dxs, dweight, dbias))
     }
 }
 

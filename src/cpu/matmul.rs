@@ -1,8 +1,11 @@
 //! Matrix products of `f32` slices, through the crate `gemm`.
 
+use std::cell::RefCell;
+
 use gemm::Parallelism;
 
 use super::parallel;
+use super::transpose::transpose;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
@@ -80,6 +83,20 @@ pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
     out
 }
 
+/// `gemm` transposes what is not stored by rows slowly. From this many rows of the result on, copying it by blocks is
+/// faster.
+const WORTH_TRANSPOSING: usize = 8;
+
+/// About the elements of a block, which stays in the L2 cache.
+const TRANSPOSED_LEN: usize = 128 * 1024;
+
+/// Columns of a block: whole vectors for gemm.
+const COLUMNS: usize = 64;
+
+thread_local! {
+    static TRANSPOSED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The product of `a` and `b`, written or added to rows `row_stride` apart.
 ///
 /// # Safety
@@ -94,13 +111,40 @@ unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32
         threads if threads > 1 && m * n * k >= WORTH_SPLITTING => Parallelism::Rayon(threads),
         _ => Parallelism::None,
     };
+    if b.row_stride != 1 || m < WORTH_TRANSPOSING || !matches!(parallelism, Parallelism::None) {
+        // SAFETY: the caller answers for `out`.
+        return unsafe { gemm_call(out, row_stride, output, scale, a, b, parallelism) };
+    }
+    TRANSPOSED.with_borrow_mut(|transposed| {
+        let columns = (TRANSPOSED_LEN / k.max(1)).next_multiple_of(COLUMNS);
+        for first in (0..n).step_by(columns) {
+            let columns = columns.min(n - first);
+            let stride = columns.next_multiple_of(16) + 16;
+            transposed.resize(transposed.len().max(k * stride), 0.0);
+            transpose(&b.data[first * b.col_stride..], b.col_stride, [columns, k], transposed, stride);
+            let b = Matrix::new(transposed, k, columns, stride);
+            // SAFETY: the caller answers for `out`, of which these are some columns.
+            unsafe { gemm_call(out.add(first), row_stride, output, scale, a, b, Parallelism::None) };
+        }
+    });
+}
+
+unsafe fn gemm_call(
+    out: *mut f32,
+    row_stride: usize,
+    output: Output,
+    scale: f32,
+    a: Matrix,
+    b: Matrix,
+    parallelism: Parallelism,
+) {
     // SAFETY: the caller answers for `out`; `Matrix::new` has checked that every element the strides of `a` and `b`
     // reach lies inside their slices (a transpose reaches the same elements).
     unsafe {
         gemm::gemm(
-            m,
-            n,
-            k,
+            a.rows,
+            b.cols,
+            a.cols,
             out,
             1,
             row_stride as isize,

@@ -17,3 +17,4 @@ pub(crate) mod sums;
 pub(crate) mod tensor_file;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod transpose;

@@ -1,10 +1,11 @@
 //! From tensors to the slices that kernels work on.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
 /// Whether there are kernels for these tensors: `f32` on the CPU, unless second derivatives are wanted. All others take
 /// the reference path.
@@ -57,11 +58,42 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-/// The same for an argument that is changed in place.
-pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => bail!("kernel: expected a contiguous tensor of f32 to change"),
+/// Calls `f` with the values of `tensor`, to change in place, and those of two others: all contiguous and `f32`, on the
+/// CPU.
+///
+/// # Errors
+/// If one of the others shares its values with `tensor`, and those of `f`.
+pub(crate) fn change(
+    tensor: &Tensor,
+    [a, b]: [&Tensor; 2],
+    f: impl FnOnce(&mut [f32], [&[f32]; 2]) -> Result<()>,
+) -> Result<()> {
+    tensor.inplace_op3(a, b, &Change(Cell::new(Some(f))))
+}
+
+/// candle's way to the values of a tensor.
+struct Change<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32], [&[f32]; 2]) -> Result<()>> InplaceOp3 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &mut CpuStorage,
+        layout: &Layout,
+        a: &CpuStorage,
+        a_l: &Layout,
+        b: &CpuStorage,
+        b_l: &Layout,
+    ) -> Result<()> {
+        match (storage, layout.contiguous_offsets(), self.0.take()) {
+            (CpuStorage::F32(values), Some((start, end)), Some(f)) => {
+                f(&mut values[start..end], [slice(a, a_l)?, slice(b, b_l)?])
+            }
+            _ => bail!("kernel: expected a contiguous tensor of f32 to change"),
+        }
     }
 }
 

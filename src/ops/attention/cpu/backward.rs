@@ -7,6 +7,7 @@ use super::pack::{Rows, RowsMut};
 use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
+use crate::cpu::allocation::Buffer;
 use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
 use crate::cpu::simd::{dispatch, dispatch_vectors, sum_of};
 
@@ -40,18 +41,18 @@ fn are_tame([a, b]: [f32; 2]) -> bool {
 /// The backward pass over the query heads that share a key-value head; accumulates the gradients of the latter.
 pub(super) struct Backward {
     dims: Dims,
-    k: Vec<f32>,
-    k_columns: Vec<f32>,
-    v_columns: Vec<f32>,
+    k: Buffer,
+    k_columns: Buffer,
+    v_columns: Buffer,
     /// For each tile, the largest magnitudes of its keys and of its values.
     magnitudes: Vec<[f32; 2]>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-    q: Vec<f32>,
-    dq: Vec<f32>,
-    dout: Vec<f32>,
-    weights: Vec<f32>,
-    dscores: Vec<f32>,
+    dk: Buffer,
+    dv: Buffer,
+    q: Buffer,
+    dq: Buffer,
+    dout: Buffer,
+    weights: Buffer,
+    dscores: Buffer,
 }
 
 impl Backward {
@@ -61,17 +62,17 @@ impl Backward {
         let s = s.next_multiple_of(TILE);
         Self {
             dims,
-            k: vec![0.0; s * padded(d)],
-            k_columns: vec![0.0; s * d],
-            v_columns: vec![0.0; s * e],
+            k: Buffer::zeros(s * padded(d)),
+            k_columns: Buffer::zeros(s * d),
+            v_columns: Buffer::zeros(s * e),
             magnitudes: vec![[0.0; 2]; s / TILE],
-            dk: vec![0.0; s * padded(d)],
-            dv: vec![0.0; s * padded(e)],
-            q: vec![0.0; TILE * padded(d)],
-            dq: vec![0.0; TILE * padded(d)],
-            dout: vec![0.0; TILE * padded(e)],
-            weights: vec![0.0; TILE * TILE],
-            dscores: vec![0.0; TILE * TILE],
+            dk: Buffer::zeros(s * padded(d)),
+            dv: Buffer::zeros(s * padded(e)),
+            q: Buffer::zeros(TILE * padded(d)),
+            dq: Buffer::zeros(TILE * padded(d)),
+            dout: Buffer::zeros(TILE * padded(e)),
+            weights: Buffer::zeros(TILE * TILE),
+            dscores: Buffer::zeros(TILE * TILE),
         }
     }
 
@@ -83,11 +84,13 @@ impl Backward {
         dispatch(
             #[inline(always)]
             || {
-                k.copy(0..s, d, 1.0, &mut self.k, padded(d));
-                k.copy_columns(s, d, &mut self.k_columns);
-                v.copy_columns(s, e, &mut self.v_columns);
                 for (keys, magnitudes) in tiles(0..s).zip(&mut self.magnitudes) {
-                    *magnitudes = [k.max_magnitude(keys.clone(), d), v.max_magnitude(keys, e)];
+                    let columns = |len: usize| keys.start * len..(keys.start + TILE) * len;
+                    k.copy(keys.clone(), d, 1.0, &mut self.k[columns(padded(d))], padded(d));
+                    *magnitudes = [
+                        k.copy_columns(keys.clone(), d, &mut self.k_columns[columns(d)]),
+                        v.copy_columns(keys.clone(), e, &mut self.v_columns[columns(e)]),
+                    ];
                 }
             },
         );
@@ -139,14 +142,13 @@ impl WithSimd for BackwardHead<'_> {
         let mut means = [0.0; TILE];
         for queries in tiles(0..t) {
             let rows = queries.len();
-            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
-            saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
-            let of_queries = scoring.scale.abs() * q.max_magnitude(queries.clone(), d) * d as f32;
-            let of_douts = saved.dout.max_magnitude(queries.clone(), e) * e as f32;
+            let of_queries = q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            let of_queries = scoring.scale.abs() * of_queries * d as f32;
+            let of_douts = saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride) * e as f32;
             for (mean, query) in means.iter_mut().zip(queries.clone()) {
                 *mean = saved.mean(query, e);
             }
-            work.dq.fill(0.0);
+            let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
                 // In forward, pass 1: scores = (scale q) k^T.
@@ -163,15 +165,15 @@ impl WithSimd for BackwardHead<'_> {
                 let [of_keys, of_values] = work.magnitudes[keys.start / TILE];
                 let is_finite = are_tame([of_queries, of_keys]) && are_tame([of_douts, of_values]);
                 let row_gradients = RowGradients { stats: saved.stats, means: &means, is_finite };
-                let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
-                softmax_tile_backward(both, row_gradients, &tile, scoring, dbias.as_mut());
+                let both = [&mut *work.weights, &mut *work.dscores];
+                softmax_tile_backward(simd, both, row_gradients, &tile, scoring, dbias.as_mut());
                 // Pass 3 again: dv = weights^T dout.
                 let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
                 let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };
                 let dout = Right { data: &work.dout, stride: e_stride };
                 let to_values = |key: usize| (e, tile.rows_of(key));
                 // Pass 1 again: dq = scale dscores k, dk = dscores^T (scale q).
-                let dq = Target { data: &mut work.dq, stride: d_stride, adds: true };
+                let dq = Target { data: &mut work.dq, stride: d_stride, adds: !is_first };
                 let dscores = Left { data: &work.dscores, row_stride: TILE, k_stride: 1 };
                 let k = Right { data: &work.k[keys.start * d_stride..], stride: d_stride };
                 let to_queries = |row: usize| (d, tile.columns_of(row));
@@ -188,6 +190,10 @@ impl WithSimd for BackwardHead<'_> {
                     product_of_nonzero(dq, dscores, k, rows, to_queries);
                     product_of_nonzero(dk, dscores_t, q, keys.len(), to_keys);
                 }
+                is_first = false;
+            }
+            if is_first {
+                work.dq.fill(0.0);
             }
             for (query, row) in queries.zip(work.dq.chunks_exact(d_stride)) {
                 for (dq, x) in dq.row(query, d).iter_mut().zip(row) {

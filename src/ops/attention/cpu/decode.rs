@@ -2,13 +2,15 @@
 //! the layouts of tile products would take longer than the rest. Only without gradients: backward recomputes the scores
 //! by tiles, which round differently.
 
+use pulp::{Simd, WithSimd};
+
 use super::pack::Rows;
 use super::parallel::{Heads, Sizes, View};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, tiles};
 use crate::cpu::parallel::{for_each_chunk, sequential};
-use crate::cpu::simd::{dispatch, sum_of};
+use crate::cpu::simd::{dispatch_vectors, sum_of};
 
 /// The output (B, 1, H, E), with the log-sum-exp in a further channel if wanted.
 pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32> {
@@ -23,7 +25,8 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<
             let g_i = h_i * g / h;
             let (k, v) = (k.rows(b_i, g_i), v.rows(b_i, g_i));
             let q = q.rows(b_i, h_i).row(0, dims.d);
-            let stats = head(&mut out[..dims.e], q, [k, v], heads.scoring(b_i, h_i), heads.mask(b_i, h_i), dims);
+            let (scoring, mask) = (heads.scoring(b_i, h_i), heads.mask(b_i, h_i));
+            let stats = dispatch_vectors(DecodeHead { out: &mut out[..dims.e], q, kv: [k, v], scoring, mask, dims });
             if let Some(lse) = out.get_mut(dims.e) {
                 *lse = stats.log_sum_exp();
             }
@@ -37,40 +40,43 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<
     out
 }
 
-/// Processes a head: adds `sum over s of weights[s] v[s]` to `out`, which holds zeros.
-fn head(
-    out: &mut [f32],
-    q: &[f32],
-    [k, v]: [Rows; 2],
-    scoring: Scoring,
-    mask: HeadMask,
-    Dims { s, d, e, .. }: Dims,
-) -> RowStats {
-    dispatch(
-        #[inline(always)]
-        || {
-            let mut running = RunningSoftmax::new(scoring.sink);
-            for keys in tiles(mask.sequence.keys(mask.band, &(0..1), s)) {
-                let Some(tile) = Tile::new(mask, 0..1, keys.clone()) else { continue };
-                let seen = tile.columns_of(0);
-                // Pass 1: scores.
-                let mut scores = [0.0; TILE];
-                for (score, key) in scores.iter_mut().zip(keys.clone()).take(seen.end) {
-                    *score = scoring.scale * sum_of(q, k.row(key, d), |q, k| q * k);
-                }
-                // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
-                softmax_tile(&mut scores, &mut running, &tile, scoring);
-                out.iter_mut().for_each(|x| *x *= running.factors[0]);
-                // Pass 3: the weighted sum of the values.
-                for column in seen.filter(|column| scores[*column] != 0.0) {
-                    for (out, v) in out.iter_mut().zip(v.row(keys.start + column, e)) {
-                        *out += scores[column] * v;
-                    }
+struct DecodeHead<'a> {
+    /// Zeros, to which `sum over s of weights[s] v[s]` is added.
+    out: &'a mut [f32],
+    q: &'a [f32],
+    kv: [Rows<'a>; 2],
+    scoring: Scoring<'a>,
+    mask: HeadMask<'a>,
+    dims: Dims,
+}
+
+impl WithSimd for DecodeHead<'_> {
+    type Output = RowStats;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> RowStats {
+        let Self { out, q, kv: [k, v], scoring, mask, dims: Dims { s, d, e, .. } } = self;
+        let mut running = RunningSoftmax::new(scoring.sink);
+        for keys in tiles(mask.sequence.keys(mask.band, &(0..1), s)) {
+            let Some(tile) = Tile::new(mask, 0..1, keys.clone()) else { continue };
+            let seen = tile.columns_of(0);
+            // Pass 1: scores.
+            let mut scores = [0.0; TILE];
+            for (score, key) in scores.iter_mut().zip(keys.clone()).take(seen.end) {
+                *score = scoring.scale * sum_of(q, k.row(key, d), |q, k| q * k);
+            }
+            // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
+            softmax_tile(simd, &mut scores, &mut running, &tile, scoring);
+            out.iter_mut().for_each(|x| *x *= running.factors[0]);
+            // Pass 3: the weighted sum of the values.
+            for column in seen.filter(|column| scores[*column] != 0.0) {
+                for (out, v) in out.iter_mut().zip(v.row(keys.start + column, e)) {
+                    *out += scores[column] * v;
                 }
             }
-            let stats = running.stats(0);
-            out.iter_mut().for_each(|x| *x *= stats.inv_sum);
-            stats
-        },
-    )
+        }
+        let stats = running.stats(0);
+        out.iter_mut().for_each(|x| *x *= stats.inv_sum);
+        stats
+    }
 }

@@ -6,19 +6,20 @@ use super::pack::{Rows, RowsMut};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
+use crate::cpu::allocation::Buffer;
 use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
 use crate::cpu::simd::{dispatch, dispatch_vectors};
 
 /// The forward pass over the query heads that share a key-value head.
 pub(super) struct Forward {
     dims: Dims,
-    k_columns: Vec<f32>,
-    v: Vec<f32>,
+    k_columns: Buffer,
+    v: Buffer,
     /// For each tile, whether its values are finite.
     v_is_finite: Vec<bool>,
-    q: Vec<f32>,
-    out: Vec<f32>,
-    scores: Vec<f32>,
+    q: Buffer,
+    out: Buffer,
+    scores: Buffer,
 }
 
 impl Forward {
@@ -28,12 +29,12 @@ impl Forward {
         let s = s.next_multiple_of(TILE);
         Self {
             dims,
-            k_columns: vec![0.0; s * d],
-            v: vec![0.0; s * padded(e)],
+            k_columns: Buffer::zeros(s * d),
+            v: Buffer::zeros(s * padded(e)),
             v_is_finite: vec![true; s / TILE],
-            q: vec![0.0; TILE * padded(d)],
-            out: vec![0.0; TILE * padded(e)],
-            scores: vec![0.0; TILE * TILE],
+            q: Buffer::zeros(TILE * padded(d)),
+            out: Buffer::zeros(TILE * padded(e)),
+            scores: Buffer::zeros(TILE * TILE),
         }
     }
 
@@ -43,10 +44,10 @@ impl Forward {
         dispatch(
             #[inline(always)]
             || {
-                k.copy_columns(s, d, &mut self.k_columns);
-                v.copy(0..s, e, 1.0, &mut self.v, padded(e));
                 for (keys, is_finite) in tiles(0..s).zip(&mut self.v_is_finite) {
-                    *is_finite = v.max_magnitude(keys, e).is_finite();
+                    k.copy_columns(keys.clone(), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
+                    let to = &mut self.v[keys.start * padded(e)..];
+                    *is_finite = v.copy(keys, e, 1.0, to, padded(e)).is_finite();
                 }
             },
         );
@@ -89,7 +90,7 @@ impl WithSimd for ForwardHead<'_> {
             let rows = queries.len();
             q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
             let mut running = RunningSoftmax::new(scoring.sink);
-            work.out.fill(0.0);
+            let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
                 // Pass 1: scores.
@@ -98,14 +99,16 @@ impl WithSimd for ForwardHead<'_> {
                 let k = Right { data: &work.k_columns[keys.start * d..], stride: TILE };
                 product(simd, scores, q, k, rows, |row| (tile.columns_of(row).end, 0..d));
                 // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
-                softmax_tile(&mut work.scores, &mut running, &tile, scoring);
-                for (out, factor) in work.out.chunks_exact_mut(e_stride).zip(running.factors) {
-                    if factor != 1.0 {
-                        out.iter_mut().for_each(|x| *x *= factor);
+                softmax_tile(simd, &mut work.scores, &mut running, &tile, scoring);
+                if !is_first {
+                    for (out, factor) in work.out.chunks_exact_mut(e_stride).zip(running.factors) {
+                        if factor != 1.0 {
+                            out.iter_mut().for_each(|x| *x *= factor);
+                        }
                     }
                 }
                 // Pass 3: the weighted sum of the values.
-                let out = Target { data: &mut work.out, stride: e_stride, adds: true };
+                let out = Target { data: &mut work.out, stride: e_stride, adds: !is_first };
                 let weights = Left { data: &work.scores, row_stride: TILE, k_stride: 1 };
                 let v = Right { data: &work.v[keys.start * e_stride..], stride: e_stride };
                 let extent = |row: usize| (e, tile.columns_of(row));
@@ -113,6 +116,10 @@ impl WithSimd for ForwardHead<'_> {
                     true => product(simd, out, weights, v, rows, extent),
                     false => product_of_nonzero(out, weights, v, rows, extent),
                 }
+                is_first = false;
+            }
+            if is_first {
+                work.out.fill(0.0);
             }
             for (row, query) in queries.enumerate() {
                 stats[query] = running.stats(row);

@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{TILE, tiles};
+use super::TILE;
+use crate::cpu::micro_gemm::GROUP;
 
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
@@ -42,38 +43,88 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Copies some rows of `len` channels, times `factor`, to rows `stride` apart.
+    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest magnitude before
+    /// that; NaN if there is one.
     #[inline(always)]
-    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) {
+    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) -> f32 {
+        let mut max = [0; GROUP];
         for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
-            for (to, x) in to.iter_mut().zip(self.row(row, len)) {
-                *to = x * factor;
+            let ((groups, rest), (to, _)) = (self.row(row, len).as_chunks(), to.as_chunks_mut());
+            for (group, to) in groups.iter().zip(to.iter_mut()) {
+                raise(&mut max, group);
+                *to = group.map(|x| x * factor);
+            }
+            if !rest.is_empty() {
+                let group = padded_group(rest);
+                raise(&mut max, &group);
+                to[groups.len()] = group.map(|x| x * factor);
             }
         }
+        highest(max)
     }
 
-    /// Copies all `s` rows, transposed tile by tile: (S / TILE, len, TILE).
+    /// Copies the rows of a tile, at most [`TILE`], transposed: (len, TILE); the columns after the last are zeros. Returns
+    /// the largest magnitude; NaN if there is one.
     #[inline(always)]
-    pub(super) fn copy_columns(self, s: usize, len: usize, to: &mut [f32]) {
-        for (keys, to) in tiles(0..s).zip(to.chunks_exact_mut((len * TILE).max(1))) {
-            // Four rows at a time. The last is repeated as padding, whose columns are never used.
-            for first in keys.clone().step_by(4) {
-                let row = |i: usize| self.row((first + i).min(s - 1), len);
-                let (rows, column) = (row(0).iter().zip(row(1)).zip(row(2)).zip(row(3)), first - keys.start);
-                for ((((a, b), c), d), to) in rows.zip(to.chunks_exact_mut(TILE)) {
-                    to[column..column + 4].copy_from_slice(&[*a, *b, *c, *d]);
+    pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
+        let mut max = [0; GROUP];
+        for first in rows.clone().step_by(GROUP) {
+            for channel in (0..len).step_by(GROUP) {
+                let mut square = [[0.0; GROUP]; GROUP];
+                for row in first..rows.end.min(first + GROUP) {
+                    let channels = &self.row(row, len)[channel..];
+                    let group = channels.first_chunk().copied().unwrap_or_else(
+                        #[inline(always)]
+                        || padded_group(channels),
+                    );
+                    raise(&mut max, &group);
+                    square[row - first] = group;
+                }
+                let square = half_transposed(&half_transposed(&half_transposed(&half_transposed(&square))));
+                for i in 0..GROUP.min(len - channel) {
+                    to[(channel + i) * TILE + first - rows.start..][..GROUP].copy_from_slice(&square[i]);
                 }
             }
         }
+        highest(max)
     }
+}
 
-    /// The largest magnitude in these rows; NaN if there is one.
-    #[inline(always)]
-    pub(super) fn max_magnitude(self, rows: Range<usize>, len: usize) -> f32 {
-        // As integers, magnitudes are in the same order, and NaN is above all.
-        let max = |row: &[f32]| row.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits()));
-        f32::from_bits(rows.fold(0, |all: u32, i| all.max(max(self.row(i, len)))))
+/// Fewer elements than a group, with zeros after them.
+#[inline(always)]
+fn padded_group(rest: &[f32]) -> [f32; GROUP] {
+    let mut group = [0.0; GROUP];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// Raises magnitudes, as bits, to those of a group. In this order, that of the numbers, NaN is above all.
+#[inline(always)]
+fn raise(max: &mut [u32; GROUP], group: &[f32; GROUP]) {
+    for lane in 0..GROUP {
+        max[lane] = max[lane].max(group[lane].abs().to_bits());
     }
+}
+
+fn highest(max: [u32; GROUP]) -> f32 {
+    f32::from_bits(max.into_iter().fold(0, u32::max))
+}
+
+/// A perfect shuffle of the rows of a square and their elements: four of them transpose it. Loops of this form become
+/// shuffles of vectors.
+#[inline(always)]
+fn half_transposed(square: &[[f32; GROUP]; GROUP]) -> [[f32; GROUP]; GROUP] {
+    const HALF: usize = GROUP / 2;
+    let mut out = [[0.0; GROUP]; GROUP];
+    for i in 0..HALF {
+        for j in 0..HALF {
+            out[2 * i][2 * j] = square[i][j];
+            out[2 * i][2 * j + 1] = square[i + HALF][j];
+            out[2 * i + 1][2 * j] = square[i][j + HALF];
+            out[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
+        }
+    }
+    out
 }
 
 /// A buffer that several threads write at once, each to rows of its own.

@@ -67,23 +67,6 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
 /// time.
 const JOBS: usize = 4;
 
-/// As [`for_each_chunk`], with a state, for instance buffers, that `init` makes once for many chunks.
-pub(crate) fn for_each_chunk_with<T: Send, W>(
-    out: &mut [T],
-    len: usize,
-    init: impl Fn() -> W + Sync + Send,
-    work: impl Fn(&mut W, usize, &mut [T]) + Sync + Send,
-) {
-    if threads() == 1 {
-        let mut state = init();
-        out.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(&mut state, i, chunk));
-    } else {
-        let few = out.len().div_ceil(len).div_ceil(JOBS * threads());
-        let chunks = out.par_chunks_mut(len).enumerate().with_min_len(few);
-        chunks.for_each_init(init, |state, (i, chunk)| sequential(|| work(state, i, chunk)));
-    }
-}
-
 /// Calls `work` for `0..n`, with a state that `init` makes once for many calls.
 pub(crate) fn for_each_with<W>(
     n: usize,

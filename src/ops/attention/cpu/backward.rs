@@ -90,8 +90,9 @@ impl Backward {
 
     /// Packs a tile of keys and values, unless it is packed already. Returns their largest magnitudes.
     #[inline(always)]
-    fn pack(&mut self, [k, v]: [Rows; 2], keys: Range<usize>) -> [f32; 2] {
-        let (Dims { d, e, .. }, tile) = (self.dims, keys.start / TILE);
+    fn pack(&mut self, [k, v]: [Rows; 2], tile: usize) -> [f32; 2] {
+        let Dims { s, d, e, .. } = self.dims;
+        let keys = tile * TILE..s.min((tile + 1) * TILE);
         if let Some(magnitudes) = self.tiles[tile] {
             return magnitudes;
         }
@@ -167,7 +168,7 @@ impl WithSimd for BackwardHead<'_> {
             let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
-                let [of_keys, of_values] = work.pack(kv, keys.clone());
+                let [of_keys, of_values] = work.pack(kv, keys.start / TILE);
                 // In forward, pass 1: scores = (scale q) k^T.
                 let scores = Target { data: &mut work.weights, stride: TILE, adds: false };
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };

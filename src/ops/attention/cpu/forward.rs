@@ -51,8 +51,9 @@ impl Forward {
 
     /// Packs a tile of keys and values, unless it is packed already. Returns whether the values are finite.
     #[inline(always)]
-    fn pack(&mut self, [k, v]: [Rows; 2], keys: Range<usize>) -> bool {
-        let (Dims { d, e, .. }, tile) = (self.dims, keys.start / TILE);
+    fn pack(&mut self, [k, v]: [Rows; 2], tile: usize) -> bool {
+        let Dims { s, d, e, .. } = self.dims;
+        let keys = tile * TILE..s.min((tile + 1) * TILE);
         if let Some(is_finite) = self.tiles[tile] {
             return is_finite;
         }
@@ -93,7 +94,7 @@ impl WithSimd for ForwardHead<'_> {
             let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
-                let is_finite = work.pack(kv, keys.clone());
+                let is_finite = work.pack(kv, keys.start / TILE);
                 // Pass 1: scores.
                 let scores = Target { data: &mut work.scores, stride: TILE, adds: false };
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };

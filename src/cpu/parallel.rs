@@ -86,16 +86,6 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     share(a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate(), || (), |(), (i, (a, b))| work(i, a, b));
 }
 
-/// As [`for_each_chunk`], with a state, for instance buffers, that `init` makes once on each thread.
-pub(crate) fn for_each_chunk_with<T: Send, W>(
-    out: &mut [T],
-    len: usize,
-    init: impl Fn() -> W + Sync,
-    work: impl Fn(&mut W, usize, &mut [T]) + Sync,
-) {
-    share(out.chunks_mut(len).enumerate(), init, |state, (i, chunk)| work(state, i, chunk));
-}
-
 /// Calls `work` for `0..n`, with a state that `init` makes once on each thread.
 pub(crate) fn for_each_with<W>(n: usize, init: impl Fn() -> W + Sync, work: impl Fn(&mut W, usize) + Sync) {
     share(0..n, init, work);

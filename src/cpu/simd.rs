@@ -210,4 +210,38 @@ mod tests {
         assert!(exp(f32::INFINITY) > 1e38);
         assert!(exp(f32::NAN).is_nan());
     }
+
+    /// Of vectors of 16 numbers.
+    struct Exponentials<'a>(&'a mut [f32]);
+
+    impl WithSimd for Exponentials<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for x in S::as_mut_simd_f32s(self.0).0 {
+                *x = exp_of_negative(simd, *x);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_of_negative_is_within_two_units_in_the_last_place_in_each_version() {
+        let xs: Vec<f32> = (0..87_296).map(|i| i as f32 * -1e-3).collect();
+        let special = [f32::NEG_INFINITY, f32::MIN, -1e5, -88.0, -87.31, -0.0, f32::NAN];
+        for (name, (got, of_special)) in crate::cpu::testing::in_each_version(|| {
+            let (mut got, mut of_special) = (xs.clone(), [0.0; 16]);
+            of_special[..special.len()].copy_from_slice(&special);
+            dispatch_vectors(Exponentials(&mut got));
+            dispatch_vectors(Exponentials(&mut of_special));
+            (got, of_special)
+        }) {
+            for (x, got) in xs.iter().zip(got) {
+                let expected = f64::from(*x).exp();
+                assert!((f64::from(got) / expected - 1.0).abs() < 2.4e-7, "{name}: {x}: {got}, expected {expected}");
+            }
+            assert_eq!(of_special[..6], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "{name}");
+            assert!(of_special[6].is_nan(), "{name}");
+        }
+    }
 }

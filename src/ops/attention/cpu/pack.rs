@@ -1,6 +1,7 @@
 //! Strided rows of a head, and copies of them in the layouts that products need.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::TILE;
@@ -67,22 +68,24 @@ impl<'a> Rows<'a> {
     /// the largest magnitude; NaN if there is one.
     #[inline(always)]
     pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
-        let mut max = [0; GROUP];
+        let (mut max, mut square, mut shuffled) = ([0; GROUP], [[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
         for first in rows.clone().step_by(GROUP) {
             for channel in (0..len).step_by(GROUP) {
-                let mut square = [[0.0; GROUP]; GROUP];
-                for row in first..rows.end.min(first + GROUP) {
-                    let channels = &self.row(row, len)[channel..];
-                    let group = channels.first_chunk().copied().unwrap_or_else(
-                        #[inline(always)]
-                        || padded_group(channels),
-                    );
-                    raise(&mut max, &group);
-                    square[row - first] = group;
+                for (i, group) in square.iter_mut().enumerate() {
+                    let row = if first + i < rows.end { &self.row(first + i, len)[channel..] } else { &[] };
+                    match row.first_chunk() {
+                        Some(whole) => *group = *whole,
+                        None => *group = padded_group(row),
+                    }
+                    raise(&mut max, group);
                 }
-                let square = half_transposed(&half_transposed(&half_transposed(&half_transposed(&square))));
+                for _ in 0..GROUP.ilog2() / 2 {
+                    shuffle(&square, &mut shuffled);
+                    shuffle(&shuffled, &mut square);
+                }
+                let column = first - rows.start;
                 for i in 0..GROUP.min(len - channel) {
-                    to[(channel + i) * TILE + first - rows.start..][..GROUP].copy_from_slice(&square[i]);
+                    to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
                 }
             }
         }
@@ -110,36 +113,34 @@ fn highest(max: [u32; GROUP]) -> f32 {
     f32::from_bits(max.into_iter().fold(0, u32::max))
 }
 
-/// A perfect shuffle of the rows of a square and their elements: four of them transpose it. Loops of this form become
-/// shuffles of vectors.
+/// A perfect shuffle of the elements of a square, as one sequence: its first half and its second, by turns. Four of them
+/// transpose it, and loops of this form become shuffles of vectors.
 #[inline(always)]
-fn half_transposed(square: &[[f32; GROUP]; GROUP]) -> [[f32; GROUP]; GROUP] {
+fn shuffle(square: &[[f32; GROUP]; GROUP], to: &mut [[f32; GROUP]; GROUP]) {
     const HALF: usize = GROUP / 2;
-    let mut out = [[0.0; GROUP]; GROUP];
     for i in 0..HALF {
         for j in 0..HALF {
-            out[2 * i][2 * j] = square[i][j];
-            out[2 * i][2 * j + 1] = square[i + HALF][j];
-            out[2 * i + 1][2 * j] = square[i][j + HALF];
-            out[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
+            to[2 * i][2 * j] = square[i][j];
+            to[2 * i][2 * j + 1] = square[i + HALF][j];
+            to[2 * i + 1][2 * j] = square[i][j + HALF];
+            to[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
         }
     }
-    out
 }
 
 /// A buffer that several threads write at once, each to rows of its own.
-pub(super) struct SharedBuffer<'a> {
-    start: *mut f32,
+pub(super) struct SharedBuffer<'a, T> {
+    start: *mut T,
     len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it stands for a unique borrow of `f32`s, and the only access, `rows`, leaves it to its caller that no rows are
-// used twice at once.
-unsafe impl Sync for SharedBuffer<'_> {}
+// SAFETY: it stands for a unique borrow of values that may be sent, and the only access, `rows`, leaves it to its caller
+// that no rows are used twice at once.
+unsafe impl<T: Send> Sync for SharedBuffer<'_, T> {}
 
-impl<'a> SharedBuffer<'a> {
-    pub(super) fn new(buffer: &'a mut [f32]) -> Self {
+impl<'a, T> SharedBuffer<'a, T> {
+    pub(super) fn new(buffer: &'a mut [T]) -> Self {
         Self { start: buffer.as_mut_ptr(), len: buffer.len(), borrowed: PhantomData }
     }
 
@@ -148,7 +149,7 @@ impl<'a> SharedBuffer<'a> {
     /// # Safety
     /// While a row of the result is in use, on this thread or another, no row that overlaps it may be used through
     /// another result.
-    pub(super) unsafe fn rows(&self, layout: RowLayout, b: usize, h: usize) -> RowsMut<'a> {
+    pub(super) unsafe fn rows(&self, layout: RowLayout, b: usize, h: usize) -> RowsMut<'a, T> {
         let start = layout.start(b, h);
         assert!(start <= self.len, "a head begins past its buffer");
         // SAFETY: `start` is within the buffer or one past its end, as just checked.
@@ -158,24 +159,33 @@ impl<'a> SharedBuffer<'a> {
 }
 
 /// The rows of one head, to write to.
-pub(super) struct RowsMut<'a> {
-    start: *mut f32,
+pub(super) struct RowsMut<'a, T> {
+    start: *mut T,
     len: usize,
     stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-impl RowsMut<'_> {
-    pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
+impl<T> RowsMut<'_, T> {
+    #[inline(always)]
+    pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [T] {
         let first = i * self.stride;
         assert!(first + len <= self.len, "a row reaches past its buffer");
         // SAFETY: the row lies within the buffer, as just checked; the unique borrow of `self` keeps it from being used
         // twice through this, and the contract of `SharedBuffer::rows` from being used through another.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), len) }
     }
+}
 
-    /// Writes the first `len` elements of rows that are `stride` apart.
-    pub(super) fn fill(&mut self, rows: &[f32], stride: usize, len: usize) {
-        rows.chunks_exact(stride).enumerate().for_each(|(i, row)| self.row(i, len).copy_from_slice(&row[..len]));
+/// An element that is yet to be written.
+pub(super) type Uninit = MaybeUninit<f32>;
+
+impl RowsMut<'_, Uninit> {
+    /// Writes a row, times `factor`.
+    #[inline(always)]
+    pub(super) fn write(&mut self, i: usize, row: &[f32], factor: f32) {
+        for (to, x) in self.row(i, row.len()).iter_mut().zip(row) {
+            to.write(x * factor);
+        }
     }
 }

@@ -85,32 +85,37 @@ const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
     columns
 };
 
-/// Turns the products of a query into scores; those of keys that it does not see, and of padding, are minus infinity.
+/// Turns the products of a query into scores, but for the band, which is returned.
 #[inline(always)]
-fn score<S: Simd>(simd: S, products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) {
+fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> Band {
+    let products = products.as_flattened_mut();
     if let Some(cap) = softcap {
-        products.as_flattened_mut().iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
+        products.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
     }
     let band = tile.band(query - tile.queries.start);
-    tile.mask_scores(products.as_flattened_mut(), query, &band);
-    if band.len() == products.len() * GROUP {
-        return;
-    }
-    let (start, len) = (simd.splat_u32s(band.start as u32), simd.splat_u32s(band.len() as u32));
-    for (products, columns) in products.iter_mut().zip(&COLUMNS) {
-        for (score, column) in S::as_mut_simd_f32s(products).0.iter_mut().zip(S::as_simd_u32s(columns).0) {
-            let is_seen = simd.less_than_u32s(simd.sub_u32s(*column, start), len);
-            *score = simd.select_f32s(is_seen, *score, simd.splat_f32s(f32::NEG_INFINITY));
-        }
+    tile.mask_scores(products, query, &band);
+    Band(band)
+}
+
+/// The columns of a row that its query sees by the band. The scores in others, and in padding, are minus infinity.
+struct Band(Range<usize>);
+
+impl Band {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, simd: S, score: S::f32s, column: S::u32s) -> S::f32s {
+        let (start, len) = (simd.splat_u32s(self.0.start as u32), simd.splat_u32s(self.0.len() as u32));
+        let is_seen = simd.less_than_u32s(simd.sub_u32s(column, start), len);
+        simd.select_f32s(is_seen, score, simd.splat_f32s(f32::NEG_INFINITY))
     }
 }
 
-/// The highest score, at least `max`. NaN is ignored.
+/// Hides the scores outside the band, and returns the highest, at least `max`. NaN is ignored.
 #[inline(always)]
-fn highest<S: Simd>(simd: S, scores: &[[f32; GROUP]], max: f32) -> f32 {
+fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &Band, max: f32) -> f32 {
     let mut highest = simd.splat_f32s(max);
-    for group in scores {
-        for score in S::as_simd_f32s(group).0 {
+    for (scores, columns) in scores.iter_mut().zip(&COLUMNS) {
+        for (score, column) in S::as_mut_simd_f32s(scores).0.iter_mut().zip(S::as_simd_u32s(columns).0) {
+            *score = band.apply(simd, *score, *column);
             highest = simd.max_f32s(*score, highest);
         }
     }
@@ -121,8 +126,8 @@ fn highest<S: Simd>(simd: S, scores: &[[f32; GROUP]], max: f32) -> f32 {
 #[inline(always)]
 fn exponentials<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], max: f32) -> f32 {
     let (max, mut sum) = (simd.splat_f32s(finite(max)), simd.splat_f32s(0.0));
-    for group in scores {
-        for score in S::as_mut_simd_f32s(group).0 {
+    for scores in scores {
+        for score in S::as_mut_simd_f32s(scores).0 {
             *score = exp_of_negative(simd, simd.sub_f32s(*score, max));
             sum = simd.add_f32s(sum, *score);
         }
@@ -183,8 +188,8 @@ fn softmax_rows<S: Simd, const N: usize>(
     // Row after row, so that a processor can work on several at once.
     for (i, max) in max.iter_mut().enumerate() {
         let scores = &mut groups_of(scores, i)[..N];
-        score(simd, scores, tile, query + i, scoring.softcap);
-        *max = highest(simd, scores, *max);
+        let band = score(scores, tile, query + i, scoring.softcap);
+        *max = highest(simd, scores, &band, *max);
     }
     for (i, (max, sum)) in max.iter().zip(sums).enumerate() {
         let scores = &mut groups_of(scores, i)[..N];
@@ -251,14 +256,14 @@ fn softmax_row_backward<S: Simd, const N: usize>(
 ) {
     let (weights, dscores) = (&mut weights[..N], &mut dscores[..N]);
     let slopes = scoring.softcap.map(|cap| softcap_slopes(weights.as_flattened(), cap));
-    score(simd, weights, tile, query, scoring.softcap);
+    let band = score(weights, tile, query, scoring.softcap);
     let factors = dropout(scoring, tile, query, N * GROUP);
     if let Some(factors) = &factors {
         multiply(dscores.as_flattened_mut(), factors);
     }
     // A hidden key gets nothing, though 0 times what is not finite is not 0.
-    let scores = (!is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights.as_flattened()));
-    softmax_backward(simd, dscores, weights, stats, mean);
+    let scores = (!is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights.as_flattened(), &band));
+    softmax_backward(simd, dscores, weights, &band, (stats, mean));
     let (weights, dscores) = (weights.as_flattened_mut(), dscores.as_flattened_mut());
     if let Some(scores) = &scores {
         clear_hidden([weights, dscores], scores);
@@ -296,22 +301,26 @@ fn softmax_backward<S: Simd>(
     simd: S,
     dscores: &mut [[f32; GROUP]],
     weights: &mut [[f32; GROUP]],
-    stats: RowStats,
-    mean: f32,
+    band: &Band,
+    (stats, mean): (RowStats, f32),
 ) {
     let (max, inv_sum) = (simd.splat_f32s(stats.max), simd.splat_f32s(stats.inv_sum));
     let mean = simd.splat_f32s(mean);
-    for (dscores, weights) in dscores.iter_mut().zip(weights) {
-        for (dscore, weight) in S::as_mut_simd_f32s(dscores).0.iter_mut().zip(S::as_mut_simd_f32s(weights).0) {
-            *weight = simd.mul_f32s(exp_of_negative(simd, simd.sub_f32s(*weight, max)), inv_sum);
+    for ((dscores, weights), columns) in dscores.iter_mut().zip(weights).zip(&COLUMNS) {
+        let (dscores, weights) = (S::as_mut_simd_f32s(dscores).0, S::as_mut_simd_f32s(weights).0);
+        for ((dscore, weight), column) in dscores.iter_mut().zip(weights).zip(S::as_simd_u32s(columns).0) {
+            // Not stored first: a store of some lanes would delay the load.
+            let score = band.apply(simd, *weight, *column);
+            *weight = simd.mul_f32s(exp_of_negative(simd, simd.sub_f32s(score, max)), inv_sum);
             *dscore = simd.mul_f32s(*weight, simd.sub_f32s(*dscore, mean));
         }
     }
 }
 
-fn copy_of(scores: &[f32]) -> [f32; TILE] {
-    let mut copy = [0.0; TILE];
-    copy[..scores.len()].copy_from_slice(scores);
+/// A copy of the scores of a row, those outside the band hidden.
+fn copy_of(scores: &[f32], Band(band): &Band) -> [f32; TILE] {
+    let mut copy = [f32::NEG_INFINITY; TILE];
+    copy[band.clone()].copy_from_slice(&scores[band.clone()]);
     copy
 }
 

@@ -136,8 +136,9 @@ impl<'a> Tile<'a> {
             return 0..0;
         }
         let (position, len) = (row as i64 + self.before, self.keys.len());
-        let end = (position.clamp(0, len as i64) as usize).max(self.floor);
-        (position - self.window).clamp(0, end as i64) as usize..end
+        let end = within(position, len);
+        let end = if end < self.floor { self.floor } else { end };
+        within(position - self.window, end)..end
     }
 
     /// The columns that the queries of the block that starts at a row see.
@@ -196,5 +197,17 @@ impl<'a> Tile<'a> {
                 *score = if *of_key == segment { *score } else { f32::NEG_INFINITY };
             }
         }
+    }
+}
+
+/// A number, moved into `0..=max`. Not `clamp`, which the compiler does not place inside kernels.
+#[inline(always)]
+fn within(x: i64, max: usize) -> usize {
+    if x < 0 {
+        0
+    } else if x > max as i64 {
+        max
+    } else {
+        x as usize
     }
 }

@@ -59,6 +59,19 @@ fn choose() -> Arch {
     Arch::new()
 }
 
+/// Asks the processor to fetch what lies `at` an element, which may be past the end: a hint without effect on results.
+#[inline(always)]
+pub(crate) fn prefetch(data: &[f32], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction reads nothing, so it is defined for every address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, at);
+}
+
 /// `e^x` to within two units in the last place: 0 below -87.3, capped at 3.4e38 above 88.3.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial (the coefficients of Cephes' `expf`), `2^n` by its

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::RotaryScaling;
+use crate::cpu::storage::values;
 use crate::ops::{self, QkvLayout, RotaryPairs};
 
 /// The name of the layer in errors.
@@ -201,6 +202,13 @@ impl RotaryEmbedding {
         };
         let of_each = |table: Tensor| table.reshape((b, t, ())); // (B, T, D/2)
         self.rotate(xs, &of_each(cos)?, &of_each(sin)?)
+    }
+
+    /// [`forward`](Self::forward) of heads (rows, H, D), all of whose channels are rotated, at one position, on slices.
+    pub(super) fn forward_rows(&self, ys: &mut [f32], xs: &[f32], position: usize) -> Result<()> {
+        let (cos, sin) = self.tables(position, 1)?; // (1, D/2)
+        ops::rotary_rows(ys, xs, [&values(&cos)?, &values(&sin)?], self.pairs);
+        Ok(())
     }
 
     /// B and T.

@@ -11,14 +11,21 @@ use crate::cpu::parallel::{for_each_chunk, sequential};
 use crate::cpu::simd::{dispatch, sum_of};
 
 /// The output (B, 1, H, E), with the log-sum-exp in a further channel if wanted.
-pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32> {
+pub(super) fn forward(views: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32> {
+    let mut out = vec![0.0; sizes.b * sizes.h * sizes.out_width(heads)];
+    forward_into(&mut out, views, heads, sizes);
+    out
+}
+
+/// The same, into a slice.
+pub(in super::super) fn forward_into(out: &mut [f32], [q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) {
     /// Multiplications that take as long as waking a thread.
     const WORTH_SPLITTING: usize = 1 << 18;
     let Sizes { b, h, g, dims } = sizes;
     let width = sizes.out_width(heads);
-    let mut out = vec![0.0; b * h * width];
+    out.fill(0.0);
     let mut run = || {
-        for_each_chunk(&mut out, width, |i, out| {
+        for_each_chunk(out, width, |i, out| {
             let (b_i, h_i) = (i / h, i % h);
             let g_i = h_i * g / h;
             let (k, v) = (k.rows(b_i, g_i), v.rows(b_i, g_i));
@@ -29,12 +36,7 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<
             }
         });
     };
-    if b * h * dims.s * (dims.d + dims.e) < WORTH_SPLITTING {
-        sequential(run)
-    } else {
-        run()
-    }
-    out
+    if b * h * dims.s * (dims.d + dims.e) < WORTH_SPLITTING { sequential(run) } else { run() }
 }
 
 /// Processes a head: adds `sum over s of weights[s] v[s]` to `out`, which holds zeros.

@@ -15,6 +15,7 @@ pub(crate) mod simd;
 pub(crate) mod storage;
 #[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer adds up gradients"))]
 pub(crate) mod sums;
+pub(crate) mod team;
 pub(crate) mod tensor_file;
 #[cfg(test)]
 pub(crate) mod testing;

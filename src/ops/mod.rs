@@ -3,8 +3,8 @@
 //! Every function here has gradients for all its floating-point inputs, on every device. Each documents its formula,
 //! shapes and errors.
 //!
-//! In `f32` on the CPU most are fused: one pass forward and one backward, split over rayon's threads, or confined to
-//! one inside [`sequential`]. Vector instructions are chosen at run time; the environment variable
+//! In `f32` on the CPU most are fused: one pass forward and one backward, split over as many threads as
+//! rayon's current pool has, or confined to one inside [`sequential`]. Vector instructions are chosen at run time; the environment variable
 //! `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2`, `avx512`) forces a choice. For other dtypes and devices, the same
 //! functions are composed of candle's own operations, which are also the reference in the tests of the fused ones.
 //! Results are bit-identical for any number of threads.

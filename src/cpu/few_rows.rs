@@ -51,10 +51,13 @@ pub(crate) fn linear(out: &mut [f32], adds: bool, xs: &[f32], rows: usize, layer
 /// Divides the outputs (N, rows) among threads.
 fn divide(columns: &mut [f32], adds: bool, xs: &[f32], rows: usize, layers: &[Layer]) {
     /// Bytes of W worth handing to a thread.
-    const PIECE: usize = 96 * 1024;
+    const PIECE: usize = 64 * 1024;
     let (n, k) = (columns.len() / rows, xs.len() / rows);
-    // A few for each thread, so that all finish at about the same time.
-    let pieces = (n * k * size_of::<f32>() / PIECE).clamp(1, 4 * threads());
+    // Up to four for each thread, so that all finish at about the same time.
+    let pieces = match n * k * size_of::<f32>() / PIECE / threads() {
+        0 => 1,
+        each => each.min(4) * threads(),
+    };
     let len = n.div_ceil(pieces).next_multiple_of(BLOCK);
     let mut run = || {
         for_each_chunk(columns, len * rows, |i, columns| {
@@ -65,12 +68,17 @@ fn divide(columns: &mut [f32], adds: bool, xs: &[f32], rows: usize, layers: &[La
                 let here = outputs.saturating_sub(first).min(left.len() / rows);
                 let (out, others) = left.split_at_mut(here * rows);
                 let Layer { weight, bias } = layer.part(first.min(outputs), here, k);
-                dispatch_vectors(Product { out, adds, xs, rows, weight, bias });
+                dispatch_vectors(Product { out, adds, xs, rows, weight, stride: k, bias });
                 (first, left) = (first.saturating_sub(outputs), others);
             }
         });
     };
     if pieces == 1 { sequential(run) } else { run() }
+}
+
+/// `out[i] = x . w[i]` for rows w of as many channels as `x`, `stride` apart, on this thread.
+pub(crate) fn products(out: &mut [f32], x: &[f32], rows: &[f32], stride: usize) {
+    dispatch_vectors(Product { out, adds: false, xs: x, rows: 1, weight: rows, stride, bias: &[] });
 }
 
 /// Rows of W at a time.
@@ -82,7 +90,9 @@ struct Product<'a> {
     adds: bool,
     xs: &'a [f32],
     rows: usize,
+    /// Its rows are `stride` apart.
     weight: &'a [f32],
+    stride: usize,
     bias: &'a [f32],
 }
 
@@ -121,12 +131,12 @@ impl Product<'_> {
     /// vector has lanes.
     #[inline(always)]
     fn block<S: Simd, const N: usize, const M: usize>(&mut self, simd: S, first: usize, row: usize) -> usize {
-        let k = self.xs.len() / self.rows;
-        let (weight, xs) = (&self.weight[first * k..], &self.xs[row * k..]);
+        let (k, stride) = (self.xs.len() / self.rows, self.stride);
+        let (weight, xs) = (&self.weight[first * stride..], &self.xs[row * k..]);
         let vectors = k / S::F32_LANES;
         let (mut w, mut x): ([&[S::f32s]; N], [&[S::f32s]; M]) = ([&[]; N], [&[]; M]);
         for n in 0..N {
-            w[n] = &S::as_simd_f32s(&weight[n * k..][..k]).0[..vectors];
+            w[n] = &S::as_simd_f32s(&weight[n * stride..][..k]).0[..vectors];
         }
         for m in 0..M {
             x[m] = &S::as_simd_f32s(&xs[m * k..][..k]).0[..vectors];
@@ -142,14 +152,24 @@ impl Product<'_> {
             }
         }
         let rest = vectors * S::F32_LANES;
+        if rest < k {
+            for n in 0..N {
+                let w = simd.partial_load_f32s(&weight[n * stride..][rest..k]);
+                for m in 0..M {
+                    sums[n][m] = simd.mul_add_e_f32s(w, simd.partial_load_f32s(&xs[m * k..][rest..k]), sums[n][m]);
+                }
+            }
+        }
+        // All at once, so that they need not leave the registers.
+        let mut totals = [[0.0; M]; N];
         for n in 0..N {
             for m in 0..M {
-                if rest < k {
-                    let w = simd.partial_load_f32s(&weight[n * k..][rest..k]);
-                    let x = simd.partial_load_f32s(&xs[m * k..][rest..k]);
-                    sums[n][m] = simd.mul_add_e_f32s(w, x, sums[n][m]);
-                }
-                self.store((first + n, row + m), simd.reduce_sum_f32s(sums[n][m]));
+                totals[n][m] = simd.reduce_sum_f32s(sums[n][m]);
+            }
+        }
+        for (n, totals) in totals.into_iter().enumerate() {
+            for (m, total) in totals.into_iter().enumerate() {
+                self.store((first + n, row + m), total);
             }
         }
         M

@@ -84,6 +84,32 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
     }
 }
 
+/// The values of an `f32` tensor on the CPU in order: borrowed if they lie so, else copied.
+pub(crate) enum InOrder<'a> {
+    Borrowed(Values<'a>),
+    Copied(Vec<f32>),
+}
+
+impl<'a> InOrder<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        match tensor.is_contiguous() {
+            true => values(tensor).map(Self::Borrowed),
+            false => tensor.flatten_all()?.to_vec1().map(Self::Copied),
+        }
+    }
+}
+
+impl Deref for InOrder<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Copied(values) => values,
+        }
+    }
+}
+
 /// The values of a tensor on the CPU where they lie, borrowed.
 pub(crate) struct Strided<'a, T> {
     storage: StorageRef<'a>,

@@ -129,10 +129,11 @@ impl Mlp {
         let (f, c) = self.up_proj.base().weight().dims2()?;
         let (b, activation) = (xs.len() / c, self.activation.on_slices());
         activated.resize(b * f, 0.0);
-        let into_hidden: Vec<&Projection> = self.gate_proj.iter().chain([&self.up_proj]).collect();
+        let both = [self.gate_proj.as_ref().unwrap_or(&self.up_proj), &self.up_proj];
+        let into_hidden = if self.gate_proj.is_some() { &both[..] } else { &both[1..] };
         let width = into_hidden.len() * f;
         hidden.resize(b * width, 0.0);
-        Projection::forward_rows(&into_hidden, hidden, false, xs, b)?; // (B, F) or (B, 2 F)
+        Projection::forward_rows(into_hidden, hidden, false, xs, b)?; // (B, F) or (B, 2 F)
         for (ys, hidden) in activated.chunks_exact_mut(f).zip(hidden.chunks_exact(width)) {
             let (xs, up) = hidden.split_at(f);
             activation(ys, xs, self.gate_proj.is_some().then_some(up));

@@ -3,8 +3,8 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use crate::cpu::few_rows;
-use crate::cpu::storage::values;
+use crate::cpu::few_rows::{self, Layer};
+use crate::cpu::storage::InOrder;
 use crate::ops;
 
 /// candle-nn's `Linear` on [`ops::linear`]: `x W^T + b` with a learnable weight W (out, in) and an optional bias b
@@ -38,15 +38,17 @@ impl Module for Linear {
     }
 }
 
-/// `forward` of `rows` rows on slices, without a graph: layers of one input side by side are written to `out` (rows, N),
-/// or with `adds` added to it.
-pub(super) fn linear_rows(layers: &[Linear], out: &mut [f32], adds: bool, xs: &[f32], rows: usize) -> Result<()> {
-    let tensors = layers.iter().flat_map(|layer| [Some(&layer.weight), layer.bias.as_ref()]);
-    let tensors = tensors.map(|tensor| tensor.map(Tensor::contiguous).transpose()).collect::<Result<Vec<_>>>()?;
-    let values = tensors.iter().map(|tensor| tensor.as_ref().map(values).transpose()).collect::<Result<Vec<_>>>()?;
-    let slices: Vec<&[f32]> = values.iter().map(|values| values.as_deref().unwrap_or_default()).collect();
-    let layers = slices.chunks_exact(2).map(|pair| few_rows::Layer { weight: pair[0], bias: pair[1] });
-    few_rows::linear(out, adds, xs, rows, &layers.collect::<Vec<_>>());
+/// `forward` of `rows` rows on slices, without a graph: up to three layers of one input side by side are written to `out`
+/// (rows, N), or with `adds` added to it.
+pub(super) fn linear_rows(layers: &[&Linear], out: &mut [f32], adds: bool, xs: &[f32], rows: usize) -> Result<()> {
+    const MAX: usize = 3;
+    let mut held = [const { None }; 2 * MAX];
+    for (layer, held) in layers.iter().zip(held.as_chunks_mut().0) {
+        *held = [Some(InOrder::of(&layer.weight)?), layer.bias.as_ref().map(InOrder::of).transpose()?];
+    }
+    let slice = |i: usize| held[i].as_deref().unwrap_or_default();
+    let layers_of: [Layer; MAX] = std::array::from_fn(|i| Layer { weight: slice(2 * i), bias: slice(2 * i + 1) });
+    few_rows::linear(out, adds, xs, rows, &layers_of[..layers.len()]);
     Ok(())
 }
 

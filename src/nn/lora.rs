@@ -130,7 +130,7 @@ impl LoraLinear {
     pub(super) fn adapter_rows(&self, xs: &[f32], rows: usize) -> Result<Vec<f32>> {
         let of = |weight: &Tensor, xs: &[f32]| -> Result<Vec<f32>> {
             let mut ys = vec![0.0; rows * weight.dim(0)?];
-            linear_rows(&[Linear::new(weight.clone(), None)], &mut ys, false, xs, rows)?;
+            linear_rows(&[&Linear::new(weight.clone(), None)], &mut ys, false, xs, rows)?;
             Ok(ys)
         };
         let mut down = of(&self.a, xs)?; // (rows, r)

@@ -3,7 +3,7 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
-use crate::cpu::storage::{add_parameter, values};
+use crate::cpu::storage::{InOrder, add_parameter};
 use crate::ops::{self, norm_rows};
 
 /// candle-nn's `LayerNorm` on [`ops::layer_norm`], with a learnable weight and an optional bias, both (C).
@@ -55,9 +55,7 @@ impl LayerNorm {
 impl LayerNorm {
     /// `forward` of the rows of a slice, without a graph.
     pub(crate) fn forward_rows(&self, ys: &mut [f32], xs: &[f32]) -> Result<()> {
-        let weight = self.weight.contiguous()?;
-        let bias = self.bias.as_ref().map(Tensor::contiguous).transpose()?;
-        let (weight, bias) = (values(&weight)?, bias.as_ref().map(values).transpose()?);
+        let (weight, bias) = (InOrder::of(&self.weight)?, self.bias.as_ref().map(InOrder::of).transpose()?);
         norm_rows(ys, xs, [&weight, bias.as_deref().unwrap_or_default()], self.remove_mean, self.eps);
         Ok(())
     }

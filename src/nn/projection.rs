@@ -27,8 +27,8 @@ impl Projection {
         Ok(Self::Adapted(LoraLinear::new(self.base().clone(), config, vb)?))
     }
 
-    /// `forward` of `rows` rows on slices, without a graph: projections of one input side by side are written to `out`
-    /// (rows, N), or with `adds` added to it.
+    /// `forward` of `rows` rows on slices, without a graph: one to three projections of one input side by side are
+    /// written to `out` (rows, N), or with `adds` added to it.
     pub(crate) fn forward_rows(all: &[&Self], out: &mut [f32], adds: bool, xs: &[f32], rows: usize) -> Result<()> {
         if adds && all.iter().any(|one| matches!(one, Self::Adapted(_))) {
             let mut ys = vec![0.0; out.len()];
@@ -36,7 +36,9 @@ impl Projection {
             out.iter_mut().zip(ys).for_each(|(out, y)| *out += y);
             return Ok(());
         }
-        linear_rows(&all.iter().map(|one| one.base().clone()).collect::<Vec<_>>(), out, adds, xs, rows)?;
+        let mut bases = [all[0].base(); 3];
+        bases.iter_mut().zip(all).for_each(|(base, one)| *base = one.base());
+        linear_rows(&bases[..all.len()], out, adds, xs, rows)?;
         let (width, mut first) = (out.len() / rows, 0);
         for one in all {
             let n = one.base().weight().dim(0)?;

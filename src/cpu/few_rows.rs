@@ -134,7 +134,8 @@ impl Product<'_> {
         let (k, stride) = (self.xs.len() / self.rows, self.stride);
         let (weight, xs) = (&self.weight[first * stride..], &self.xs[row * k..]);
         let vectors = k / S::F32_LANES;
-        let (mut w, mut x): ([&[S::f32s]; N], [&[S::f32s]; M]) = ([&[]; N], [&[]; M]);
+        let mut w: [&[S::f32s]; N] = [&[]; N];
+        let mut x: [&[S::f32s]; M] = [&[]; M];
         for n in 0..N {
             w[n] = &S::as_simd_f32s(&weight[n * stride..][..k]).0[..vectors];
         }

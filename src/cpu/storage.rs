@@ -85,20 +85,23 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
 }
 
 /// The values of an `f32` tensor on the CPU in order: borrowed if they lie so, else copied.
+#[cfg(feature = "lm")]
 pub(crate) enum InOrder<'a> {
     Borrowed(Values<'a>),
     Copied(Vec<f32>),
 }
 
+#[cfg(feature = "lm")]
 impl<'a> InOrder<'a> {
     pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
-        match tensor.is_contiguous() {
-            true => values(tensor).map(Self::Borrowed),
-            false => tensor.flatten_all()?.to_vec1().map(Self::Copied),
+        match values(tensor) {
+            Err(_) if !tensor.is_contiguous() => tensor.flatten_all()?.to_vec1().map(Self::Copied),
+            values => values.map(Self::Borrowed),
         }
     }
 }
 
+#[cfg(feature = "lm")]
 impl Deref for InOrder<'_> {
     type Target = [f32];
 

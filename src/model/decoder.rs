@@ -6,7 +6,6 @@ use super::CausalLm;
 use super::causal_lm::Scratch;
 use crate::host::{Result, bail, memory};
 use crate::nn::KvCache;
-use crate::ops;
 
 /// A model with the keys and values of a text it has read, or of several side by side: the next token costs one
 /// position instead of the whole text again.
@@ -46,23 +45,13 @@ pub struct Decoder<'a> {
     sequences: Option<usize>,
     /// For learned positions, the ids that the caches hold: some of them will have to be read again.
     read: Vec<Tensor>,
-    /// Parameters of the model for each layer: about the multiplications of one position in it.
-    parameters_per_layer: usize,
     scratch: Scratch,
 }
 
 impl CausalLm {
     /// A decoder that has read nothing.
     pub fn decoder(&self) -> Decoder<'_> {
-        let config = self.config();
-        Decoder {
-            model: self,
-            caches: caches(self),
-            sequences: None,
-            read: Vec::new(),
-            parameters_per_layer: config.parameter_count() / config.num_layers,
-            scratch: Scratch::default(),
-        }
+        Decoder { model: self, caches: caches(self), sequences: None, read: Vec::new(), scratch: Scratch::default() }
     }
 }
 
@@ -170,13 +159,7 @@ impl Decoder<'_> {
                 return Ok(logits);
             }
         }
-        // For a few positions of a small model, waking other threads would take longer than the work itself. Reading
-        // the weights takes as long as multiplying this many positions by them.
-        const READING: usize = 16;
-        const WORTH_SPLITTING: usize = 1 << 24;
-        let is_small = (ids.elem_count() + READING) * self.parameters_per_layer < WORTH_SPLITTING;
-        let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
-        Ok(if is_small { ops::sequential(run) } else { run() }?)
+        Ok(self.model.next_token_logits_cached(ids, &mut self.caches)?)
     }
 }
 

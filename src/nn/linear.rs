@@ -3,8 +3,6 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use crate::cpu::few_rows::{self, Layer};
-use crate::cpu::storage::InOrder;
 use crate::ops;
 
 /// candle-nn's `Linear` on [`ops::linear`]: `x W^T + b` with a learnable weight W (out, in) and an optional bias b
@@ -36,20 +34,6 @@ impl Module for Linear {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         ops::linear(xs, &self.weight, self.bias.as_ref())
     }
-}
-
-/// `forward` of `rows` rows on slices, without a graph: up to three layers of one input side by side are written to `out`
-/// (rows, N), or with `adds` added to it.
-pub(super) fn linear_rows(layers: &[&Linear], out: &mut [f32], adds: bool, xs: &[f32], rows: usize) -> Result<()> {
-    const MAX: usize = 3;
-    let mut held = [const { None }; 2 * MAX];
-    for (layer, held) in layers.iter().zip(held.as_chunks_mut().0) {
-        *held = [Some(InOrder::of(&layer.weight)?), layer.bias.as_ref().map(InOrder::of).transpose()?];
-    }
-    let slice = |i: usize| held[i].as_deref().unwrap_or_default();
-    let layers_of: [Layer; MAX] = std::array::from_fn(|i| Layer { weight: slice(2 * i), bias: slice(2 * i + 1) });
-    few_rows::linear(out, adds, xs, rows, &layers_of[..layers.len()]);
-    Ok(())
 }
 
 /// Reads or creates `weight` (out, in) and `bias` (out), initialised as in candle-nn: Kaiming normal and uniform in

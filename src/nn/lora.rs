@@ -4,7 +4,6 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 use super::Linear;
-use super::linear::linear_rows;
 use crate::ops::{self, record};
 
 /// The size of adapters.
@@ -124,18 +123,6 @@ impl LoraLinear {
     /// The factor on `(x A^T) B^T`: `alpha / r`.
     pub fn scale(&self) -> f64 {
         self.scale
-    }
-
-    /// The adapter's output (rows, out) for `rows` rows on a slice, without a graph.
-    pub(super) fn adapter_rows(&self, xs: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let of = |weight: &Tensor, xs: &[f32]| -> Result<Vec<f32>> {
-            let mut ys = vec![0.0; rows * weight.dim(0)?];
-            linear_rows(&[&Linear::new(weight.clone(), None)], &mut ys, false, xs, rows)?;
-            Ok(ys)
-        };
-        let mut down = of(&self.a, xs)?; // (rows, r)
-        down.iter_mut().for_each(|x| *x *= self.scale as f32);
-        of(&self.b, &down)
     }
 
     /// The same function as one layer, with the weight `W + (alpha / r) B A`; without a graph.

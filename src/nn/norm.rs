@@ -3,8 +3,8 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
-use crate::cpu::storage::{InOrder, add_parameter};
-use crate::ops::{self, norm_rows};
+use crate::cpu::storage::add_parameter;
+use crate::ops;
 
 /// candle-nn's `LayerNorm` on [`ops::layer_norm`], with a learnable weight and an optional bias, both (C).
 #[derive(Clone, Debug)]
@@ -49,15 +49,6 @@ impl LayerNorm {
     /// Whether the mean is subtracted; otherwise this is [`ops::rms_norm`].
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
-    }
-}
-
-impl LayerNorm {
-    /// `forward` of the rows of a slice, without a graph.
-    pub(crate) fn forward_rows(&self, ys: &mut [f32], xs: &[f32]) -> Result<()> {
-        let (weight, bias) = (InOrder::of(&self.weight)?, self.bias.as_ref().map(InOrder::of).transpose()?);
-        norm_rows(ys, xs, [&weight, bias.as_deref().unwrap_or_default()], self.remove_mean, self.eps);
-        Ok(())
     }
 }
 
@@ -119,11 +110,6 @@ impl RmsNorm {
     /// The term added to the mean of the squares.
     pub fn eps(&self) -> f64 {
         self.0.eps()
-    }
-
-    /// See [`LayerNorm::forward_rows`].
-    pub(crate) fn forward_rows(&self, ys: &mut [f32], xs: &[f32]) -> Result<()> {
-        self.0.forward_rows(ys, xs)
     }
 
     /// The same as `forward`, which here has a gradient (candle-nn's has none).

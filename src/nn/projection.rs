@@ -3,7 +3,6 @@
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::linear::linear_rows;
 use super::{Linear, LoraConfig, LoraLinear};
 use crate::ops::record;
 
@@ -25,32 +24,6 @@ impl Projection {
     /// The layer with an adapter that is read or created.
     pub(crate) fn with_lora(&self, config: &LoraConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self::Adapted(LoraLinear::new(self.base().clone(), config, vb)?))
-    }
-
-    /// `forward` of `rows` rows on slices, without a graph: one to three projections of one input side by side are
-    /// written to `out` (rows, N), or with `adds` added to it.
-    pub(crate) fn forward_rows(all: &[&Self], out: &mut [f32], adds: bool, xs: &[f32], rows: usize) -> Result<()> {
-        if adds && all.iter().any(|one| matches!(one, Self::Adapted(_))) {
-            let mut ys = vec![0.0; out.len()];
-            Self::forward_rows(all, &mut ys, false, xs, rows)?;
-            out.iter_mut().zip(ys).for_each(|(out, y)| *out += y);
-            return Ok(());
-        }
-        let mut bases = [all[0].base(); 3];
-        bases.iter_mut().zip(all).for_each(|(base, one)| *base = one.base());
-        linear_rows(&bases[..all.len()], out, adds, xs, rows)?;
-        let (width, mut first) = (out.len() / rows, 0);
-        for one in all {
-            let n = one.base().weight().dim(0)?;
-            if let Self::Adapted(lora) = one {
-                let ys = lora.adapter_rows(xs, rows)?; // (rows, n)
-                for (out, ys) in out.chunks_exact_mut(width).zip(ys.chunks_exact(n)) {
-                    out[first..].iter_mut().zip(ys).for_each(|(out, y)| *out += y);
-                }
-            }
-            first += n;
-        }
-        Ok(())
     }
 
     /// Several projections of one input as one, whose outputs follow one another. Adapters must share A.

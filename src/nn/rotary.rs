@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::RotaryScaling;
-use crate::cpu::storage::values;
 use crate::ops::{self, QkvLayout, RotaryPairs};
 
 /// The name of the layer in errors.
@@ -74,7 +73,7 @@ pub struct RotaryEmbedding {
     first: Tables,
     /// For the further positions used last, the latest at the end.
     beyond: Arc<RwLock<Vec<Tables>>>,
-    pairs: RotaryPairs,
+    pub(super) pairs: RotaryPairs,
     layout: QkvLayout,
 }
 
@@ -204,13 +203,6 @@ impl RotaryEmbedding {
         self.rotate(xs, &of_each(cos)?, &of_each(sin)?)
     }
 
-    /// [`forward`](Self::forward) of heads (rows, H, D), all of whose channels are rotated, at one position, on slices.
-    pub(super) fn forward_rows(&self, ys: &mut [f32], xs: &[f32], position: usize) -> Result<()> {
-        let (cos, sin) = self.tables(position, 1)?; // (1, D/2)
-        ops::rotary_rows(ys, xs, [&values(&cos)?, &values(&sin)?], self.pairs);
-        Ok(())
-    }
-
     /// B and T.
     fn sizes(&self, xs: &Tensor) -> Result<[usize; 2]> {
         let (b, i, j, _) = xs.dims4()?;
@@ -231,7 +223,7 @@ impl RotaryEmbedding {
     }
 
     /// Cosines and sines of `t` positions from `offset` on.
-    fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
+    pub(super) fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
         const MAX: usize = u32::MAX as usize;
         /// Positions computed at once.
         const BLOCK: usize = 64;

@@ -1,6 +1,7 @@
 //! Keys and values of the positions read so far.
 
 mod buffers;
+#[cfg(feature = "lm")]
 mod next_position;
 mod placement;
 
@@ -222,11 +223,6 @@ impl KvCache {
             self.set_lengths(placement.lengths_after());
         }
         Ok(both)
-    }
-
-    /// The buffers of keys and values, (B, size, G, D) and (B, size, G, E), and the positions held in them.
-    pub(super) fn held(&self) -> Option<(&[Tensor; 2], std::ops::Range<usize>)> {
-        self.buffers.as_ref().map(|buffers| (buffers, self.start..self.start + self.len))
     }
 
     /// Refuses a layer other than the one whose keys and values are held.

@@ -1,5 +1,7 @@
 //! One position at a time, on slices.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor};
 
 use super::KvCache;
@@ -38,6 +40,11 @@ impl KvCache {
                 self.append(&tensor(places[0])?, &tensor(places[1])?).map(drop)
             }
         }
+    }
+
+    /// The buffers of keys and values, (B, size, G, D) and (B, size, G, E), and the positions held in them.
+    pub(in crate::nn) fn held(&self) -> Option<(&[Tensor; 2], Range<usize>)> {
+        self.buffers.as_ref().map(|buffers| (buffers, self.start..self.start + self.len))
     }
 
     /// Whether the buffers are for `f32` of these numbers of sequences, heads, and channels of keys and of values.

@@ -39,6 +39,7 @@ pub(super) fn gated_forward<A: Activation>(gate: &[f32], up: &[f32]) -> Vec<f32>
 }
 
 /// `y = f(x)`, or `y = f(x) up`, on this thread.
+#[cfg(feature = "lm")]
 pub(super) fn on_slices<A: Activation>(ys: &mut [f32], xs: &[f32], up: Option<&[f32]>) {
     dispatch(
         #[inline(always)]

@@ -113,9 +113,11 @@ pub fn reglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// An activation of the elements of a slice, times `up` if there is one: `(ys, xs, up)`.
+#[cfg(feature = "lm")]
 pub(crate) type OnSlices = fn(&mut [f32], &[f32], Option<&[f32]>);
 
 /// The activations on slices.
+#[cfg(feature = "lm")]
 pub(crate) mod on_slices {
     use super::{OnSlices, functions, kernel::on_slices};
 

@@ -44,6 +44,7 @@
 mod composed;
 mod cpu;
 mod mask;
+#[cfg(feature = "lm")]
 mod one_query;
 mod op;
 mod options;
@@ -59,6 +60,7 @@ use crate::cpu::checks::check_alike;
 use crate::cpu::storage::has_kernel;
 
 pub use mask::{Band, KeyPadding, Mask};
+#[cfg(feature = "lm")]
 pub(crate) use one_query::{Sequences, one_query};
 pub use options::{AttentionOptions, QkvLayout, Scale};
 

@@ -6,6 +6,7 @@
 pub(crate) mod allocation;
 pub(crate) mod checks;
 pub(crate) mod elementwise;
+pub(crate) mod few_rows;
 pub(crate) mod matmul;
 pub(crate) mod micro_gemm;
 pub(crate) mod parallel;

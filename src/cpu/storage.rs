@@ -58,6 +58,14 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
+/// The same for an argument that is changed in place.
+pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!("kernel: expected a contiguous tensor of f32 to change"),
+    }
+}
+
 /// Calls `f` with the values of `tensor`, to change in place, and those of two others: all contiguous and `f32`, on the
 /// CPU.
 ///
@@ -88,11 +96,9 @@ impl<F: FnOnce(&mut [f32], [&[f32]; 2]) -> Result<()>> InplaceOp3 for Change<F> 
         b: &CpuStorage,
         b_l: &Layout,
     ) -> Result<()> {
-        match (storage, layout.contiguous_offsets(), self.0.take()) {
-            (CpuStorage::F32(values), Some((start, end)), Some(f)) => {
-                f(&mut values[start..end], [slice(a, a_l)?, slice(b, b_l)?])
-            }
-            _ => bail!("kernel: expected a contiguous tensor of f32 to change"),
+        match self.0.take() {
+            Some(f) => f(slice_mut(storage, layout)?, [slice(a, a_l)?, slice(b, b_l)?]),
+            None => Ok(()),
         }
     }
 }
@@ -113,6 +119,35 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, start, end }),
         _ => bail!("kernel: expected a tensor of f32 on the CPU, got {:?}", tensor),
+    }
+}
+
+/// The values of an `f32` tensor on the CPU in order: borrowed if they lie so, else copied.
+#[cfg(feature = "lm")]
+pub(crate) enum InOrder<'a> {
+    Borrowed(Values<'a>),
+    Copied(Vec<f32>),
+}
+
+#[cfg(feature = "lm")]
+impl<'a> InOrder<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        match values(tensor) {
+            Err(_) if !tensor.is_contiguous() => tensor.flatten_all()?.to_vec1().map(Self::Copied),
+            values => values.map(Self::Borrowed),
+        }
+    }
+}
+
+#[cfg(feature = "lm")]
+impl Deref for InOrder<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Copied(values) => values,
+        }
     }
 }
 

@@ -26,7 +26,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-mod activation;
+pub(crate) mod activation;
 pub mod attention;
 mod cross_entropy;
 mod dropout;
@@ -53,6 +53,10 @@ pub use cross_entropy::{CrossEntropyOptions, cross_entropy, linear_cross_entropy
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use linear::linear;
+#[cfg(feature = "lm")]
+pub(crate) use norm::norm_rows;
 pub use norm::{layer_norm, rms_norm};
+#[cfg(feature = "lm")]
+pub(crate) use rotary::rotary_rows;
 pub use rotary::{RotaryPairs, rotary, rotary_tables};
 pub(crate) use rotary::{frequencies as rotary_frequencies, tables as tables_of_frequencies};

@@ -42,6 +42,18 @@ pub(super) fn gated_forward<A: Activation>(gate: &[f32], up: &[f32]) -> Vec<f32>
     )
 }
 
+/// `y = f(x)`, or `y = f(x) up`, on this thread.
+#[cfg(feature = "lm")]
+pub(super) fn on_slices<A: Activation>(ys: &mut [f32], xs: &[f32], up: Option<&[f32]>) {
+    dispatch(
+        #[inline(always)]
+        || match up {
+            None => ys.iter_mut().zip(xs).for_each(|(y, x)| *y = A::value(*x)),
+            Some(up) => ys.iter_mut().zip(xs).zip(up).for_each(|((y, x), up)| *y = A::value(*x) * up),
+        },
+    );
+}
+
 /// `dgate = dy f'(gate) up` and `dup = dy f(gate)`, as `y = f(gate) up`.
 pub(super) fn gated_backward<A: Activation>([dgate, dup]: [&mut [f32]; 2], gate: &[f32], up: &[f32], dys: &[f32]) {
     for_each_chunk_pair((dgate, CHUNK), (dup, CHUNK), |i, dgate, dup| {

@@ -113,6 +113,22 @@ pub fn reglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     apply_gated::<Relu>("reglu", gate, up)
 }
 
+/// An activation of the elements of a slice, times `up` if there is one: `(ys, xs, up)`.
+#[cfg(feature = "lm")]
+pub(crate) type OnSlices = fn(&mut [f32], &[f32], Option<&[f32]>);
+
+/// The activations on slices.
+#[cfg(feature = "lm")]
+pub(crate) mod on_slices {
+    use super::{OnSlices, functions, kernel::on_slices};
+
+    pub(crate) const GELU_ERF: OnSlices = on_slices::<functions::GeluErf>;
+    pub(crate) const GELU_TANH: OnSlices = on_slices::<functions::GeluTanh>;
+    pub(crate) const QUICK_GELU: OnSlices = on_slices::<functions::QuickGelu>;
+    pub(crate) const RELU: OnSlices = on_slices::<functions::Relu>;
+    pub(crate) const SILU: OnSlices = on_slices::<functions::Silu>;
+}
+
 fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     check(name, xs)?;
     match has_kernel(&[xs]) {

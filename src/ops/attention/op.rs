@@ -92,7 +92,7 @@ impl Attention {
     }
 
     /// Calls `f` with what the heads compute, which borrows from the tensors of the options.
-    fn with_heads<R>(&self, f: impl FnOnce(&Heads) -> R) -> Result<R> {
+    pub(super) fn with_heads<R>(&self, f: impl FnOnce(&Heads) -> R) -> Result<R> {
         let bias = self.bias.as_ref().map(strided::<f32>).transpose()?;
         let allowed = self.allowed.as_ref().map(strided::<u8>).transpose()?;
         let sinks = self.sinks.as_ref().map(values).transpose()?;

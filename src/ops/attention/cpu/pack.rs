@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::TILE;
-use crate::cpu::micro_gemm::GROUP;
+use crate::cpu::simd::dispatch;
+use crate::cpu::transpose::transpose;
 
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
@@ -48,83 +49,35 @@ impl<'a> Rows<'a> {
     /// that; NaN if there is one.
     #[inline(always)]
     pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) -> f32 {
-        let mut max = [0; GROUP];
-        for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
-            let ((groups, rest), (to, _)) = (self.row(row, len).as_chunks(), to.as_chunks_mut());
-            for (group, to) in groups.iter().zip(to.iter_mut()) {
-                raise(&mut max, group);
-                *to = group.map(|x| x * factor);
-            }
-            if !rest.is_empty() {
-                let group = padded_group(rest);
-                raise(&mut max, &group);
-                to[groups.len()] = group.map(|x| x * factor);
-            }
+        for (row, to) in rows.clone().zip(to.chunks_exact_mut(stride)) {
+            let (row, (to, rest)) = (self.row(row, len), to.split_at_mut(len));
+            to.iter_mut().zip(row).for_each(|(to, x)| *to = x * factor);
+            rest.fill(0.0);
         }
-        highest(max)
+        self.max_magnitude(rows, len)
     }
 
     /// Copies the rows of a tile, at most [`TILE`], transposed: (len, TILE); the columns after the last are zeros. Returns
     /// the largest magnitude; NaN if there is one.
     #[inline(always)]
     pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
-        let (mut max, mut square, mut shuffled) = ([0; GROUP], [[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
-        for first in rows.clone().step_by(GROUP) {
-            for channel in (0..len).step_by(GROUP) {
-                for (i, group) in square.iter_mut().enumerate() {
-                    let row = if first + i < rows.end { &self.row(first + i, len)[channel..] } else { &[] };
-                    match row.first_chunk() {
-                        Some(whole) => *group = *whole,
-                        None => *group = padded_group(row),
-                    }
-                    raise(&mut max, group);
-                }
-                for _ in 0..GROUP.ilog2() / 2 {
-                    shuffle(&square, &mut shuffled);
-                    shuffle(&shuffled, &mut square);
-                }
-                let column = first - rows.start;
-                for i in 0..GROUP.min(len - channel) {
-                    to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
-                }
-            }
+        let n = rows.len();
+        transpose(&self.data[rows.start * self.stride..], self.stride, [n, len], to, TILE);
+        if n < TILE {
+            to.chunks_exact_mut(TILE).take(len).for_each(|row| row[n..].fill(0.0));
         }
-        highest(max)
+        self.max_magnitude(rows, len)
     }
-}
 
-/// Fewer elements than a group, with zeros after them.
-#[inline(always)]
-fn padded_group(rest: &[f32]) -> [f32; GROUP] {
-    let mut group = [0.0; GROUP];
-    group[..rest.len()].copy_from_slice(rest);
-    group
-}
-
-/// Raises magnitudes, as bits, to those of a group. In this order, that of the numbers, NaN is above all.
-#[inline(always)]
-fn raise(max: &mut [u32; GROUP], group: &[f32; GROUP]) {
-    for lane in 0..GROUP {
-        max[lane] = max[lane].max(group[lane].abs().to_bits());
-    }
-}
-
-fn highest(max: [u32; GROUP]) -> f32 {
-    f32::from_bits(max.into_iter().fold(0, u32::max))
-}
-
-/// A perfect shuffle of the elements of a square, as one sequence: its first half and its second, by turns. Four of them
-/// transpose it, and loops of this form become shuffles of vectors.
-#[inline(always)]
-fn shuffle(square: &[[f32; GROUP]; GROUP], to: &mut [[f32; GROUP]; GROUP]) {
-    const HALF: usize = GROUP / 2;
-    for i in 0..HALF {
-        for j in 0..HALF {
-            to[2 * i][2 * j] = square[i][j];
-            to[2 * i][2 * j + 1] = square[i + HALF][j];
-            to[2 * i + 1][2 * j] = square[i][j + HALF];
-            to[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
-        }
+    /// The largest magnitude in these rows; NaN if there is one. In a function of its own, or the compiler gathers what
+    /// lies side by side.
+    fn max_magnitude(self, rows: Range<usize>, len: usize) -> f32 {
+        // As bits, magnitudes are in the same order, and NaN is above all.
+        let max = |row: &[f32]| row.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits()));
+        dispatch(
+            #[inline(always)]
+            || f32::from_bits(rows.clone().fold(0, |all: u32, i| all.max(max(self.row(i, len))))),
+        )
     }
 }
 

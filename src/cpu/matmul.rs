@@ -1,8 +1,32 @@
-//! Matrix products of `f32` slices, through the crate `gemm`.
+//! Matrix products of `f32` slices, through the crate `gemm` or, where asked for, in bf16.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
+use std::cell::Cell;
+
+use candle_core::{Result, bail};
 use gemm::Parallelism;
 
-use super::parallel;
+use super::{parallel, simd};
+
+thread_local! {
+    static IN_BF16: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with the products of [`linear`](crate::ops::linear) and
+/// [`linear_cross_entropy`](crate::ops::linear_cross_entropy), forward and backward, in bf16 where they have kernels: the
+/// factors are rounded to bf16, products and sums are `f32`. About 1.8 times as fast as in `f32`; inputs, results and
+/// everything else stay in `f32`. On other devices and dtypes nothing changes.
+///
+/// # Errors
+/// If the processor has no AVX-512 instructions for bf16 (`avx512_bf16`), or they are turned off.
+pub fn bf16_products<R>(work: impl FnOnce() -> R) -> Result<R> {
+    if !simd::has_bf16() {
+        bail!("bf16-products: expected a processor with avx512_bf16, got one without");
+    }
+    Ok(parallel::with_flag(&IN_BF16, work))
+}
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
@@ -25,6 +49,12 @@ impl<'a> Matrix<'a> {
     pub(crate) fn t(self) -> Self {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// The part of this many rows and columns that begins there.
+    fn part(self, (row, rows): (usize, usize), (col, cols): (usize, usize)) -> Self {
+        let first = row * self.row_stride + col * self.col_stride;
+        Self { data: &self.data[first..], rows, cols, ..self }
     }
 }
 
@@ -83,17 +113,21 @@ pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
 /// The product of `a` and `b`, written or added to rows `row_stride` apart.
 ///
 /// # Safety
-/// For each of `a.rows` rows, `b.cols` elements from `out + row * row_stride` on must be valid for writes by this call
-/// alone, and with [`Output::Add`] initialised.
+/// From `out` to the last of `a.rows` rows of `b.cols` elements, `row_stride` apart, memory must be valid for writes by this
+/// call alone, and with [`Output::Add`] the rows must be initialised.
 unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32, a: Matrix, b: Matrix) {
     assert!(a.cols == b.rows, "the sizes of a product do not agree");
     let (m, n, k) = (a.rows, b.cols, a.cols);
     // Waking threads costs some ten microseconds, as much as this many multiplications.
     const WORTH_SPLITTING: usize = 1 << 20;
-    let parallelism = match parallel::threads() {
-        threads if threads > 1 && m * n * k >= WORTH_SPLITTING => Parallelism::Rayon(threads),
-        _ => Parallelism::None,
-    };
+    let threads = if m * n * k >= WORTH_SPLITTING { parallel::threads() } else { 1 };
+    #[cfg(target_arch = "x86_64")]
+    if IN_BF16.get() && m * n * k > 0 {
+        // SAFETY: the caller answers for this memory, which need not be initialised.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.cast(), (m - 1) * row_stride + n) };
+        return bf16::product(out, row_stride, (output, scale), a, b, threads);
+    }
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: the caller answers for `out`; `Matrix::new` has checked that every element the strides of `a` and `b`
     // reach lies inside their slices (a transpose reaches the same elements).
     unsafe {

@@ -53,7 +53,7 @@ fn products_in_bf16_are_refused_where_the_processor_has_none() {
         .output()
         .unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(message, "error: --precision: expected f32 on a processor without avx512_bf16, got bf16\n");
+    assert_eq!(message, "attn: --precision: expected f32 on a processor without avx512_bf16, got bf16\n");
     assert_eq!((output.status.code(), space.path("run").exists()), (Some(2), false));
 }
 

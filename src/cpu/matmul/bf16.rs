@@ -71,12 +71,13 @@ fn product_of_rows(out: Block, (output, scale): (Output, f32), a: Matrix, b: Mat
             let how = (if k == 0 { output } else { Output::Add }, scale);
             for col in (0..b.cols).step_by(cols) {
                 let b = b.part(ks, (col, cols.min(b.cols - col)));
-                // SAFETY: `product` has checked that the processor has the instructions; so below.
+                // SAFETY: `product` has checked that the processor has the instructions.
                 unsafe { pack(right, b.t()) };
                 for row in (0..a.rows).step_by(rows) {
                     let a = a.part((row, rows.min(a.rows - row)), ks);
                     let data = &mut out.data[row * out.stride + col..];
                     let out = Block { data, rows: a.rows, cols: b.cols, ..out };
+                    // SAFETY: the same.
                     unsafe {
                         pack(left, a);
                         multiply(out, how, left, right, ks.1.div_ceil(2));

@@ -17,7 +17,8 @@ thread_local! {
 /// Runs `work` with the products of [`linear`](crate::ops::linear) and
 /// [`linear_cross_entropy`](crate::ops::linear_cross_entropy), forward and backward, in bf16 where they have kernels: the
 /// factors are rounded to bf16, products and sums are `f32`. About 1.8 times as fast as in `f32`; inputs, results and
-/// everything else stay in `f32`. On other devices and dtypes nothing changes.
+/// everything else stay in `f32`. Gradients are computed so if `work` computes them. On other devices and dtypes nothing
+/// changes.
 ///
 /// # Errors
 /// If the processor has no AVX-512 instructions for bf16 (`avx512_bf16`), or they are turned off.
@@ -49,12 +50,6 @@ impl<'a> Matrix<'a> {
     pub(crate) fn t(self) -> Self {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
-    }
-
-    /// The part of this many rows and columns that begins there.
-    fn part(self, (row, rows): (usize, usize), (col, cols): (usize, usize)) -> Self {
-        let first = row * self.row_stride + col * self.col_stride;
-        Self { data: &self.data[first..], rows, cols, ..self }
     }
 }
 

@@ -58,8 +58,8 @@ pub(super) fn product(
 }
 
 fn product_of_rows(out: Block, (output, scale): (Output, f32), a: Matrix, b: Matrix) {
-    let terms = part(a.cols, MAX_TERMS, 2);
-    let (rows, cols) = (part(a.rows, MAX_ROWS, PANEL), part(b.cols, MAX_COLS, WIDTH * PANEL));
+    let terms = part_len(a.cols, MAX_TERMS, 2);
+    let (rows, cols) = (part_len(a.rows, MAX_ROWS, PANEL), part_len(b.cols, MAX_COLS, WIDTH * PANEL));
     let [left, right] = [rows, cols].map(|len| len.div_ceil(PANEL) * terms / 2);
     PACKED.with_borrow_mut(|packed| {
         if packed.len() < left + right {
@@ -88,8 +88,16 @@ fn product_of_rows(out: Block, (output, scale): (Output, f32), a: Matrix, b: Mat
     });
 }
 
+impl Matrix<'_> {
+    /// The part of this many rows and columns that begins there.
+    fn part(self, (row, rows): (usize, usize), (col, cols): (usize, usize)) -> Self {
+        let first = row * self.row_stride + col * self.col_stride;
+        Self { data: &self.data[first..], rows, cols, ..self }
+    }
+}
+
 /// The length of equal parts of `len`, of at most `max` (a multiple of `unit`) each and whole units.
-fn part(len: usize, max: usize, unit: usize) -> usize {
+fn part_len(len: usize, max: usize, unit: usize) -> usize {
     len.div_ceil(len.div_ceil(max)).next_multiple_of(unit)
 }
 

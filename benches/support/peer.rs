@@ -27,6 +27,13 @@ pub fn bench(program: &OsStr, side: &str) -> Command {
     command
 }
 
+/// The same command, on one thread.
+#[allow(dead_code, reason = "not every bench shows how its figures scale")]
+pub fn on_one_thread(mut command: Command) -> Command {
+    command.env("RAYON_NUM_THREADS", "1").env("CANDLE_NUM_THREADS", "1");
+    command
+}
+
 /// The side that this process answers as, if a bench started it for that.
 pub fn served_side() -> Option<String> {
     let mut args = std::env::args().skip(1);

@@ -1,4 +1,6 @@
-//! Refusing sizes that cannot be allocated: an allocation that fails would end the process.
+//! Refusing sizes that cannot be allocated, since an allocation that fails would end the process; buffers of kernels.
+
+use std::ops::{Deref, DerefMut};
 
 use candle_core::{Result, bail};
 
@@ -12,6 +14,36 @@ pub(crate) fn check(what: &str, shape: &[usize], bytes_each: usize) -> Result<()
         Some(bytes) if Vec::<u8>::new().try_reserve_exact(bytes).is_ok() => Ok(()),
         Some(bytes) => bail!("{what}: expected a size that fits into memory, got {} MB", bytes.div_ceil(1_000_000)),
         None => bail!("{what}: expected a size that fits into memory, got more bytes than 64 bits count"),
+    }
+}
+
+/// Zeros that begin at a cache line, which no vector in them then crosses.
+pub(crate) struct Buffer {
+    data: Vec<f32>,
+    start: usize,
+}
+
+impl Buffer {
+    pub(crate) fn zeros(len: usize) -> Self {
+        const LINE: usize = 64;
+        let data = vec![0.0; len + LINE / size_of::<f32>()];
+        // At most the number of elements in a line.
+        let start = data.as_ptr().align_offset(LINE).min(data.len() - len);
+        Self { data, start }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.data[self.start..]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data[self.start..]
     }
 }
 

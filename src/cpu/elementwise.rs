@@ -1,10 +1,7 @@
 //! Loops over slices, element by element.
 
-use super::parallel::for_each_chunk;
+use super::parallel::{CHUNK, for_each_chunk, for_each_chunk_pair};
 use super::simd::dispatch;
-
-/// Elements a piece of work: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 /// `f(a[i], b[i])` for slices of one length, in a new vector that is not filled with zeros first.
 #[inline(always)]
@@ -28,6 +25,32 @@ pub(crate) fn zip_map(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) 
     out
 }
 
+/// Both results of `f(a[i])`, in two new vectors that are not filled with zeros first.
+#[inline(always)]
+pub(crate) fn map_to_two(a: &[f32], f: impl Fn(f32) -> (f32, f32) + Sync) -> (Vec<f32>, Vec<f32>) {
+    let n = a.len();
+    let (mut one, mut two) = (Vec::with_capacity(n), Vec::with_capacity(n));
+    let outputs = (&mut one.spare_capacity_mut()[..n], &mut two.spare_capacity_mut()[..n]);
+    for_each_chunk_pair((outputs.0, CHUNK), (outputs.1, CHUNK), |i, one, two| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for ((one, two), a) in one.iter_mut().zip(two.iter_mut()).zip(&a[i * CHUNK..]) {
+                    let (x, y) = f(*a);
+                    one.write(x);
+                    two.write(y);
+                }
+            },
+        );
+    });
+    // SAFETY: the chunks cover the first `n` elements of both, and each was written to its end: `a` is as long.
+    unsafe {
+        one.set_len(n);
+        two.set_len(n);
+    }
+    (one, two)
+}
+
 /// `out[i] = f(out[i], a[i])` for slices of one length.
 #[inline(always)]
 pub(crate) fn zip_update(out: &mut [f32], a: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
@@ -41,11 +64,6 @@ pub(crate) fn zip_update(out: &mut [f32], a: &[f32], f: impl Fn(f32, f32) -> f32
     });
 }
 
-/// `average = decay * average + weight * a`.
-pub(crate) fn move_average(average: &mut [f32], a: &[f32], decay: f32, weight: f32) {
-    zip_update(average, a, |average, a| decay * average + weight * a);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +73,7 @@ mod tests {
         for n in [0, 1, 31, CHUNK, 2 * CHUNK + 7] {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             assert_eq!(zip_map(&a, &a, |a, b| a + b), a.iter().map(|a| 2.0 * a).collect::<Vec<_>>());
+            assert_eq!(map_to_two(&a, |a| (a, -a)), (a.clone(), a.iter().map(|a| -a).collect()));
             let mut out = a.clone();
             zip_update(&mut out, &a, |out, a| 3.0 * out - a);
             assert_eq!(out, a.iter().map(|a| 2.0 * a).collect::<Vec<_>>());

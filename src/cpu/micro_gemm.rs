@@ -1,15 +1,15 @@
 //! Products of small matrices that stay in cache, for the tiles of attention and for Muon's iteration.
 //!
 //! `C(r) += sum over k of A(r, k) B(k)`, where the rows of B and C have columns in groups of [`GROUP`]. A is read one
-//! number at a time, with any strides, so no product needs a transposed copy of it. A block of [`ROWS`] rows of C stays
-//! in registers while `k` runs.
+//! number at a time, with any strides, so no product needs a transposed copy of it. A block of rows of C stays in
+//! registers while `k` runs: eight or more vectors, as many as two units for multiply-adds of four cycles keep in flight.
 
 use std::ops::Range;
 
 use pulp::Simd;
 
-/// Rows of C in a block.
-pub(crate) const ROWS: usize = 4;
+/// Rows of C for which the caller says what is needed of the product.
+pub(crate) const ROWS: usize = 8;
 
 /// Columns in a group: the lanes of the longest vectors.
 pub(crate) const GROUP: usize = 16;
@@ -57,15 +57,14 @@ pub(crate) fn product<S: Simd>(
         while column < columns {
             let b = Right { data: &b.data[column..], ..b };
             let c = Target { data: &mut c.data[row * c.stride + column..], ..c };
-            // As many groups at once as fit into registers: in all versions of the code but the first, a constant.
+            // As fit into registers: in all versions of the code but the first, a constant.
             column += match (S::F32_LANES, (columns - column).div_ceil(GROUP)) {
-                (16, 1) => block::<S, 1>(simd, c, a, b, k.len()),
-                (16, 2) => block::<S, 2>(simd, c, a, b, k.len()),
-                (16, 3) => block::<S, 3>(simd, c, a, b, k.len()),
-                (16, _) => block::<S, 4>(simd, c, a, b, k.len()),
-                (8, _) => block::<S, 2>(simd, c, a, b, k.len()),
-                (4, _) => block::<S, 4>(simd, c, a, b, k.len()),
-                (_, _) => block::<S, 16>(simd, c, a, b, k.len()),
+                (16, 1) => blocks::<S, 8, 1>(simd, c, a, b, k.len()),
+                (16, 3) => blocks::<S, 8, 3>(simd, c, a, b, k.len()),
+                (16, _) => blocks::<S, 8, 2>(simd, c, a, b, k.len()),
+                (8, _) => blocks::<S, 4, 2>(simd, c, a, b, k.len()),
+                (4, _) => blocks::<S, 4, 4>(simd, c, a, b, k.len()),
+                (_, _) => blocks::<S, 4, 16>(simd, c, a, b, k.len()),
             };
         }
     }
@@ -92,17 +91,35 @@ pub(crate) fn product_of_nonzero(
     }
 }
 
-/// Computes one block of `N` vectors per row, and returns its number of columns.
+/// Computes `N` vectors of each of [`ROWS`] rows, `R` rows at a time, and returns the number of columns.
 #[inline(always)]
-fn block<S: Simd, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) -> usize {
+fn blocks<S: Simd, const R: usize, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) -> usize {
+    for row in (0..ROWS).step_by(R) {
+        let a = Left { data: a.data.get(row * a.row_stride..).unwrap_or_default(), ..a };
+        let c = Target { data: &mut c.data[row * c.stride..], ..c };
+        block::<S, R, N>(simd, c, a, b, k);
+    }
+    N * S::F32_LANES
+}
+
+/// Computes one block of `R` rows of `N` vectors.
+#[inline(always)]
+fn block<S: Simd, const R: usize, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usize) {
     let columns = N * S::F32_LANES;
-    let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
+    let last = |n: usize, stride: usize| (n - 1).saturating_mul(stride);
+    if k > 0 {
+        assert!(last(R, a.row_stride).saturating_add(last(k, a.k_stride)) < a.data.len(), "A reaches past its data");
+        assert!(last(k, b.stride).saturating_add(columns) <= b.data.len(), "B reaches past its data");
+    }
+    let mut sums = [[simd.splat_f32s(0.0); N]; R];
     for k in 0..k {
-        let b = &S::as_simd_f32s(&b.data[k * b.stride..][..columns]).0[..N];
+        // SAFETY: the row of B ends within its data, as just checked for the last, and vectors are plain numbers.
+        let b: [S::f32s; N] = unsafe { b.data.as_ptr().add(k * b.stride).cast::<[S::f32s; N]>().read_unaligned() };
         for (r, sums) in sums.iter_mut().enumerate() {
-            let a = simd.splat_f32s(a.data[r * a.row_stride + k * a.k_stride]);
+            // SAFETY: the highest index, that of the last row and the last k, is within the data, as just checked.
+            let a = simd.splat_f32s(unsafe { *a.data.get_unchecked(r * a.row_stride + k * a.k_stride) });
             for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = simd.mul_add_e_f32s(a, *b, *sum);
+                *sum = simd.mul_add_e_f32s(a, b, *sum);
             }
         }
     }
@@ -112,5 +129,4 @@ fn block<S: Simd, const N: usize>(simd: S, c: Target, a: Left, b: Right, k: usiz
             *out = if c.adds { simd.add_f32s(*out, sum) } else { sum };
         }
     }
-    columns
 }

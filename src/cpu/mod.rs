@@ -6,6 +6,7 @@
 pub(crate) mod allocation;
 pub(crate) mod checks;
 pub(crate) mod elementwise;
+pub(crate) mod few_rows;
 pub(crate) mod matmul;
 pub(crate) mod micro_gemm;
 pub(crate) mod parallel;
@@ -14,6 +15,8 @@ pub(crate) mod simd;
 pub(crate) mod storage;
 #[cfg_attr(not(feature = "lm"), allow(dead_code, reason = "only the trainer adds up gradients"))]
 pub(crate) mod sums;
+pub(crate) mod team;
 pub(crate) mod tensor_file;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod transpose;

@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use pulp::{Arch, NullaryFnOnce, WithSimd};
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 
 /// Runs a kernel in the version for this processor.
 #[inline]
@@ -71,6 +71,29 @@ fn choose() -> Arch {
     Arch::new()
 }
 
+/// Asks the processor to fetch what lies `at` an element, which may be past the end: a hint without effect on results.
+#[inline(always)]
+pub(crate) fn prefetch(data: &[f32], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction reads nothing, so it is defined for every address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, at);
+}
+
+/// Below this, results of [`exp`] are 0: they would not be normal numbers.
+const LOWEST: f32 = -87.3;
+
+/// ln 2 in two parts, the first with so few bits that an exponent times it is exact.
+const LN_2_HI: f32 = 0.693_359_4;
+const LN_2_LO: f32 = -2.121_944_4e-4;
+
+/// The coefficients of the polynomial `p` in `e^r = p r^2 + r + 1`, the highest first.
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1];
+
 /// `e^x` to within two units in the last place: 0 below -87.3, capped at 3.4e38 above 88.3.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `e^r` by a polynomial (the coefficients of Cephes' `expf`), `2^n` by its
@@ -78,24 +101,40 @@ fn choose() -> Arch {
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first with so few bits that n times it is exact.
-    const LN_2_HI: f32 = 0.693_359_4;
-    const LN_2_LO: f32 = -2.121_944_4e-4;
-    let clamped = x.clamp(-87.3, 88.3);
+    let clamped = x.clamp(LOWEST, 88.3);
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     let rounded = clamped * LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = (clamped - n * LN_2_HI) - n * LN_2_LO;
-    let p = 1.987_569_1e-4f32;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_3e-1;
+    let mut p = EXP[0];
+    for coefficient in &EXP[1..] {
+        p = p * r + coefficient;
+    }
     let e_r = (p * r) * r + r + 1.0;
     let two_n = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
-    if x < -87.3 { 0.0 } else { e_r * two_n }
+    if x < LOWEST { 0.0 } else { e_r * two_n }
+}
+
+/// [`exp`] of vectors of numbers up to 0, with fused multiply-adds.
+#[inline(always)]
+pub(crate) fn exp_of_negative<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // Of -88, `n` below is -127, for which `2^n` becomes 0. NaN stays as it is.
+    let is_low = simd.less_than_f32s(x, simd.splat_f32s(LOWEST));
+    let x = simd.select_f32s(is_low, simd.splat_f32s(-88.0), x);
+    // As in `exp`, but what is left in the lowest bits is already the exponent of a number.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    let rounded = simd.mul_add_e_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(ROUND));
+    let n = simd.sub_f32s(rounded, simd.splat_f32s(ROUND));
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2_HI), x);
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2_LO), r);
+    let mut p = simd.splat_f32s(EXP[0]);
+    for coefficient in &EXP[1..] {
+        p = simd.mul_add_e_f32s(p, r, simd.splat_f32s(*coefficient));
+    }
+    let e_r = simd.mul_add_e_f32s(simd.mul_f32s(p, r), r, simd.add_f32s(r, simd.splat_f32s(1.0)));
+    let two_n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
+    simd.mul_f32s(e_r, simd.transmute_f32s_u32s(two_n))
 }
 
 /// `tanh(x)` to within three units in the last place: near 0 by the polynomial of Cephes' `tanhf`, elsewhere
@@ -195,5 +234,39 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::INFINITY) > 1e38);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    /// Of vectors of 16 numbers.
+    struct Exponentials<'a>(&'a mut [f32]);
+
+    impl WithSimd for Exponentials<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for x in S::as_mut_simd_f32s(self.0).0 {
+                *x = exp_of_negative(simd, *x);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_of_negative_is_within_two_units_in_the_last_place_in_each_version() {
+        let xs: Vec<f32> = (0..87_296).map(|i| i as f32 * -1e-3).collect();
+        let special = [f32::NEG_INFINITY, f32::MIN, -1e5, -88.0, -87.31, -0.0, f32::NAN];
+        for (name, (got, of_special)) in crate::cpu::testing::in_each_version(|| {
+            let (mut got, mut of_special) = (xs.clone(), [0.0; 16]);
+            of_special[..special.len()].copy_from_slice(&special);
+            dispatch_vectors(Exponentials(&mut got));
+            dispatch_vectors(Exponentials(&mut of_special));
+            (got, of_special)
+        }) {
+            for (x, got) in xs.iter().zip(got) {
+                let expected = f64::from(*x).exp();
+                assert!((f64::from(got) / expected - 1.0).abs() < 2.4e-7, "{name}: {x}: {got}, expected {expected}");
+            }
+            assert_eq!(of_special[..6], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "{name}");
+            assert!(of_special[6].is_nan(), "{name}");
+        }
     }
 }

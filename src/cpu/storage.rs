@@ -1,10 +1,11 @@
 //! From tensors to the slices that kernels work on.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 
 /// Whether there are kernels for these tensors: `f32` on the CPU, unless second derivatives are wanted. All others take
 /// the reference path.
@@ -65,6 +66,43 @@ pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Res
     }
 }
 
+/// Calls `f` with the values of `tensor`, to change in place, and those of two others: all contiguous and `f32`, on the
+/// CPU.
+///
+/// # Errors
+/// If one of the others shares its values with `tensor`, and those of `f`.
+pub(crate) fn change(
+    tensor: &Tensor,
+    [a, b]: [&Tensor; 2],
+    f: impl FnOnce(&mut [f32], [&[f32]; 2]) -> Result<()>,
+) -> Result<()> {
+    tensor.inplace_op3(a, b, &Change(Cell::new(Some(f))))
+}
+
+/// candle's way to the values of a tensor.
+struct Change<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32], [&[f32]; 2]) -> Result<()>> InplaceOp3 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &mut CpuStorage,
+        layout: &Layout,
+        a: &CpuStorage,
+        a_l: &Layout,
+        b: &CpuStorage,
+        b_l: &Layout,
+    ) -> Result<()> {
+        match self.0.take() {
+            Some(f) => f(slice_mut(storage, layout)?, [slice(a, a_l)?, slice(b, b_l)?]),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The values of a contiguous `f32` tensor on the CPU, borrowed.
 pub(crate) struct Values<'a> {
     storage: StorageRef<'a>,
@@ -81,6 +119,35 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, start, end }),
         _ => bail!("kernel: expected a tensor of f32 on the CPU, got {:?}", tensor),
+    }
+}
+
+/// The values of an `f32` tensor on the CPU in order: borrowed if they lie so, else copied.
+#[cfg(feature = "lm")]
+pub(crate) enum InOrder<'a> {
+    Borrowed(Values<'a>),
+    Copied(Vec<f32>),
+}
+
+#[cfg(feature = "lm")]
+impl<'a> InOrder<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        match values(tensor) {
+            Err(_) if !tensor.is_contiguous() => tensor.flatten_all()?.to_vec1().map(Self::Copied),
+            values => values.map(Self::Borrowed),
+        }
+    }
+}
+
+#[cfg(feature = "lm")]
+impl Deref for InOrder<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Copied(values) => values,
+        }
     }
 }
 

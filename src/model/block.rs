@@ -6,9 +6,10 @@ use candle_nn::VarBuilder;
 use super::config::{Activation, ModelConfig};
 use super::context::{BlockPass, dropped};
 use crate::nn::{
-    AttentionInputs, KvCache, LayerNorm, LoraConfig, MultiHeadAttention, Projection, RotaryEmbedding, layer_norm,
-    linear_with,
+    AttentionInputs, AttentionScratch, KvCache, LayerNorm, LoraConfig, MultiHeadAttention, Projection, RotaryEmbedding,
+    layer_norm, linear_with,
 };
+use crate::ops::activation::{OnSlices, on_slices};
 use crate::ops::{self, Mask, record};
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (pre-norm, as in GPT-2 and llama).
@@ -53,6 +54,17 @@ impl Block {
     /// The output at the next positions of a text, whose earlier ones the cache holds.
     pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.residual(xs, &BlockPass::default(), |xs| self.attention.forward_cached(xs, cache))
+    }
+
+    /// As [`forward_cached`](Self::forward_cached), in place, of the next position of each sequence: (B, C) in `f32` on
+    /// the CPU.
+    pub(super) fn decode(&self, xs: &mut [f32], cache: &mut KvCache, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { attention, normed, hidden, activated } = scratch;
+        normed.resize(xs.len(), 0.0);
+        self.attention_norm.forward_rows(normed, xs)?;
+        self.attention.decode(xs, normed, cache, attention)?;
+        self.mlp_norm.forward_rows(normed, xs)?;
+        self.mlp.decode(xs, normed, [hidden, activated])
     }
 
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`, whatever computes the attention.
@@ -102,6 +114,34 @@ impl Mlp {
     }
 }
 
+/// Buffers for [`Block::decode`].
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    attention: AttentionScratch,
+    normed: Vec<f32>,
+    hidden: Vec<f32>,
+    activated: Vec<f32>,
+}
+
+impl Mlp {
+    /// Adds the output for each row of `xs` (B, C) to `out`.
+    fn decode(&self, out: &mut [f32], xs: &[f32], [hidden, activated]: [&mut Vec<f32>; 2]) -> Result<()> {
+        let (f, c) = self.up_proj.base().weight().dims2()?;
+        let (b, activation) = (xs.len() / c, self.activation.on_slices());
+        activated.resize(b * f, 0.0);
+        let both = [self.gate_proj.as_ref().unwrap_or(&self.up_proj), &self.up_proj];
+        let into_hidden = if self.gate_proj.is_some() { &both[..] } else { &both[1..] };
+        let width = into_hidden.len() * f;
+        hidden.resize(b * width, 0.0);
+        Projection::forward_rows(into_hidden, hidden, false, xs, b)?; // (B, F) or (B, 2 F)
+        for (ys, hidden) in activated.chunks_exact_mut(f).zip(hidden.chunks_exact(width)) {
+            let (xs, up) = hidden.split_at(f);
+            activation(ys, xs, self.gate_proj.is_some().then_some(up));
+        }
+        Projection::forward_rows(&[&self.down_proj], out, true, activated, b)
+    }
+}
+
 impl Module for Mlp {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let up = self.up_proj.forward(xs)?; // (B, T, F)
@@ -121,6 +161,17 @@ impl Activation {
             Self::Silu => ops::silu(xs),
             Self::Relu => ops::relu(xs),
             Self::QuickGelu => ops::quick_gelu(xs),
+        }
+    }
+
+    /// The same on slices, also with a factor.
+    fn on_slices(self) -> OnSlices {
+        match self {
+            Self::GeluErf => on_slices::GELU_ERF,
+            Self::GeluTanh => on_slices::GELU_TANH,
+            Self::Silu => on_slices::SILU,
+            Self::Relu => on_slices::RELU,
+            Self::QuickGelu => on_slices::QUICK_GELU,
         }
     }
 

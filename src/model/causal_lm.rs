@@ -3,10 +3,12 @@
 use candle_core::{Device, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::block::Block;
+use super::block::{self, Block};
 use super::config::ModelConfig;
 use super::context::{ForwardContext, Pass, dropped};
-use crate::nn::{KvCache, LayerNorm, LoraConfig, layer_norm};
+use crate::cpu::few_rows::MAX_ROWS;
+use crate::cpu::storage::{has_kernel, values};
+use crate::nn::{KvCache, LayerNorm, Linear, LoraConfig, Projection, layer_norm};
 use crate::ops::{self, CrossEntropyOptions, record};
 
 /// A decoder: token embeddings, a stack of blocks, a norm and a projection to the vocabulary. Depending on the
@@ -36,6 +38,14 @@ pub struct CausalLm {
     norm: LayerNorm,
     head: Tensor,
     config: ModelConfig,
+}
+
+/// Buffers for [`CausalLm::decode`].
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    xs: Vec<f32>,
+    normed: Vec<f32>,
+    block: block::Scratch,
 }
 
 impl CausalLm {
@@ -160,9 +170,41 @@ impl CausalLm {
         let start = caches.first().map_or(0, KvCache::next_position);
         let mut xs = self.embed(start, ids)?;
         for (block, cache) in self.blocks.iter().zip(caches) {
-            xs = block.forward_cached(&xs, cache)?;
+            // Without the graph of the blocks before, which would keep what they have computed.
+            xs = block.forward_cached(&xs.detach(), cache)?;
         }
         Ok(self.last_logits(&self.norm.forward(&xs)?)?.detach())
+    }
+
+    /// As [`next_token_logits_cached`](Self::next_token_logits_cached) of one position of each sequence, on slices: for
+    /// a small model, tensors would take longer than the arithmetic. `None` if there are no kernels for this, or ids or
+    /// position are none of the model's.
+    pub(super) fn decode(&self, ids: &[u32], caches: &mut [KvCache], scratch: &mut Scratch) -> Result<Option<Tensor>> {
+        let &ModelConfig { embed_dim: c, vocab_size, context_len, .. } = &self.config;
+        let start = caches.first().map_or(0, KvCache::next_position);
+        let tables: Vec<&Tensor> = [&self.token_embedding].into_iter().chain(&self.position_embedding).collect();
+        let are_slices = has_kernel(&tables) && tables.iter().all(|table| table.is_contiguous());
+        let are_known = ids.iter().all(|id| (*id as usize) < vocab_size) && (tables.len() == 1 || start < context_len);
+        if !are_slices || !are_known || ids.len() > MAX_ROWS {
+            return Ok(None);
+        }
+        let Scratch { xs, normed, block } = scratch;
+        xs.resize(ids.len() * c, 0.0);
+        for (x, id) in xs.chunks_exact_mut(c).zip(ids) {
+            x.copy_from_slice(&values(&self.token_embedding)?[*id as usize * c..][..c]);
+            if let Some(positions) = &self.position_embedding {
+                x.iter_mut().zip(&values(positions)?[start * c..]).for_each(|(x, position)| *x += position);
+            }
+        }
+        for (layer, cache) in self.blocks.iter().zip(caches) {
+            layer.decode(xs, cache, block)?;
+        }
+        normed.resize(xs.len(), 0.0);
+        self.norm.forward_rows(normed, xs)?;
+        let mut logits = vec![0.0; ids.len() * vocab_size];
+        let head = Projection::from(Linear::new(self.head.clone(), None));
+        Projection::forward_rows(&[&head], &mut logits, false, normed, ids.len())?;
+        Tensor::from_vec(logits, (ids.len(), vocab_size), &Device::Cpu).map(Some)
     }
 
     fn last_logits(&self, xs: &Tensor) -> Result<Tensor> {

@@ -1,11 +1,11 @@
 //! Reading a text step by step.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::CausalLm;
+use super::causal_lm::Scratch;
 use crate::host::{Result, bail, memory};
 use crate::nn::KvCache;
-use crate::ops;
 
 /// A model with the keys and values of a text it has read, or of several side by side: the next token costs one
 /// position instead of the whole text again.
@@ -45,21 +45,13 @@ pub struct Decoder<'a> {
     sequences: Option<usize>,
     /// For learned positions, the ids that the caches hold: some of them will have to be read again.
     read: Vec<Tensor>,
-    /// Parameters of the model for each layer: about the multiplications of one position in it.
-    parameters_per_layer: usize,
+    scratch: Scratch,
 }
 
 impl CausalLm {
     /// A decoder that has read nothing.
     pub fn decoder(&self) -> Decoder<'_> {
-        let config = self.config();
-        Decoder {
-            model: self,
-            caches: caches(self),
-            sequences: None,
-            read: Vec::new(),
-            parameters_per_layer: config.parameter_count() / config.num_layers,
-        }
+        Decoder { model: self, caches: caches(self), sequences: None, read: Vec::new(), scratch: Scratch::default() }
     }
 }
 
@@ -159,14 +151,97 @@ impl Decoder<'_> {
     }
 
     fn step(&mut self, ids: &Tensor) -> Result<Tensor> {
-        // For a few positions of a small model, waking other threads would take longer than the work itself. Reading
-        // the weights takes as long as multiplying this many positions by them.
-        const READING: usize = 16;
-        const WORTH_SPLITTING: usize = 1 << 24;
         let (b, t) = ids.dims2()?;
         self.check_growth(b, |cache| cache.allocated_after(t))?;
-        let is_small = (ids.elem_count() + READING) * self.parameters_per_layer < WORTH_SPLITTING;
-        let mut run = || self.model.next_token_logits_cached(ids, &mut self.caches);
-        Ok(if is_small { ops::sequential(run) } else { run() }?)
+        if t == 1 && ids.dtype() == DType::U32 {
+            let read: Vec<u32> = ids.flatten_all()?.to_vec1()?;
+            if let Some(logits) = self.model.decode(&read, &mut self.caches, &mut self.scratch)? {
+                return Ok(logits);
+            }
+        }
+        Ok(self.model.next_token_logits_cached(ids, &mut self.caches)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::randn;
+    use crate::model::{Activation, ModelConfig, SlidingWindow};
+    use crate::nn::{LoraConfig, Parameters, RotaryScaling};
+    use candle_core::Device;
+
+    /// Every option that changes what a block computes.
+    fn configs() -> Vec<ModelConfig> {
+        let tiny = |of: ModelConfig| ModelConfig {
+            context_len: 7,
+            embed_dim: 12,
+            num_heads: 3,
+            num_layers: 2,
+            hidden_dim: 13,
+            ..of
+        };
+        let [gpt2, llama, qwen3] = [ModelConfig::gpt2(11), ModelConfig::llama(11), ModelConfig::qwen3(11)].map(tiny);
+        let activations = [Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::GeluErf];
+        let [erf, silu] =
+            [&gpt2, &llama].map(|of| activations.map(|activation| ModelConfig { activation, ..of.clone() }));
+        let others = [
+            ModelConfig { bias: true, tie_embeddings: false, ..gpt2.clone() },
+            ModelConfig { scale_attn_weights: false, scale_attn_by_inverse_layer_idx: true, ..gpt2.clone() },
+            ModelConfig { num_kv_heads: Some(1), bias: true, mlp_bias: true, tie_embeddings: false, ..llama.clone() },
+            ModelConfig { rope_theta: 5e5, rope_scaling: RotaryScaling::Linear { factor: 2.0 }, ..llama.clone() },
+            ModelConfig { num_kv_heads: Some(1), head_dim: Some(6), bias: true, ..qwen3.clone() },
+            ModelConfig { sliding_window: Some(SlidingWindow::new(3, vec![true, false])), ..qwen3.clone() },
+        ];
+        [gpt2, llama, qwen3].into_iter().chain(erf).chain(silu).chain(others).collect()
+    }
+
+    /// A model with weights that are tracked, and, on request, adapters.
+    fn random_model(config: &ModelConfig, has_adapters: bool) -> CausalLm {
+        let parameters = Parameters::new(3);
+        let vb = parameters.var_builder(DType::F32, &Device::Cpu);
+        let model = CausalLm::new(config, vb.clone()).unwrap();
+        let model = if has_adapters { model.with_lora(&LoraConfig::new(2), vb.pp("adapters")).unwrap() } else { model };
+        for (i, (_, var)) in parameters.vars().iter().enumerate() {
+            var.set(&(randn(i as u64, var.dims()) * 0.3).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+        }
+        model
+    }
+
+    /// Position by position, past the context where positions are rotary, after a first piece of several.
+    #[test]
+    fn the_next_position_on_slices_has_the_bits_of_that_on_tensors() {
+        for (config, has_adapters) in configs().iter().flat_map(|config| [(config, false), (config, true)]) {
+            let model = random_model(config, has_adapters);
+            for b in [1, 3] {
+                let [mut on_slices, mut on_tensors] = [caches(&model), caches(&model)];
+                let first = Tensor::from_vec((0..2 * b as u32).collect(), (b, 2), &Device::Cpu).unwrap();
+                for caches in [&mut on_slices, &mut on_tensors] {
+                    model.next_token_logits_cached(&first, caches).unwrap();
+                }
+                let mut scratch = Scratch::default();
+                let positions = if config.architecture.is_rotary() { 300 } else { 5 };
+                for i in 0..positions {
+                    let ids: Vec<u32> = (0..b as u32).map(|row| (i * i + 3 * row) % 11).collect();
+                    let got = model.decode(&ids, &mut on_slices, &mut scratch).unwrap().expect("kernels");
+                    let ids = Tensor::from_vec(ids, (b, 1), &Device::Cpu).unwrap();
+                    let expected = model.next_token_logits_cached(&ids, &mut on_tensors).unwrap();
+                    assert!(!got.track_op() && !expected.track_op());
+                    let [got, expected] = [got, expected].map(|logits| logits.to_vec2::<f32>().unwrap());
+                    assert!(got == expected, "{config:?}, adapters {has_adapters}, {b} sequences, position {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_kernel_is_left_to_tensors() {
+        let config = &configs()[0];
+        let model = random_model(config, false);
+        let decode = |ids: &[u32]| model.decode(ids, &mut caches(&model), &mut Scratch::default()).unwrap();
+        assert!(decode(&[1]).is_some());
+        assert!(decode(&[11]).is_none());
+        let in_f64 = CausalLm::new(config, Parameters::new(3).var_builder(DType::F64, &Device::Cpu)).unwrap();
+        assert!(in_f64.decode(&[1], &mut caches(&in_f64), &mut Scratch::default()).unwrap().is_none());
     }
 }

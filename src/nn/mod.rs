@@ -24,6 +24,8 @@ mod lora;
 pub mod mapping;
 mod multi_head;
 mod norm;
+#[cfg(feature = "lm")]
+mod on_slices;
 mod parameters;
 mod projection;
 mod rotary;
@@ -36,6 +38,8 @@ pub use embedding::{Embedding, embedding};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, linear, linear_b, linear_no_bias, linear_with};
 pub use lora::{LoraConfig, LoraLinear};
+#[cfg(feature = "lm")]
+pub(crate) use multi_head::Scratch as AttentionScratch;
 pub use multi_head::{AttentionInputs, KeysValues, MultiHeadAttention, MultiHeadAttentionConfig};
 pub use norm::{LayerNorm, RmsNorm, layer_norm, layer_norm_no_bias, rms_norm};
 pub use parameters::Parameters;

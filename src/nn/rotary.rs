@@ -73,7 +73,7 @@ pub struct RotaryEmbedding {
     first: Tables,
     /// For the further positions used last, the latest at the end.
     beyond: Arc<RwLock<Vec<Tables>>>,
-    pairs: RotaryPairs,
+    pub(super) pairs: RotaryPairs,
     layout: QkvLayout,
 }
 
@@ -223,7 +223,7 @@ impl RotaryEmbedding {
     }
 
     /// Cosines and sines of `t` positions from `offset` on.
-    fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
+    pub(super) fn tables(&self, offset: usize, t: usize) -> Result<(Tensor, Tensor)> {
         const MAX: usize = u32::MAX as usize;
         /// Positions computed at once.
         const BLOCK: usize = 64;

@@ -5,17 +5,21 @@
 //! [`Recording::backward`] then passes each gradient on as it is, adds only where two meet, and frees what forward kept
 //! as soon as it has been used. The gradients equal those of candle's own backward pass.
 //!
-//! Only this crate's operations are recorded, and only on the recording thread. A candle operation on a variable is
-//! refused. On a recorded result it would cut the gradient: everything that a recorded forward pass calls must go
-//! through this module, which a test of the trainer verifies for every form of the model.
+//! Only this crate's operations are recorded, and only on the recording thread. A recorded result is a variable to
+//! candle: what a candle operation makes of it, or of a variable of the model, has a graph that leads back to it, by
+//! which the next recorded operation, or backward, recognises and refuses it. So no gradient is cut in silence.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 use candle_core::shape::ShapeWithOneHole;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail,
+};
 
-use crate::cpu::storage::{add_parameter, precise};
+use crate::cpu::elementwise::{zip_map, zip_update};
+use crate::cpu::storage::{add_parameter, values};
+use crate::cpu::sums::{self, sum_rows};
 
 thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
@@ -34,8 +38,8 @@ struct Node {
 #[derive(Default)]
 pub(crate) struct Recording {
     nodes: Vec<Node>,
-    /// Results so far that depend on a variable.
-    tracked: HashSet<TensorId>,
+    /// The results so far.
+    results: HashSet<TensorId>,
 }
 
 /// Runs a forward pass on this thread and records it.
@@ -59,15 +63,16 @@ impl Recording {
     /// The gradients of the variables, by id, for a result whose own gradient is 1.
     ///
     /// # Errors
-    /// Those of the operations.
+    /// If the result was not recorded, and those of the operations.
     pub(crate) fn backward(self, result: &Tensor) -> Result<HashMap<TensorId, Tensor>> {
-        let mut gradients = HashMap::from([(result.id(), result.ones_like()?)]);
+        self.check(result)?;
+        let mut gradients = HashMap::from([(result.id(), Tensor::ones(result.shape(), result.dtype(), &Device::Cpu)?)]);
         for Node { inputs, out, backward } in self.nodes.into_iter().rev() {
             let Some(gradient) = gradients.remove(&out) else { continue };
             for (input, gradient) in inputs.into_iter().zip(backward(&gradient)?) {
                 let Some(gradient) = gradient else { continue };
                 let sum = match gradients.remove(&input) {
-                    Some(before) => (before + gradient)?,
+                    Some(before) => sums::add(&before, &gradient)?,
                     None => gradient,
                 };
                 gradients.insert(input, sum);
@@ -75,14 +80,19 @@ impl Recording {
         }
         Ok(gradients)
     }
+
+    /// Refuses what candle computed from a variable or a recorded result.
+    fn check(&self, tensor: &Tensor) -> Result<()> {
+        if tensor.track_op() && !tensor.is_variable() && !self.results.contains(&tensor.id()) {
+            bail!("record: a tensor of shape {:?} comes from an operation that is not recorded", tensor.dims());
+        }
+        Ok(())
+    }
 }
 
 /// Whether the gradient of this tensor may be needed.
 pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
-    let is_recorded = |recording: &Option<Recording>| {
-        recording.as_ref().is_some_and(|recording| recording.tracked.contains(&tensor.id()))
-    };
-    tensor.track_op() || RECORDING.with_borrow(is_recorded)
+    tensor.track_op()
 }
 
 /// Whether operations of this thread are recorded.
@@ -90,46 +100,72 @@ pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
 }
 
-/// Records an operation if one of its inputs is tracked.
-fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
-    if let Some(input) = inputs.iter().find(|input| input.track_op() && !input.is_variable()) {
-        bail!("record: a tensor of shape {:?} comes from an operation that is not recorded", input.dims());
+/// What an operation computed, as a tensor; if the gradient of an input may be needed, as a recorded variable.
+fn recorded(
+    inputs: &[&Tensor],
+    (values, shape): (Vec<f32>, Shape),
+    backward: impl FnOnce(&Tensor) -> Backward,
+) -> Result<Tensor> {
+    if !inputs.iter().any(|input| is_tracked(input)) {
+        return Tensor::from_vec(values, shape, &Device::Cpu);
     }
-    let is_tracked = inputs.iter().any(|input| is_tracked(input));
-    RECORDING.with_borrow_mut(|recording| {
-        if let Some(recording) = recording.as_mut().filter(|_| is_tracked) {
-            recording.tracked.insert(out.id());
-            let inputs = inputs.iter().map(|input| input.id()).collect();
-            recording.nodes.push(Node { inputs, out: out.id(), backward });
-        }
-    });
-    Ok(())
+    let out = Var::from_vec(values, shape, &Device::Cpu)?.into_inner();
+    push(inputs, &out, backward(&out))?;
+    Ok(out)
 }
 
-/// What an operation's gradients depend on, and the recording keeps: what is not kept is freed after its last use in
-/// forward.
+/// Records an operation.
+fn push(inputs: &[&Tensor], out: &Tensor, backward: Backward) -> Result<()> {
+    RECORDING.with_borrow_mut(|recording| {
+        let Some(recording) = recording else { return Ok(()) };
+        inputs.iter().try_for_each(|input| recording.check(input))?;
+        recording.results.insert(out.id());
+        let inputs = inputs.iter().map(|input| input.id()).collect();
+        recording.nodes.push(Node { inputs, out: out.id(), backward });
+        Ok(())
+    })
+}
+
+/// What an operation's gradients depend on beside what it keeps itself, and the recording keeps: all else is freed after
+/// its last use in forward.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Kept {
+    Nothing,
     Inputs,
     InputsAndResult,
 }
 
-impl Kept {
-    /// What takes the place of the result in backward.
-    fn result(self, out: &Tensor, input: &Tensor) -> Tensor {
-        if self == Self::InputsAndResult { out.clone() } else { input.clone() }
+/// Calls a kernel with the content of tensors, and takes the values that it computes.
+fn compute(
+    tensors: &[&Tensor],
+    kernel: impl FnOnce(&[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)>,
+) -> Result<(Vec<f32>, Shape)> {
+    let held: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let contents = held.iter().map(|(storage, layout)| match &**storage {
+        Storage::Cpu(storage) => Ok((storage, *layout)),
+        _ => bail!("record: expected tensors on the CPU"),
+    });
+    match kernel(&contents.collect::<Result<Vec<_>>>()?)? {
+        (CpuStorage::F32(values), shape) => Ok((values, shape)),
+        _ => bail!("record: expected a result of f32"),
     }
 }
 
-/// Applies an operation, in candle's graph or in the recording.
+/// Applies an operation, in candle's graph or in the recording. In backward, the gradient stands in for what is not
+/// kept.
 pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static, kept: Kept) -> Result<Tensor> {
     if !is_recording() {
         return a.apply_op1(op);
     }
-    let out = a.apply_op1_no_bwd(&op)?;
-    let (kept_a, kept_out) = (a.clone(), kept.result(&out, a));
-    push(&[a], &out, Box::new(move |dout| Ok(vec![op.bwd(&kept_a, &kept_out, dout)?])))?;
-    Ok(out)
+    let computed = compute(&[a], |x| op.cpu_fwd(x[0].0, x[0].1))?;
+    recorded(&[a], computed, |out| {
+        let kept_a = (kept != Kept::Nothing).then(|| a.clone());
+        let kept_out = (kept == Kept::InputsAndResult).then(|| out.clone());
+        Box::new(move |dout| {
+            let (a, out) = (kept_a.as_ref().unwrap_or(dout), kept_out.as_ref().unwrap_or(dout));
+            Ok(vec![op.bwd(a, out, dout)?])
+        })
+    })
 }
 
 /// As [`apply1`], for two tensors on which alone the gradients depend.
@@ -137,17 +173,17 @@ pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 
     if !is_recording() {
         return a.apply_op2(b, op);
     }
-    let out = a.apply_op2_no_bwd(b, &op)?;
-    let kept = [a.clone(), b.clone()];
-    let backward = move |dout: &Tensor| {
-        let (da, db) = op.bwd(&kept[0], &kept[1], &kept[0], dout)?;
-        Ok(vec![da, db])
-    };
-    push(&[a, b], &out, Box::new(backward))?;
-    Ok(out)
+    let computed = compute(&[a, b], |x| op.cpu_fwd(x[0].0, x[0].1, x[1].0, x[1].1))?;
+    recorded(&[a, b], computed, |_| {
+        let (a, b) = (a.clone(), b.clone());
+        Box::new(move |dout| {
+            let (da, db) = op.bwd(&a, &b, dout, dout)?;
+            Ok(vec![da, db])
+        })
+    })
 }
 
-/// As [`apply1`], for three tensors.
+/// As [`apply1`], for three tensors, which are kept.
 pub(crate) fn apply3(
     [a, b, c]: [&Tensor; 3],
     op: impl CustomOp3 + Send + Sync + 'static,
@@ -156,33 +192,38 @@ pub(crate) fn apply3(
     if !is_recording() {
         return a.apply_op3(b, c, op);
     }
-    let out = a.apply_op3_no_bwd(b, c, &op)?;
-    let (kept, kept_out) = ([a.clone(), b.clone(), c.clone()], kept.result(&out, a));
-    let backward = move |dout: &Tensor| {
-        let (da, db, dc) = op.bwd(&kept[0], &kept[1], &kept[2], &kept_out, dout)?;
-        Ok(vec![da, db, dc])
-    };
-    push(&[a, b, c], &out, Box::new(backward))?;
-    Ok(out)
+    let computed = compute(&[a, b, c], |x| op.cpu_fwd(x[0].0, x[0].1, x[1].0, x[1].1, x[2].0, x[2].1))?;
+    recorded(&[a, b, c], computed, |out| {
+        let (a, b, c) = (a.clone(), b.clone(), c.clone());
+        let kept_out = (kept == Kept::InputsAndResult).then(|| out.clone());
+        Box::new(move |dout| {
+            let (da, db, dc) = op.bwd(&a, &b, &c, kept_out.as_ref().unwrap_or(dout), dout)?;
+            Ok(vec![da, db, dc])
+        })
+    })
 }
 
 /// The tensor, or a contiguous copy.
 pub(crate) fn contiguous(a: &Tensor) -> Result<Tensor> {
-    let out = a.contiguous()?;
-    if is_recording() && out.id() != a.id() {
-        push(&[a], &out, Box::new(|dout| Ok(vec![Some(dout.clone())])))?;
+    if !is_recording() || a.is_contiguous() {
+        return a.contiguous();
     }
-    Ok(out)
+    let computed = (strided_values(a)?, a.shape().clone());
+    recorded(&[a], computed, |_| Box::new(|dout| Ok(vec![Some(dout.clone())])))
+}
+
+/// The elements of a tensor with any strides, in order.
+fn strided_values(a: &Tensor) -> Result<Vec<f32>> {
+    a.detach().flatten_all()?.to_vec1()
 }
 
 /// The same elements in another shape.
 pub(crate) fn reshape(a: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
-    if !is_recording() {
-        return a.reshape(shape);
+    let out = a.reshape(shape)?;
+    if is_recording() && is_tracked(a) {
+        let before = a.shape().clone();
+        push(&[a], &out, Box::new(move |dout| Ok(vec![Some(dout.reshape(before)?)])))?;
     }
-    let out = a.detach().reshape(shape)?;
-    let before = a.shape().clone();
-    push(&[a], &out, Box::new(move |dout| Ok(vec![Some(dout.reshape(before)?)])))?;
     Ok(out)
 }
 
@@ -191,9 +232,10 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_recording() {
         return a + b;
     }
-    let out = (a.detach() + b.detach())?;
-    push(&[a, b], &out, Box::new(|dout| Ok(vec![Some(dout.clone()), Some(dout.clone())])))?;
-    Ok(out)
+    let (a, b) = (contiguous(a)?, contiguous(b)?);
+    let sum = zip_map(&values(&a)?, &values(&b)?, |a, b| a + b);
+    let backward = |dout: &Tensor| Ok(vec![Some(dout.clone()), Some(dout.clone())]);
+    recorded(&[&a, &b], (sum, a.shape().clone()), |_| Box::new(backward))
 }
 
 /// `factor * a`.
@@ -201,26 +243,34 @@ pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
     if !is_recording() {
         return a * factor;
     }
-    let out = (a.detach() * factor)?;
-    push(&[a], &out, Box::new(move |dout| Ok(vec![Some((dout * factor)?)])))?;
-    Ok(out)
+    let a = contiguous(a)?;
+    let product = zip_map(&values(&a)?, &values(&a)?, |a, _| a * factor as f32);
+    recorded(&[&a], (product, a.shape().clone()), |_| Box::new(move |dout| Ok(vec![Some((dout * factor)?)])))
 }
 
 /// Adds the T rows of a table (L, C) from `start` on to each sequence of `xs` (B, T, C).
 pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result<Tensor> {
-    let t = xs.dim(1)?;
+    let (b, t, c) = xs.dims3()?;
     if !is_recording() {
         return add_parameter(xs, &table.narrow(0, start, t)?);
     }
-    let out = add_parameter(&xs.detach(), &table.detach().narrow(0, start, t)?)?;
-    let rest = table.dim(0)? - start - t;
+    let xs = contiguous(xs)?;
+    let (of_sequence, rows) = (t * c, table.dim(0)?);
+    let mut sum = values(&xs)?.to_vec();
+    for sequence in sum.chunks_exact_mut(of_sequence.max(1)) {
+        zip_update(sequence, &values(table)?[start * c..][..of_sequence], |x, position| x + position);
+    }
     let backward = move |dout: &Tensor| {
-        let dtable = dout.to_dtype(precise(dout.dtype()))?.sum(0)?.to_dtype(dout.dtype())?; // (T, C)
-        let dtable = if start + rest == 0 { dtable } else { dtable.pad_with_zeros(0, start, rest)? };
-        Ok(vec![Some(dout.clone()), Some(dtable)])
+        let dys = dout.contiguous()?;
+        let dys = values(&dys)?;
+        let of_positions = sum_rows(b, of_sequence, |i, sums: &mut [f32]| {
+            sums.iter_mut().zip(&dys[i * of_sequence..]).for_each(|(sum, dy)| *sum += dy);
+        });
+        let mut dtable = vec![0.0; rows * c];
+        dtable[start * c..][..of_sequence].copy_from_slice(&of_positions);
+        Ok(vec![Some(dout.clone()), Some(Tensor::from_vec(dtable, (rows, c), &Device::Cpu)?)])
     };
-    push(&[xs, table], &out, Box::new(backward))?;
-    Ok(out)
+    recorded(&[&xs, table], (sum, xs.shape().clone()), |_| Box::new(backward))
 }
 
 /// Concatenates matrices of equal width along the rows.
@@ -228,7 +278,7 @@ pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
     if !is_recording() {
         return Tensor::cat(parts, 0);
     }
-    let out = Tensor::cat(&parts.iter().map(|part| part.detach()).collect::<Vec<_>>(), 0)?;
+    let stacked = Tensor::cat(&parts.iter().map(|part| part.detach()).collect::<Vec<_>>(), 0)?;
     let rows = parts.iter().map(|part| part.dim(0)).collect::<Result<Vec<_>>>()?;
     let backward = move |dout: &Tensor| {
         let mut first = 0;
@@ -238,8 +288,8 @@ pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
         };
         rows.into_iter().map(part).collect()
     };
-    push(parts, &out, Box::new(backward))?;
-    Ok(out)
+    let computed = (strided_values(&stacked)?, stacked.shape().clone());
+    recorded(parts, computed, |_| Box::new(backward))
 }
 
 #[cfg(test)]
@@ -278,12 +328,28 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_is_not_recorded_is_refused_or_cuts_the_gradient() {
+    fn an_operation_that_is_not_recorded_is_refused() {
         let var = var(1, &[3, 4]);
-        let error = record(|| silu(&var.t()?)).err().unwrap().to_string();
-        assert!(error.contains("a tensor of shape [4, 3] comes from an operation that is not recorded"), "{error}");
+        let expected = "a tensor of shape [4, 3] comes from an operation that is not recorded";
+        let refused = |work: &dyn Fn() -> Result<Tensor>| {
+            let error = record(work).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        refused(&|| silu(&var.t()?));
+        refused(&|| silu(&(silu(&var)? * 2.0)?.t()?));
+        refused(&|| silu(&reshape(&silu(&var)?, (4, 3))?.relu()?));
+        refused(&|| add(&Tensor::ones((4, 3), DType::F32, &Device::Cpu)?, &silu(&var)?.t()?));
 
-        let (loss, recording) = record(|| silu(&(silu(&var)? * 2.0)?)?.sum_all()).unwrap();
-        assert!(!recording.backward(&loss).unwrap().contains_key(&var.id()));
+        let (loss, recording) = record(|| silu(&var)?.sum_all()).unwrap();
+        let error = recording.backward(&loss).unwrap_err().to_string();
+        assert!(error.contains("a tensor of shape [] comes from an operation that is not recorded"), "{error}");
+    }
+
+    /// What no variable is part of is a plain tensor, and may go through any operation.
+    #[test]
+    fn what_has_no_gradient_is_not_recorded() {
+        let xs = Tensor::ones((3, 4), DType::F32, &Device::Cpu).unwrap();
+        let (ys, recording) = record(|| silu(&(silu(&xs)? * 2.0)?)).unwrap();
+        assert!(!ys.track_op() && recording.nodes.is_empty());
     }
 }

@@ -7,10 +7,10 @@
 //! as `torch.lerp` computes it. The form `decay average + (1 - decay) values` is biased: in `f32` the two factors do
 //! not add up to 1, which at a decay of 0.99999 makes the average wrong by a thousandth.
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 
 use crate::cpu::elementwise::zip_update;
-use crate::cpu::storage::{has_kernel, slice, slice_mut};
+use crate::cpu::storage::{change, has_kernel};
 
 /// Moves `average` towards `values`, of the same shape; a `decay` of 0 makes it a copy. In `f32` on the CPU it is
 /// changed in place.
@@ -25,7 +25,11 @@ pub fn moving_average(average: &Var, values: &Tensor, decay: f64) -> Result<()> 
         bail!("moving-average: expected a decay from 0 to below 1, got {decay}");
     }
     if has_kernel(&[average, values]) {
-        return average.inplace_op2(&values.contiguous()?, &MovingAverage { decay });
+        let values = values.contiguous()?;
+        return change(average, [&values, &values], |average, [values, _]| {
+            kernel(average, values, decay);
+            Ok(())
+        });
     }
     let (old, values) = (average.as_detached_tensor(), values.detach());
     let difference = (&values - &old)?;
@@ -33,27 +37,6 @@ pub fn moving_average(average: &Var, values: &Tensor, decay: f64) -> Result<()> 
         true => (values - (difference * decay)?)?,
         false => (old + (difference * (1.0 - decay))?)?,
     })
-}
-
-struct MovingAverage {
-    decay: f64,
-}
-
-impl InplaceOp2 for MovingAverage {
-    fn name(&self) -> &'static str {
-        "moving-average"
-    }
-
-    fn cpu_fwd(
-        &self,
-        average: &mut CpuStorage,
-        average_l: &Layout,
-        values: &CpuStorage,
-        values_l: &Layout,
-    ) -> Result<()> {
-        kernel(slice_mut(average, average_l)?, slice(values, values_l)?, self.decay);
-        Ok(())
-    }
 }
 
 fn kernel(average: &mut [f32], values: &[f32], decay: f64) {

@@ -1,12 +1,11 @@
 //! Sections of documents as ids, by an existing tokenizer.
 
-use rayon::prelude::*;
-
 use super::chunks::{Chunk, Chunks};
 use super::encode_error::EncodeError;
 use super::split::Section;
 use super::tokenizer::{END_OF_TEXT, Markers};
 use super::{Document, Remarks, TextOptions, Tokenizer};
+use crate::cpu::parallel::{map, threads};
 use crate::host::{Memory, Result, bail};
 
 /// Part of a text as ids.
@@ -171,7 +170,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R> + Send + Sync,
 ) -> Result<Vec<R>> {
-    items.par_iter().map(work).collect::<Vec<_>>().into_iter().collect()
+    map(items.len(), |i| work(&items[i])).into_iter().collect()
 }
 
 /// Sections that are encoded side by side: as many as there are threads for and the available memory, in bytes, can hold.
@@ -192,7 +191,7 @@ fn groups<'a, 'b>(sections: &'a [Section<'b>], available: u64) -> Result<Vec<&'a
     }
     let (mut groups, mut start, mut bytes) = (vec![], 0, 0);
     for (i, section) in sections.iter().enumerate() {
-        let is_full = i - start == rayon::current_num_threads() || needed(bytes + section.len()) > available;
+        let is_full = i - start == threads() || needed(bytes + section.len()) > available;
         if is_full {
             groups.push(&sections[start..i]);
             (start, bytes) = (i, 0);

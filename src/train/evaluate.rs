@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 
-use crate::cpu::parallel::map;
+use crate::cpu::parallel::{map, threads};
 use crate::host::{Result, bail};
 use crate::model::{CausalLm, DropoutSource, ForwardContext};
 use crate::ops::CrossEntropyOptions;
@@ -94,7 +94,7 @@ pub(super) fn evaluate_windows(
     while batches.peek().is_some() {
         // Side by side, each on one thread, then added in order.
         let mut group: Vec<Batch> = vec![];
-        while group.len() < 2 * rayon::current_num_threads()
+        while group.len() < 2 * threads()
             && let Some(batch) = batches.next()
         {
             group.push(batch?);

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use super::evaluate::loss;
 use super::{Precision, TrainOptions};
-use crate::cpu::parallel::map;
+use crate::cpu::parallel::{map, threads};
 use crate::cpu::sums::add;
 use crate::host::{Error, Result};
 use crate::model::{CausalLm, DropoutSource};
@@ -20,7 +20,7 @@ pub(super) struct LossAndGradients {
 }
 
 /// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
-/// forward and backward on a thread of its own; rounds run one after the other. Shards are added over a fixed binary tree,
+/// forward and backward on a thread of its own, or on all if there are few shards; rounds run one after the other. Shards are added over a fixed binary tree,
 /// so the bits of the result depend on where the batch is cut, but not on threads or rounds. Each is divided by the number
 /// of targets that count in the whole batch; if none does, loss and gradients are 0.
 pub(super) fn loss_and_gradients(
@@ -38,7 +38,7 @@ pub(super) fn loss_and_gradients(
     let mut sum = TreeSum::default();
     for round in cut(0..batch.size(), options.accumulate) {
         let shards = cut(round, options.shards);
-        let parts = map(shards.len(), |i| {
+        let part = |i: usize| {
             let Range { start, end } = shards[i];
             let dropout = DropoutSource { first_sequence: start as u64, ..dropout };
             let batch = batch.narrow(start, end - start)?;
@@ -47,9 +47,12 @@ pub(super) fn loss_and_gradients(
                 Precision::F32 => gradients(),
                 Precision::Bf16 => bf16_products(gradients)?,
             }
-        });
-        for part in parts {
-            sum.push(part?)?;
+        };
+        // Shards side by side scale better than the parts of an operation, if they keep most threads at work.
+        if shards.len() > 1 && 2 * shards.len() >= threads() {
+            map(shards.len(), part).into_iter().try_for_each(|part| sum.push(part?))?;
+        } else {
+            (0..shards.len()).try_for_each(|i| sum.push(part(i)?))?;
         }
     }
     sum.finish()

@@ -2,6 +2,7 @@
 
 use super::TrainOptions;
 use super::evaluate::VALIDATION_BATCH_TOKENS;
+use crate::cpu::parallel::threads;
 use crate::model::ModelConfig;
 use crate::nn::LoraConfig;
 use crate::text::Corpus;
@@ -33,7 +34,7 @@ pub(super) fn memory_needed(
     let window = options.window_len(config);
     let positions = sequences.saturating_mul(window);
     let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
-    let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(rayon::current_num_threads());
+    let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(threads());
     let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }

@@ -40,17 +40,17 @@ thread_local! {
 }
 
 /// The product of `a` and `b`, neither of them empty, written or added to rows `stride` apart. With [`Output::Add`] these
-/// must be initialised.
+/// must be initialised. Threads share the work in this many pieces, or fewer.
 pub(super) fn product(
     out: &mut [MaybeUninit<f32>],
     stride: usize,
     how: (Output, f32),
     a: Matrix,
     b: Matrix,
-    threads: usize,
+    pieces: usize,
 ) {
     assert!(simd::has_bf16(), "this processor has no instructions for bf16");
-    let rows = a.rows.div_ceil(threads).next_multiple_of(ROWS);
+    let rows = a.rows.div_ceil(pieces).next_multiple_of(ROWS);
     parallel::for_each_chunk(out, rows * stride, |i, data| {
         let a = a.part((i * rows, rows.min(a.rows - i * rows)), (0, a.cols));
         product_of_rows(Block { data, stride, rows: a.rows, cols: b.cols }, how, a, b);

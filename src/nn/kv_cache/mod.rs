@@ -1,6 +1,8 @@
 //! Keys and values of the positions read so far.
 
 mod buffers;
+#[cfg(feature = "lm")]
+mod next_position;
 mod placement;
 
 use std::sync::Arc;

@@ -106,7 +106,7 @@ impl MultiHeadAttention {
 }
 
 /// The mask for a call with this cache.
-fn mask_for(cache: &KvCache, mask: &Mask, t: usize, placement: Option<&Placement>) -> Result<Mask> {
+pub(super) fn mask_for(cache: &KvCache, mask: &Mask, t: usize, placement: Option<&Placement>) -> Result<Mask> {
     let before = placement.map_or_else(|| vec![cache.next_position()], Placement::lengths_before);
     if mask.query_positions.is_some() {
         bail!("multi-head-attention: expected no query positions with a cache, which knows them, got some");

@@ -2,6 +2,8 @@
 
 mod cached;
 mod cross;
+#[cfg(feature = "lm")]
+mod decode;
 mod forward;
 mod inputs;
 mod multi_head_config;
@@ -16,6 +18,8 @@ use super::parameters::name_hash;
 use super::{Dropout, Linear, LoraConfig, LoraLinear, Projection, RmsNorm, RotaryEmbedding, linear_with, rms_norm};
 use crate::ops::{AttentionOptions, Mask, QkvLayout};
 
+#[cfg(feature = "lm")]
+pub(crate) use decode::Scratch;
 pub use inputs::{AttentionInputs, KeysValues};
 pub use multi_head_config::MultiHeadAttentionConfig;
 

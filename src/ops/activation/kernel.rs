@@ -1,7 +1,7 @@
 //! Activations and gated products and their gradients, on slices.
 
 use super::functions::Activation;
-use crate::cpu::elementwise::zip_map;
+use crate::cpu::elementwise::{map_to_two, zip_map};
 use crate::cpu::parallel::for_each_chunk_pair;
 use crate::cpu::simd::dispatch;
 
@@ -18,14 +18,18 @@ pub(super) fn forward<A: Activation>(xs: &[f32]) -> Vec<f32> {
     )
 }
 
-/// `dx = dy f'(x)`, as `y = f(x)`.
-pub(super) fn backward<A: Activation>(xs: &[f32], dys: &[f32]) -> Vec<f32> {
-    zip_map(
+/// `y = f(x)` and `f'(x)`, which share most of their arithmetic.
+pub(super) fn forward_with_slopes<A: Activation>(xs: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    map_to_two(
         xs,
-        dys,
         #[inline(always)]
-        |x, dy| dy * A::value_and_slope(x).1,
+        |x| A::value_and_slope(x),
     )
+}
+
+/// `dx = dy f'(x)`, as `y = f(x)`.
+pub(super) fn backward(slopes: &[f32], dys: &[f32]) -> Vec<f32> {
+    zip_map(slopes, dys, |slope, dy| dy * slope)
 }
 
 /// `y = f(gate) up`.
@@ -36,6 +40,18 @@ pub(super) fn gated_forward<A: Activation>(gate: &[f32], up: &[f32]) -> Vec<f32>
         #[inline(always)]
         |gate, up| A::value(gate) * up,
     )
+}
+
+/// `y = f(x)`, or `y = f(x) up`, on this thread.
+#[cfg(feature = "lm")]
+pub(super) fn on_slices<A: Activation>(ys: &mut [f32], xs: &[f32], up: Option<&[f32]>) {
+    dispatch(
+        #[inline(always)]
+        || match up {
+            None => ys.iter_mut().zip(xs).for_each(|(y, x)| *y = A::value(*x)),
+            Some(up) => ys.iter_mut().zip(xs).zip(up).for_each(|((y, x), up)| *y = A::value(*x) * up),
+        },
+    );
 }
 
 /// `dgate = dy f'(gate) up` and `dup = dy f(gate)`, as `y = f(gate) up`.

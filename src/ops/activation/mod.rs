@@ -4,6 +4,7 @@ mod functions;
 mod kernel;
 
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
@@ -112,10 +113,30 @@ pub fn reglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     apply_gated::<Relu>("reglu", gate, up)
 }
 
+/// An activation of the elements of a slice, times `up` if there is one: `(ys, xs, up)`.
+#[cfg(feature = "lm")]
+pub(crate) type OnSlices = fn(&mut [f32], &[f32], Option<&[f32]>);
+
+/// The activations on slices.
+#[cfg(feature = "lm")]
+pub(crate) mod on_slices {
+    use super::{OnSlices, functions, kernel::on_slices};
+
+    pub(crate) const GELU_ERF: OnSlices = on_slices::<functions::GeluErf>;
+    pub(crate) const GELU_TANH: OnSlices = on_slices::<functions::GeluTanh>;
+    pub(crate) const QUICK_GELU: OnSlices = on_slices::<functions::QuickGelu>;
+    pub(crate) const RELU: OnSlices = on_slices::<functions::Relu>;
+    pub(crate) const SILU: OnSlices = on_slices::<functions::Silu>;
+}
+
 fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     check(name, xs)?;
     match has_kernel(&[xs]) {
-        true => record::apply1(&record::contiguous(xs)?, Fused::<A> { name, activation: PhantomData }, Kept::Inputs),
+        true => {
+            let slopes = record::is_tracked(xs).then(OnceLock::new);
+            let op = Fused::<A> { name, slopes, activation: PhantomData };
+            record::apply1(&record::contiguous(xs)?, op, Kept::Nothing)
+        }
         false => A::reference(&xs.to_dtype(precise(xs.dtype()))?)?.to_dtype(xs.dtype()),
     }
 }
@@ -130,7 +151,7 @@ fn apply_gated<A: Activation>(name: &'static str, gate: &Tensor, up: &Tensor) ->
         true => record::apply2(
             &record::contiguous(gate)?,
             &record::contiguous(up)?,
-            Fused::<A> { name, activation: PhantomData },
+            Gated::<A> { name, activation: PhantomData },
         ),
         false => {
             let precise = precise(gate.dtype());
@@ -146,9 +167,10 @@ fn check(name: &str, xs: &Tensor) -> Result<()> {
     }
 }
 
-/// The fused operation: the activation of one tensor, or the gated product of two.
+/// The fused activation. If its gradient may be needed, it keeps the slopes in place of its input.
 struct Fused<A> {
     name: &'static str,
+    slopes: Option<OnceLock<Vec<f32>>>,
     activation: PhantomData<A>,
 }
 
@@ -159,17 +181,35 @@ impl<A: Activation> CustomOp1 for Fused<A> {
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = slice(xs, layout)?;
-        Ok((CpuStorage::F32(kernel::forward::<A>(xs)), layout.shape().clone()))
+        let ys = match &self.slopes {
+            None => kernel::forward::<A>(xs),
+            Some(kept) => {
+                let (ys, slopes) = kernel::forward_with_slopes::<A>(xs);
+                // Each call creates its own operation, so this is still empty.
+                let _ = kept.set(slopes);
+                ys
+            }
+        };
+        Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, _xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
+        let Some(slopes) = self.slopes.as_ref().and_then(OnceLock::get) else {
+            bail!("{}: backward before forward", self.name)
+        };
         let dys = dys.contiguous()?;
-        let dxs = kernel::backward::<A>(&values(xs)?, &values(&dys)?);
-        Ok(Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?))
+        let dxs = kernel::backward(slopes, &values(&dys)?);
+        Ok(Some(Tensor::from_vec(dxs, dys.shape(), &Device::Cpu)?))
     }
 }
 
-impl<A: Activation> CustomOp2 for Fused<A> {
+/// The fused product gated by an activation.
+struct Gated<A> {
+    name: &'static str,
+    activation: PhantomData<A>,
+}
+
+impl<A: Activation> CustomOp2 for Gated<A> {
     fn name(&self) -> &'static str {
         self.name
     }

@@ -44,6 +44,8 @@
 mod composed;
 mod cpu;
 mod mask;
+#[cfg(feature = "lm")]
+mod one_query;
 mod op;
 mod options;
 mod reference;
@@ -58,6 +60,8 @@ use crate::cpu::checks::check_alike;
 use crate::cpu::storage::has_kernel;
 
 pub use mask::{Band, KeyPadding, Mask};
+#[cfg(feature = "lm")]
+pub(crate) use one_query::{Sequences, one_query};
 pub use options::{AttentionOptions, QkvLayout, Scale};
 
 /// Scaled dot-product attention: the weighted sums of `v`, (B, T, H, E), contiguous. Formula and shapes are in the

@@ -92,7 +92,7 @@ impl Attention {
     }
 
     /// Calls `f` with what the heads compute, which borrows from the tensors of the options.
-    fn with_heads<R>(&self, f: impl FnOnce(&Heads) -> R) -> Result<R> {
+    pub(super) fn with_heads<R>(&self, f: impl FnOnce(&Heads) -> R) -> Result<R> {
         let bias = self.bias.as_ref().map(strided::<f32>).transpose()?;
         let allowed = self.allowed.as_ref().map(strided::<u8>).transpose()?;
         let sinks = self.sinks.as_ref().map(values).transpose()?;
@@ -143,16 +143,14 @@ impl Attention {
         let dout = dout.contiguous()?;
         let (out, dout) = (values(out)?, values(&dout)?);
         let results = Results { out: &out, dout: &dout, layout: self.out_layout(), stats };
-        let mut buffers: Vec<Vec<f32>> = lens.iter().map(|len| vec![0.0; *len]).collect();
-        let extras = self.with_heads(|heads| {
-            let dbias = cpu::backward(views, results, heads, (&mut buffers, places), self.extras.bias, self.sizes);
+        self.with_heads(|heads| {
+            let (buffers, dbias) = cpu::backward(views, results, heads, (lens, places), self.extras.bias, self.sizes);
             let mut extras = dbias.unwrap_or_default();
             if let Some(sinks) = heads.sinks.filter(|_| self.extras.sinks) {
                 extras.extend(cpu::sink_gradient(results, heads, sinks, self.sizes));
             }
-            extras
-        })?;
-        Ok((buffers, extras))
+            (buffers, extras)
+        })
     }
 
     /// Where keys and values lie in a tensor that has them side by side.

@@ -59,7 +59,7 @@ impl WithBias for LinearCrossEntropy {
         let (xs, weight) = (slice(xs, xs_l)?, slice(weight, weight_l)?);
         let mut gradients = Gradients {
             dxs: self.tracked[0].then(|| vec![0.0; xs.len()]),
-            dweight: self.tracked[1].then(|| vec![0.0; weight.len()]),
+            dweight: self.tracked[1].then(Vec::new),
             dbias: self.tracked[2].then(|| vec![0.0; bias.len()]),
         };
         let &Self { normalizer, terms, .. } = self;

@@ -1,7 +1,7 @@
 //! A linear layer and cross-entropy in one, on slices, with the logits of only some rows at a time.
 
 use super::kernel::{self, Terms};
-use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul};
+use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul, product};
 use crate::cpu::parallel::for_each_chunk_pair;
 use crate::cpu::sums;
 
@@ -18,7 +18,7 @@ pub(super) struct Problem<'a> {
     pub(super) vocab_size: usize,
 }
 
-/// The gradients of `xs`, `weight` and `bias`, if wanted; initially zeros.
+/// The gradients of `xs`, `weight` and `bias`, if wanted; initially zeros, and that of the weight empty.
 pub(super) struct Gradients {
     pub(super) dxs: Option<Vec<f32>>,
     pub(super) dweight: Option<Vec<f32>>,
@@ -75,9 +75,14 @@ pub(super) fn forward(problem: &Problem, gradients: &mut Gradients) -> f32 {
         if let Some(dxs) = &mut gradients.dxs {
             matmul(MatrixMut::new(&mut dxs[first..], rows, c, c), Output::Overwrite, 1.0, dlogits, weight);
         }
-        if let Some(dweight) = &mut gradients.dweight {
-            matmul(MatrixMut::new(dweight, v, c, c), Output::Add, 1.0, dlogits.t(), xs);
+        match &mut gradients.dweight {
+            Some(dweight) if dweight.is_empty() => *dweight = product(dlogits.t(), xs),
+            Some(dweight) => matmul(MatrixMut::new(dweight, v, c, c), Output::Add, 1.0, dlogits.t(), xs),
+            None => {}
         }
+    }
+    if let Some(dweight) = gradients.dweight.as_mut().filter(|_| targets.is_empty()) {
+        dweight.resize(v * c, 0.0);
     }
     (sums::sum(&losses) / normalizer) as f32
 }

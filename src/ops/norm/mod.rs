@@ -47,6 +47,16 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
+/// [`layer_norm`], or without `removes_mean` [`rms_norm`], of rows on slices: `ys` and `xs` (rows, C), `weight` and `bias`
+/// (C), or an empty bias.
+#[cfg(feature = "lm")]
+pub(crate) fn norm_rows(ys: &mut [f32], xs: &[f32], [weight, bias]: [&[f32]; 2], removes_mean: bool, eps: f64) {
+    let (kind, c) = (if removes_mean { Kind::Layer } else { Kind::Rms }, weight.len().max(1));
+    for (y, x) in ys.chunks_exact_mut(c).zip(xs.chunks_exact(c)) {
+        kernel::forward(y, &mut [Statistics::default()], x, weight, bias, kind, eps as f32);
+    }
+}
+
 /// Refuses an input that the weight (C) is not for, and a bias that does not go with it.
 fn check(op: &str, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     let channels = match weight.dims() {

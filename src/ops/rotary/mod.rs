@@ -77,6 +77,14 @@ fn heads_last(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Re
     record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs }, Kept::Inputs)
 }
 
+/// [`rotary`] of heads (rows, H, D) at one position, on slices: `cos` and `sin` are (D/2).
+#[cfg(feature = "lm")]
+pub(crate) fn rotary_rows(ys: &mut [f32], xs: &[f32], [cos, sin]: [&[f32]; 2], pairs: RotaryPairs) {
+    let d = 2 * cos.len();
+    let heads = Heads { data: xs, strides: [xs.len(), xs.len(), d] };
+    kernel::rotate(ys, heads, Angles { cos, sin }, pairs, Dims { t: 1, h: xs.len() / d, d });
+}
+
 /// The fused operation.
 struct Rotary {
     cos: Tensor,

@@ -23,6 +23,8 @@ fn ids(n: usize, v: usize) -> Tensor {
 fn table() -> Vec<Row> {
     let with = |mask| AttentionOptions { mask, ..Default::default() };
     let (few, many) = ([&[2, 131, 4, 32][..], &[2, 131, 2, 32], &[2, 131, 2, 32]], [&[7, 67, 3, 16][..]; 3]);
+    // Its queries alone are divided.
+    let one = [&[1, 331, 1, 16][..]; 3];
     let documents = Tensor::from_vec((0..7 * 67).map(|i| i as u32 / 23).collect(), (7, 67), &Device::Cpu).unwrap();
     let key = RandomKey { seed: 1, step: 2, site: 3 };
     let losses = CrossEntropyOptions {
@@ -73,6 +75,7 @@ fn table() -> Vec<Row> {
     let attention = [
         ("attention of few sequences", few, with(Mask::causal())),
         ("attention of many sequences", many, with(Mask::full())),
+        ("attention of one head", one, with(Mask::causal())),
         ("attention to windows", few, with(Mask::window(40))),
         ("attention inside documents", many, with(Mask { documents: Some(documents), ..Mask::causal() })),
         (

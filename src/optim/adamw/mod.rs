@@ -11,12 +11,11 @@
 mod kernel;
 mod reference;
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 
 use super::Cautious;
 use crate::cpu::checks::{check_not_negative, check_state_dtype};
-use crate::cpu::elementwise::move_average;
-use crate::cpu::storage::{has_kernel, precise, slice, slice_mut, values};
+use crate::cpu::storage::{change, has_kernel, precise};
 
 /// The hyperparameters of one step.
 #[derive(Clone, Copy, Debug)]
@@ -146,78 +145,27 @@ pub fn adamw(var: &Var, gradient: &Tensor, moments: &mut Moments, step: &AdamWSt
         return reference::adamw(var, gradient, moments, step);
     }
     let gradient = gradient.contiguous()?;
-    let &AdamWStep { beta1, beta2, gradient_scale: scale, .. } = step;
-    moments.first.inplace_op2(&gradient, &Average { decay: beta1, scale, of_squares: false })?;
-    moments.second.inplace_op2(&gradient, &Average { decay: beta2, scale, of_squares: true })?;
-    let gradient = step.cautious.is_on().then_some(gradient);
-    var.inplace_op3(&moments.first, &moments.second, &Update { step: *step, gradient })
+    let (averages, coefficients) = (kernel::Averages::new(step), Coefficients::new(step).into());
+    let gradients = [&gradient, &gradient];
+    change(&moments.first, gradients, |first, [gradient, _]| {
+        change(&moments.second, gradients, |second, _| {
+            change(var, gradients, |weights, _| {
+                let moments = [first, second];
+                match step.cautious.is_on() {
+                    false => kernel::step(weights, moments, gradient, averages, coefficients),
+                    true => {
+                        let mut update = kernel::update(moments, gradient, averages, coefficients);
+                        step.cautious.apply(weights, &mut update, gradient, coefficients.keep);
+                    }
+                }
+                Ok(())
+            })
+        })
+    })
 }
 
 fn is_decay(beta: f64) -> bool {
     (0.0..1.0).contains(&beta)
-}
-
-/// `average = decay * average + (1 - decay) * scale g`, or the same of its square.
-struct Average {
-    decay: f64,
-    scale: f64,
-    of_squares: bool,
-}
-
-impl InplaceOp2 for Average {
-    fn name(&self) -> &'static str {
-        "adamw-moment"
-    }
-
-    fn cpu_fwd(
-        &self,
-        average: &mut CpuStorage,
-        average_l: &Layout,
-        gradient: &CpuStorage,
-        gradient_l: &Layout,
-    ) -> Result<()> {
-        let (average, gradient) = (slice_mut(average, average_l)?, slice(gradient, gradient_l)?);
-        let (decay, rest) = (self.decay as f32, 1.0 - self.decay);
-        match self.of_squares {
-            false => move_average(average, gradient, decay, (rest * self.scale) as f32),
-            true => kernel::average_of_squares(average, gradient, self.scale as f32, decay, rest as f32),
-        }
-        Ok(())
-    }
-}
-
-/// The third line of the formula.
-struct Update {
-    step: AdamWStep,
-    /// Only where the step is cautious.
-    gradient: Option<Tensor>,
-}
-
-impl InplaceOp3 for Update {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(
-        &self,
-        weights: &mut CpuStorage,
-        weights_l: &Layout,
-        first: &CpuStorage,
-        first_l: &Layout,
-        second: &CpuStorage,
-        second_l: &Layout,
-    ) -> Result<()> {
-        let (first, second) = (slice(first, first_l)?, slice(second, second_l)?);
-        let (weights, coefficients) = (slice_mut(weights, weights_l)?, Coefficients::new(&self.step).into());
-        match &self.gradient {
-            None => kernel::update(weights, first, second, coefficients),
-            Some(gradient) => {
-                let mut update = kernel::update_of(first, second, coefficients);
-                self.step.cautious.apply(weights, &mut update, &values(gradient)?, coefficients.keep);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The coefficients that all elements share: `w = keep w - rate m / (sqrt(correction v) + eps)`.

@@ -24,12 +24,11 @@ mod kernel;
 mod orthogonal;
 mod reference;
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 
 use super::Cautious;
 use crate::cpu::checks::{check_not_negative, check_state_dtype};
-use crate::cpu::elementwise::move_average;
-use crate::cpu::storage::{has_kernel, slice, slice_mut};
+use crate::cpu::storage::{change, has_kernel};
 
 /// The hyperparameters of one step.
 #[derive(Clone, Copy, Debug)]
@@ -123,74 +122,21 @@ pub fn muon(var: &Var, gradient: &Tensor, momentum_buffer: &mut Tensor, step: &M
         return reference::muon(var, gradient, momentum_buffer, step);
     }
     let gradient = gradient.contiguous()?;
-    momentum_buffer.inplace_op2(&gradient, &Mean(*step))?;
-    var.inplace_op3(momentum_buffer, &gradient, &Update { step: *step, shape: var.dims2()? })
+    change(momentum_buffer, [&gradient, &gradient], |buffer, [gradient, _]| {
+        kernel::move_buffer(buffer, gradient, step);
+        Ok(())
+    })?;
+    let shape = var.dims2()?;
+    change(var, [momentum_buffer, &gradient], |weights, [buffer, gradient]| {
+        kernel::update(weights, buffer, gradient, step, shape);
+        Ok(())
+    })
 }
 
 /// The factor on the orthogonal update of a matrix: the learning rate, raised for matrices that are taller than wide,
 /// whose output would otherwise change less.
 fn rate(step: &MuonStep, (rows, cols): (usize, usize)) -> f64 {
     step.learning_rate * (rows as f64 / cols as f64).max(1.0).sqrt()
-}
-
-/// The first line of the formula.
-struct Mean(MuonStep);
-
-impl InplaceOp2 for Mean {
-    fn name(&self) -> &'static str {
-        "muon-momentum"
-    }
-
-    fn cpu_fwd(
-        &self,
-        momentum_buffer: &mut CpuStorage,
-        mean_l: &Layout,
-        gradient: &CpuStorage,
-        gradient_l: &Layout,
-    ) -> Result<()> {
-        let (momentum_buffer, gradient) = (slice_mut(momentum_buffer, mean_l)?, slice(gradient, gradient_l)?);
-        let MuonStep { momentum, gradient_scale, .. } = self.0;
-        move_average(momentum_buffer, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
-        Ok(())
-    }
-}
-
-/// The other lines of the formula.
-struct Update {
-    step: MuonStep,
-    shape: (usize, usize),
-}
-
-impl InplaceOp3 for Update {
-    fn name(&self) -> &'static str {
-        "muon"
-    }
-
-    fn cpu_fwd(
-        &self,
-        weights: &mut CpuStorage,
-        weights_l: &Layout,
-        momentum_buffer: &CpuStorage,
-        mean_l: &Layout,
-        gradient: &CpuStorage,
-        gradient_l: &Layout,
-    ) -> Result<()> {
-        let (momentum_buffer, gradient) = (slice(momentum_buffer, mean_l)?, slice(gradient, gradient_l)?);
-        let MuonStep { momentum, gradient_scale, learning_rate, weight_decay, cautious } = self.step;
-        let mut update =
-            kernel::ahead(momentum_buffer, gradient, momentum as f32, ((1.0 - momentum) * gradient_scale) as f32);
-        orthogonal::orthogonalize(&mut update, self.shape);
-        let keep = (1.0 - learning_rate * weight_decay) as f32;
-        let (weights, rate) = (slice_mut(weights, weights_l)?, rate(&self.step, self.shape) as f32);
-        match cautious.is_on() {
-            false => kernel::update(weights, &update, keep, rate),
-            true => {
-                update.iter_mut().for_each(|u| *u *= rate);
-                cautious.apply(weights, &mut update, gradient, keep);
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use ahash::AHashMap;
 use compact_str::CompactString;
-use rayon::prelude::*;
 
 use super::markers::Markers;
 use super::words::words;
+use crate::cpu::parallel::map;
 
 /// The maximum of different words that are counted, and of their bytes together. With their table they take up to
 /// 110 MB, and those of the text being read some 10 MB.
@@ -35,7 +35,7 @@ pub(in crate::text) struct WordCounts {
 impl WordCounts {
     /// Counts the words between the markers in some chunks of a text, on all threads; chunks start and end between words.
     pub(in crate::text) fn add(&mut self, chunks: &[&str], markers: &Markers) {
-        let counted: Vec<_> = chunks.par_iter().map(|text| count(text, markers)).collect();
+        let counted = map(chunks.len(), |i| count(chunks[i], markers));
         // Merged in order, and words are dropped between chunks, so the threads' timing does not matter.
         for counts in counted {
             for (word, count) in counts {

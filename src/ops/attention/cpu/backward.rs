@@ -1,14 +1,17 @@
 //! The backward pass of one head.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::bias::BiasRows;
-use super::pack::{Rows, RowsMut};
+use super::pack::{Rows, RowsMut, Uninit};
 use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
+use crate::cpu::allocation::Buffer;
 use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
-use crate::cpu::simd::{dispatch, dispatch_vectors, sum_of};
+use crate::cpu::simd::{dispatch, sum_of};
 
 /// What forward gave for one head, and the gradient of it.
 #[derive(Clone, Copy)]
@@ -40,18 +43,19 @@ fn are_tame([a, b]: [f32; 2]) -> bool {
 /// The backward pass over the query heads that share a key-value head; accumulates the gradients of the latter.
 pub(super) struct Backward {
     dims: Dims,
-    k: Vec<f32>,
-    k_columns: Vec<f32>,
-    v_columns: Vec<f32>,
-    /// For each tile, the largest magnitudes of its keys and of its values.
-    magnitudes: Vec<[f32; 2]>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-    q: Vec<f32>,
-    dq: Vec<f32>,
-    dout: Vec<f32>,
-    weights: Vec<f32>,
-    dscores: Vec<f32>,
+    /// The sequence and key-value head whose keys and values are packed.
+    head: Option<[usize; 2]>,
+    /// Of each tile of keys that is packed, the largest magnitudes of its keys and of its values.
+    tiles: Vec<Option<[f32; 2]>>,
+    k: Buffer,
+    k_columns: Buffer,
+    v_columns: Buffer,
+    pub(super) gradients: Gradients,
+    q: Buffer,
+    dq: Buffer,
+    dout: Buffer,
+    weights: Buffer,
+    dscores: Buffer,
 }
 
 impl Backward {
@@ -61,71 +65,87 @@ impl Backward {
         let s = s.next_multiple_of(TILE);
         Self {
             dims,
-            k: vec![0.0; s * padded(d)],
-            k_columns: vec![0.0; s * d],
-            v_columns: vec![0.0; s * e],
-            magnitudes: vec![[0.0; 2]; s / TILE],
-            dk: vec![0.0; s * padded(d)],
-            dv: vec![0.0; s * padded(e)],
-            q: vec![0.0; TILE * padded(d)],
-            dq: vec![0.0; TILE * padded(d)],
-            dout: vec![0.0; TILE * padded(e)],
-            weights: vec![0.0; TILE * TILE],
-            dscores: vec![0.0; TILE * TILE],
+            head: None,
+            tiles: vec![None; s / TILE],
+            k: Buffer::zeros(s * padded(d)),
+            k_columns: Buffer::zeros(s * d),
+            v_columns: Buffer::zeros(s * e),
+            gradients: Gradients { dk: Buffer::zeros(s * padded(d)), dv: Buffer::zeros(s * padded(e)) },
+            q: Buffer::zeros(TILE * padded(d)),
+            dq: Buffer::zeros(TILE * padded(d)),
+            dout: Buffer::zeros(TILE * padded(e)),
+            weights: Buffer::zeros(TILE * TILE),
+            dscores: Buffer::zeros(TILE * TILE),
         }
     }
 
-    /// Loads a key-value head.
-    pub(super) fn load(&mut self, k: Rows, v: Rows) {
+    /// Turns to a key-value head of a sequence, with gradients of zero.
+    pub(super) fn turn_to(&mut self, head: [usize; 2]) {
+        if self.head.replace(head) != Some(head) {
+            self.tiles.fill(None);
+        }
+        self.gradients.dk.fill(0.0);
+        self.gradients.dv.fill(0.0);
+    }
+
+    /// Packs a tile of keys and values, unless it is packed already. Returns their largest magnitudes.
+    #[inline(always)]
+    fn pack(&mut self, [k, v]: [Rows; 2], tile: usize) -> [f32; 2] {
         let Dims { s, d, e, .. } = self.dims;
-        self.dk.fill(0.0);
-        self.dv.fill(0.0);
+        let keys = tile * TILE..s.min((tile + 1) * TILE);
+        if let Some(magnitudes) = self.tiles[tile] {
+            return magnitudes;
+        }
+        k.copy(keys.clone(), d, 1.0, &mut self.k[keys.start * padded(d)..], padded(d));
+        let magnitudes = [
+            k.copy_columns(keys.clone(), d, &mut self.k_columns[keys.start * d..][..TILE * d]),
+            v.copy_columns(keys.clone(), e, &mut self.v_columns[keys.start * e..][..TILE * e]),
+        ];
+        self.tiles[tile] = Some(magnitudes);
+        magnitudes
+    }
+}
+
+/// The gradients of the keys and the values of a head.
+pub(super) struct Gradients {
+    dk: Buffer,
+    dv: Buffer,
+}
+
+impl Gradients {
+    /// Adds others to these.
+    pub(super) fn add(&mut self, other: &Self) {
         dispatch(
             #[inline(always)]
             || {
-                k.copy(0..s, d, 1.0, &mut self.k, padded(d));
-                k.copy_columns(s, d, &mut self.k_columns);
-                v.copy_columns(s, e, &mut self.v_columns);
-                for (keys, magnitudes) in tiles(0..s).zip(&mut self.magnitudes) {
-                    *magnitudes = [k.max_magnitude(keys.clone(), d), v.max_magnitude(keys, e)];
+                for (sum, other) in [(&mut self.dk, &other.dk), (&mut self.dv, &other.dv)] {
+                    sum.iter_mut().zip(&**other).for_each(|(sum, x)| *sum += x);
                 }
             },
         );
     }
 
-    /// Processes a query head: its gradient, that of its bias, and its contribution to those of keys and values.
-    pub(super) fn head(
-        &mut self,
-        (dq, q): (RowsMut, Rows),
-        saved: Saved,
-        scoring: Scoring,
-        mask: HeadMask,
-        dbias: Option<BiasRows>,
-    ) {
-        dispatch_vectors(BackwardHead { work: self, dq, saved, q, scoring, mask, dbias });
-    }
-
-    /// Writes the gradient of the loaded keys.
-    pub(super) fn store_dk(&self, mut dk: RowsMut) {
-        let Dims { s, d, .. } = self.dims;
-        dk.fill(&self.dk[..s * padded(d)], padded(d), d);
-    }
-
-    /// Writes the gradient of the loaded values.
-    pub(super) fn store_dv(&self, mut dv: RowsMut) {
-        let Dims { s, e, .. } = self.dims;
-        dv.fill(&self.dv[..s * padded(e)], padded(e), e);
+    /// Writes them to their places.
+    pub(super) fn store(&self, Dims { s, d, e, .. }: Dims, mut dk: RowsMut<Uninit>, mut dv: RowsMut<Uninit>) {
+        let rows = self.dk.chunks_exact(padded(d)).zip(self.dv.chunks_exact(padded(e)));
+        for (key, (of_key, of_value)) in (0..s).zip(rows) {
+            dk.write(key, &of_key[..d], 1.0);
+            dv.write(key, &of_value[..e], 1.0);
+        }
     }
 }
 
-struct BackwardHead<'a> {
-    work: &'a mut Backward,
-    dq: RowsMut<'a>,
-    saved: Saved<'a>,
-    q: Rows<'a>,
-    scoring: Scoring<'a>,
-    mask: HeadMask<'a>,
-    dbias: Option<BiasRows<'a>>,
+/// Some queries of one head: their gradient, that of their bias, and their contribution to those of keys and values.
+pub(super) struct BackwardHead<'a> {
+    pub(super) work: &'a mut Backward,
+    pub(super) dq: RowsMut<'a, Uninit>,
+    pub(super) saved: Saved<'a>,
+    pub(super) queries: Range<usize>,
+    pub(super) q: Rows<'a>,
+    pub(super) kv: [Rows<'a>; 2],
+    pub(super) scoring: Scoring<'a>,
+    pub(super) mask: HeadMask<'a>,
+    pub(super) dbias: Option<BiasRows<'a>>,
 }
 
 impl WithSimd for BackwardHead<'_> {
@@ -133,22 +153,22 @@ impl WithSimd for BackwardHead<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { work, mut dq, saved, q, scoring, mask, mut dbias } = self;
-        let Dims { t, s, d, e } = work.dims;
+        let Self { work, mut dq, saved, queries, q, kv, scoring, mask, mut dbias } = self;
+        let Dims { s, d, e, .. } = work.dims;
         let (d_stride, e_stride) = (padded(d), padded(e));
         let mut means = [0.0; TILE];
-        for queries in tiles(0..t) {
+        for queries in tiles(queries) {
             let rows = queries.len();
-            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
-            saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride);
-            let of_queries = scoring.scale.abs() * q.max_magnitude(queries.clone(), d) * d as f32;
-            let of_douts = saved.dout.max_magnitude(queries.clone(), e) * e as f32;
+            let of_queries = q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            let of_queries = scoring.scale.abs() * of_queries * d as f32;
+            let of_douts = saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride) * e as f32;
             for (mean, query) in means.iter_mut().zip(queries.clone()) {
                 *mean = saved.mean(query, e);
             }
-            work.dq.fill(0.0);
+            let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
+                let [of_keys, of_values] = work.pack(kv, keys.start / TILE);
                 // In forward, pass 1: scores = (scale q) k^T.
                 let scores = Target { data: &mut work.weights, stride: TILE, adds: false };
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };
@@ -160,22 +180,21 @@ impl WithSimd for BackwardHead<'_> {
                 let v = Right { data: &work.v_columns[keys.start * e..], stride: TILE };
                 product(simd, dweights, dout, v, rows, |row| (tile.columns_of(row).end, 0..e));
                 // Pass 2 was weights = softmax(scores).
-                let [of_keys, of_values] = work.magnitudes[keys.start / TILE];
                 let is_finite = are_tame([of_queries, of_keys]) && are_tame([of_douts, of_values]);
                 let row_gradients = RowGradients { stats: saved.stats, means: &means, is_finite };
-                let both = [work.weights.as_mut_slice(), work.dscores.as_mut_slice()];
-                softmax_tile_backward(both, row_gradients, &tile, scoring, dbias.as_mut());
+                let both = [&mut *work.weights, &mut *work.dscores];
+                softmax_tile_backward(simd, both, row_gradients, &tile, scoring, dbias.as_mut());
                 // Pass 3 again: dv = weights^T dout.
-                let dv = Target { data: &mut work.dv[keys.start * e_stride..], stride: e_stride, adds: true };
+                let dv = Target { data: &mut work.gradients.dv[keys.start * e_stride..], stride: e_stride, adds: true };
                 let weights = Left { data: &work.weights, row_stride: 1, k_stride: TILE };
                 let dout = Right { data: &work.dout, stride: e_stride };
                 let to_values = |key: usize| (e, tile.rows_of(key));
                 // Pass 1 again: dq = scale dscores k, dk = dscores^T (scale q).
-                let dq = Target { data: &mut work.dq, stride: d_stride, adds: true };
+                let dq = Target { data: &mut work.dq, stride: d_stride, adds: !is_first };
                 let dscores = Left { data: &work.dscores, row_stride: TILE, k_stride: 1 };
                 let k = Right { data: &work.k[keys.start * d_stride..], stride: d_stride };
                 let to_queries = |row: usize| (d, tile.columns_of(row));
-                let dk = Target { data: &mut work.dk[keys.start * d_stride..], stride: d_stride, adds: true };
+                let dk = Target { data: &mut work.gradients.dk[keys.start * d_stride..], stride: d_stride, adds: true };
                 let dscores_t = Left { data: &work.dscores, row_stride: 1, k_stride: TILE };
                 let q = Right { data: &work.q, stride: d_stride };
                 let to_keys = |key: usize| (d, tile.rows_of(key));
@@ -188,11 +207,13 @@ impl WithSimd for BackwardHead<'_> {
                     product_of_nonzero(dq, dscores, k, rows, to_queries);
                     product_of_nonzero(dk, dscores_t, q, keys.len(), to_keys);
                 }
+                is_first = false;
+            }
+            if is_first {
+                work.dq.fill(0.0);
             }
             for (query, row) in queries.zip(work.dq.chunks_exact(d_stride)) {
-                for (dq, x) in dq.row(query, d).iter_mut().zip(row) {
-                    *dq = x * scoring.scale;
-                }
+                dq.write(query, &row[..d], scoring.scale);
             }
         }
     }

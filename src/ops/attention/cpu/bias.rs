@@ -70,7 +70,7 @@ pub(super) struct List {
 
 /// The rows of a head's bias, to add to.
 pub(super) struct BiasRows<'a> {
-    rows: RowsMut<'a>,
+    rows: RowsMut<'a, f32>,
     is_shared_by_keys: bool,
     s: usize,
 }
@@ -78,7 +78,7 @@ pub(super) struct BiasRows<'a> {
 impl<'a> BiasRows<'a> {
     /// # Safety
     /// That of [`SharedBuffer::rows`]; heads that share a bias use the same rows.
-    pub(super) unsafe fn new(buffer: &SharedBuffer<'a>, shape: BiasShape, b: usize, h: usize) -> Self {
+    pub(super) unsafe fn new(buffer: &SharedBuffer<'a, f32>, shape: BiasShape, b: usize, h: usize) -> Self {
         let [.., s] = shape.0;
         // SAFETY: the caller's.
         let rows = unsafe { buffer.rows(shape.layout(), b, h) };

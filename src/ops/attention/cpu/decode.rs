@@ -2,23 +2,33 @@
 //! the layouts of tile products would take longer than the rest. Only without gradients: backward recomputes the scores
 //! by tiles, which round differently.
 
+use pulp::{Simd, WithSimd};
+
 use super::pack::Rows;
 use super::parallel::{Heads, Sizes, View};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, tiles};
+use crate::cpu::few_rows::products;
 use crate::cpu::parallel::{for_each_chunk, sequential};
-use crate::cpu::simd::{dispatch, sum_of};
+use crate::cpu::simd::dispatch_vectors;
 
 /// The output (B, 1, H, E), with the log-sum-exp in a further channel if wanted.
-pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32> {
+pub(super) fn forward(views: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32> {
+    let mut out = vec![0.0; sizes.b * sizes.h * sizes.out_width(heads)];
+    forward_into(&mut out, views, heads, sizes);
+    out
+}
+
+/// The same, into a slice.
+pub(in super::super) fn forward_into(out: &mut [f32], [q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) {
     /// Multiplications that take as long as waking a thread.
     const WORTH_SPLITTING: usize = 1 << 18;
     let Sizes { b, h, g, dims } = sizes;
     let width = sizes.out_width(heads);
-    let mut out = vec![0.0; b * h * width];
+    out.fill(0.0);
     let mut run = || {
-        for_each_chunk(&mut out, width, |i, out| {
+        for_each_chunk(out, width, |i, out| {
             let (b_i, h_i) = (i / h, i % h);
             let g_i = h_i * g / h;
             let (k, v) = (k.rows(b_i, g_i), v.rows(b_i, g_i));
@@ -29,12 +39,7 @@ pub(super) fn forward([q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<
             }
         });
     };
-    if b * h * dims.s * (dims.d + dims.e) < WORTH_SPLITTING {
-        sequential(run)
-    } else {
-        run()
-    }
-    out
+    if b * h * dims.s * (dims.d + dims.e) < WORTH_SPLITTING { sequential(run) } else { run() }
 }
 
 /// Processes a head: adds `sum over s of weights[s] v[s]` to `out`, which holds zeros.
@@ -44,33 +49,83 @@ fn head(
     [k, v]: [Rows; 2],
     scoring: Scoring,
     mask: HeadMask,
-    Dims { s, d, e, .. }: Dims,
+    Dims { s, e, .. }: Dims,
 ) -> RowStats {
-    dispatch(
-        #[inline(always)]
-        || {
-            let mut running = RunningSoftmax::new(scoring.sink);
-            for keys in tiles(mask.sequence.keys(mask.band, &(0..1), s)) {
-                let Some(tile) = Tile::new(mask, 0..1, keys.clone()) else { continue };
-                let seen = tile.columns_of(0);
-                // Pass 1: scores.
-                let mut scores = [0.0; TILE];
-                for (score, key) in scores.iter_mut().zip(keys.clone()).take(seen.end) {
-                    *score = scoring.scale * sum_of(q, k.row(key, d), |q, k| q * k);
-                }
-                // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
-                softmax_tile(&mut scores, &mut running, &tile, scoring);
-                out.iter_mut().for_each(|x| *x *= running.factors[0]);
-                // Pass 3: the weighted sum of the values.
-                for column in seen.filter(|column| scores[*column] != 0.0) {
-                    for (out, v) in out.iter_mut().zip(v.row(keys.start + column, e)) {
-                        *out += scores[column] * v;
-                    }
+    let mut running = RunningSoftmax::new(scoring.sink);
+    for keys in tiles(mask.sequence.keys(mask.band, &(0..1), s)) {
+        let Some(tile) = Tile::new(mask, 0..1, keys.clone()) else { continue };
+        let seen = tile.columns_of(0);
+        // Pass 1: scores.
+        let mut scores = [0.0; TILE];
+        products(&mut scores[..seen.end], q, &k.data[keys.start * k.stride..], k.stride);
+        // Pass 2: exponentials, relative to the highest score so far; earlier sums are rescaled.
+        dispatch_vectors(Softmax { scores: &mut scores, running: &mut running, tile: &tile, scoring });
+        // Pass 3: the weighted sum of the values.
+        let first = (keys.start + seen.start) * v.stride;
+        let (weights, values) = (&scores[seen], Rows { data: &v.data[first..], ..v });
+        dispatch_vectors(WeightedSum { out, factor: running.factors[0], weights, values });
+    }
+    let stats = running.stats(0);
+    out[..e].iter_mut().for_each(|x| *x *= stats.inv_sum);
+    stats
+}
+
+/// [`softmax_tile`] of one row of products.
+struct Softmax<'a> {
+    scores: &'a mut [f32; TILE],
+    running: &'a mut RunningSoftmax,
+    tile: &'a Tile<'a>,
+    scoring: Scoring<'a>,
+}
+
+impl WithSimd for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { scores, running, tile, scoring } = self;
+        scores.iter_mut().for_each(|score| *score *= scoring.scale);
+        softmax_tile(simd, scores, running, tile, scoring);
+    }
+}
+
+/// `out = factor out + sum over s of weights[s] values[s]`, where values of weight 0 have no effect.
+struct WeightedSum<'a> {
+    out: &'a mut [f32],
+    factor: f32,
+    weights: &'a [f32],
+    values: Rows<'a>,
+}
+
+impl WithSimd for WeightedSum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        /// Vectors of channels at a time.
+        const N: usize = 4;
+        let Self { out, factor, weights, values } = self;
+        let e = out.len();
+        let (vectors, rest) = S::as_mut_simd_f32s(out);
+        let factors = simd.splat_f32s(factor);
+        for (i, out) in vectors.chunks_mut(N).enumerate() {
+            let first = i * N * S::F32_LANES;
+            let mut sums = [simd.splat_f32s(0.0); N];
+            for (sum, out) in sums.iter_mut().zip(&*out) {
+                *sum = simd.mul_f32s(*out, factors);
+            }
+            for (s, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+                let (row, weight) = (&values.row(s, e)[first..], simd.splat_f32s(*weight));
+                for (sum, value) in sums.iter_mut().zip(S::as_simd_f32s(row).0) {
+                    *sum = simd.mul_add_e_f32s(weight, *value, *sum);
                 }
             }
-            let stats = running.stats(0);
-            out.iter_mut().for_each(|x| *x *= stats.inv_sum);
-            stats
-        },
-    )
+            out.copy_from_slice(&sums[..out.len()]);
+        }
+        let first = e - rest.len();
+        rest.iter_mut().for_each(|x| *x *= factor);
+        for (s, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            rest.iter_mut().zip(&values.row(s, e)[first..]).for_each(|(x, value)| *x += weight * value);
+        }
+    }
 }

@@ -19,6 +19,8 @@ use std::ops::Range;
 use crate::cpu::micro_gemm::GROUP;
 
 pub(super) use bias::BiasShape;
+#[cfg(feature = "lm")]
+pub(super) use decode::forward_into as one_query;
 pub(super) use pack::RowLayout;
 pub(super) use parallel::{Dense, Heads, Place, Results, Sizes, View, backward, forward, sink_gradient};
 pub(super) use softmax::RowStats;

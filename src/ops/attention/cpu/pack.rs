@@ -1,9 +1,11 @@
 //! Strided rows of a head, and copies of them in the layouts that products need.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{TILE, tiles};
+use super::TILE;
+use crate::cpu::micro_gemm::GROUP;
 
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
@@ -42,53 +44,103 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Copies some rows of `len` channels, times `factor`, to rows `stride` apart.
+    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest magnitude before
+    /// that; NaN if there is one.
     #[inline(always)]
-    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) {
+    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) -> f32 {
+        let mut max = [0; GROUP];
         for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
-            for (to, x) in to.iter_mut().zip(self.row(row, len)) {
-                *to = x * factor;
+            let ((groups, rest), (to, _)) = (self.row(row, len).as_chunks(), to.as_chunks_mut());
+            for (group, to) in groups.iter().zip(to.iter_mut()) {
+                raise(&mut max, group);
+                *to = group.map(|x| x * factor);
+            }
+            if !rest.is_empty() {
+                let group = padded_group(rest);
+                raise(&mut max, &group);
+                to[groups.len()] = group.map(|x| x * factor);
             }
         }
+        highest(max)
     }
 
-    /// Copies all `s` rows, transposed tile by tile: (S / TILE, len, TILE).
+    /// Copies the rows of a tile, at most [`TILE`], transposed: (len, TILE); the columns after the last are zeros. Returns
+    /// the largest magnitude; NaN if there is one.
     #[inline(always)]
-    pub(super) fn copy_columns(self, s: usize, len: usize, to: &mut [f32]) {
-        for (keys, to) in tiles(0..s).zip(to.chunks_exact_mut((len * TILE).max(1))) {
-            // Four rows at a time. The last is repeated as padding, whose columns are never used.
-            for first in keys.clone().step_by(4) {
-                let row = |i: usize| self.row((first + i).min(s - 1), len);
-                let (rows, column) = (row(0).iter().zip(row(1)).zip(row(2)).zip(row(3)), first - keys.start);
-                for ((((a, b), c), d), to) in rows.zip(to.chunks_exact_mut(TILE)) {
-                    to[column..column + 4].copy_from_slice(&[*a, *b, *c, *d]);
+    pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
+        let (mut max, mut square, mut shuffled) = ([0; GROUP], [[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
+        for first in rows.clone().step_by(GROUP) {
+            for channel in (0..len).step_by(GROUP) {
+                for (i, group) in square.iter_mut().enumerate() {
+                    let row = if first + i < rows.end { &self.row(first + i, len)[channel..] } else { &[] };
+                    match row.first_chunk() {
+                        Some(whole) => *group = *whole,
+                        None => *group = padded_group(row),
+                    }
+                    raise(&mut max, group);
+                }
+                for _ in 0..GROUP.ilog2() / 2 {
+                    shuffle(&square, &mut shuffled);
+                    shuffle(&shuffled, &mut square);
+                }
+                let column = first - rows.start;
+                for i in 0..GROUP.min(len - channel) {
+                    to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
                 }
             }
         }
+        highest(max)
     }
+}
 
-    /// The largest magnitude in these rows; NaN if there is one.
-    #[inline(always)]
-    pub(super) fn max_magnitude(self, rows: Range<usize>, len: usize) -> f32 {
-        // As integers, magnitudes are in the same order, and NaN is above all.
-        let max = |row: &[f32]| row.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits()));
-        f32::from_bits(rows.fold(0, |all: u32, i| all.max(max(self.row(i, len)))))
+/// Fewer elements than a group, with zeros after them.
+#[inline(always)]
+fn padded_group(rest: &[f32]) -> [f32; GROUP] {
+    let mut group = [0.0; GROUP];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// Raises magnitudes, as bits, to those of a group. In this order, that of the numbers, NaN is above all.
+#[inline(always)]
+fn raise(max: &mut [u32; GROUP], group: &[f32; GROUP]) {
+    for lane in 0..GROUP {
+        max[lane] = max[lane].max(group[lane].abs().to_bits());
+    }
+}
+
+fn highest(max: [u32; GROUP]) -> f32 {
+    f32::from_bits(max.into_iter().fold(0, u32::max))
+}
+
+/// A perfect shuffle of the elements of a square, as one sequence: its first half and its second, by turns. Four of them
+/// transpose it, and loops of this form become shuffles of vectors.
+#[inline(always)]
+fn shuffle(square: &[[f32; GROUP]; GROUP], to: &mut [[f32; GROUP]; GROUP]) {
+    const HALF: usize = GROUP / 2;
+    for i in 0..HALF {
+        for j in 0..HALF {
+            to[2 * i][2 * j] = square[i][j];
+            to[2 * i][2 * j + 1] = square[i + HALF][j];
+            to[2 * i + 1][2 * j] = square[i][j + HALF];
+            to[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
+        }
     }
 }
 
 /// A buffer that several threads write at once, each to rows of its own.
-pub(super) struct SharedBuffer<'a> {
-    start: *mut f32,
+pub(super) struct SharedBuffer<'a, T> {
+    start: *mut T,
     len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it stands for a unique borrow of `f32`s, and the only access, `rows`, leaves it to its caller that no rows are
-// used twice at once.
-unsafe impl Sync for SharedBuffer<'_> {}
+// SAFETY: it stands for a unique borrow of values that may be sent, and the only access, `rows`, leaves it to its caller
+// that no rows are used twice at once.
+unsafe impl<T: Send> Sync for SharedBuffer<'_, T> {}
 
-impl<'a> SharedBuffer<'a> {
-    pub(super) fn new(buffer: &'a mut [f32]) -> Self {
+impl<'a, T> SharedBuffer<'a, T> {
+    pub(super) fn new(buffer: &'a mut [T]) -> Self {
         Self { start: buffer.as_mut_ptr(), len: buffer.len(), borrowed: PhantomData }
     }
 
@@ -97,7 +149,7 @@ impl<'a> SharedBuffer<'a> {
     /// # Safety
     /// While a row of the result is in use, on this thread or another, no row that overlaps it may be used through
     /// another result.
-    pub(super) unsafe fn rows(&self, layout: RowLayout, b: usize, h: usize) -> RowsMut<'a> {
+    pub(super) unsafe fn rows(&self, layout: RowLayout, b: usize, h: usize) -> RowsMut<'a, T> {
         let start = layout.start(b, h);
         assert!(start <= self.len, "a head begins past its buffer");
         // SAFETY: `start` is within the buffer or one past its end, as just checked.
@@ -107,24 +159,33 @@ impl<'a> SharedBuffer<'a> {
 }
 
 /// The rows of one head, to write to.
-pub(super) struct RowsMut<'a> {
-    start: *mut f32,
+pub(super) struct RowsMut<'a, T> {
+    start: *mut T,
     len: usize,
     stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-impl RowsMut<'_> {
-    pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [f32] {
+impl<T> RowsMut<'_, T> {
+    #[inline(always)]
+    pub(super) fn row(&mut self, i: usize, len: usize) -> &mut [T] {
         let first = i * self.stride;
         assert!(first + len <= self.len, "a row reaches past its buffer");
         // SAFETY: the row lies within the buffer, as just checked; the unique borrow of `self` keeps it from being used
         // twice through this, and the contract of `SharedBuffer::rows` from being used through another.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), len) }
     }
+}
 
-    /// Writes the first `len` elements of rows that are `stride` apart.
-    pub(super) fn fill(&mut self, rows: &[f32], stride: usize, len: usize) {
-        rows.chunks_exact(stride).enumerate().for_each(|(i, row)| self.row(i, len).copy_from_slice(&row[..len]));
+/// An element that is yet to be written.
+pub(super) type Uninit = MaybeUninit<f32>;
+
+impl RowsMut<'_, Uninit> {
+    /// Writes a row, times `factor`.
+    #[inline(always)]
+    pub(super) fn write(&mut self, i: usize, row: &[f32], factor: f32) {
+        for (to, x) in self.row(i, row.len()).iter_mut().zip(row) {
+            to.write(x * factor);
+        }
     }
 }

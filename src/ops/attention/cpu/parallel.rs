@@ -1,21 +1,31 @@
 //! All heads of all sequences: how they are divided among threads, and where their rows are.
 //!
-//! The unit of work is a key-value head of a sequence, with the query heads that share it: its gradients have a single
-//! owner, so sums do not depend on the number of threads.
+//! The unit of work is a key-value head of a sequence, with the query heads that share it, or some of its queries. How
+//! many there are depends on the sizes alone, and in backward the gradients of keys and values are added over the units of
+//! a head in order: so sums do not depend on the number of threads.
 
 use std::ops::Range;
 
 use super::super::structure::Structure;
-use super::backward::{Backward, Saved};
+use super::backward::{Backward, BackwardHead, Saved};
 use super::bias::{BiasRows, BiasShape, List};
-use super::forward::Forward;
+use super::forward::{Forward, ForwardHead};
 use super::pack::{RowLayout, Rows, SharedBuffer};
 use super::softmax::{RowStats, Scoring};
 use super::tile::{DenseHead, HeadMask};
-use super::{Dims, decode};
-use crate::cpu::parallel::{for_each_chunk_with, for_each_with, map};
+use super::{Dims, TILE, decode};
+use crate::cpu::parallel::{for_each_chunk, for_each_with, map};
 use crate::cpu::random::DropoutFactors;
-use crate::cpu::simd::exp;
+use crate::cpu::simd::{dispatch_vectors, exp};
+
+/// Units of a forward pass: enough for many threads.
+const FORWARD_UNITS: usize = 64;
+
+/// Tiles of queries in such a unit, at most.
+const FORWARD_TILES: usize = 8;
+
+/// Units of a backward pass, if the heads alone are fewer.
+const BACKWARD_UNITS: usize = 8;
 
 /// The sizes of a call: sequences, query heads, key-value heads, and those of a head.
 #[derive(Clone, Copy)]
@@ -31,6 +41,15 @@ impl Sizes {
     fn heads(self, g: usize) -> Range<usize> {
         let per_group = self.h / self.g;
         g * per_group..(g + 1) * per_group
+    }
+
+    /// A unit of work of several parts for each key-value head of each sequence: that head, and its queries. Later
+    /// queries, of which most masks let each see more keys, come first.
+    fn unit(self, unit: usize, parts: usize) -> ([usize; 2], Range<usize>) {
+        let (head, part) = (unit / parts, parts - 1 - unit % parts);
+        let tiles = self.dims.t.div_ceil(TILE);
+        let start = |part: usize| (part * tiles / parts * TILE).min(self.dims.t);
+        ([head / self.g, head % self.g], start(part)..start(part + 1))
     }
 
     /// Channels of a row of the output.
@@ -121,24 +140,39 @@ pub(in super::super) fn forward(
         // With one position, heads lie next to one another in either order.
         return (decode::forward([q, k, v], heads, sizes), Vec::new());
     }
-    let mut out = vec![0.0; b * dims.t * h * sizes.out_width(heads)];
+    let len = b * dims.t * h * sizes.out_width(heads);
+    let mut out = Vec::with_capacity(len);
     let mut stats = vec![RowStats::default(); b * h * dims.t];
-    let shared = SharedBuffer::new(&mut out);
-    for_each_chunk_with(
-        &mut stats,
-        h / g * dims.t,
+    let of_out = SharedBuffer::new(&mut out.spare_capacity_mut()[..len]);
+    let of_stats = SharedBuffer::new(&mut stats);
+    let stats_layout = RowLayout { offset: 0, batch_stride: h * dims.t, position_stride: 1, head_stride: dims.t };
+    let parts = FORWARD_UNITS.div_ceil(b * g).clamp(dims.t.div_ceil(TILE * FORWARD_TILES), dims.t.div_ceil(TILE));
+    for_each_with(
+        b * g * parts,
         || Forward::new(dims),
-        |work, unit, stats| {
-            let (b_i, g_i) = (unit / g, unit % g);
-            work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));
-            for (h_i, stats) in sizes.heads(g_i).zip(stats.chunks_exact_mut(dims.t)) {
-                // SAFETY: each head of each sequence is part of one unit, and of `layout` no two heads share a row.
-                let out = unsafe { shared.rows(layout, b_i, h_i) };
-                let (scoring, mask) = (heads.scoring(b_i, h_i), heads.mask(b_i, h_i));
-                work.head(out, stats, q.rows(b_i, h_i), scoring, mask, heads.with_lse);
+        |work, unit| {
+            let ([b_i, g_i], queries) = sizes.unit(unit, parts);
+            work.turn_to([b_i, g_i]);
+            for h_i in sizes.heads(g_i) {
+                // SAFETY: each query of each head of each sequence is part of one unit, and of either layout no two
+                // heads share a row.
+                let (out, stats) = unsafe { (of_out.rows(layout, b_i, h_i), of_stats.rows(stats_layout, b_i, h_i)) };
+                dispatch_vectors(ForwardHead {
+                    work,
+                    out,
+                    stats,
+                    queries: queries.clone(),
+                    q: q.rows(b_i, h_i),
+                    kv: [k.rows(b_i, g_i), v.rows(b_i, g_i)],
+                    scoring: heads.scoring(b_i, h_i),
+                    mask: heads.mask(b_i, h_i),
+                    with_lse: heads.with_lse,
+                });
             }
         },
     );
+    // SAFETY: the units have written all rows of all heads, which are as many elements, and no two share one.
+    unsafe { out.set_len(len) };
     (out, stats)
 }
 
@@ -163,50 +197,87 @@ impl<'a> Results<'a> {
 #[derive(Clone, Copy)]
 pub(in super::super) struct Place(pub(in super::super) usize, pub(in super::super) RowLayout);
 
-/// The gradients of queries, keys and values are written to `buffers`, at their `places`; that of a bias of shape `bias`
-/// is returned.
+/// The gradients of queries, keys and values, in buffers of these lengths, at their places; and that of a bias of shape
+/// `bias`.
 pub(in super::super) fn backward(
     [q, k, v]: [View; 3],
     results: Results,
     heads: &Heads,
-    (buffers, places): (&mut [Vec<f32>], [Place; 3]),
+    (lens, [dq, dk, dv]): (&[usize], [Place; 3]),
     bias: Option<BiasShape>,
     sizes: Sizes,
-) -> Option<Vec<f32>> {
-    let Sizes { b, g, dims, .. } = sizes;
-    let buffers: Vec<SharedBuffer> = buffers.iter_mut().map(|buffer| SharedBuffer::new(buffer)).collect();
-    let [dq, dk, dv] = places;
-    let unit = |work: &mut Backward, [b_i, g_i]: [usize; 2], dbias: Option<(&SharedBuffer, BiasShape)>| {
-        // SAFETY: each head of each sequence is part of one unit, and the places of queries, keys and values, and of
-        // their heads, do not overlap.
-        let rows = |Place(buffer, layout): Place, head: usize| unsafe { buffers[buffer].rows(layout, b_i, head) };
-        work.load(k.rows(b_i, g_i), v.rows(b_i, g_i));
+) -> (Vec<Vec<f32>>, Option<Vec<f32>>) {
+    let Sizes { b, h, g, dims } = sizes;
+    let elements = b * (h * dims.t * dims.d + g * dims.s * (dims.d + dims.e));
+    assert_eq!(lens.iter().sum::<usize>(), elements, "the places of the gradients make up their buffers");
+    let mut buffers: Vec<Vec<f32>> = lens.iter().map(|len| Vec::with_capacity(*len)).collect();
+    let spare = buffers.iter_mut().zip(lens).map(|(buffer, len)| &mut buffer.spare_capacity_mut()[..*len]);
+    let shared: Vec<SharedBuffer<_>> = spare.map(SharedBuffer::new).collect();
+    // SAFETY: the places of queries, keys and values, and of their heads, do not overlap, and each query and each key of
+    // each head of each sequence is part of one unit.
+    let rows = |Place(buffer, layout): Place, b: usize, head: usize| unsafe { shared[buffer].rows(layout, b, head) };
+    let part = |work: &mut Backward,
+                [b_i, g_i]: [usize; 2],
+                queries: Range<usize>,
+                dbias: Option<(&SharedBuffer<f32>, BiasShape)>| {
+        work.turn_to([b_i, g_i]);
         for h_i in sizes.heads(g_i) {
-            // SAFETY: units that share a bias are in one list, or add to different copies.
-            let dbias = dbias.map(|(buffer, shape)| unsafe { BiasRows::new(buffer, shape, b_i, h_i) });
-            let saved = results.head(b_i, h_i, heads, dims.t);
-            let (scoring, mask) = (heads.scoring(b_i, h_i), heads.mask(b_i, h_i));
-            work.head((rows(dq, h_i), q.rows(b_i, h_i)), saved, scoring, mask, dbias);
+            dispatch_vectors(BackwardHead {
+                work,
+                dq: rows(dq, b_i, h_i),
+                saved: results.head(b_i, h_i, heads, dims.t),
+                queries: queries.clone(),
+                q: q.rows(b_i, h_i),
+                kv: [k.rows(b_i, g_i), v.rows(b_i, g_i)],
+                scoring: heads.scoring(b_i, h_i),
+                mask: heads.mask(b_i, h_i),
+                // SAFETY: units that share a bias are in one list, or add to different copies.
+                dbias: dbias.map(|(buffer, shape)| unsafe { BiasRows::new(buffer, shape, b_i, h_i) }),
+            });
         }
-        work.store_dk(rows(dk, g_i));
-        work.store_dv(rows(dv, g_i));
     };
-    let Some(shape) = bias else {
-        for_each_with(b * g, || Backward::new(dims), |work, i| unit(work, [i / g, i % g], None));
-        return None;
+    let whole = |work: &mut Backward, [b_i, g_i]: [usize; 2], dbias: Option<(&SharedBuffer<f32>, BiasShape)>| {
+        part(work, [b_i, g_i], 0..dims.t, dbias);
+        work.gradients.store(dims, rows(dk, b_i, g_i), rows(dv, b_i, g_i));
     };
-    let (lists, copies) = shape.lists(sizes);
-    let mut copies = vec![vec![0.0; shape.elements()]; copies];
-    let shared: Vec<SharedBuffer> = copies.iter_mut().map(|copy| SharedBuffer::new(copy)).collect();
-    for_each_with(
-        lists.len(),
-        || Backward::new(dims),
-        |work, i| {
-            let List { copy, units } = &lists[i];
-            units.iter().for_each(|at| unit(work, *at, Some((&shared[*copy], shape))));
-        },
-    );
-    Some(shape.sum(copies))
+    // Parts of at least two tiles, where there are few heads: each has gradients of its own for all keys.
+    let parts = BACKWARD_UNITS.div_ceil(b * g).clamp(1, (dims.t / TILE / 2).max(1));
+    let dbias = match bias {
+        Some(shape) => {
+            let (lists, copies) = shape.lists(sizes);
+            let mut copies = vec![vec![0.0; shape.elements()]; copies];
+            let shared: Vec<SharedBuffer<f32>> = copies.iter_mut().map(|copy| SharedBuffer::new(copy)).collect();
+            let list = |work: &mut Backward, i: usize| {
+                let List { copy, units } = &lists[i];
+                units.iter().for_each(|at| whole(work, *at, Some((&shared[*copy], shape))));
+            };
+            for_each_with(lists.len(), || Backward::new(dims), list);
+            Some(shape.sum(copies))
+        }
+        None if parts == 1 => {
+            for_each_with(b * g, || Backward::new(dims), |work, i| whole(work, [i / g, i % g], None));
+            None
+        }
+        None => {
+            let mut sums = map(b * g * parts, |unit| {
+                let (mut work, (head, queries)) = (Backward::new(dims), sizes.unit(unit, parts));
+                part(&mut work, head, queries, None);
+                work.gradients
+            });
+            for_each_chunk(&mut sums, parts, |head, sums| {
+                let [sum, others @ ..] = sums else { return };
+                others.iter().for_each(|other| sum.add(other));
+                sum.store(dims, rows(dk, head / g, head % g), rows(dv, head / g, head % g));
+            });
+            None
+        }
+    };
+    for (buffer, len) in buffers.iter_mut().zip(lens) {
+        // SAFETY: all rows at all places have been written, which are as many elements as the buffers have, and no two
+        // share one.
+        unsafe { buffer.set_len(*len) };
+    }
+    (buffers, dbias)
 }
 
 /// The gradient of each head's sink: minus the sum over queries of the sink's weight times the mean that the gradient of

@@ -1,11 +1,15 @@
 //! From scores to weights and back, for a tile of queries and keys.
 
+use std::ops::Range;
+
+use pulp::Simd;
+
 use super::TILE;
 use super::bias::BiasRows;
 use super::tile::Tile;
 use crate::cpu::micro_gemm::{GROUP, ROWS};
 use crate::cpu::random::DropoutFactors;
-use crate::cpu::simd::{exp, max_of, sum_of, tanh};
+use crate::cpu::simd::{exp, exp_of_negative, tanh};
 
 /// How scores and weights are computed in one head of one sequence.
 #[derive(Clone, Copy)]
@@ -70,13 +74,65 @@ fn finite(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
-/// Turns the products of a query into scores.
+/// The columns of a tile, in groups.
+const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
+    let mut columns = [[0; GROUP]; TILE / GROUP];
+    let mut i = 0;
+    while i < TILE {
+        columns[i / GROUP][i % GROUP] = i as u32;
+        i += 1;
+    }
+    columns
+};
+
+/// Turns the products of a query into scores, but for the band, which is returned.
 #[inline(always)]
-fn score(products: &mut [f32], tile: &Tile, query: usize, softcap: Option<f32>) {
+fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> Band {
+    let products = products.as_flattened_mut();
     if let Some(cap) = softcap {
         products.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
     }
-    tile.mask_scores(products, query);
+    let band = tile.band(query - tile.queries.start);
+    tile.mask_scores(products, query, &band);
+    Band(band)
+}
+
+/// The columns of a row that its query sees by the band. The scores in others, and in padding, are minus infinity.
+struct Band(Range<usize>);
+
+impl Band {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, simd: S, score: S::f32s, column: S::u32s) -> S::f32s {
+        let (start, len) = (simd.splat_u32s(self.0.start as u32), simd.splat_u32s(self.0.len() as u32));
+        let is_seen = simd.less_than_u32s(simd.sub_u32s(column, start), len);
+        simd.select_f32s(is_seen, score, simd.splat_f32s(f32::NEG_INFINITY))
+    }
+}
+
+/// Hides the scores outside the band, and returns the highest, at least `max`. NaN is ignored.
+#[inline(always)]
+fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &Band, max: f32) -> f32 {
+    let mut highest = simd.splat_f32s(max);
+    for (scores, columns) in scores.iter_mut().zip(&COLUMNS) {
+        for (score, column) in S::as_mut_simd_f32s(scores).0.iter_mut().zip(S::as_simd_u32s(columns).0) {
+            *score = band.apply(simd, *score, *column);
+            highest = simd.max_f32s(*score, highest);
+        }
+    }
+    simd.reduce_max_f32s(highest)
+}
+
+/// Replaces scores by exponentials relative to the highest, and returns their sum.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], max: f32) -> f32 {
+    let (max, mut sum) = (simd.splat_f32s(finite(max)), simd.splat_f32s(0.0));
+    for scores in scores {
+        for score in S::as_mut_simd_f32s(scores).0 {
+            *score = exp_of_negative(simd, simd.sub_f32s(*score, max));
+            sum = simd.add_f32s(sum, *score);
+        }
+    }
+    simd.reduce_sum_f32s(sum)
 }
 
 /// The factors of dropout, if any, for the first weights of a query.
@@ -90,28 +146,64 @@ fn dropout(scoring: Scoring, tile: &Tile, query: usize, columns: usize) -> Optio
 
 /// Forward: replaces products by exponentials relative to the highest score so far.
 #[inline(always)]
-pub(super) fn softmax_tile(scores: &mut [f32], running: &mut RunningSoftmax, tile: &Tile, scoring: Scoring) {
-    let mut now = running.max;
-    for (row, query) in tile.queries.clone().enumerate() {
-        let scores = &mut scores[row * TILE..][..tile.computed(row)];
-        score(scores, tile, query, scoring.softcap);
-        now[row] = max_of(scores).max(now[row]);
-    }
-    for (row, now) in now.iter().enumerate() {
-        running.factors[row] = exp(running.max[row] - finite(*now));
-    }
-    running.max = now;
-    for (row, query) in tile.queries.clone().enumerate() {
-        let scores = &mut scores[row * TILE..][..tile.computed(row)];
-        let max = finite(now[row]);
-        for group in scores.as_chunks_mut::<GROUP>().0 {
-            group.iter_mut().for_each(|x| *x = exp(*x - max));
-        }
-        running.sums[row] = running.sums[row] * running.factors[row] + sum_of(scores, scores, |x, _| x);
-        if let Some(factors) = dropout(scoring, tile, query, scores.len()) {
-            multiply(scores, &factors);
+pub(super) fn softmax_tile<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    running: &mut RunningSoftmax,
+    tile: &Tile,
+    scoring: Scoring,
+) {
+    let (mut max, mut sums) = (running.max, [0.0; TILE]);
+    for (first, scores) in (0..tile.queries.len()).step_by(ROWS).zip(scores.chunks_mut(ROWS * TILE)) {
+        let rows = first..tile.queries.len().min(first + ROWS);
+        let (max, sums) = (&mut max[rows.clone()], &mut sums[rows.clone()]);
+        // In versions for each number of groups, so that loops over them are unrolled.
+        match tile.computed(first) / GROUP {
+            0 => {}
+            1 => softmax_rows::<S, 1>(simd, scores, rows, [max, sums], tile, scoring),
+            2 => softmax_rows::<S, 2>(simd, scores, rows, [max, sums], tile, scoring),
+            3 => softmax_rows::<S, 3>(simd, scores, rows, [max, sums], tile, scoring),
+            _ => softmax_rows::<S, 4>(simd, scores, rows, [max, sums], tile, scoring),
         }
     }
+    for row in 0..tile.queries.len().next_multiple_of(GROUP) {
+        running.factors[row] = exp(running.max[row] - finite(max[row]));
+        running.sums[row] = running.sums[row] * running.factors[row] + sums[row];
+    }
+    running.max = max;
+}
+
+/// Some rows of a tile, of which `N` groups of columns are computed, with the highest score so far and the sum of the
+/// exponentials of each.
+#[inline(always)]
+fn softmax_rows<S: Simd, const N: usize>(
+    simd: S,
+    scores: &mut [f32],
+    rows: Range<usize>,
+    [max, sums]: [&mut [f32]; 2],
+    tile: &Tile,
+    scoring: Scoring,
+) {
+    let query = tile.queries.start + rows.start;
+    // Row after row, so that a processor can work on several at once.
+    for (i, max) in max.iter_mut().enumerate() {
+        let scores = &mut groups_of(scores, i)[..N];
+        let band = score(scores, tile, query + i, scoring.softcap);
+        *max = highest(simd, scores, &band, *max);
+    }
+    for (i, (max, sum)) in max.iter().zip(sums).enumerate() {
+        let scores = &mut groups_of(scores, i)[..N];
+        *sum = exponentials(simd, scores, *max);
+        if let Some(factors) = dropout(scoring, tile, query + i, N * GROUP) {
+            multiply(scores.as_flattened_mut(), &factors);
+        }
+    }
+}
+
+/// The groups of columns of a row.
+#[inline(always)]
+fn groups_of(rows: &mut [f32], row: usize) -> &mut [[f32; GROUP]] {
+    rows[row * TILE..][..TILE].as_chunks_mut().0
 }
 
 /// What backward needs of the rows of a tile: their statistics, and the weighted means of the gradients of their
@@ -129,38 +221,61 @@ pub(super) struct RowGradients<'a> {
 /// `softmax (factors dweights - mean)`, which is added to `dbias`, and that of the product `1 - tanh(product / cap)^2`
 /// times it.
 #[inline(always)]
-pub(super) fn softmax_tile_backward(
+pub(super) fn softmax_tile_backward<S: Simd>(
+    simd: S,
     [weights, dscores]: [&mut [f32]; 2],
-    rows: RowGradients,
+    saved: RowGradients,
     tile: &Tile,
     scoring: Scoring,
     mut dbias: Option<&mut BiasRows>,
 ) {
     for (row, query) in tile.queries.clone().enumerate() {
-        let computed = tile.computed(row);
-        let (weights, dscores) = (&mut weights[row * TILE..][..computed], &mut dscores[row * TILE..][..computed]);
-        let slopes = scoring.softcap.map(|cap| softcap_slopes(weights, cap));
-        score(weights, tile, query, scoring.softcap);
-        let factors = dropout(scoring, tile, query, computed);
-        if let Some(factors) = &factors {
-            multiply(dscores, factors);
+        let rows = [groups_of(weights, row), groups_of(dscores, row)];
+        let saved = (saved.stats[query], saved.means[row], saved.is_finite);
+        let dbias = dbias.as_deref_mut();
+        match tile.computed(row) / GROUP {
+            0 => {}
+            1 => softmax_row_backward::<S, 1>(simd, rows, saved, tile, query, scoring, dbias),
+            2 => softmax_row_backward::<S, 2>(simd, rows, saved, tile, query, scoring, dbias),
+            3 => softmax_row_backward::<S, 3>(simd, rows, saved, tile, query, scoring, dbias),
+            _ => softmax_row_backward::<S, 4>(simd, rows, saved, tile, query, scoring, dbias),
         }
-        let (stats, mean) = (rows.stats[query], rows.means[row]);
-        // A hidden key gets nothing, though 0 times what is not finite is not 0.
-        let scores = (!rows.is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights));
-        softmax_backward(dscores, weights, stats, mean);
-        if let Some(scores) = &scores {
-            clear_hidden([weights, dscores], scores);
-        }
-        if let Some(dbias) = &mut dbias {
-            dbias.add(query, tile.keys.clone(), dscores);
-        }
-        if let Some(slopes) = &slopes {
-            dscores.iter_mut().zip(slopes).for_each(|(x, slope)| *x = if *x == 0.0 { 0.0 } else { *x * slope });
-        }
-        if let Some(factors) = &factors {
-            multiply(weights, factors);
-        }
+    }
+}
+
+/// A row of a tile, of which `N` groups of columns are computed.
+#[inline(always)]
+fn softmax_row_backward<S: Simd, const N: usize>(
+    simd: S,
+    [weights, dscores]: [&mut [[f32; GROUP]]; 2],
+    (stats, mean, is_finite): (RowStats, f32, bool),
+    tile: &Tile,
+    query: usize,
+    scoring: Scoring,
+    dbias: Option<&mut BiasRows>,
+) {
+    let (weights, dscores) = (&mut weights[..N], &mut dscores[..N]);
+    let slopes = scoring.softcap.map(|cap| softcap_slopes(weights.as_flattened(), cap));
+    let band = score(weights, tile, query, scoring.softcap);
+    let factors = dropout(scoring, tile, query, N * GROUP);
+    if let Some(factors) = &factors {
+        multiply(dscores.as_flattened_mut(), factors);
+    }
+    // A hidden key gets nothing, though 0 times what is not finite is not 0.
+    let scores = (!is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights.as_flattened(), &band));
+    softmax_backward(simd, dscores, weights, &band, (stats, mean));
+    let (weights, dscores) = (weights.as_flattened_mut(), dscores.as_flattened_mut());
+    if let Some(scores) = &scores {
+        clear_hidden([weights, dscores], scores);
+    }
+    if let Some(dbias) = dbias {
+        dbias.add(query, tile.keys.clone(), dscores);
+    }
+    if let Some(slopes) = &slopes {
+        dscores.iter_mut().zip(slopes).for_each(|(x, slope)| *x = if *x == 0.0 { 0.0 } else { *x * slope });
+    }
+    if let Some(factors) = &factors {
+        multiply(weights, factors);
     }
 }
 
@@ -182,19 +297,30 @@ fn multiply(xs: &mut [f32], factors: &[f32]) {
 
 /// Replaces the scores in `weights` by the softmax, and its gradient in `dscores` by `softmax * (gradient - mean)`.
 #[inline(always)]
-fn softmax_backward(dscores: &mut [f32], weights: &mut [f32], RowStats { max, inv_sum }: RowStats, mean: f32) {
-    let groups = dscores.as_chunks_mut::<GROUP>().0.iter_mut().zip(weights.as_chunks_mut::<GROUP>().0);
-    for (dscores, weights) in groups {
-        for (dscore, weight) in dscores.iter_mut().zip(weights) {
-            *weight = exp(*weight - max) * inv_sum;
-            *dscore = *weight * (*dscore - mean);
+fn softmax_backward<S: Simd>(
+    simd: S,
+    dscores: &mut [[f32; GROUP]],
+    weights: &mut [[f32; GROUP]],
+    band: &Band,
+    (stats, mean): (RowStats, f32),
+) {
+    let (max, inv_sum) = (simd.splat_f32s(stats.max), simd.splat_f32s(stats.inv_sum));
+    let mean = simd.splat_f32s(mean);
+    for ((dscores, weights), columns) in dscores.iter_mut().zip(weights).zip(&COLUMNS) {
+        let (dscores, weights) = (S::as_mut_simd_f32s(dscores).0, S::as_mut_simd_f32s(weights).0);
+        for ((dscore, weight), column) in dscores.iter_mut().zip(weights).zip(S::as_simd_u32s(columns).0) {
+            // Not stored first: a store of some lanes would delay the load.
+            let score = band.apply(simd, *weight, *column);
+            *weight = simd.mul_f32s(exp_of_negative(simd, simd.sub_f32s(score, max)), inv_sum);
+            *dscore = simd.mul_f32s(*weight, simd.sub_f32s(*dscore, mean));
         }
     }
 }
 
-fn copy_of(scores: &[f32]) -> [f32; TILE] {
-    let mut copy = [0.0; TILE];
-    copy[..scores.len()].copy_from_slice(scores);
+/// A copy of the scores of a row, those outside the band hidden.
+fn copy_of(scores: &[f32], Band(band): &Band) -> [f32; TILE] {
+    let mut copy = [f32::NEG_INFINITY; TILE];
+    copy[band.clone()].copy_from_slice(&scores[band.clone()]);
     copy
 }
 

@@ -128,13 +128,17 @@ impl<'a> Tile<'a> {
 
     /// The columns that the query of a row sees by the band.
     #[inline(always)]
-    fn band(&self, row: usize) -> Range<usize> {
+    pub(super) fn band(&self, row: usize) -> Range<usize> {
+        if self.is_whole {
+            return 0..self.keys.len();
+        }
         if row < self.first_row {
             return 0..0;
         }
         let (position, len) = (row as i64 + self.before, self.keys.len());
-        let end = (position.clamp(0, len as i64) as usize).max(self.floor);
-        (position - self.window).clamp(0, end as i64) as usize..end
+        let end = within(position, len);
+        let end = if end < self.floor { self.floor } else { end };
+        within(position - self.window, end)..end
     }
 
     /// The columns that the queries of the block that starts at a row see.
@@ -163,14 +167,10 @@ impl<'a> Tile<'a> {
         self.columns_of(row).end.next_multiple_of(GROUP)
     }
 
-    /// Adds the bias to a query's scores, of the keys from the first on and padding after them, and hides those of keys
-    /// that it does not see.
+    /// Adds the bias to a query's scores of keys in its band, and hides those that something else excludes.
     #[inline(always)]
-    pub(super) fn mask_scores(&self, scores: &mut [f32], query: usize) {
+    pub(super) fn mask_scores(&self, scores: &mut [f32], query: usize, band: &Range<usize>) {
         let HeadMask { sequence, allowed, bias, slope, .. } = self.mask;
-        let band = if self.is_whole { 0..self.keys.len() } else { self.band(query - self.queries.start) };
-        hide(scores, 0..band.start);
-        hide(scores, band.end..scores.len());
         if self.is_band {
             return;
         }
@@ -200,9 +200,14 @@ impl<'a> Tile<'a> {
     }
 }
 
+/// A number, moved into `0..=max`. Not `clamp`, which the compiler does not place inside kernels.
 #[inline(always)]
-fn hide(scores: &mut [f32], columns: Range<usize>) {
-    if let Some(hidden) = scores.get_mut(columns) {
-        hidden.fill(f32::NEG_INFINITY);
+fn within(x: i64, max: usize) -> usize {
+    if x < 0 {
+        0
+    } else if x > max as i64 {
+        max
+    } else {
+        x as usize
     }
 }

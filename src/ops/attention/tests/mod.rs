@@ -39,8 +39,8 @@ fn masks(b: usize, t: usize, s: usize) -> Vec<Mask> {
     ]
 }
 
-/// B, T, S, H, G, D, E: minimal, no multiples of a tile, many tiles, grouped heads.
-const SIZES: [[usize; 7]; 8] = [
+/// B, T, S, H, G, D, E: minimal, no multiples of a tile, many tiles, grouped heads, few heads of many tiles.
+const SIZES: [[usize; 7]; 9] = [
     [1, 1, 1, 1, 1, 1, 1],
     [2, 7, 7, 3, 3, 5, 5],
     [3, 5, 11, 2, 1, 7, 13],
@@ -49,6 +49,7 @@ const SIZES: [[usize; 7]; 8] = [
     [1, 131, 131, 2, 2, 16, 16],
     [3, 1, 131, 6, 2, 5, 7],
     [5, 65, 65, 2, 2, 33, 31],
+    [1, 261, 261, 2, 1, 8, 5],
 ];
 
 #[test]

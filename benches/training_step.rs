@@ -13,7 +13,7 @@
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{Document, IdsStore, TextOptions, Validation, prepare};
-use candle_attention::train::{TrainOptions, Trainer};
+use candle_attention::train::{Precision, TrainOptions, Trainer};
 use candle_core::Device;
 
 #[path = "../attn/src/allocator.rs"]
@@ -72,6 +72,7 @@ fn contest(row: &Row) -> Result<Contest> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench(&side("ours"))?)?;
     contest.enter("one thread", peer::on_one_thread(peer::this_bench(&side("ours"))?))?;
+    contest.enter("bf16", peer::this_bench(&side("bf16"))?)?;
     contest.enter("arithmetic limit", peer::this_bench(&side("limit"))?)?;
     if let Some(command) = rivals::other_build(&side("ours")) {
         contest.enter("other build", command)?;
@@ -125,7 +126,8 @@ fn serve(side: &str) -> Result<()> {
             peer::serve(|steps| median_ms(steps, || Ok(composed.train_step()?)))
         }
         _ => {
-            let mut trainer = trainer(&config, batch_size)?;
+            let precision = if name == "bf16" { Precision::Bf16 } else { Precision::F32 };
+            let mut trainer = trainer(&config, batch_size, precision)?;
             peer::serve(|steps| {
                 median_ms(steps, || {
                     let batch = trainer.next_batch()?;
@@ -144,12 +146,12 @@ fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<
 }
 
 /// A trainer with one shard for each of two threads, on an arbitrary text of 65 characters.
-fn trainer(config: &ModelConfig, batch: usize) -> Result<Trainer> {
+fn trainer(config: &ModelConfig, batch: usize, precision: Precision) -> Result<Trainer> {
     let text: Vec<u8> = (0..100_000u64).map(|i| b'0' + (i * i % 9973 % 65) as u8).collect();
     let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
     let (_, corpus) =
         prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
-    let options = TrainOptions { batch, shards: peer::THREADS, ..Default::default() };
+    let options = TrainOptions { batch, shards: peer::THREADS, precision, ..Default::default() };
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }
 

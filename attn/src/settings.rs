@@ -265,7 +265,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use candle_attention::optim::Schedule;
-    use candle_attention::train::OptimizerKind;
+    use candle_attention::train::{OptimizerKind, Precision};
 
     use super::*;
 
@@ -313,6 +313,7 @@ mod tests {
         batch = 7
         shards = 3
         accumulate = 2
+        precision = "bf16"
         isolate-documents = true
         lr = 0.011
         min-lr = 0.2
@@ -359,6 +360,7 @@ mod tests {
             context: Some(33),
             shards: 3,
             accumulate: 2,
+            precision: Precision::Bf16,
             lr: 0.011,
             min_lr: 0.2,
             warmup: 0.1,

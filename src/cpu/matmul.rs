@@ -1,12 +1,36 @@
-//! Matrix products of `f32` slices, through the crate `gemm`.
+//! Matrix products of `f32` slices, through the crate `gemm` or, where asked for, in bf16.
 
-use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
+use candle_core::{Result, bail};
 use gemm::Parallelism;
 
-use super::parallel::{for_each_with, threads};
+use super::parallel::{for_each_with, threads, with_flag};
+use super::simd;
 use super::transpose::transpose;
+
+thread_local! {
+    static IN_BF16: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with the products of [`linear`](crate::ops::linear) and
+/// [`linear_cross_entropy`](crate::ops::linear_cross_entropy), forward and backward, in bf16 where they have kernels: the
+/// factors are rounded to bf16, products and sums are `f32`. About 1.8 times as fast as in `f32`; inputs, results and
+/// everything else stay in `f32`. Gradients are computed so if `work` computes them. On other devices and dtypes nothing
+/// changes.
+///
+/// # Errors
+/// If the processor has no AVX-512 instructions for bf16 (`avx512_bf16`), or they are turned off.
+pub fn bf16_products<R>(work: impl FnOnce() -> R) -> Result<R> {
+    if !simd::has_bf16() {
+        bail!("bf16-products: expected a processor with avx512_bf16, got one without");
+    }
+    Ok(with_flag(&IN_BF16, work))
+}
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
@@ -92,8 +116,8 @@ pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
 /// The product of `a` and `b`, written or added to rows `row_stride` apart.
 ///
 /// # Safety
-/// For each of `a.rows` rows, `b.cols` elements from `out + row * row_stride` on must be valid for writes by this call
-/// alone, and with [`Output::Add`] initialised.
+/// From `out` to the last of `a.rows` rows of `b.cols` elements, `row_stride` apart, memory must be valid for writes by this
+/// call alone, and with [`Output::Add`] the rows must be initialised.
 unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32, a: Matrix, b: Matrix) {
     /// Multiplications that take several times as long as handing them to a thread.
     const WORTH_A_PIECE: usize = 1 << 18;
@@ -102,7 +126,16 @@ unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32
         // Threads need not be equally fast.
         threads => 2 * threads,
     };
-    let pieces = Pieces::new(a.rows, b.cols, a.cols, (a.rows * b.cols * a.cols / WORTH_A_PIECE).clamp(1, most));
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    let wanted = (m * n * k / WORTH_A_PIECE).clamp(1, most);
+    #[cfg(target_arch = "x86_64")]
+    if IN_BF16.get() && m * n * k > 0 {
+        assert!(k == b.rows, "the sizes of a product do not agree");
+        // SAFETY: the caller answers for this memory, which need not be initialised.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.cast(), (m - 1) * row_stride + n) };
+        return bf16::product(out, row_stride, (output, scale), a, b, wanted);
+    }
+    let pieces = Pieces::new(m, n, k, wanted);
     // SAFETY: that of this function.
     unsafe { in_pieces(&pieces, out, row_stride, output, scale, a, b) }
 }

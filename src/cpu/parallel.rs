@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::thread::LocalKey;
 
 use super::team::Team;
 
@@ -28,14 +29,19 @@ thread_local! {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
+    with_flag(&SEQUENTIAL, work)
+}
+
+/// Runs `work` with a flag of this thread set.
+pub(crate) fn with_flag<R>(flag: &'static LocalKey<Cell<bool>>, work: impl FnOnce() -> R) -> R {
     /// Restores the previous value, even if `work` panics.
-    struct Restore(bool);
+    struct Restore(&'static LocalKey<Cell<bool>>, bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            SEQUENTIAL.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(SEQUENTIAL.replace(true));
+    let _restore = Restore(flag, flag.replace(true));
     work()
 }
 

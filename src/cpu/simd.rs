@@ -21,8 +21,20 @@ pub(crate) fn dispatch_vectors<K: WithSimd>(kernel: K) -> K::Output {
     if let Some(arch) = super::testing::forced_arch() {
         return arch.dispatch(kernel);
     }
+    arch().dispatch(kernel)
+}
+
+/// Whether the version for this processor may use AVX-512 and its instructions for bf16.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return matches!(arch(), Arch::V4(_)) && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    ARCH.get_or_init(choose).dispatch(kernel)
+    *ARCH.get_or_init(choose)
 }
 
 /// A closure that is certain to be compiled into each version. pulp calls plain closures as `FnOnce`, through a shim

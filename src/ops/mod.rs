@@ -40,6 +40,7 @@ mod rotary;
 mod tests;
 mod with_bias;
 
+pub use crate::cpu::matmul::bf16_products;
 pub use crate::cpu::parallel::sequential;
 pub use crate::cpu::random::{DropoutOptions, RandomKey};
 pub use activation::{

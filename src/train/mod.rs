@@ -48,7 +48,7 @@ pub use resume::resume;
 pub use run_dir::{Best, RunDir};
 pub use settings_file::{CHANGE_THE_RESULT, KEEP_THE_RESULT};
 pub use statistics::TensorStatistics;
-pub use train_options::{OptimizerKind, TrainOptions};
+pub use train_options::{OptimizerKind, Precision, TrainOptions};
 pub use trainer::{StepReport, Trainer, ValidationReport};
 pub use training_loop::{Event, Outcome, train};
 

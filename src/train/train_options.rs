@@ -1,9 +1,11 @@
 //! The options of a training run.
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Result, bail_option};
 use crate::model::ModelConfig;
+use crate::ops;
 use crate::optim::{Group, LrSchedule, Rule, Schedule};
 use crate::text::Corpus;
 
@@ -17,6 +19,18 @@ pub enum OptimizerKind {
     AdamW,
     /// Muon for the matrices inside the blocks, AdamW for embeddings, head and vectors.
     Muon,
+}
+
+/// How a training step multiplies matrices. Weights, gradients and all else are `f32`, and so is validation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Precision {
+    /// In `f32`.
+    #[default]
+    F32,
+    /// Linear layers in bf16, summed in `f32`: [`ops::bf16_products`].
+    Bf16,
 }
 
 /// Length, rates and seed of a training run, relative to one another: the rates of groups are multiples of `lr`, the
@@ -46,6 +60,8 @@ pub struct TrainOptions {
     /// Takes the memory of a batch of `batch / accumulate` sequences, rounded up. The result is that of the whole batch
     /// up to rounding: to the last bit that of `shards * accumulate` shards where this divides the batch.
     pub accumulate: usize,
+    /// How a step multiplies matrices.
+    pub precision: Precision,
     /// The peak learning rate, reached after the warm-up.
     pub lr: f64,
     /// The final learning rate, which the schedule would reach at the step after the last; a multiple of `lr`.
@@ -109,6 +125,7 @@ impl Default for TrainOptions {
             // The same on every machine: enough for the threads of most, and hardly slower on two.
             shards: 4,
             accumulate: 1,
+            precision: Precision::F32,
             lr: 1e-3,
             min_lr: 0.1,
             warmup: 0.05,
@@ -225,6 +242,19 @@ impl TrainOptions {
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
             bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);
+        }
+        Ok(())
+    }
+
+    /// Checks that this device has products of this precision.
+    pub(super) fn check_precision(&self, device: &Device) -> Result<()> {
+        if self.precision == Precision::Bf16 {
+            if !device.is_cpu() {
+                bail_option!("precision", "expected f32 on a device other than the CPU, got bf16");
+            }
+            if ops::bf16_products(|| ()).is_err() {
+                bail_option!("precision", "expected f32 on a processor without avx512_bf16, got bf16");
+            }
         }
         Ok(())
     }

@@ -152,6 +152,7 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         options.validate_for(config, &corpus)?;
+        options.check_precision(device)?;
         let lora = base.as_ref().map(|base| &base.lora);
         let (needed, total) = (memory_needed(config, &corpus, options, lora), Memory::now().total);
         if needed > total {

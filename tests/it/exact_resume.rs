@@ -6,9 +6,10 @@ use std::path::Path;
 
 use candle_attention::generate::{Pipeline, Sampler, SamplingOptions, generate};
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
+use candle_attention::ops::bf16_products;
 use candle_attention::optim::Schedule;
 use candle_attention::text::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
-use candle_attention::train::{OptimizerKind, RunDir, TrainOptions, Trainer};
+use candle_attention::train::{OptimizerKind, Precision, RunDir, TrainOptions, Trainer};
 use candle_core::Device;
 
 use crate::training::{TEXT, config, metrics, moments, options, resume, run_in, weights};
@@ -76,11 +77,12 @@ fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
     };
     let muon = TrainOptions { optimizer: OptimizerKind::Muon, embedding_lr: 3.0, ..base.clone() };
     let isolated = TrainOptions { isolate_documents: true, ..base.clone() };
+    let in_bf16 = TrainOptions { precision: Precision::Bf16, ..base.clone() };
     let bare = TrainOptions { shards: 1, clip: 0.0, ..base.clone() };
     let high = TrainOptions { lr: 0.7, warmup: 1.0, ..base.clone() };
     let model = |architecture, dropout| Model { architecture, dropout, has_documents: false };
     let of_documents = Model { has_documents: true, ..model(Architecture::Gpt2, 0.0) };
-    vec![
+    let mut all = vec![
         ("documents kept apart", of_documents, isolated),
         ("muon", model(Architecture::Qwen3, 0.0), muon.clone()),
         ("muon with an average", model(Architecture::Llama, 0.0), TrainOptions { ema: 0.8, ..muon }),
@@ -89,7 +91,11 @@ fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
         ("dropout", model(Architecture::Qwen3, 0.2), base),
         ("dropout, accumulation, average and more", model(Architecture::Gpt2, 0.1), everything),
         ("a best that is not the last", model(Architecture::Gpt2, 0.0), high),
-    ]
+    ];
+    if bf16_products(|| ()).is_ok() {
+        all.push(("products in bf16", model(Architecture::Gpt2, 0.1), in_bf16));
+    }
+    all
 }
 
 /// The results of a run.

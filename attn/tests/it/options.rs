@@ -3,7 +3,7 @@
 use crate::support::{SMALL, Space};
 
 /// Values out of bounds, for each option that has a bound.
-const BAD: [(&str, &[&str]); 39] = [
+const BAD: [(&str, &[&str]); 40] = [
     ("--validation", &["missing.txt"]),
     ("--validation-fraction", &["1", "-0.1", "nan", "a"]),
     ("--init", &["missing"]),
@@ -21,6 +21,7 @@ const BAD: [(&str, &[&str]); 39] = [
     ("--batch", &["0", "16777217", "18446744073709551615"]),
     ("--shards", &["0", "16777217"]),
     ("--accumulate", &["0", "13"]),
+    ("--precision", &["f16", ""]),
     ("--dropout", &["1", "-0.1", "nan", "x"]),
     ("--lr", &["0", "-1", "nan", "inf", "1e-50", "1e300", "x"]),
     ("--min-lr", &["-0.1", "1.1", "nan"]),

@@ -43,6 +43,20 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
     assert!(!space.path("runs").exists() || space.entries("runs").is_empty());
 }
 
+/// As everywhere, one can ask for less than the processor has.
+#[test]
+fn products_in_bf16_are_refused_where_the_processor_has_none() {
+    let space = Space::new();
+    let output = space
+        .command("train text.txt --precision bf16 --out run")
+        .env("CANDLE_ATTENTION_SIMD", "avx2")
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(message, "attn: --precision: expected f32 on a processor without avx512_bf16, got bf16\n");
+    assert_eq!((output.status.code(), space.path("run").exists()), (Some(2), false));
+}
+
 #[test]
 fn bad_input_to_a_trained_model_is_one_line() {
     let space = Space::new();

@@ -129,3 +129,31 @@ impl WithSimd for WeightedSum<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::cpu::testing::{in_each_version, randn};
+    use crate::ops::{AttentionOptions, Mask, attention};
+    use candle_core::{DType, Device, Tensor};
+
+    /// Between keys that are seen, in whole vectors of channels and in the rest.
+    #[test]
+    fn what_a_single_query_may_not_see_has_no_effect() {
+        let (s, d) = (70, 83);
+        let [q, k, v] = [1, s, s].map(|t| randn(t as u64, &[1, t, 1, d]).to_dtype(DType::F32).unwrap());
+        let is_seen: Vec<u8> = (0..s).map(|key| u8::from(key % 3 != 1)).collect();
+        let allowed = Tensor::from_vec(is_seen.clone(), (1, 1, 1, s), &Device::Cpu).unwrap();
+        let options =
+            AttentionOptions { mask: Mask { allowed: Some(allowed), ..Mask::causal() }, ..Default::default() };
+        let of = |hidden: f32| {
+            let rows: Vec<f32> = is_seen.iter().map(|x| if *x == 0 { hidden } else { 0.0 }).collect();
+            let hidden = Tensor::from_vec(rows, (1, s, 1, 1), &Device::Cpu).unwrap();
+            let [k, v] = [&k, &v].map(|x| x.broadcast_add(&hidden).unwrap());
+            let out = attention(&q, &k, &v, &options).unwrap();
+            out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (version, (as_it_is, hidden)) in in_each_version(|| (of(0.0), of(f32::NAN))) {
+            assert!(as_it_is.iter().all(|x| x.is_finite()) && as_it_is == hidden, "{version}");
+        }
+    }
+}

@@ -83,7 +83,7 @@ fn serve(side: &str) -> Result<()> {
     let ids = corpus.train.clone();
     let options = TrainOptions {
         batch,
-        shards: peer::THREADS,
+        shards: peer::threads(),
         lr: LR,
         schedule: Schedule::Constant,
         warmup: 0.0,

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     contest.enter("two operations", peer::this_bench(&format!("unfused {n} {c} {v}"))?)?;
     let mut candle_nn = peer::this_bench(&format!("composed {n} {c} {v}"))?;
     // candle's pool as users of candle-nn have it.
-    candle_nn.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+    candle_nn.env("CANDLE_NUM_THREADS", peer::threads().to_string());
     contest.enter("candle-nn", candle_nn)?;
     contest.ask("once", rounds)?;
     contest.print_head(&format!("linear and cross-entropy, N {n} C {c} V {v}"));

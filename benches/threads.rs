@@ -51,7 +51,7 @@ fn main() -> Result<()> {
 
 /// Regions on threads that spin, that sleep, and rayon's.
 fn regions(repeats: usize) {
-    let (team, threads) = (Team::new(), peer::THREADS);
+    let (team, threads) = (Team::new(), peer::threads());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let empty = || team.run(threads - 1, &|| ());
     let all_inside = || {
@@ -89,7 +89,7 @@ fn regions(repeats: usize) {
 /// The processor's time that a team takes from 1 ms after a region on, where Linux tells.
 fn idle(ms: u64) -> Result<()> {
     let team = Team::new();
-    team.run(peer::THREADS - 1, &|| std::thread::sleep(Duration::from_millis(1)));
+    team.run(peer::threads() - 1, &|| std::thread::sleep(Duration::from_millis(1)));
     std::thread::sleep(Duration::from_millis(1));
     let before = others_ns()?;
     std::thread::sleep(Duration::from_millis(ms));

@@ -115,7 +115,7 @@ fn trainer(
     let mut config = ModelConfig { num_layers, num_heads, embed_dim, context_len, hidden_dim, ..sizes };
     let steps = 1_000_000;
     let mut options =
-        TrainOptions { steps, eval_every: Some(steps), batch, shards: peer::THREADS, ..Default::default() };
+        TrainOptions { steps, eval_every: Some(steps), batch, shards: peer::threads(), ..Default::default() };
     set(&mut options, &mut config);
     Ok((Trainer::new(&config, &options, corpus, &Device::Cpu)?, tokenizer))
 }

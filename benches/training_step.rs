@@ -89,7 +89,7 @@ fn contest(row: &Row) -> Result<Contest> {
     if row.architecture == "gpt2" {
         let mut composed = peer::this_bench(&side("composed"))?;
         // candle's pool as users of candle-nn have it.
-        composed.env("CANDLE_NUM_THREADS", peer::THREADS.to_string());
+        composed.env("CANDLE_NUM_THREADS", peer::threads().to_string());
         contest.enter("candle-nn composed", composed)?;
     }
     Ok(contest)
@@ -151,7 +151,7 @@ fn trainer(config: &ModelConfig, batch: usize, precision: Precision) -> Result<T
     let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
     let (_, corpus) =
         prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
-    let options = TrainOptions { batch, shards: peer::THREADS, precision, ..Default::default() };
+    let options = TrainOptions { batch, shards: peer::threads(), precision, ..Default::default() };
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }
 

@@ -9,8 +9,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Threads of every side.
-pub const THREADS: usize = 2;
+/// Threads of every side: two, or as many as `CANDLE_ATTENTION_THREADS` says.
+pub fn threads() -> usize {
+    std::env::var("CANDLE_ATTENTION_THREADS").ok().and_then(|threads| threads.parse().ok()).unwrap_or(2)
+}
 
 /// The first argument of a bench that answers as one of the sides.
 const SERVE: &str = "serve";
@@ -23,7 +25,7 @@ pub fn this_bench(side: &str) -> Result<Command> {
 /// A bench's program, answering as `side`. candle's own pool would compete with rayon's threads.
 pub fn bench(program: &OsStr, side: &str) -> Command {
     let mut command = Command::new(program);
-    command.args([SERVE, side]).env("RAYON_NUM_THREADS", THREADS.to_string()).env("CANDLE_NUM_THREADS", "1");
+    command.args([SERVE, side]).env("RAYON_NUM_THREADS", threads().to_string()).env("CANDLE_NUM_THREADS", "1");
     command
 }
 

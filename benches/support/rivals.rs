@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::peer::{THREADS, bench};
+use super::peer::{bench, threads};
 
 /// This bench from another build, answering as `side`, if `CANDLE_ATTENTION_OTHER_BUILD` names its program.
 #[allow(dead_code, reason = "some benches have no such side")]
@@ -15,6 +15,6 @@ pub fn other_build(side: &str) -> Option<Command> {
 pub fn python(script: &str) -> Option<Command> {
     let mut command = Command::new(std::env::var_os("CANDLE_ATTENTION_PYTHON")?);
     command.arg(format!("{}/benches/peers/{script}", env!("CARGO_MANIFEST_DIR")));
-    command.args(["--threads", &THREADS.to_string()]);
+    command.args(["--threads", &threads().to_string()]);
     Some(command)
 }

@@ -32,6 +32,11 @@ pub fn bf16_products<R>(work: impl FnOnce() -> R) -> Result<R> {
     Ok(with_flag(&IN_BF16, work))
 }
 
+/// Whether products are taken in bf16 here.
+pub(crate) fn in_bf16() -> bool {
+    IN_BF16.get()
+}
+
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -129,7 +134,7 @@ unsafe fn gemm_into(out: *mut f32, row_stride: usize, output: Output, scale: f32
     let (m, n, k) = (a.rows, b.cols, a.cols);
     let wanted = (m * n * k / WORTH_A_PIECE).clamp(1, most);
     #[cfg(target_arch = "x86_64")]
-    if IN_BF16.get() && m * n * k > 0 {
+    if in_bf16() && m * n * k > 0 {
         assert!(k == b.rows, "the sizes of a product do not agree");
         // SAFETY: the caller answers for this memory, which need not be initialised.
         let out = unsafe { std::slice::from_raw_parts_mut(out.cast(), (m - 1) * row_stride + n) };

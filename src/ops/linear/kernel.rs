@@ -1,7 +1,7 @@
 //! `y = x W^T + b` and its gradients, on slices.
 
 use crate::cpu::few_rows::{self, Layer, MAX_ROWS};
-use crate::cpu::matmul::{Matrix, MatrixMut, Output, matmul, product};
+use crate::cpu::matmul::{Matrix, MatrixMut, Output, in_bf16, matmul, product};
 use crate::cpu::sums::sum_rows;
 
 /// Sizes: rows of the input (all leading dimensions), input channels, output channels.
@@ -22,7 +22,7 @@ impl Dims {
 /// `ys = xs W^T + bias`; an empty bias is none.
 pub(super) fn forward(xs: &[f32], weight: &[f32], bias: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { rows, in_dim, out_dim } = dims;
-    if rows <= MAX_ROWS && in_dim > 0 {
+    if rows <= MAX_ROWS && in_dim > 0 && !in_bf16() {
         let mut ys = vec![0.0; rows * out_dim];
         few_rows::linear(&mut ys, false, xs, rows, &[Layer { weight, bias }]);
         return ys;

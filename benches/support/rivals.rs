@@ -11,6 +11,7 @@ pub fn other_build(side: &str) -> Option<Command> {
 }
 
 /// A script in `benches/peers/`, if `CANDLE_ATTENTION_PYTHON` names a Python with torch.
+#[allow(dead_code, reason = "some benches have no such side")]
 pub fn python(script: &str) -> Option<Command> {
     let mut command = Command::new(std::env::var_os("CANDLE_ATTENTION_PYTHON")?);
     command.arg(format!("{}/benches/peers/{script}", env!("CARGO_MANIFEST_DIR")));

@@ -1,10 +1,7 @@
 //! Loops over slices, element by element.
 
-use super::parallel::for_each_chunk;
+use super::parallel::{CHUNK, for_each_chunk};
 use super::simd::dispatch;
-
-/// Elements a piece of work: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 /// `f(a[i], b[i])` for slices of one length, in a new vector that is not filled with zeros first.
 #[inline(always)]

@@ -39,6 +39,9 @@ pub fn sequential<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
+/// Elements of a chunk for work of about a nanosecond each or less: a few microseconds.
+pub(crate) const CHUNK: usize = 8 * 1024;
+
 static TEAM: LazyLock<Team> = LazyLock::new(Team::new);
 
 /// The number of threads that an operation may use here.

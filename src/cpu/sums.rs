@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::elementwise::zip_map;
-use super::parallel::for_each_chunk;
+use super::parallel::{CHUNK, for_each_chunk};
 use super::simd::dispatch;
 use super::storage::{has_kernel, precise, values};
 
@@ -39,7 +39,12 @@ pub(crate) fn total(tensor: &Tensor) -> Result<f64> {
 
 /// The Euclidean norm of a slice.
 pub(crate) fn norm_of(values: &[f32]) -> f64 {
-    let blocks: Vec<f64> = values.chunks(BLOCK).map(sum_of_squares).collect();
+    const TOGETHER: usize = CHUNK / BLOCK;
+    let mut blocks = vec![0.0; values.len().div_ceil(BLOCK)];
+    for_each_chunk(&mut blocks, TOGETHER, |piece, sums| {
+        let blocks = values[piece * TOGETHER * BLOCK..].chunks(BLOCK);
+        sums.iter_mut().zip(blocks).for_each(|(sum, block)| *sum = sum_of_squares(block));
+    });
     blocks.iter().sum::<f64>().sqrt()
 }
 
@@ -68,8 +73,6 @@ fn sum_of_squares(block: &[f32]) -> f64 {
 /// running sum would lose what a long sum adds to it.
 #[inline(always)]
 pub(crate) fn sum_rows(rows: usize, c: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    /// Elements worth handing to a thread.
-    const CHUNK: usize = 16 * 1024;
     let c = c.max(1);
     let mut sums = vec![0.0; rows.div_ceil(ROWS).max(1) * c];
     let together = (CHUNK / (ROWS * c)).max(1);

@@ -3,11 +3,12 @@
 //! Every function here has gradients for all its floating-point inputs, on every device. Each documents its formula,
 //! shapes and errors.
 //!
-//! In `f32` on the CPU most are fused: one pass forward and one backward, split over as many threads as
-//! rayon's current pool has, or confined to one inside [`sequential`]. Vector instructions are chosen at run time; the environment variable
-//! `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2`, `avx512`) forces a choice. For other dtypes and devices, the same
-//! functions are composed of candle's own operations, which are also the reference in the tests of the fused ones.
-//! Results are bit-identical for any number of threads.
+//! In `f32` on the CPU most are fused: one pass forward and one backward, split over threads, or confined to one inside
+//! [`sequential`]. There are as many threads as in rayon's current pool (`RAYON_NUM_THREADS` sets that), but of their own:
+//! after a call they spin for a fifth of a millisecond before they sleep. Vector instructions are chosen at run time; the
+//! environment variable `CANDLE_ATTENTION_SIMD` (`scalar`, `avx2`, `avx512`) forces a choice. For other dtypes and devices,
+//! the same functions are composed of candle's own operations, which are also the reference in the tests of the fused
+//! ones. Results are bit-identical for any number of threads.
 //!
 //! The gradients of fused functions have no graph. Where candle's environment variable `CANDLE_GRAD_DO_NOT_DETACH` asks for
 //! gradients of gradients, everything is composed. In half precision, sums over rows are taken in `f32` and rounded once.

@@ -1,7 +1,7 @@
 //! The team of threads under loom, which runs a test once for each order in which threads may read and write, up to a
 //! number of preemptions:
 //!
-//!     RUSTFLAGS="--cfg loom" cargo test --release --locked --manifest-path tests/loom/Cargo.toml
+//!     RUSTFLAGS="--cfg loom" cargo test --release --locked --manifest-path tests/loom/Cargo.toml --target-dir target/loom
 #![cfg(all(test, loom))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

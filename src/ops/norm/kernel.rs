@@ -1,6 +1,6 @@
 //! Layer and root-mean-square normalisation of rows, with gradients, on slices.
 
-use crate::cpu::parallel::{for_each_chunk, for_each_chunk_pair};
+use crate::cpu::parallel::{CHUNK, for_each_chunk, for_each_chunk_pair};
 use crate::cpu::simd::{dispatch, sum_of};
 use crate::cpu::sums::sum_rows;
 
@@ -21,7 +21,9 @@ pub(super) struct Statistics {
 }
 
 /// Rows per chunk.
-const ROWS: usize = 64;
+fn rows_together(c: usize) -> usize {
+    (CHUNK / c).max(1)
+}
 
 /// `y = (x - mean) * factor * weight + bias`, row by row; an empty bias means none.
 pub(super) fn forward(
@@ -34,8 +36,9 @@ pub(super) fn forward(
     eps: f32,
 ) {
     let c = weight.len().max(1);
-    for_each_chunk_pair((ys, ROWS * c), (statistics, ROWS), |piece, ys, statistics| {
-        let xs = &xs[piece * ROWS * c..];
+    let together = rows_together(c);
+    for_each_chunk_pair((ys, together * c), (statistics, together), |piece, ys, statistics| {
+        let xs = &xs[piece * together * c..];
         dispatch(
             #[inline(always)]
             || {
@@ -69,8 +72,10 @@ pub(super) fn backward(
     kind: Kind,
 ) -> (Vec<f32>, Vec<f32>) {
     let c = weight.len().max(1);
-    for_each_chunk(dxs, ROWS * c, |piece, dxs| {
-        let (dys, xs, statistics) = (&dys[piece * ROWS * c..], &xs[piece * ROWS * c..], &statistics[piece * ROWS..]);
+    let together = rows_together(c);
+    for_each_chunk(dxs, together * c, |piece, dxs| {
+        let first = piece * together;
+        let (dys, xs, statistics) = (&dys[first * c..], &xs[first * c..], &statistics[first..]);
         dispatch(
             #[inline(always)]
             || {

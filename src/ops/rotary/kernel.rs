@@ -1,7 +1,7 @@
 //! Rotation of pairs of channels, on slices.
 
 use super::RotaryPairs;
-use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::parallel::{CHUNK, for_each_chunk};
 use crate::cpu::simd::dispatch;
 
 /// Sizes: positions, heads, channels.
@@ -29,8 +29,6 @@ pub(super) struct Angles<'a> {
 /// `(a, b)` becomes `(a cos - b sin, b cos + a sin)`; with the sines negated, its own inverse and gradient.
 pub(super) fn rotate(ys: &mut [f32], xs: Heads, angles: Angles, pairs: RotaryPairs, dims: Dims) {
     let Dims { t, h, d } = dims;
-    /// Elements worth handing to a thread.
-    const CHUNK: usize = 16 * 1024;
     let together = (CHUNK / (h * d)).max(1);
     let rows = angles.cos.len() / (d / 2);
     for_each_chunk(ys, together * h * d, |piece, ys| {

@@ -145,7 +145,7 @@ fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<
     Ok(vec![timing::median(times)])
 }
 
-/// A trainer with one shard for each of two threads, on an arbitrary text of 65 characters.
+/// A trainer with one shard for each thread, on an arbitrary text of 65 characters.
 fn trainer(config: &ModelConfig, batch: usize, precision: Precision) -> Result<Trainer> {
     let text: Vec<u8> = (0..100_000u64).map(|i| b'0' + (i * i % 9973 % 65) as u8).collect();
     let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));

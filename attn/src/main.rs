@@ -116,7 +116,8 @@ fn message(error: &anyhow::Error) -> String {
     causes.collect::<Vec<_>>().join(": ")
 }
 
-/// Starts the worker threads now, so that a failure is reported here and not at their first use.
+/// Starts rayon's threads now, whose number is that of the threads of all operations, so that a failure is reported here
+/// and not at their first use.
 fn start_threads() -> anyhow::Result<()> {
     match rayon::ThreadPoolBuilder::new().build_global() {
         Ok(()) => Ok(()),

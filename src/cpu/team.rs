@@ -12,9 +12,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-#[cfg(loom)]
+#[cfg(candle_attention_loom)]
 use loom::{sync, thread};
-#[cfg(not(loom))]
+#[cfg(not(candle_attention_loom))]
 use std::{sync, thread};
 
 use sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -203,7 +203,7 @@ impl Shared {
 }
 
 /// Waits on the processor, first without and then with giving way to other threads; false if that took too long.
-#[cfg(not(loom))]
+#[cfg(not(candle_attention_loom))]
 fn spin_until(is_done: impl Fn() -> bool) -> bool {
     use std::time::{Duration, Instant};
     /// About as long as it takes to wake a thread: by then, sleeping would have cost the same.
@@ -226,7 +226,7 @@ fn spin_until(is_done: impl Fn() -> bool) -> bool {
     }
 }
 
-#[cfg(loom)]
+#[cfg(candle_attention_loom)]
 fn spin_until(is_done: impl Fn() -> bool) -> bool {
     is_done()
 }

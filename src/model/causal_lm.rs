@@ -185,7 +185,7 @@ impl CausalLm {
         let tables: Vec<&Tensor> = [&self.token_embedding].into_iter().chain(&self.position_embedding).collect();
         let are_slices = has_kernel(&tables) && tables.iter().all(|table| table.is_contiguous());
         let are_known = ids.iter().all(|id| (*id as usize) < vocab_size) && (tables.len() == 1 || start < context_len);
-        if !are_slices || !are_known || ids.len() > MAX_ROWS {
+        if !are_slices || !are_known || !(1..=MAX_ROWS).contains(&ids.len()) {
             return Ok(None);
         }
         let Scratch { xs, normed, block } = scratch;

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::record::{self, Kept};
-use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::parallel::{CHUNK, for_each_chunk};
 use crate::cpu::random::{DropoutFactors, DropoutOptions};
 use crate::cpu::simd::dispatch;
 use crate::cpu::storage::{has_kernel, slice, values};
@@ -42,7 +42,7 @@ pub fn dropout(xs: &Tensor, options: &DropoutOptions) -> Result<Tensor> {
     let sequence_len = xs.elem_count() / sequences;
     let op = Dropout { factors, first_sequence: options.first_sequence, sequence_len };
     match has_kernel(&[xs]) {
-        true => record::apply1(&record::contiguous(xs)?, op, Kept::Inputs),
+        true => record::apply1(&xs.contiguous()?, op, Kept::Nothing),
         false => op.reference(xs),
     }
 }
@@ -53,9 +53,6 @@ struct Dropout {
     first_sequence: u64,
     sequence_len: usize,
 }
-
-/// Elements per chunk: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 impl Dropout {
     /// The product with a tensor of factors, for any dtype and device.
@@ -100,10 +97,10 @@ impl CustomOp1 for Dropout {
         Ok((CpuStorage::F32(self.apply(slice(xs, layout)?)), layout.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, _xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
         let dys = dys.contiguous()?;
         let dxs = self.apply(&values(&dys)?);
-        Ok(Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?))
+        Ok(Some(Tensor::from_vec(dxs, dys.shape(), &Device::Cpu)?))
     }
 }
 

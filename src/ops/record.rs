@@ -7,7 +7,8 @@
 //!
 //! Only this crate's operations are recorded, and only on the recording thread. A recorded result is a variable to
 //! candle: what a candle operation makes of it, or of a variable of the model, has a graph that leads back to it, by
-//! which the next recorded operation, or backward, recognises and refuses it. So no gradient is cut in silence.
+//! which the next recorded operation, or backward, recognises and refuses it: within a recording, no gradient is cut in
+//! silence.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -203,20 +204,6 @@ pub(crate) fn apply3(
     })
 }
 
-/// The tensor, or a contiguous copy.
-pub(crate) fn contiguous(a: &Tensor) -> Result<Tensor> {
-    if !is_recording() || a.is_contiguous() {
-        return a.contiguous();
-    }
-    let computed = (strided_values(a)?, a.shape().clone());
-    recorded(&[a], computed, |_| Box::new(|dout| Ok(vec![Some(dout.clone())])))
-}
-
-/// The elements of a tensor with any strides, in order.
-fn strided_values(a: &Tensor) -> Result<Vec<f32>> {
-    a.detach().flatten_all()?.to_vec1()
-}
-
 /// The same elements in another shape.
 pub(crate) fn reshape(a: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
     let out = a.reshape(shape)?;
@@ -232,7 +219,10 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_recording() {
         return a + b;
     }
-    let (a, b) = (contiguous(a)?, contiguous(b)?);
+    if a.shape() != b.shape() {
+        bail!("record: expected a sum of tensors of one shape, got {:?} and {:?}", a.dims(), b.dims());
+    }
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
     let sum = zip_map(&values(&a)?, &values(&b)?, |a, b| a + b);
     let backward = |dout: &Tensor| Ok(vec![Some(dout.clone()), Some(dout.clone())]);
     recorded(&[&a, &b], (sum, a.shape().clone()), |_| Box::new(backward))
@@ -243,7 +233,7 @@ pub(crate) fn scale(a: &Tensor, factor: f64) -> Result<Tensor> {
     if !is_recording() {
         return a * factor;
     }
-    let a = contiguous(a)?;
+    let a = a.contiguous()?;
     let product = zip_map(&values(&a)?, &values(&a)?, |a, _| a * factor as f32);
     recorded(&[&a], (product, a.shape().clone()), |_| Box::new(move |dout| Ok(vec![Some((dout * factor)?)])))
 }
@@ -254,7 +244,7 @@ pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result
     if !is_recording() {
         return add_parameter(xs, &table.narrow(0, start, t)?);
     }
-    let xs = contiguous(xs)?;
+    let xs = xs.contiguous()?;
     let (of_sequence, rows) = (t * c, table.dim(0)?);
     let mut sum = values(&xs)?.to_vec();
     for sequence in sum.chunks_exact_mut(of_sequence.max(1)) {
@@ -288,7 +278,7 @@ pub(crate) fn stack_rows(parts: &[&Tensor]) -> Result<Tensor> {
         };
         rows.into_iter().map(part).collect()
     };
-    let computed = (strided_values(&stacked)?, stacked.shape().clone());
+    let computed = (values(&stacked)?.to_vec(), stacked.shape().clone());
     recorded(parts, computed, |_| Box::new(backward))
 }
 

@@ -29,9 +29,9 @@ pub(super) trait WithBias: Send + Sync + 'static {
 
 /// Applies an operation.
 pub(super) fn apply(op: impl WithBias, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (xs, weight) = (record::contiguous(xs)?, record::contiguous(weight)?);
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => record::apply3([&xs, &weight, &record::contiguous(bias)?], Op(op), Kept::Inputs),
+        Some(bias) => record::apply3([&xs, &weight, &bias.contiguous()?], Op(op), Kept::Inputs),
         None => record::apply2(&xs, &weight, Op(op)),
     }
 }

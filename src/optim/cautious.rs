@@ -11,7 +11,7 @@
 use candle_core::{Result, Tensor, Var};
 
 use crate::cpu::elementwise::zip_update;
-use crate::cpu::parallel::map;
+use crate::cpu::parallel::{CHUNK, map};
 use crate::cpu::sums::total;
 
 /// Which parts of a step to leave out; none by default.
@@ -64,8 +64,6 @@ impl Cautious {
 }
 
 fn mask(update: &mut [f32], gradient: &[f32]) {
-    /// Elements per chunk.
-    const CHUNK: usize = 16 * 1024;
     let chunks: Vec<_> = update.chunks(CHUNK).zip(gradient.chunks(CHUNK)).collect();
     let agreeing = map(chunks.len(), |i| chunks[i].0.iter().zip(chunks[i].1).filter(|(u, g)| *u * *g > 0.0).count());
     let factor = factor(agreeing.iter().sum::<usize>() as f64, update.len()) as f32;

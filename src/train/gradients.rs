@@ -1,4 +1,4 @@
-//! The loss and gradients of a batch, over shards that run side by side.
+//! The loss and gradients of a batch, added up over its shards.
 
 use std::ops::Range;
 

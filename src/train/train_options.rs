@@ -53,8 +53,8 @@ pub struct TrainOptions {
     /// Tokens in a sequence (T), in training and in validation; by default, and at most, the model's context length.
     #[serde(with = "auto")]
     pub context: Option<usize>,
-    /// Parts of a batch that run in parallel, one thread each. Unlike the number of threads, the number of shards
-    /// affects the result, in its last bits.
+    /// Parts of a batch: each on a thread of its own or, if there are few, one after the other on all threads. Unlike the
+    /// number of threads, the number of shards affects the result, in its last bits.
     pub shards: usize,
     /// Parts that a batch is split into to accumulate gradients, one after the other, each in at most `shards` shards.
     /// Takes the memory of a batch of `batch / accumulate` sequences, rounded up. The result is that of the whole batch

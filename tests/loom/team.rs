@@ -2,7 +2,7 @@
 //! number of preemptions:
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test --release --locked --manifest-path tests/loom/Cargo.toml --target-dir target/loom
-#![cfg(all(test, loom))]
+#![cfg(all(test, candle_attention_loom))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

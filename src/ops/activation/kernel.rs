@@ -2,11 +2,8 @@
 
 use super::functions::Activation;
 use crate::cpu::elementwise::{map_to_two, zip_map};
-use crate::cpu::parallel::for_each_chunk_pair;
+use crate::cpu::parallel::{CHUNK, for_each_chunk_pair};
 use crate::cpu::simd::dispatch;
-
-/// Elements per chunk: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 /// `y = f(x)`.
 pub(super) fn forward<A: Activation>(xs: &[f32]) -> Vec<f32> {
@@ -28,7 +25,17 @@ pub(super) fn forward_with_slopes<A: Activation>(xs: &[f32]) -> (Vec<f32>, Vec<f
 }
 
 /// `dx = dy f'(x)`, as `y = f(x)`.
-pub(super) fn backward(slopes: &[f32], dys: &[f32]) -> Vec<f32> {
+pub(super) fn backward<A: Activation>(xs: &[f32], dys: &[f32]) -> Vec<f32> {
+    zip_map(
+        xs,
+        dys,
+        #[inline(always)]
+        |x, dy| dy * A::value_and_slope(x).1,
+    )
+}
+
+/// The same from `f'(x)`.
+pub(super) fn backward_by_slopes(slopes: &[f32], dys: &[f32]) -> Vec<f32> {
     zip_map(slopes, dys, |slope, dy| dy * slope)
 }
 

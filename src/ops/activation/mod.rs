@@ -133,9 +133,10 @@ fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     check(name, xs)?;
     match has_kernel(&[xs]) {
         true => {
-            let slopes = record::is_tracked(xs).then(OnceLock::new);
+            // candle's own graph holds the input in any case.
+            let slopes = (record::is_recording() && record::is_tracked(xs)).then(OnceLock::new);
             let op = Fused::<A> { name, slopes, activation: PhantomData };
-            record::apply1(&record::contiguous(xs)?, op, Kept::Nothing)
+            record::apply1(&xs.contiguous()?, op, Kept::Nothing)
         }
         false => A::reference(&xs.to_dtype(precise(xs.dtype()))?)?.to_dtype(xs.dtype()),
     }
@@ -148,11 +149,7 @@ fn apply_gated<A: Activation>(name: &'static str, gate: &Tensor, up: &Tensor) ->
         bail!("{name}: expected a gate and a product of one shape, got {:?} and {:?}", gate.dims(), up.dims());
     }
     match has_kernel(&[gate, up]) {
-        true => record::apply2(
-            &record::contiguous(gate)?,
-            &record::contiguous(up)?,
-            Gated::<A> { name, activation: PhantomData },
-        ),
+        true => record::apply2(&gate.contiguous()?, &up.contiguous()?, Gated::<A> { name, activation: PhantomData }),
         false => {
             let precise = precise(gate.dtype());
             (A::reference(&gate.to_dtype(precise)?)? * up.to_dtype(precise)?)?.to_dtype(gate.dtype())
@@ -167,7 +164,7 @@ fn check(name: &str, xs: &Tensor) -> Result<()> {
     }
 }
 
-/// The fused activation. If its gradient may be needed, it keeps the slopes in place of its input.
+/// The fused activation. In a recording it keeps the slopes in place of its input.
 struct Fused<A> {
     name: &'static str,
     slopes: Option<OnceLock<Vec<f32>>>,
@@ -193,12 +190,12 @@ impl<A: Activation> CustomOp1 for Fused<A> {
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
-    fn bwd(&self, _xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
-        let Some(slopes) = self.slopes.as_ref().and_then(OnceLock::get) else {
-            bail!("{}: backward before forward", self.name)
-        };
+    fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
         let dys = dys.contiguous()?;
-        let dxs = kernel::backward(slopes, &values(&dys)?);
+        let dxs = match self.slopes.as_ref().and_then(OnceLock::get) {
+            Some(slopes) => kernel::backward_by_slopes(slopes, &values(&dys)?),
+            None => kernel::backward::<A>(&values(xs)?, &values(&dys)?),
+        };
         Ok(Some(Tensor::from_vec(dxs, dys.shape(), &Device::Cpu)?))
     }
 }

@@ -167,7 +167,7 @@ fn in_layout(out: Tensor, layout: QkvLayout) -> Result<Tensor> {
 /// The tensor, or a contiguous copy if its channels are not adjacent.
 fn with_rows(tensor: &Tensor) -> Result<Tensor> {
     let has_rows = |layout: &Layout| layout.stride()[3] == 1;
-    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { record::contiguous(tensor) }
+    if has_rows(tensor.layout()) { Ok(tensor.clone()) } else { tensor.contiguous() }
 }
 
 /// Self-[`attention`] on the packed output of one projection: `qkv` (B, T, 3 * H * D) has, for each position, first the
@@ -187,7 +187,7 @@ pub fn self_attention(qkv: &Tensor, num_heads: usize, options: &AttentionOptions
     if takes_kernel(&[qkv], &options) && !Extras::of(&options).any() {
         let sizes = Sizes { b, h: num_heads, g: num_heads, dims: Dims { t, s: t, d: head_dim, e: head_dim } };
         let op = PackedAttention(Attention::new(&options, sizes, &[qkv], false)?);
-        return record::apply1(&record::contiguous(qkv)?, op, Kept::InputsAndResult);
+        return record::apply1(&qkv.contiguous()?, op, Kept::InputsAndResult);
     }
     if qkv.elem_count() == 0 {
         // candle takes no parts of nothing.

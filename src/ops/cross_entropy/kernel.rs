@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::cpu::parallel::{for_each_chunk, for_each_chunk_pair};
+use crate::cpu::parallel::{CHUNK, for_each_chunk, for_each_chunk_pair};
 use crate::cpu::simd::{dispatch, exp, max_of, sum_of, tanh};
 use crate::cpu::sums;
 
@@ -120,8 +120,6 @@ impl Smoothing {
 
 /// Rows per chunk, of `v` logits each.
 pub(super) fn rows_together(v: usize) -> usize {
-    /// Elements worth handing to a thread.
-    const CHUNK: usize = 16 * 1024;
     (CHUNK / v).max(1)
 }
 

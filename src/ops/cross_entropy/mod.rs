@@ -72,9 +72,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, options: &CrossEntropyOp
     check("cross-entropy", "logits", logits, targets)?;
     let targets = read_targets("cross-entropy", targets, logits.dim(D::Minus1)?, options)?;
     match has_kernel(&[logits]) {
-        true => {
-            record::apply1(&record::contiguous(logits)?, CrossEntropy { targets, rows: OnceLock::new() }, Kept::Inputs)
-        }
+        true => record::apply1(&logits.contiguous()?, CrossEntropy { targets, rows: OnceLock::new() }, Kept::Inputs),
         false => reference::cross_entropy(logits, &targets),
     }
 }

@@ -1,11 +1,8 @@
 //! Row look-up and the sums of its gradient, on slices.
 
-use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::parallel::{CHUNK, for_each_chunk};
 use crate::cpu::simd::dispatch;
 use crate::cpu::sums::{ROWS, sum_rows};
-
-/// Elements per chunk: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 /// `out[i] = weight[ids[i]]`, rows of `c` channels.
 pub(super) fn forward(out: &mut [f32], weight: &[f32], ids: &[u32], c: usize) {

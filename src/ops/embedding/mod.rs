@@ -41,7 +41,7 @@ pub fn embedding(ids: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
     let out_shape = [ids.dims(), &[channels]].concat();
     match has_kernel(&[weight]) && weight.elem_count() > 0 {
-        true => record::apply1(&record::contiguous(weight)?, Embedding { ids: read, out_shape }, Kept::Inputs),
+        true => record::apply1(&weight.contiguous()?, Embedding { ids: read, out_shape }, Kept::Inputs),
         false => reference::embedding(ids, weight, out_shape),
     }
 }

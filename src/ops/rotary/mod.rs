@@ -73,8 +73,8 @@ fn heads_last(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Re
     if !has_kernel(&[xs, cos, sin]) || !tables_are_fixed || xs.elem_count() == 0 {
         return reference::rotary(xs, cos, sin, pairs);
     }
-    let xs = if xs.layout().stride()[3] == 1 { xs.clone() } else { record::contiguous(xs)? };
-    record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs }, Kept::Inputs)
+    let xs = if xs.layout().stride()[3] == 1 { xs.clone() } else { xs.contiguous()? };
+    record::apply1(&xs, Rotary { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs }, Kept::Nothing)
 }
 
 /// [`rotary`] of heads (rows, H, D) at one position, on slices: `cos` and `sin` are (D/2).
@@ -116,10 +116,10 @@ impl CustomOp1 for Rotary {
         Ok((CpuStorage::F32(self.rotate(xs.as_slice()?, layout, false)?), layout.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, _xs: &Tensor, _ys: &Tensor, dys: &Tensor) -> Result<Option<Tensor>> {
         let dys = dys.contiguous()?;
-        let dxs = self.rotate(&values(&dys)?, &Layout::contiguous(xs.shape()), true)?;
-        Ok(Some(Tensor::from_vec(dxs, xs.shape(), &Device::Cpu)?))
+        let dxs = self.rotate(&values(&dys)?, &Layout::contiguous(dys.shape()), true)?;
+        Ok(Some(Tensor::from_vec(dxs, dys.shape(), &Device::Cpu)?))
     }
 }
 

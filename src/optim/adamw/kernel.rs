@@ -1,11 +1,8 @@
 //! AdamW's formula, on slices.
 
 use super::AdamWStep;
-use crate::cpu::parallel::for_each_in_order;
+use crate::cpu::parallel::{CHUNK, for_each_in_order};
 use crate::cpu::simd::dispatch;
-
-/// Elements per chunk: enough to be worth handing to a thread.
-const CHUNK: usize = 16 * 1024;
 
 /// Elements at once.
 const LANES: usize = 16;

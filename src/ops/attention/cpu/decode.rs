@@ -22,7 +22,7 @@ pub(super) fn forward(views: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32>
 
 /// The same, into a slice.
 pub(in super::super) fn forward_into(out: &mut [f32], [q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) {
-    /// Multiplications that take as long as waking a thread.
+    /// Multiplications worth handing to a thread.
     const WORTH_SPLITTING: usize = 1 << 18;
     let Sizes { b, h, g, dims } = sizes;
     let width = sizes.out_width(heads);
@@ -55,6 +55,9 @@ fn head(
     for keys in tiles(mask.sequence.keys(mask.band, &(0..1), s)) {
         let Some(tile) = Tile::new(mask, 0..1, keys.clone()) else { continue };
         let seen = tile.columns_of(0);
+        if seen.is_empty() {
+            continue;
+        }
         // Pass 1: scores.
         let mut scores = [0.0; TILE];
         products(&mut scores[..seen.end], q, &k.data[keys.start * k.stride..], k.stride);

@@ -31,7 +31,8 @@ pub(super) const TILE: usize = 64;
 /// A range, cut at multiples of [`TILE`].
 pub(super) fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
-    (range.start / TILE * TILE..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
+    let start = if range.is_empty() { end } else { range.start / TILE * TILE };
+    (start..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
 }
 
 /// Queries (T) and keys (S) of a sequence, channels of queries and keys (D) and of values (E).

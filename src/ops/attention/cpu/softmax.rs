@@ -262,7 +262,8 @@ fn softmax_row_backward<S: Simd, const N: usize>(
         multiply(dscores.as_flattened_mut(), factors);
     }
     // A hidden key gets nothing, though 0 times what is not finite is not 0.
-    let scores = (!is_finite || !stats.inv_sum.is_finite()).then(|| copy_of(weights.as_flattened(), &band));
+    let scores =
+        (!is_finite || !stats.inv_sum.is_finite() || !mean.is_finite()).then(|| copy_of(weights.as_flattened(), &band));
     softmax_backward(simd, dscores, weights, &band, (stats, mean));
     let (weights, dscores) = (weights.as_flattened_mut(), dscores.as_flattened_mut());
     if let Some(scores) = &scores {

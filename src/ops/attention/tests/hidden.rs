@@ -164,3 +164,13 @@ fn a_gradient_that_is_not_a_number_reaches_what_its_query_sees() {
         }
     }
 }
+
+/// A single query whose window lies behind all keys, which end inside a tile.
+#[test]
+fn a_single_query_past_all_keys_gets_zeros() {
+    let of = |seed: u64, t: usize| randn(seed, &[1, t, 2, 8]).to_dtype(DType::F32).unwrap();
+    let mask = Mask { query_positions: Some(vec![1000]), ..Mask::window(5) };
+    let options = AttentionOptions { mask, ..Default::default() };
+    let out = attention(&of(1, 1), &of(2, 70), &of(3, 70), &options).unwrap();
+    assert!(out.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| *x == 0.0));
+}

@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use pulp::Simd;
+
 use super::TILE;
 use crate::cpu::micro_gemm::GROUP;
 
@@ -44,73 +46,59 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest magnitude before
-    /// that; NaN if there is one.
+    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest
+    /// magnitude before that; NaN if something is not finite.
     #[inline(always)]
-    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) -> f32 {
-        let mut max = [0; GROUP];
+    pub(super) fn copy<S: Simd>(
+        self,
+        simd: S,
+        rows: Range<usize>,
+        len: usize,
+        factor: f32,
+        to: &mut [f32],
+        stride: usize,
+    ) -> f32 {
+        // Written out, because the compiler makes gathers of loops over arrays.
+        let (zero, factor) = (simd.splat_f32s(0.0), simd.splat_f32s(factor));
+        let (mut max, mut unless_finite) = (zero, zero);
         for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
-            let ((groups, rest), (to, _)) = (self.row(row, len).as_chunks(), to.as_chunks_mut());
-            for (group, to) in groups.iter().zip(to.iter_mut()) {
-                raise(&mut max, group);
-                *to = group.map(|x| x * factor);
+            let (row, rest) = S::as_simd_f32s(self.row(row, len));
+            let to = S::as_mut_simd_f32s(to).0;
+            for (x, to) in row.iter().zip(to.iter_mut()) {
+                max = simd.max_f32s(simd.abs_f32s(*x), max);
+                unless_finite = simd.mul_add_e_f32s(*x, zero, unless_finite);
+                *to = simd.mul_f32s(*x, factor);
             }
             if !rest.is_empty() {
-                let group = padded_group(rest);
-                raise(&mut max, &group);
-                to[groups.len()] = group.map(|x| x * factor);
+                let x = simd.partial_load_f32s(rest);
+                max = simd.max_f32s(simd.abs_f32s(x), max);
+                unless_finite = simd.mul_add_e_f32s(x, zero, unless_finite);
+                to[row.len()] = simd.mul_f32s(x, factor);
             }
         }
-        highest(max)
+        simd.reduce_max_f32s(max) + simd.reduce_sum_f32s(unless_finite)
     }
+}
 
-    /// Copies the rows of a tile, at most [`TILE`], transposed: (len, TILE); the columns after the last are zeros. Returns
-    /// the largest magnitude; NaN if there is one.
-    #[inline(always)]
-    pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
-        let (mut max, mut square, mut shuffled) = ([0; GROUP], [[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
-        for first in rows.clone().step_by(GROUP) {
-            for channel in (0..len).step_by(GROUP) {
-                for (i, group) in square.iter_mut().enumerate() {
-                    let row = if first + i < rows.end { &self.row(first + i, len)[channel..] } else { &[] };
-                    match row.first_chunk() {
-                        Some(whole) => *group = *whole,
-                        None => *group = padded_group(row),
-                    }
-                    raise(&mut max, group);
-                }
-                for _ in 0..GROUP.ilog2() / 2 {
-                    shuffle(&square, &mut shuffled);
-                    shuffle(&shuffled, &mut square);
-                }
-                let column = first - rows.start;
-                for i in 0..GROUP.min(len - channel) {
-                    to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
-                }
+/// Transposes rows of a tile, `stride` apart with whole groups of channels, to (len, TILE). Columns after the last row are
+/// left as they are, but for whole groups.
+#[inline(always)]
+pub(super) fn transpose(rows: &[f32], stride: usize, len: usize, to: &mut [f32]) {
+    let (mut square, mut shuffled) = ([[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
+    for (rows, column) in rows.chunks_exact(GROUP * stride).zip((0..TILE).step_by(GROUP)) {
+        for channel in (0..len).step_by(GROUP) {
+            for (row, group) in square.iter_mut().enumerate() {
+                group.copy_from_slice(&rows[row * stride + channel..][..GROUP]);
+            }
+            for _ in 0..GROUP.ilog2() / 2 {
+                shuffle(&square, &mut shuffled);
+                shuffle(&shuffled, &mut square);
+            }
+            for i in 0..GROUP.min(len - channel) {
+                to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
             }
         }
-        highest(max)
     }
-}
-
-/// Fewer elements than a group, with zeros after them.
-#[inline(always)]
-fn padded_group(rest: &[f32]) -> [f32; GROUP] {
-    let mut group = [0.0; GROUP];
-    group[..rest.len()].copy_from_slice(rest);
-    group
-}
-
-/// Raises magnitudes, as bits, to those of a group. In this order, that of the numbers, NaN is above all.
-#[inline(always)]
-fn raise(max: &mut [u32; GROUP], group: &[f32; GROUP]) {
-    for lane in 0..GROUP {
-        max[lane] = max[lane].max(group[lane].abs().to_bits());
-    }
-}
-
-fn highest(max: [u32; GROUP]) -> f32 {
-    f32::from_bits(max.into_iter().fold(0, u32::max))
 }
 
 /// A perfect shuffle of the elements of a square, as one sequence: its first half and its second, by turns. Four of them

@@ -6,7 +6,8 @@ use pulp::{Simd, WithSimd};
 
 use super::bias::BiasRows;
 use super::pack::{Rows, RowsMut, Uninit, transpose};
-use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
+use super::softmax::{RowStats, Scoring};
+use super::softmax_backward::{RowGradients, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
 use crate::cpu::allocation::Buffer;
@@ -52,7 +53,7 @@ pub(super) struct Backward {
     v_columns: Buffer,
     /// Values of a tile.
     rows: Buffer,
-    pub(super) gradients: Gradients,
+    pub(super) gradients: KvGradients,
     q: Buffer,
     dq: Buffer,
     dout: Buffer,
@@ -73,7 +74,7 @@ impl Backward {
             k_columns: Buffer::zeros(s * d),
             v_columns: Buffer::zeros(s * e),
             rows: Buffer::zeros(TILE * padded(e)),
-            gradients: Gradients { dk: Buffer::zeros(s * padded(d)), dv: Buffer::zeros(s * padded(e)) },
+            gradients: KvGradients { dk: Buffer::zeros(s * padded(d)), dv: Buffer::zeros(s * padded(e)) },
             q: Buffer::zeros(TILE * padded(d)),
             dq: Buffer::zeros(TILE * padded(d)),
             dout: Buffer::zeros(TILE * padded(e)),
@@ -113,12 +114,12 @@ impl Backward {
 }
 
 /// The gradients of the keys and the values of a head.
-pub(super) struct Gradients {
+pub(super) struct KvGradients {
     dk: Buffer,
     dv: Buffer,
 }
 
-impl Gradients {
+impl KvGradients {
     /// Adds others to these.
     pub(super) fn add(&mut self, other: &Self) {
         dispatch(

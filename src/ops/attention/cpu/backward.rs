@@ -103,10 +103,10 @@ impl Backward {
         let whole_groups = keys.len().next_multiple_of(GROUP);
         let rows = &mut self.k[keys.start * padded(d)..][..whole_groups * padded(d)];
         let of_keys = k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
-        transpose(rows, padded(d), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
+        transpose(simd, rows, padded(d), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
         let rows = &mut self.rows[..whole_groups * padded(e)];
         let of_values = v.copy(simd, keys.clone(), e, 1.0, rows, padded(e));
-        transpose(rows, padded(e), e, &mut self.v_columns[keys.start * e..][..TILE * e]);
+        transpose(simd, rows, padded(e), e, &mut self.v_columns[keys.start * e..][..TILE * e]);
         let magnitudes = [of_keys, of_values];
         self.tiles[tile] = Some(magnitudes);
         magnitudes

@@ -63,7 +63,7 @@ impl Forward {
         // Keys are read row by row first, as memory likes it.
         let (rows, columns) = (&mut self.rows[..TILE * padded(d)], &mut self.k_columns[keys.start * d..][..TILE * d]);
         k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
-        transpose(&rows[..keys.len().next_multiple_of(GROUP) * padded(d)], padded(d), d, columns);
+        transpose(simd, &rows[..keys.len().next_multiple_of(GROUP) * padded(d)], padded(d), d, columns);
         let to = &mut self.v[keys.start * padded(e)..];
         let is_finite = v.copy(simd, keys, e, 1.0, to, padded(e)).is_finite();
         self.tiles[tile] = Some(is_finite);

@@ -8,6 +8,7 @@ use pulp::Simd;
 
 use super::TILE;
 use crate::cpu::micro_gemm::GROUP;
+use crate::cpu::simd::transpose_square;
 
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
@@ -83,35 +84,17 @@ impl<'a> Rows<'a> {
 /// Transposes rows of a tile, `stride` apart with whole groups of channels, to (len, TILE). Columns after the last row are
 /// left as they are, but for whole groups.
 #[inline(always)]
-pub(super) fn transpose(rows: &[f32], stride: usize, len: usize, to: &mut [f32]) {
-    let (mut square, mut shuffled) = ([[0.0; GROUP]; GROUP], [[0.0; GROUP]; GROUP]);
+pub(super) fn transpose<S: Simd>(simd: S, rows: &[f32], stride: usize, len: usize, to: &mut [f32]) {
+    let mut square = [[0.0; GROUP]; GROUP];
     for (rows, column) in rows.chunks_exact(GROUP * stride).zip((0..TILE).step_by(GROUP)) {
         for channel in (0..len).step_by(GROUP) {
             for (row, group) in square.iter_mut().enumerate() {
                 group.copy_from_slice(&rows[row * stride + channel..][..GROUP]);
             }
-            for _ in 0..GROUP.ilog2() / 2 {
-                shuffle(&square, &mut shuffled);
-                shuffle(&shuffled, &mut square);
-            }
+            transpose_square(simd, &mut square);
             for i in 0..GROUP.min(len - channel) {
                 to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
             }
-        }
-    }
-}
-
-/// A perfect shuffle of the elements of a square, as one sequence: its first half and its second, by turns. Four of them
-/// transpose it, and loops of this form become shuffles of vectors.
-#[inline(always)]
-fn shuffle(square: &[[f32; GROUP]; GROUP], to: &mut [[f32; GROUP]; GROUP]) {
-    const HALF: usize = GROUP / 2;
-    for i in 0..HALF {
-        for j in 0..HALF {
-            to[2 * i][2 * j] = square[i][j];
-            to[2 * i][2 * j + 1] = square[i + HALF][j];
-            to[2 * i + 1][2 * j] = square[i][j + HALF];
-            to[2 * i + 1][2 * j + 1] = square[i + HALF][j + HALF];
         }
     }
 }

@@ -86,20 +86,20 @@ pub(super) const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
 
 /// Turns the products of a query into scores, but for the band, which is returned.
 #[inline(always)]
-pub(super) fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> Band {
+pub(super) fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> RowBand {
     let products = products.as_flattened_mut();
     if let Some(cap) = softcap {
         products.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
     }
     let band = tile.band(query - tile.queries.start);
     tile.mask_scores(products, query, &band);
-    Band(band)
+    RowBand(band)
 }
 
 /// The columns of a row that its query sees by the band. The scores in others, and in padding, are minus infinity.
-pub(super) struct Band(pub(super) Range<usize>);
+pub(super) struct RowBand(pub(super) Range<usize>);
 
-impl Band {
+impl RowBand {
     #[inline(always)]
     pub(super) fn apply<S: Simd>(&self, simd: S, score: S::f32s, column: S::u32s) -> S::f32s {
         let (start, len) = (simd.splat_u32s(self.0.start as u32), simd.splat_u32s(self.0.len() as u32));
@@ -110,7 +110,7 @@ impl Band {
 
 /// Hides the scores outside the band, and returns the highest, at least `max`. NaN is ignored.
 #[inline(always)]
-fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &Band, max: f32) -> f32 {
+fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &RowBand, max: f32) -> f32 {
     let mut highest = simd.splat_f32s(max);
     for (scores, columns) in scores.iter_mut().zip(&COLUMNS) {
         for (score, column) in S::as_mut_simd_f32s(scores).0.iter_mut().zip(S::as_simd_u32s(columns).0) {

@@ -4,7 +4,7 @@ use pulp::Simd;
 
 use super::TILE;
 use super::bias::BiasRows;
-use super::softmax::{Band, COLUMNS, RowStats, Scoring, dropout, groups_of, multiply, score};
+use super::softmax::{COLUMNS, RowBand, RowStats, Scoring, dropout, groups_of, multiply, score};
 use super::tile::Tile;
 use crate::cpu::micro_gemm::GROUP;
 use crate::cpu::simd::{exp_of_negative, tanh};
@@ -99,7 +99,7 @@ fn softmax_backward<S: Simd>(
     simd: S,
     dscores: &mut [[f32; GROUP]],
     weights: &mut [[f32; GROUP]],
-    band: &Band,
+    band: &RowBand,
     (stats, mean): (RowStats, f32),
 ) {
     let (max, inv_sum) = (simd.splat_f32s(stats.max), simd.splat_f32s(stats.inv_sum));
@@ -116,7 +116,7 @@ fn softmax_backward<S: Simd>(
 }
 
 /// A copy of the scores of a row, those outside the band hidden.
-fn copy_of(scores: &[f32], Band(band): &Band) -> [f32; TILE] {
+fn copy_of(scores: &[f32], RowBand(band): &RowBand) -> [f32; TILE] {
     let mut copy = [f32::NEG_INFINITY; TILE];
     copy[band.clone()].copy_from_slice(&scores[band.clone()]);
     copy

@@ -3,7 +3,7 @@
 //!
 //!     CANDLE_ATTENTION_PYTHON=venv/bin/python cargo bench -p candle-attention --features lm --bench training_step
 //!
-//! Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If
+//! `-- A` measures that row alone. Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If
 //! `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with other flags, it adds a column.
 //!
 //! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is 6 *
@@ -51,9 +51,10 @@ fn main() -> Result<()> {
     if let Some(side) = peer::served_side() {
         return serve(&side);
     }
-    let (is_bench, _) = args::read();
+    let (is_bench, wanted) = args::read();
     let rows: &[Row] = if is_bench { &[CPU, BABY, SMOL] } else { &[TINY] };
-    for row in rows {
+    let is_wanted = |row: &&Row| wanted.is_empty() || wanted.iter().any(|name| row.name.starts_with(name.as_str()));
+    for row in rows.iter().filter(is_wanted) {
         let mut contest = contest(row)?;
         contest.ask(&row.steps.to_string(), row.turns)?;
         // There is no composed llama: its table has a column less.

@@ -66,14 +66,14 @@ impl pulp::NullaryFnOnce for Squares<'_> {
 #[inline(always)]
 fn transposed(simd: V3, square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
     let avx = simd.avx;
-    let [a, b, c, d, e, f, g, h] = square.map(|row| pulp::cast(row));
+    let [a, b, c, d, e, f, g, h] = square.map(pulp::cast);
     let singles = |a, b| [avx._mm256_unpacklo_ps(a, b), avx._mm256_unpackhi_ps(a, b)];
     let ([a, b], [c, d], [e, f], [g, h]) = (singles(a, b), singles(c, d), singles(e, f), singles(g, h));
     let pairs = |a, b| [avx._mm256_shuffle_ps::<0b01_00_01_00>(a, b), avx._mm256_shuffle_ps::<0b11_10_11_10>(a, b)];
     let ([a, b], [c, d], [e, f], [g, h]) = (pairs(a, c), pairs(b, d), pairs(e, g), pairs(f, h));
     let halves = |a, b| [avx._mm256_permute2f128_ps::<0x20>(a, b), avx._mm256_permute2f128_ps::<0x31>(a, b)];
     let ([a, e], [b, f], [c, g], [d, h]) = (halves(a, e), halves(b, f), halves(c, g), halves(d, h));
-    [a, b, c, d, e, f, g, h].map(|row| pulp::cast(row))
+    [a, b, c, d, e, f, g, h].map(pulp::cast)
 }
 
 #[cfg(test)]

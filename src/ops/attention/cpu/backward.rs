@@ -5,12 +5,13 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::bias::BiasRows;
-use super::pack::{Rows, RowsMut, Uninit};
-use super::softmax::{RowGradients, RowStats, Scoring, softmax_tile_backward};
+use super::pack::{Rows, RowsMut, Uninit, transpose};
+use super::softmax::{RowStats, Scoring};
+use super::softmax_backward::{RowGradients, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
 use crate::cpu::allocation::Buffer;
-use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::micro_gemm::{GROUP, Left, Right, Target, product, product_of_nonzero};
 use crate::cpu::simd::{dispatch, sum_of};
 
 /// What forward gave for one head, and the gradient of it.
@@ -50,7 +51,9 @@ pub(super) struct Backward {
     k: Buffer,
     k_columns: Buffer,
     v_columns: Buffer,
-    pub(super) gradients: Gradients,
+    /// Values of a tile.
+    rows: Buffer,
+    pub(super) gradients: KvGradients,
     q: Buffer,
     dq: Buffer,
     dout: Buffer,
@@ -70,7 +73,8 @@ impl Backward {
             k: Buffer::zeros(s * padded(d)),
             k_columns: Buffer::zeros(s * d),
             v_columns: Buffer::zeros(s * e),
-            gradients: Gradients { dk: Buffer::zeros(s * padded(d)), dv: Buffer::zeros(s * padded(e)) },
+            rows: Buffer::zeros(TILE * padded(e)),
+            gradients: KvGradients { dk: Buffer::zeros(s * padded(d)), dv: Buffer::zeros(s * padded(e)) },
             q: Buffer::zeros(TILE * padded(d)),
             dq: Buffer::zeros(TILE * padded(d)),
             dout: Buffer::zeros(TILE * padded(e)),
@@ -90,29 +94,32 @@ impl Backward {
 
     /// Packs a tile of keys and values, unless it is packed already. Returns their largest magnitudes.
     #[inline(always)]
-    fn pack(&mut self, [k, v]: [Rows; 2], tile: usize) -> [f32; 2] {
+    fn pack<S: Simd>(&mut self, simd: S, [k, v]: [Rows; 2], tile: usize) -> [f32; 2] {
         let Dims { s, d, e, .. } = self.dims;
         let keys = tile * TILE..s.min((tile + 1) * TILE);
         if let Some(magnitudes) = self.tiles[tile] {
             return magnitudes;
         }
-        k.copy(keys.clone(), d, 1.0, &mut self.k[keys.start * padded(d)..], padded(d));
-        let magnitudes = [
-            k.copy_columns(keys.clone(), d, &mut self.k_columns[keys.start * d..][..TILE * d]),
-            v.copy_columns(keys.clone(), e, &mut self.v_columns[keys.start * e..][..TILE * e]),
-        ];
+        let whole_groups = keys.len().next_multiple_of(GROUP);
+        let rows = &mut self.k[keys.start * padded(d)..][..whole_groups * padded(d)];
+        let of_keys = k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
+        transpose(simd, rows, padded(d), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
+        let rows = &mut self.rows[..whole_groups * padded(e)];
+        let of_values = v.copy(simd, keys.clone(), e, 1.0, rows, padded(e));
+        transpose(simd, rows, padded(e), e, &mut self.v_columns[keys.start * e..][..TILE * e]);
+        let magnitudes = [of_keys, of_values];
         self.tiles[tile] = Some(magnitudes);
         magnitudes
     }
 }
 
 /// The gradients of the keys and the values of a head.
-pub(super) struct Gradients {
+pub(super) struct KvGradients {
     dk: Buffer,
     dv: Buffer,
 }
 
-impl Gradients {
+impl KvGradients {
     /// Adds others to these.
     pub(super) fn add(&mut self, other: &Self) {
         dispatch(
@@ -159,16 +166,16 @@ impl WithSimd for BackwardHead<'_> {
         let mut means = [0.0; TILE];
         for queries in tiles(queries) {
             let rows = queries.len();
-            let of_queries = q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            let of_queries = q.copy(simd, queries.clone(), d, scoring.scale, &mut work.q, d_stride);
             let of_queries = scoring.scale.abs() * of_queries * d as f32;
-            let of_douts = saved.dout.copy(queries.clone(), e, 1.0, &mut work.dout, e_stride) * e as f32;
+            let of_douts = saved.dout.copy(simd, queries.clone(), e, 1.0, &mut work.dout, e_stride) * e as f32;
             for (mean, query) in means.iter_mut().zip(queries.clone()) {
                 *mean = saved.mean(query, e);
             }
             let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
-                let [of_keys, of_values] = work.pack(kv, keys.start / TILE);
+                let [of_keys, of_values] = work.pack(simd, kv, keys.start / TILE);
                 // In forward, pass 1: scores = (scale q) k^T.
                 let scores = Target { data: &mut work.weights, stride: TILE, adds: false };
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };

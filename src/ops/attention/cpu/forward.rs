@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::pack::{Rows, RowsMut, Uninit};
+use super::pack::{Rows, RowsMut, Uninit, transpose};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
 use crate::cpu::allocation::Buffer;
-use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::micro_gemm::{GROUP, Left, Right, Target, product, product_of_nonzero};
 
 /// The forward pass over the query heads that share a key-value head.
 pub(super) struct Forward {
@@ -20,6 +20,8 @@ pub(super) struct Forward {
     tiles: Vec<Option<bool>>,
     k_columns: Buffer,
     v: Buffer,
+    /// Keys of a tile.
+    rows: Buffer,
     q: Buffer,
     out: Buffer,
     scores: Buffer,
@@ -36,6 +38,7 @@ impl Forward {
             tiles: vec![None; s / TILE],
             k_columns: Buffer::zeros(s * d),
             v: Buffer::zeros(s * padded(e)),
+            rows: Buffer::zeros(TILE * padded(d)),
             q: Buffer::zeros(TILE * padded(d)),
             out: Buffer::zeros(TILE * padded(e)),
             scores: Buffer::zeros(TILE * TILE),
@@ -51,15 +54,18 @@ impl Forward {
 
     /// Packs a tile of keys and values, unless it is packed already. Returns whether the values are finite.
     #[inline(always)]
-    fn pack(&mut self, [k, v]: [Rows; 2], tile: usize) -> bool {
+    fn pack<S: Simd>(&mut self, simd: S, [k, v]: [Rows; 2], tile: usize) -> bool {
         let Dims { s, d, e, .. } = self.dims;
         let keys = tile * TILE..s.min((tile + 1) * TILE);
         if let Some(is_finite) = self.tiles[tile] {
             return is_finite;
         }
-        k.copy_columns(keys.clone(), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
+        // Keys are read row by row first, as memory likes it.
+        let (rows, columns) = (&mut self.rows[..TILE * padded(d)], &mut self.k_columns[keys.start * d..][..TILE * d]);
+        k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
+        transpose(simd, &rows[..keys.len().next_multiple_of(GROUP) * padded(d)], padded(d), d, columns);
         let to = &mut self.v[keys.start * padded(e)..];
-        let is_finite = v.copy(keys, e, 1.0, to, padded(e)).is_finite();
+        let is_finite = v.copy(simd, keys, e, 1.0, to, padded(e)).is_finite();
         self.tiles[tile] = Some(is_finite);
         is_finite
     }
@@ -89,12 +95,12 @@ impl WithSimd for ForwardHead<'_> {
         let (d_stride, e_stride) = (padded(d), padded(e));
         for queries in tiles(queries) {
             let rows = queries.len();
-            q.copy(queries.clone(), d, scoring.scale, &mut work.q, d_stride);
+            q.copy(simd, queries.clone(), d, scoring.scale, &mut work.q, d_stride);
             let mut running = RunningSoftmax::new(scoring.sink);
             let mut is_first = true;
             for keys in tiles(mask.sequence.keys(mask.band, &queries, s)) {
                 let Some(tile) = Tile::new(mask, queries.clone(), keys.clone()) else { continue };
-                let is_finite = work.pack(kv, keys.start / TILE);
+                let is_finite = work.pack(simd, kv, keys.start / TILE);
                 // Pass 1: scores.
                 let scores = Target { data: &mut work.scores, stride: TILE, adds: false };
                 let q = Left { data: &work.q, row_stride: d_stride, k_stride: 1 };

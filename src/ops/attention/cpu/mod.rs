@@ -1,17 +1,20 @@
 //! The kernels of attention, on slices: tile by tile, with memory linear in the number of positions.
 //!
-//! One head of keys and values is copied into the layouts that the products of tiles need, and serves all query heads
-//! that share it. Each of these is processed in tiles of [`TILE`] queries and keys. Forward keeps two numbers a query,
-//! from which backward recomputes the weights of a tile, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135).
+//! One head of keys and values is copied into the layouts that the products of tiles need, tile by tile as they are
+//! needed, and serves all query heads that share it. Each of these is processed in tiles of [`TILE`] queries and keys.
+//! Forward keeps two numbers a query, from which backward recomputes the weights of a tile, as in FlashAttention (Dao et
+//! al. 2022, arXiv:2205.14135).
 //! Tiles in which nothing is visible are never computed, and of the others only the blocks that some query sees.
 
 mod backward;
 mod bias;
 mod decode;
 mod forward;
+mod gradients;
 mod pack;
 mod parallel;
 mod softmax;
+mod softmax_backward;
 mod tile;
 
 use std::ops::Range;
@@ -21,8 +24,9 @@ use crate::cpu::micro_gemm::GROUP;
 pub(super) use bias::BiasShape;
 #[cfg(feature = "lm")]
 pub(super) use decode::forward_into as one_query;
+pub(super) use gradients::{Place, Results, backward, sink_gradient};
 pub(super) use pack::RowLayout;
-pub(super) use parallel::{Dense, Heads, Place, Results, Sizes, View, backward, forward, sink_gradient};
+pub(super) use parallel::{Dense, Heads, Sizes, View, forward};
 pub(super) use softmax::RowStats;
 
 /// Queries, and keys, in a tile: its scores stay in the L1 cache.

@@ -4,9 +4,11 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use pulp::Simd;
+
 use super::TILE;
-use crate::cpu::simd::dispatch;
-use crate::cpu::transpose::transpose;
+use crate::cpu::micro_gemm::GROUP;
+use crate::cpu::simd::transpose_square;
 
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
@@ -45,39 +47,55 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..i * self.stride + len]
     }
 
-    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest magnitude before
-    /// that; NaN if there is one.
+    /// Copies some rows of `len` channels, times `factor`, to rows of whole groups, `stride` apart. Returns the largest
+    /// magnitude before that; NaN if something is not finite.
     #[inline(always)]
-    pub(super) fn copy(self, rows: Range<usize>, len: usize, factor: f32, to: &mut [f32], stride: usize) -> f32 {
-        for (row, to) in rows.clone().zip(to.chunks_exact_mut(stride)) {
-            let (row, (to, rest)) = (self.row(row, len), to.split_at_mut(len));
-            to.iter_mut().zip(row).for_each(|(to, x)| *to = x * factor);
-            rest.fill(0.0);
+    pub(super) fn copy<S: Simd>(
+        self,
+        simd: S,
+        rows: Range<usize>,
+        len: usize,
+        factor: f32,
+        to: &mut [f32],
+        stride: usize,
+    ) -> f32 {
+        // Written out, because the compiler makes gathers of loops over arrays.
+        let (zero, factor) = (simd.splat_f32s(0.0), simd.splat_f32s(factor));
+        let (mut max, mut unless_finite) = (zero, zero);
+        for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
+            let (row, rest) = S::as_simd_f32s(self.row(row, len));
+            let to = S::as_mut_simd_f32s(to).0;
+            for (x, to) in row.iter().zip(to.iter_mut()) {
+                max = simd.max_f32s(simd.abs_f32s(*x), max);
+                unless_finite = simd.mul_add_e_f32s(*x, zero, unless_finite);
+                *to = simd.mul_f32s(*x, factor);
+            }
+            if !rest.is_empty() {
+                let x = simd.partial_load_f32s(rest);
+                max = simd.max_f32s(simd.abs_f32s(x), max);
+                unless_finite = simd.mul_add_e_f32s(x, zero, unless_finite);
+                to[row.len()] = simd.mul_f32s(x, factor);
+            }
         }
-        self.max_magnitude(rows, len)
+        simd.reduce_max_f32s(max) + simd.reduce_sum_f32s(unless_finite)
     }
+}
 
-    /// Copies the rows of a tile, at most [`TILE`], transposed: (len, TILE); the columns after the last are zeros. Returns
-    /// the largest magnitude; NaN if there is one.
-    #[inline(always)]
-    pub(super) fn copy_columns(self, rows: Range<usize>, len: usize, to: &mut [f32]) -> f32 {
-        let n = rows.len();
-        transpose(&self.data[rows.start * self.stride..], self.stride, [n, len], to, TILE);
-        if n < TILE {
-            to.chunks_exact_mut(TILE).take(len).for_each(|row| row[n..].fill(0.0));
+/// Transposes rows of a tile, `stride` apart with whole groups of channels, to (len, TILE). Columns after the last row are
+/// left as they are, but for whole groups.
+#[inline(always)]
+pub(super) fn transpose<S: Simd>(simd: S, rows: &[f32], stride: usize, len: usize, to: &mut [f32]) {
+    let mut square = [[0.0; GROUP]; GROUP];
+    for (rows, column) in rows.chunks_exact(GROUP * stride).zip((0..TILE).step_by(GROUP)) {
+        for channel in (0..len).step_by(GROUP) {
+            for (row, group) in square.iter_mut().enumerate() {
+                group.copy_from_slice(&rows[row * stride + channel..][..GROUP]);
+            }
+            transpose_square(simd, &mut square);
+            for i in 0..GROUP.min(len - channel) {
+                to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
+            }
         }
-        self.max_magnitude(rows, len)
-    }
-
-    /// The largest magnitude in these rows; NaN if there is one. In a function of its own, or the compiler gathers what
-    /// lies side by side.
-    fn max_magnitude(self, rows: Range<usize>, len: usize) -> f32 {
-        // As bits, magnitudes are in the same order, and NaN is above all.
-        let max = |row: &[f32]| row.iter().fold(0, |max: u32, x| max.max(x.abs().to_bits()));
-        dispatch(
-            #[inline(always)]
-            || f32::from_bits(rows.clone().fold(0, |all: u32, i| all.max(max(self.row(i, len))))),
-        )
     }
 }
 

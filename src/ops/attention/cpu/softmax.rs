@@ -1,11 +1,10 @@
-//! From scores to weights and back, for a tile of queries and keys.
+//! From products to weights, for a tile of queries and keys.
 
 use std::ops::Range;
 
 use pulp::Simd;
 
 use super::TILE;
-use super::bias::BiasRows;
 use super::tile::Tile;
 use crate::cpu::micro_gemm::{GROUP, ROWS};
 use crate::cpu::random::DropoutFactors;
@@ -75,7 +74,7 @@ fn finite(max: f32) -> f32 {
 }
 
 /// The columns of a tile, in groups.
-const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
+pub(super) const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
     let mut columns = [[0; GROUP]; TILE / GROUP];
     let mut i = 0;
     while i < TILE {
@@ -87,22 +86,22 @@ const COLUMNS: [[u32; GROUP]; TILE / GROUP] = {
 
 /// Turns the products of a query into scores, but for the band, which is returned.
 #[inline(always)]
-fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> Band {
+pub(super) fn score(products: &mut [[f32; GROUP]], tile: &Tile, query: usize, softcap: Option<f32>) -> RowBand {
     let products = products.as_flattened_mut();
     if let Some(cap) = softcap {
         products.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
     }
     let band = tile.band(query - tile.queries.start);
     tile.mask_scores(products, query, &band);
-    Band(band)
+    RowBand(band)
 }
 
 /// The columns of a row that its query sees by the band. The scores in others, and in padding, are minus infinity.
-struct Band(Range<usize>);
+pub(super) struct RowBand(pub(super) Range<usize>);
 
-impl Band {
+impl RowBand {
     #[inline(always)]
-    fn apply<S: Simd>(&self, simd: S, score: S::f32s, column: S::u32s) -> S::f32s {
+    pub(super) fn apply<S: Simd>(&self, simd: S, score: S::f32s, column: S::u32s) -> S::f32s {
         let (start, len) = (simd.splat_u32s(self.0.start as u32), simd.splat_u32s(self.0.len() as u32));
         let is_seen = simd.less_than_u32s(simd.sub_u32s(column, start), len);
         simd.select_f32s(is_seen, score, simd.splat_f32s(f32::NEG_INFINITY))
@@ -111,7 +110,7 @@ impl Band {
 
 /// Hides the scores outside the band, and returns the highest, at least `max`. NaN is ignored.
 #[inline(always)]
-fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &Band, max: f32) -> f32 {
+fn highest<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], band: &RowBand, max: f32) -> f32 {
     let mut highest = simd.splat_f32s(max);
     for (scores, columns) in scores.iter_mut().zip(&COLUMNS) {
         for (score, column) in S::as_mut_simd_f32s(scores).0.iter_mut().zip(S::as_simd_u32s(columns).0) {
@@ -137,7 +136,7 @@ fn exponentials<S: Simd>(simd: S, scores: &mut [[f32; GROUP]], max: f32) -> f32 
 
 /// The factors of dropout, if any, for the first weights of a query.
 #[inline(always)]
-fn dropout(scoring: Scoring, tile: &Tile, query: usize, columns: usize) -> Option<[f32; TILE]> {
+pub(super) fn dropout(scoring: Scoring, tile: &Tile, query: usize, columns: usize) -> Option<[f32; TILE]> {
     let (factors, stream) = scoring.dropout?;
     let mut row = [0.0; TILE];
     factors.fill(stream, (query as u64) << 32 | tile.keys.start as u64, &mut row[..columns]);
@@ -202,136 +201,13 @@ fn softmax_rows<S: Simd, const N: usize>(
 
 /// The groups of columns of a row.
 #[inline(always)]
-fn groups_of(rows: &mut [f32], row: usize) -> &mut [[f32; GROUP]] {
+pub(super) fn groups_of(rows: &mut [f32], row: usize) -> &mut [[f32; GROUP]] {
     rows[row * TILE..][..TILE].as_chunks_mut().0
 }
 
-/// What backward needs of the rows of a tile: their statistics, and the weighted means of the gradients of their
-/// weights.
-#[derive(Clone, Copy)]
-pub(super) struct RowGradients<'a> {
-    pub(super) stats: &'a [RowStats],
-    pub(super) means: &'a [f32; TILE],
-    /// Whether everything that the products of the tile were computed from is finite.
-    pub(super) is_finite: bool,
-}
-
-/// Backward: replaces the products in `weights` by the weights, and dweights in `dscores` by the gradient of the
-/// products: with `score = cap tanh(product / cap) + bias` and `weights = factors softmax(scores)`, that of the score is
-/// `softmax (factors dweights - mean)`, which is added to `dbias`, and that of the product `1 - tanh(product / cap)^2`
-/// times it.
 #[inline(always)]
-pub(super) fn softmax_tile_backward<S: Simd>(
-    simd: S,
-    [weights, dscores]: [&mut [f32]; 2],
-    saved: RowGradients,
-    tile: &Tile,
-    scoring: Scoring,
-    mut dbias: Option<&mut BiasRows>,
-) {
-    for (row, query) in tile.queries.clone().enumerate() {
-        let rows = [groups_of(weights, row), groups_of(dscores, row)];
-        let saved = (saved.stats[query], saved.means[row], saved.is_finite);
-        let dbias = dbias.as_deref_mut();
-        match tile.computed(row) / GROUP {
-            0 => {}
-            1 => softmax_row_backward::<S, 1>(simd, rows, saved, tile, query, scoring, dbias),
-            2 => softmax_row_backward::<S, 2>(simd, rows, saved, tile, query, scoring, dbias),
-            3 => softmax_row_backward::<S, 3>(simd, rows, saved, tile, query, scoring, dbias),
-            _ => softmax_row_backward::<S, 4>(simd, rows, saved, tile, query, scoring, dbias),
-        }
-    }
-}
-
-/// A row of a tile, of which `N` groups of columns are computed.
-#[inline(always)]
-fn softmax_row_backward<S: Simd, const N: usize>(
-    simd: S,
-    [weights, dscores]: [&mut [[f32; GROUP]]; 2],
-    (stats, mean, is_finite): (RowStats, f32, bool),
-    tile: &Tile,
-    query: usize,
-    scoring: Scoring,
-    dbias: Option<&mut BiasRows>,
-) {
-    let (weights, dscores) = (&mut weights[..N], &mut dscores[..N]);
-    let slopes = scoring.softcap.map(|cap| softcap_slopes(weights.as_flattened(), cap));
-    let band = score(weights, tile, query, scoring.softcap);
-    let factors = dropout(scoring, tile, query, N * GROUP);
-    if let Some(factors) = &factors {
-        multiply(dscores.as_flattened_mut(), factors);
-    }
-    // A hidden key gets nothing, though 0 times what is not finite is not 0.
-    let scores =
-        (!is_finite || !stats.inv_sum.is_finite() || !mean.is_finite()).then(|| copy_of(weights.as_flattened(), &band));
-    softmax_backward(simd, dscores, weights, &band, (stats, mean));
-    let (weights, dscores) = (weights.as_flattened_mut(), dscores.as_flattened_mut());
-    if let Some(scores) = &scores {
-        clear_hidden([weights, dscores], scores);
-    }
-    if let Some(dbias) = dbias {
-        dbias.add(query, tile.keys.clone(), dscores);
-    }
-    if let Some(slopes) = &slopes {
-        dscores.iter_mut().zip(slopes).for_each(|(x, slope)| *x = if *x == 0.0 { 0.0 } else { *x * slope });
-    }
-    if let Some(factors) = &factors {
-        multiply(weights, factors);
-    }
-}
-
-/// The derivative of the soft cap at each product: `1 - tanh(product / cap)^2`.
-#[inline(always)]
-fn softcap_slopes(products: &[f32], cap: f32) -> [f32; TILE] {
-    let mut slopes = [0.0; TILE];
-    for (slope, product) in slopes.iter_mut().zip(products) {
-        let capped = tanh(product / cap);
-        *slope = 1.0 - capped * capped;
-    }
-    slopes
-}
-
-#[inline(always)]
-fn multiply(xs: &mut [f32], factors: &[f32]) {
+pub(super) fn multiply(xs: &mut [f32], factors: &[f32]) {
     xs.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
-}
-
-/// Replaces the scores in `weights` by the softmax, and its gradient in `dscores` by `softmax * (gradient - mean)`.
-#[inline(always)]
-fn softmax_backward<S: Simd>(
-    simd: S,
-    dscores: &mut [[f32; GROUP]],
-    weights: &mut [[f32; GROUP]],
-    band: &Band,
-    (stats, mean): (RowStats, f32),
-) {
-    let (max, inv_sum) = (simd.splat_f32s(stats.max), simd.splat_f32s(stats.inv_sum));
-    let mean = simd.splat_f32s(mean);
-    for ((dscores, weights), columns) in dscores.iter_mut().zip(weights).zip(&COLUMNS) {
-        let (dscores, weights) = (S::as_mut_simd_f32s(dscores).0, S::as_mut_simd_f32s(weights).0);
-        for ((dscore, weight), column) in dscores.iter_mut().zip(weights).zip(S::as_simd_u32s(columns).0) {
-            // Not stored first: a store of some lanes would delay the load.
-            let score = band.apply(simd, *weight, *column);
-            *weight = simd.mul_f32s(exp_of_negative(simd, simd.sub_f32s(score, max)), inv_sum);
-            *dscore = simd.mul_f32s(*weight, simd.sub_f32s(*dscore, mean));
-        }
-    }
-}
-
-/// A copy of the scores of a row, those outside the band hidden.
-fn copy_of(scores: &[f32], Band(band): &Band) -> [f32; TILE] {
-    let mut copy = [f32::NEG_INFINITY; TILE];
-    copy[band.clone()].copy_from_slice(&scores[band.clone()]);
-    copy
-}
-
-/// Sets what belongs to hidden keys, by their scores, to 0.
-fn clear_hidden(rows: [&mut [f32]; 2], scores: &[f32]) {
-    for row in rows {
-        for (x, _) in row.iter_mut().zip(scores).filter(|(_, score)| **score == f32::NEG_INFINITY) {
-            *x = 0.0;
-        }
-    }
 }
 
 const _: () = assert!(TILE.is_multiple_of(GROUP) && TILE.is_multiple_of(ROWS));

@@ -7,7 +7,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::parallel::{for_each_chunk, sequential, threads};
-use super::simd::{dispatch_vectors, prefetch};
+use super::simd::{dispatch_vectors, prefetch, sum_of};
 
 /// The maximum of rows for which this is faster than a general product.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -102,6 +102,15 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let n = self.out.len() / self.rows;
+        if S::F32_LANES == 1 {
+            // In sixteen running sums, as vectors have them: one would be less exact.
+            let k = self.xs.len() / self.rows;
+            for (output, row) in (0..n).flat_map(|output| (0..self.rows).map(move |row| (output, row))) {
+                let (w, x) = (&self.weight[output * self.stride..][..k], &self.xs[row * k..][..k]);
+                self.store((output, row), sum_of(w, x, |w, x| w * x));
+            }
+            return;
+        }
         let whole = n / BLOCK * BLOCK;
         for first in (0..whole).step_by(BLOCK) {
             self.outputs::<S, BLOCK>(simd, first);

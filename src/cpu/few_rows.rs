@@ -105,9 +105,11 @@ impl WithSimd for Product<'_> {
         if S::F32_LANES == 1 {
             // In sixteen running sums, as vectors have them: one would be less exact.
             let k = self.xs.len() / self.rows;
-            for (output, row) in (0..n).flat_map(|output| (0..self.rows).map(move |row| (output, row))) {
+            let rows = self.rows;
+            for (output, row) in (0..n).flat_map(|output| (0..rows).map(move |row| (output, row))) {
                 let (w, x) = (&self.weight[output * self.stride..][..k], &self.xs[row * k..][..k]);
-                self.store((output, row), sum_of(w, x, |w, x| w * x));
+                let sum = sum_of(w, x, |w, x| w * x);
+                self.store((output, row), sum);
             }
             return;
         }

@@ -13,15 +13,13 @@
 //! (each weight, and the keys and values so far, once a token), as a share of the memory's bandwidth in a copy, read and
 //! written bytes counted; and the reading of a prompt as long as the context, as a share of the arithmetic limit.
 
-use std::ops::ControlFlow;
-use std::process::Command;
-
 use anyhow::{Context, Result, anyhow};
 use candle_attention::generate::{Sampler, SamplingOptions, generate};
 use candle_attention::model::{CausalLm, ModelConfig};
 use candle_attention::nn::Parameters;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use std::ops::ControlFlow;
 
 #[path = "../attn/src/allocator.rs"]
 mod allocator;
@@ -59,18 +57,12 @@ fn main() -> Result<()> {
     large(turns)
 }
 
-/// The same side with one thread.
-fn on_one_thread(mut command: Command) -> Command {
-    command.env("RAYON_NUM_THREADS", "1");
-    command
-}
-
 /// Prints a table of the available rivals, with a row for each model and number of tokens.
 fn contest(rows: &[&str], turns: usize, rivals: &[&str]) -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("candle-attention", peer::this_bench("cached")?)?;
     let commands = [
-        ("threads 1", Some(on_one_thread(peer::this_bench("cached")?))),
+        ("threads 1", Some(peer::on_one_thread(peer::this_bench("cached")?))),
         ("tracked", Some(peer::this_bench("tracked")?)),
         ("without a cache", Some(peer::this_bench("uncached")?)),
         ("other build", rivals::other_build("cached")),
@@ -136,7 +128,7 @@ fn model(name: &str, builder: Builder) -> Result<CausalLm> {
 fn large(rounds: usize) -> Result<()> {
     let mut contest = Contest::default();
     contest.enter("all threads", peer::this_bench("large")?)?;
-    contest.enter("one thread", on_one_thread(peer::this_bench("large")?))?;
+    contest.enter("one thread", peer::on_one_thread(peer::this_bench("large")?))?;
     contest.print_head("SmolLM2-135M's shape");
     let rows = [
         ("decode", ["tokens per second", "GB/s read", "GB/s of a copy", "share"]),

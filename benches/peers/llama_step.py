@@ -5,8 +5,6 @@
 Answers like `nanogpt_cpu.py --serve`, whose training it uses: AdamW on all weights, gradients clipped to a norm of 1.
 """
 import argparse
-import statistics
-import sys
 
 import torch
 import torch.nn as nn
@@ -83,14 +81,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
-    training = Training(a)
-    for line in sys.stdin:
-        try:
-            training.step()
-            print(statistics.median(training.step() for _ in range(int(line))) * 1e3, flush=True)
-        except torch._dynamo.exc.TorchDynamoException as error:  # such as a missing C++ compiler
-            print(f"torch.compile is left out: {error}", file=sys.stderr)
-            print("nan", flush=True)
+    nanogpt_cpu.answer(Training(a))
 
 
 if __name__ == "__main__":

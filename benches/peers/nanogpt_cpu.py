@@ -142,9 +142,8 @@ class Training:
         return time.perf_counter() - start
 
 
-def serve(a):
-    vocab = 65  # that of Tiny Shakespeare
-    training = Training(a, torch.randint(vocab, (100_000,)), vocab)
+def answer(training):
+    """Answers each line of standard input, a number of steps, with their median in milliseconds."""
     for line in sys.stdin:
         try:
             training.step()
@@ -152,6 +151,11 @@ def serve(a):
         except torch._dynamo.exc.TorchDynamoException as error:  # such as a missing C++ compiler
             print(f"torch.compile is left out: {error}", file=sys.stderr)
             print("nan", flush=True)
+
+
+def serve(a):
+    vocab = 65  # that of Tiny Shakespeare
+    answer(Training(a, torch.randint(vocab, (100_000,)), vocab))
 
 
 def learn(a):

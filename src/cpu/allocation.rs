@@ -1,6 +1,6 @@
 //! Refusing sizes that cannot be allocated, since an allocation that fails would end the process; buffers of kernels.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use candle_core::{Result, bail};
 
@@ -20,7 +20,7 @@ pub(crate) fn check(what: &str, shape: &[usize], bytes_each: usize) -> Result<()
 /// Zeros that begin at a cache line, which no vector in them then crosses.
 pub(crate) struct Buffer {
     data: Vec<f32>,
-    start: usize,
+    place: Range<usize>,
 }
 
 impl Buffer {
@@ -29,7 +29,7 @@ impl Buffer {
         let data = vec![0.0; len + LINE / size_of::<f32>()];
         // At most the number of elements in a line.
         let start = data.as_ptr().align_offset(LINE).min(data.len() - len);
-        Self { data, start }
+        Self { data, place: start..start + len }
     }
 }
 
@@ -37,13 +37,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[self.start..]
+        &self.data[self.place.clone()]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..]
+        &mut self.data[self.place.clone()]
     }
 }
 

@@ -6,7 +6,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::parallel::{for_each_chunk, sequential, threads};
+use super::parallel::{for_each_chunk, threads};
 use super::simd::{dispatch_vectors, prefetch, sum_of};
 
 /// The maximum of rows for which this is faster than a general product.
@@ -59,21 +59,18 @@ fn divide(columns: &mut [f32], adds: bool, xs: &[f32], rows: usize, layers: &[La
         each => each.min(4) * threads(),
     };
     let len = n.div_ceil(pieces).next_multiple_of(BLOCK);
-    let mut run = || {
-        for_each_chunk(columns, len * rows, |i, columns| {
-            // The outputs of the layers in turn, from output `first` of the next one on.
-            let (mut first, mut left) = (i * len, columns);
-            for layer in layers {
-                let outputs = layer.weight.len() / k;
-                let here = outputs.saturating_sub(first).min(left.len() / rows);
-                let (out, others) = left.split_at_mut(here * rows);
-                let Layer { weight, bias } = layer.part(first.min(outputs), here, k);
-                dispatch_vectors(Product { out, adds, xs, rows, weight, stride: k, bias });
-                (first, left) = (first.saturating_sub(outputs), others);
-            }
-        });
-    };
-    if pieces == 1 { sequential(run) } else { run() }
+    for_each_chunk(columns, len * rows, |i, columns| {
+        // The outputs of the layers in turn, from output `first` of the next one on.
+        let (mut first, mut left) = (i * len, columns);
+        for layer in layers {
+            let outputs = layer.weight.len() / k;
+            let here = outputs.saturating_sub(first).min(left.len() / rows);
+            let (out, others) = left.split_at_mut(here * rows);
+            let Layer { weight, bias } = layer.part(first.min(outputs), here, k);
+            dispatch_vectors(Product { out, adds, xs, rows, weight, stride: k, bias });
+            (first, left) = (first.saturating_sub(outputs), others);
+        }
+    });
 }
 
 /// `out[i] = x . w[i]` for rows w of as many channels as `x`, `stride` apart, on this thread.
@@ -104,8 +101,7 @@ impl WithSimd for Product<'_> {
         let n = self.out.len() / self.rows;
         if S::F32_LANES == 1 {
             // In sixteen running sums, as vectors have them: one would be less exact.
-            let k = self.xs.len() / self.rows;
-            let rows = self.rows;
+            let (k, rows) = (self.xs.len() / self.rows, self.rows);
             for (output, row) in (0..n).flat_map(|output| (0..rows).map(move |row| (output, row))) {
                 let (w, x) = (&self.weight[output * self.stride..][..k], &self.xs[row * k..][..k]);
                 let sum = sum_of(w, x, |w, x| w * x);
@@ -157,7 +153,7 @@ impl Product<'_> {
         for i in 0..vectors {
             for n in 0..N {
                 // The next blocks, in the order in which they lie in memory.
-                prefetch(weight, (i * N + n) * S::F32_LANES + AHEAD);
+                prefetch(weight.as_ptr().wrapping_add((i * N + n) * S::F32_LANES + AHEAD));
                 for m in 0..M {
                     sums[n][m] = simd.mul_add_e_f32s(w[n][i], x[m][i], sums[n][m]);
                 }
@@ -201,6 +197,7 @@ const AHEAD: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::parallel::sequential;
     use crate::cpu::testing::{in_each_version, randn};
     use candle_core::DType;
 

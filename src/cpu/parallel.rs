@@ -78,9 +78,15 @@ where
     });
 }
 
+/// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about
+/// the same time.
+pub(crate) fn for_each<I: ExactSizeIterator + Send>(items: I, work: impl Fn(I::Item) + Sync) {
+    share(items, || (), |(), item| work(item));
+}
+
 /// Calls `work` with the index and content of each chunk of `len` elements of `out` (the last may be shorter).
 pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync) {
-    share(out.chunks_mut(len).enumerate(), || (), |(), (i, chunk)| work(i, chunk));
+    for_each(out.chunks_mut(len).enumerate(), |(i, chunk)| work(i, chunk));
 }
 
 /// Calls `work` with the index and content of each pair of chunks of two outputs, given with their chunk lengths.
@@ -89,7 +95,7 @@ pub(crate) fn for_each_chunk_pair<A: Send, B: Send>(
     (b, b_len): (&mut [B], usize),
     work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
 ) {
-    share(a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate(), || (), |(), (i, (a, b))| work(i, a, b));
+    for_each(a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate(), |(i, (a, b))| work(i, a, b));
 }
 
 /// Calls `work` for `0..n`, with a state that `init` makes once on each thread.
@@ -97,21 +103,10 @@ pub(crate) fn for_each_with<W>(n: usize, init: impl Fn() -> W + Sync, work: impl
     share(0..n, init, work);
 }
 
-/// Calls `work` with the index and value of each item.
-pub(crate) fn for_each<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
-    share(items.iter_mut().enumerate(), || (), |(), (i, item)| work(i, item));
-}
-
-/// Calls `work` with each item, starting them in order: if the most expensive come first, all threads finish at about
-/// the same time.
-pub(crate) fn for_each_in_order<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
-    for_each(items, |_, item| work(item));
-}
-
 /// The results of `work` for `0..n`, in order.
 pub(crate) fn map<R: Send>(n: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let mut results: Vec<Option<R>> = (0..n).map(|_| None).collect();
-    for_each(&mut results, |i, result| *result = Some(work(i)));
+    for_each(results.iter_mut().enumerate(), |(i, result)| *result = Some(work(i)));
     results.into_iter().flatten().collect()
 }
 

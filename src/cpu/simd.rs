@@ -71,17 +71,18 @@ fn choose() -> Arch {
     Arch::new()
 }
 
-/// Asks the processor to fetch what lies `at` an element, which may be past the end: a hint without effect on results.
+/// Asks the processor to fetch the cache line of an address, wherever it leads: a hint without effect on results, for reads
+/// that it does not foresee.
 #[inline(always)]
-pub(crate) fn prefetch(data: &[f32], at: usize) {
+pub(crate) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction reads nothing, so it is defined for every address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast());
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, at);
+    let _ = at;
 }
 
 /// Below this, results of [`exp`] are 0: they would not be normal numbers.
@@ -151,53 +152,6 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let t = x.abs();
     let far = (1.0 - 2.0 / (exp(2.0 * t) + 1.0)).copysign(x);
     if t > 0.625 { far } else { near }
-}
-
-/// Transposes a square of 16 rows by four perfect shuffles of its elements: its first half and its second, by turns.
-#[inline(always)]
-pub(crate) fn transpose_square<S: Simd>(_: S, square: &mut [[f32; LANES]; LANES]) {
-    #[cfg(target_arch = "x86_64")]
-    if S::F32_LANES == LANES
-        && let Some(v4) = pulp::x86::V4::try_new()
-    {
-        return transpose_in_registers(v4, square);
-    }
-    const HALF: usize = LANES / 2;
-    for _ in 0..LANES.ilog2() {
-        let from = *square;
-        for i in 0..HALF {
-            for j in 0..HALF {
-                square[2 * i][2 * j] = from[i][j];
-                square[2 * i][2 * j + 1] = from[i + HALF][j];
-                square[2 * i + 1][2 * j] = from[i][j + HALF];
-                square[2 * i + 1][2 * j + 1] = from[i + HALF][j + HALF];
-            }
-        }
-    }
-}
-
-/// The compiler keeps the loops of [`transpose_square`] in memory, which takes twice as long.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn transpose_in_registers(v4: pulp::x86::V4, square: &mut [[f32; LANES]; LANES]) {
-    const HALF: usize = LANES / 2;
-    const FIRST: [u32; LANES] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
-    const SECOND: [u32; LANES] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
-    let (first, second) = (pulp::cast(FIRST), pulp::cast(SECOND));
-    let mut rows = [pulp::cast([0f32; LANES]); LANES];
-    for (to, row) in rows.iter_mut().zip(&*square) {
-        *to = pulp::cast(*row);
-    }
-    for _ in 0..LANES.ilog2() {
-        let from = rows;
-        for i in 0..HALF {
-            rows[2 * i] = v4.avx512f._mm512_permutex2var_ps(from[i], first, from[i + HALF]);
-            rows[2 * i + 1] = v4.avx512f._mm512_permutex2var_ps(from[i], second, from[i + HALF]);
-        }
-    }
-    for (to, row) in square.iter_mut().zip(rows) {
-        *to = pulp::cast(row);
-    }
 }
 
 /// The number of running sums and maxima: the same operations in the same order in every version.
@@ -314,29 +268,6 @@ mod tests {
             }
             assert_eq!(of_special[..6], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "{name}");
             assert!(of_special[6].is_nan(), "{name}");
-        }
-    }
-
-    struct Transpose<'a>(&'a mut [[f32; LANES]; LANES]);
-
-    impl WithSimd for Transpose<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            transpose_square(simd, self.0);
-        }
-    }
-
-    #[test]
-    fn a_square_is_transposed_in_each_version() {
-        let at = |i: usize, j: usize| (i * LANES + j) as f32;
-        for (name, got) in crate::cpu::testing::in_each_version(|| {
-            let mut square = std::array::from_fn(|i| std::array::from_fn(|j| at(i, j)));
-            dispatch_vectors(Transpose(&mut square));
-            square
-        }) {
-            assert!((0..LANES * LANES).all(|n| got[n / LANES][n % LANES] == at(n % LANES, n / LANES)), "{name}");
         }
     }
 }

@@ -91,11 +91,6 @@ impl Recording {
     }
 }
 
-/// Whether the gradient of this tensor may be needed.
-pub(crate) fn is_tracked(tensor: &Tensor) -> bool {
-    tensor.track_op()
-}
-
 /// Whether operations of this thread are recorded.
 pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
@@ -107,7 +102,7 @@ fn recorded(
     (values, shape): (Vec<f32>, Shape),
     backward: impl FnOnce(&Tensor) -> Backward,
 ) -> Result<Tensor> {
-    if !inputs.iter().any(|input| is_tracked(input)) {
+    if !inputs.iter().any(|input| input.track_op()) {
         return Tensor::from_vec(values, shape, &Device::Cpu);
     }
     let out = Var::from_vec(values, shape, &Device::Cpu)?.into_inner();
@@ -207,7 +202,7 @@ pub(crate) fn apply3(
 /// The same elements in another shape.
 pub(crate) fn reshape(a: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
     let out = a.reshape(shape)?;
-    if is_recording() && is_tracked(a) {
+    if is_recording() && a.track_op() {
         let before = a.shape().clone();
         push(&[a], &out, Box::new(move |dout| Ok(vec![Some(dout.reshape(before)?)])))?;
     }
@@ -246,9 +241,9 @@ pub(crate) fn add_positions(xs: &Tensor, table: &Tensor, start: usize) -> Result
     }
     let xs = xs.contiguous()?;
     let (of_sequence, rows) = (t * c, table.dim(0)?);
-    let mut sum = values(&xs)?.to_vec();
+    let (mut sum, positions) = (values(&xs)?.to_vec(), values(table)?);
     for sequence in sum.chunks_exact_mut(of_sequence.max(1)) {
-        zip_update(sequence, &values(table)?[start * c..][..of_sequence], |x, position| x + position);
+        zip_update(sequence, &positions[start * c..][..of_sequence], |x, position| x + position);
     }
     let backward = move |dout: &Tensor| {
         let dys = dout.contiguous()?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result, Tensor, Var, bail};
 
 use super::{AdamWStep, Cautious, Moments, MuonStep, adamw, muon};
-use crate::cpu::parallel::for_each_in_order;
+use crate::cpu::parallel::for_each;
 use crate::cpu::storage::precise;
 
 /// What updates a variable.
@@ -95,7 +95,7 @@ impl Optimizer {
         {
             *result = slot.update(gradient, rates);
         }
-        for_each_in_order(&mut updates, |((slot, gradient), result)| {
+        for_each(updates.iter_mut(), |((slot, gradient), result)| {
             if gradient.elem_count() < LARGE {
                 *result = slot.update(gradient, rates);
             }

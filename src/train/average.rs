@@ -9,7 +9,7 @@
 
 use candle_core::{Result, Var};
 
-use crate::cpu::parallel::for_each;
+use crate::cpu::parallel::map;
 use crate::nn::Parameters;
 use crate::optim::moving_average;
 
@@ -32,9 +32,8 @@ impl WeightAverage {
     /// Adds the weights after update number `update`, counted from 1.
     pub(super) fn update(&mut self, vars: &[(String, Var)], update: u64) -> Result<()> {
         let decay = if update == 1 { 0.0 } else { self.decay };
-        let mut results: Vec<_> = self.vars.iter().zip(vars).map(|pair| (pair, Ok(()))).collect();
-        for_each(&mut results, |_, (((_, average), (_, var)), result)| *result = moving_average(average, var, decay));
-        results.into_iter().try_for_each(|(_, result)| result)
+        let results = map(vars.len(), |i| moving_average(&self.vars[i].1, &vars[i].1, decay));
+        results.into_iter().collect()
     }
 }
 

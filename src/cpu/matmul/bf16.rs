@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::mem::{MaybeUninit, transmute};
 
 use super::{Matrix, Output};
+use crate::cpu::simd::prefetch;
 use crate::cpu::{parallel, simd};
 
 /// Rows of a block of the output.
@@ -157,14 +158,6 @@ fn pack(packed: &mut [Line], factor: Matrix) {
 fn load(xs: &[f32]) -> __m512 {
     // SAFETY: only what lies in the slice is read.
     unsafe { _mm512_maskz_loadu_ps(lanes(xs.len()), xs.as_ptr()) }
-}
-
-/// Has the line of the cache with this address read, wherever it leads: factors and outputs of a training step are in no
-/// near cache, and the processor does not foresee these reads.
-#[inline]
-fn prefetch(at: *const f32) {
-    // SAFETY: this never faults and changes nothing that a program could notice.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
 }
 
 /// The mask of the first `n` lanes.

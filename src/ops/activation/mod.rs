@@ -134,7 +134,7 @@ fn apply<A: Activation>(name: &'static str, xs: &Tensor) -> Result<Tensor> {
     match has_kernel(&[xs]) {
         true => {
             // candle's own graph holds the input in any case.
-            let slopes = (record::is_recording() && record::is_tracked(xs)).then(OnceLock::new);
+            let slopes = (record::is_recording() && xs.track_op()).then(OnceLock::new);
             let op = Fused::<A> { name, slopes, activation: PhantomData };
             record::apply1(&xs.contiguous()?, op, Kept::Nothing)
         }

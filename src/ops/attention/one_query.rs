@@ -30,5 +30,6 @@ pub(crate) fn one_query(
 ) -> Result<()> {
     let sizes = Sizes { b, h, g, dims: Dims { t: 1, s, d, e } };
     let views = [q.view(h, d), k.view(g, d), v.view(g, e)];
+    out.fill(0.0);
     Attention::new(options, sizes, &[], false)?.with_heads(|heads| kernel(out, views, heads, sizes))
 }

@@ -9,7 +9,6 @@ use super::structure::Structure;
 use super::{AttentionOptions, QkvLayout};
 use crate::cpu::random::DropoutFactors;
 use crate::cpu::storage::{slice, strided, values};
-use crate::ops::record::is_tracked;
 
 /// The operation, with the statistics of each query (B, H, T), which it keeps for backward.
 ///
@@ -51,8 +50,8 @@ impl Extras {
             shape[4 - bias.rank()..].copy_from_slice(bias.dims());
             BiasShape(shape)
         };
-        let bias = options.mask.bias.as_ref().filter(|bias| is_tracked(bias)).map(shape);
-        Self { bias, sinks: options.sinks.as_ref().is_some_and(is_tracked) }
+        let bias = options.mask.bias.as_ref().filter(|bias| bias.track_op()).map(shape);
+        Self { bias, sinks: options.sinks.as_ref().is_some_and(Tensor::track_op) }
     }
 
     pub(super) fn any(self) -> bool {
@@ -86,7 +85,7 @@ impl Attention {
             extras,
             layout: options.layout,
             with_lse,
-            is_forward_only: !extras.any() && !tensors.iter().any(|tensor| is_tracked(tensor)),
+            is_forward_only: !extras.any() && !tensors.iter().any(|tensor| tensor.track_op()),
             stats: OnceLock::new(),
         })
     }

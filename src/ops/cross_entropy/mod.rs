@@ -112,7 +112,7 @@ pub fn linear_cross_entropy(
         true => xs.clone(),
         false => super::embedding(&Tensor::new(rows, xs.device())?, &record::reshape(xs, ((), channels))?)?,
     };
-    let tracked = [Some(&xs), Some(weight), bias].map(|tensor| tensor.is_some_and(record::is_tracked));
+    let tracked = [Some(&xs), Some(weight), bias].map(|tensor| tensor.is_some_and(Tensor::track_op));
     let Targets { normalizer, terms, .. } = targets;
     let op = LinearCrossEntropy { targets: ids, normalizer, terms, tracked, gradients: OnceLock::new() };
     with_bias::apply(op, &xs, weight, bias)

@@ -6,7 +6,6 @@ mod reference;
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Dims;
-use super::record;
 use super::with_bias::{self, WithBias};
 use crate::cpu::checks::check_alike;
 use crate::cpu::storage::{has_kernel, slice, values};
@@ -31,7 +30,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if !has_kernel(&tensors) {
         return reference::linear(xs, weight, bias, out_shape);
     }
-    with_bias::apply(Linear { tracked: [xs, weight].map(record::is_tracked) }, xs, weight, bias)
+    with_bias::apply(Linear { tracked: [xs, weight].map(Tensor::track_op) }, xs, weight, bias)
 }
 
 fn check(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<usize>> {

@@ -69,7 +69,7 @@ fn heads_last(xs: &Tensor, cos: &Tensor, sin: &Tensor, pairs: RotaryPairs) -> Re
     if cos.rank() != sin.rank() {
         bail!("rotary: expected cos and sin of one shape, got {:?} and {:?}", cos.dims(), sin.dims());
     }
-    let tables_are_fixed = !record::is_tracked(cos) && !record::is_tracked(sin);
+    let tables_are_fixed = !cos.track_op() && !sin.track_op();
     if !has_kernel(&[xs, cos, sin]) || !tables_are_fixed || xs.elem_count() == 0 {
         return reference::rotary(xs, cos, sin, pairs);
     }

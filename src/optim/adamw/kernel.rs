@@ -1,7 +1,7 @@
 //! AdamW's formula, on slices.
 
 use super::AdamWStep;
-use crate::cpu::parallel::{CHUNK, for_each_in_order};
+use crate::cpu::parallel::{CHUNK, for_each};
 use crate::cpu::simd::dispatch;
 
 /// Elements at once.
@@ -101,8 +101,8 @@ fn pass(
     f: impl Fn(f32, [f32; 2], f32) -> (f32, [f32; 2]) + Sync,
 ) {
     let moments = first.chunks_mut(CHUNK).zip(second.chunks_mut(CHUNK));
-    let mut chunks: Vec<_> = weights.chunks_mut(CHUNK).zip(moments).zip(gradient.chunks(CHUNK)).collect();
-    for_each_in_order(&mut chunks, |((weights, (first, second)), gradient)| {
+    let chunks = weights.chunks_mut(CHUNK).zip(moments).zip(gradient.chunks(CHUNK));
+    for_each(chunks, |((weights, (first, second)), gradient)| {
         dispatch(
             #[inline(always)]
             || {

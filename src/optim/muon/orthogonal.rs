@@ -15,6 +15,7 @@ use crate::cpu::micro_gemm::{GROUP, Left, ROWS, Right, Target, product};
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{dispatch, dispatch_vectors};
 use crate::cpu::sums::norm_of;
+use crate::cpu::transpose::transpose;
 
 /// Replaces a matrix (rows, cols) by its polar factor.
 pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
@@ -24,15 +25,19 @@ pub(super) fn orthogonalize(xs: &mut [f32], (rows, cols): (usize, usize)) {
     // With the longer side as rows, and columns padded to whole groups.
     let mut tall = vec![0.0; long.next_multiple_of(ROWS) * side];
     match rows >= cols {
-        true => copy(&mut tall, side, xs, cols, cols, scale),
-        false => transpose((&mut tall, side), (xs, cols), (cols, rows), scale),
+        true => copy(xs, cols, cols, &mut tall, side),
+        false => transpose(xs, cols, [rows, cols], &mut tall, side),
     }
+    dispatch(
+        #[inline(always)]
+        || tall.iter_mut().for_each(|x| *x *= scale),
+    );
     let q = inverse_root(&tall, long, side);
     let mut out = vec![0.0; tall.len()];
     multiply(&mut out, rows_of(&tall, side), &q, side, side, Part::Whole);
     match rows >= cols {
-        true => copy(xs, cols, &out, side, cols, 1.0),
-        false => transpose((xs, cols), (&out, side), (rows, cols), 1.0),
+        true => copy(&out, side, cols, xs, cols),
+        false => transpose(&out, side, [cols, rows], xs, cols),
     }
 }
 
@@ -126,74 +131,20 @@ impl WithSimd for Rows<'_> {
 
 /// Copies the lower triangle onto the upper one.
 fn mirror(xs: &mut [f32], side: usize) {
-    dispatch(
-        #[inline(always)]
-        || {
-            for top in (0..side).step_by(GROUP) {
-                let (above, below) = xs.split_at_mut(top * side);
-                for left in (0..top).step_by(GROUP) {
-                    let (to, from) = (&mut above[left * side + top..], &below[left..]);
-                    transpose_square(to, side, from, side, 1.0);
-                }
-                for (row, column) in (0..GROUP).flat_map(|row| (0..row).map(move |column| (row, column))) {
-                    below[column * side + top + row] = below[row * side + top + column];
-                }
-            }
-        },
-    );
-}
-
-/// `to[i, j] = scale from[j, i]` for the first [`GROUP`] rows and columns of matrices with these row strides.
-#[inline(always)]
-fn transpose_square(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, scale: f32) {
-    let mut square = [[0.0; GROUP]; GROUP];
-    for (j, row) in square.iter_mut().enumerate() {
-        row.copy_from_slice(&from[j * from_stride..][..GROUP]);
-    }
-    for i in 0..GROUP {
-        let to = &mut to[i * to_stride..][..GROUP];
-        for (to, row) in to.iter_mut().zip(&square) {
-            *to = scale * row[i];
+    for top in (0..side).step_by(GROUP) {
+        let (above, below) = xs.split_at_mut(top * side);
+        if top > 0 {
+            transpose(below, side, [GROUP, top], &mut above[top..], side);
+        }
+        for (row, column) in (0..GROUP).flat_map(|row| (0..row).map(move |column| (row, column))) {
+            below[column * side + top + row] = below[row * side + top + column];
         }
     }
 }
 
-/// `to[i, j] = scale from[i, j]` for `columns` columns of matrices with these row strides.
-fn copy(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, columns: usize, scale: f32) {
-    dispatch(
-        #[inline(always)]
-        || {
-            for (to, from) in to.chunks_mut(to_stride).zip(from.chunks(from_stride)) {
-                to[..columns].iter_mut().zip(&from[..columns]).for_each(|(to, from)| *to = scale * from);
-            }
-        },
-    );
-}
-
-/// `to[i, j] = scale from[j, i]` for `rows` rows and `columns` columns of `to`; both with their row strides.
-fn transpose(
-    (to, to_stride): (&mut [f32], usize),
-    (from, from_stride): (&[f32], usize),
-    (rows, columns): (usize, usize),
-    scale: f32,
-) {
-    dispatch(
-        #[inline(always)]
-        || {
-            for top in (0..rows).step_by(GROUP) {
-                for left in (0..columns).step_by(GROUP) {
-                    let (to, from) = (&mut to[top * to_stride + left..], &from[left * from_stride + top..]);
-                    if rows - top >= GROUP && columns - left >= GROUP {
-                        transpose_square(to, to_stride, from, from_stride, scale);
-                        continue;
-                    }
-                    for i in 0..GROUP.min(rows - top) {
-                        for j in 0..GROUP.min(columns - left) {
-                            to[i * to_stride + j] = scale * from[j * from_stride + i];
-                        }
-                    }
-                }
-            }
-        },
-    );
+/// Copies `columns` columns of a matrix to another; both with their row strides.
+fn copy(from: &[f32], from_stride: usize, columns: usize, to: &mut [f32], to_stride: usize) {
+    for (to, from) in to.chunks_mut(to_stride).zip(from.chunks(from_stride)) {
+        to[..columns].copy_from_slice(&from[..columns]);
+    }
 }

@@ -5,14 +5,16 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::bias::BiasRows;
-use super::pack::{Rows, RowsMut, Uninit, transpose};
+use super::pack::{Rows, RowsMut, Uninit};
 use super::softmax::{RowStats, Scoring};
 use super::softmax_backward::{RowGradients, softmax_tile_backward};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
 use crate::cpu::allocation::Buffer;
-use crate::cpu::micro_gemm::{GROUP, Left, Right, Target, product, product_of_nonzero};
-use crate::cpu::simd::{dispatch, sum_of};
+use crate::cpu::elementwise::zip_update;
+use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::simd::sum_of;
+use crate::cpu::transpose::transpose;
 
 /// What forward gave for one head, and the gradient of it.
 #[derive(Clone, Copy)]
@@ -100,13 +102,12 @@ impl Backward {
         if let Some(magnitudes) = self.tiles[tile] {
             return magnitudes;
         }
-        let whole_groups = keys.len().next_multiple_of(GROUP);
-        let rows = &mut self.k[keys.start * padded(d)..][..whole_groups * padded(d)];
+        let rows = &mut self.k[keys.start * padded(d)..][..keys.len() * padded(d)];
         let of_keys = k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
-        transpose(simd, rows, padded(d), d, &mut self.k_columns[keys.start * d..][..TILE * d]);
-        let rows = &mut self.rows[..whole_groups * padded(e)];
+        transpose(rows, padded(d), [keys.len(), d], &mut self.k_columns[keys.start * d..], TILE);
+        let rows = &mut self.rows[..keys.len() * padded(e)];
         let of_values = v.copy(simd, keys.clone(), e, 1.0, rows, padded(e));
-        transpose(simd, rows, padded(e), e, &mut self.v_columns[keys.start * e..][..TILE * e]);
+        transpose(rows, padded(e), [keys.len(), e], &mut self.v_columns[keys.start * e..], TILE);
         let magnitudes = [of_keys, of_values];
         self.tiles[tile] = Some(magnitudes);
         magnitudes
@@ -122,14 +123,9 @@ pub(super) struct KvGradients {
 impl KvGradients {
     /// Adds others to these.
     pub(super) fn add(&mut self, other: &Self) {
-        dispatch(
-            #[inline(always)]
-            || {
-                for (sum, other) in [(&mut self.dk, &other.dk), (&mut self.dv, &other.dv)] {
-                    sum.iter_mut().zip(&**other).for_each(|(sum, x)| *sum += x);
-                }
-            },
-        );
+        for (sum, other) in [(&mut self.dk, &other.dk), (&mut self.dv, &other.dv)] {
+            zip_update(sum, other, |sum, x| sum + x);
+        }
     }
 
     /// Writes them to their places.

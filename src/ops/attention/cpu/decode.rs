@@ -20,13 +20,12 @@ pub(super) fn forward(views: [View; 3], heads: &Heads, sizes: Sizes) -> Vec<f32>
     out
 }
 
-/// The same, into a slice.
+/// The same, added to zeros.
 pub(in super::super) fn forward_into(out: &mut [f32], [q, k, v]: [View; 3], heads: &Heads, sizes: Sizes) {
     /// Multiplications worth handing to a thread.
     const WORTH_SPLITTING: usize = 1 << 18;
     let Sizes { b, h, g, dims } = sizes;
     let width = sizes.out_width(heads);
-    out.fill(0.0);
     let mut run = || {
         for_each_chunk(out, width, |i, out| {
             let (b_i, h_i) = (i / h, i % h);

@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::pack::{Rows, RowsMut, Uninit, transpose};
+use super::pack::{Rows, RowsMut, Uninit};
 use super::softmax::{RowStats, RunningSoftmax, Scoring, softmax_tile};
 use super::tile::{HeadMask, Tile};
 use super::{Dims, TILE, padded, tiles};
 use crate::cpu::allocation::Buffer;
-use crate::cpu::micro_gemm::{GROUP, Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::micro_gemm::{Left, Right, Target, product, product_of_nonzero};
+use crate::cpu::transpose::transpose;
 
 /// The forward pass over the query heads that share a key-value head.
 pub(super) struct Forward {
@@ -61,9 +62,8 @@ impl Forward {
             return is_finite;
         }
         // Keys are read row by row first, as memory likes it.
-        let (rows, columns) = (&mut self.rows[..TILE * padded(d)], &mut self.k_columns[keys.start * d..][..TILE * d]);
-        k.copy(simd, keys.clone(), d, 1.0, rows, padded(d));
-        transpose(simd, &rows[..keys.len().next_multiple_of(GROUP) * padded(d)], padded(d), d, columns);
+        k.copy(simd, keys.clone(), d, 1.0, &mut self.rows, padded(d));
+        transpose(&self.rows, padded(d), [keys.len(), d], &mut self.k_columns[keys.start * d..], TILE);
         let to = &mut self.v[keys.start * padded(e)..];
         let is_finite = v.copy(simd, keys, e, 1.0, to, padded(e)).is_finite();
         self.tiles[tile] = Some(is_finite);

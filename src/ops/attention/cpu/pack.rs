@@ -6,10 +6,6 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::TILE;
-use crate::cpu::micro_gemm::GROUP;
-use crate::cpu::simd::transpose_square;
-
 /// Where the rows of a tensor of heads, (B, T, H, D), begin in a buffer. The channels of a row are adjacent.
 #[derive(Clone, Copy)]
 pub(in super::super) struct RowLayout {
@@ -78,24 +74,6 @@ impl<'a> Rows<'a> {
             }
         }
         simd.reduce_max_f32s(max) + simd.reduce_sum_f32s(unless_finite)
-    }
-}
-
-/// Transposes rows of a tile, `stride` apart with whole groups of channels, to (len, TILE). Columns after the last row are
-/// left as they are, but for whole groups.
-#[inline(always)]
-pub(super) fn transpose<S: Simd>(simd: S, rows: &[f32], stride: usize, len: usize, to: &mut [f32]) {
-    let mut square = [[0.0; GROUP]; GROUP];
-    for (rows, column) in rows.chunks_exact(GROUP * stride).zip((0..TILE).step_by(GROUP)) {
-        for channel in (0..len).step_by(GROUP) {
-            for (row, group) in square.iter_mut().enumerate() {
-                group.copy_from_slice(&rows[row * stride + channel..][..GROUP]);
-            }
-            transpose_square(simd, &mut square);
-            for i in 0..GROUP.min(len - channel) {
-                to[(channel + i) * TILE + column..][..GROUP].copy_from_slice(&square[i]);
-            }
-        }
     }
 }
 

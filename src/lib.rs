@@ -36,6 +36,7 @@
 )]
 #![cfg_attr(feature = "lm", doc = "| [`text`] | with `lm`: documents, tokenizers, ids, batches |")]
 #![cfg_attr(feature = "lm", doc = "| [`generate`] | with `lm`: sampling, continuations, chat |")]
+#![cfg_attr(feature = "lm", doc = "| [`inspect`] | with `lm`: attention maps, the logit lens, reports on weights |")]
 #![cfg_attr(feature = "lm", doc = "| [`train`] | with `lm`: the trainer, checkpoints, metrics |")]
 //!
 //! `nn` and `ops` share four names: a layer is made by `nn::linear`, `nn::layer_norm`, `nn::rms_norm` or `nn::embedding`, and
@@ -66,7 +67,7 @@
 //! | feature | |
 //! |---|---|
 //! | none | the layers, `ops` and `optim` |
-//! | `lm` | language models: `model`, `text`, `generate`, `train` |
+//! | `lm` | language models: `model`, `text`, `generate`, `inspect`, `train` |
 //! | `accelerate`, `cuda`, `cudnn`, `metal`, `mkl` | candle's own of these names |
 //!
 //! # Devices
@@ -110,6 +111,8 @@ pub mod optim;
 pub mod generate;
 #[cfg(feature = "lm")]
 mod host;
+#[cfg(feature = "lm")]
+pub mod inspect;
 #[cfg(feature = "lm")]
 pub mod model;
 #[cfg(feature = "lm")]

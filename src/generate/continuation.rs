@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::{Pipeline, Sampler, SamplingOptions, generate_side_by_side};
-use crate::host::{Result, bail, bail_option};
+use crate::host::{Result, bail_option};
 use crate::text::{TextStream, Tokenizer};
 
 /// The form in which a continuation is delivered.
@@ -76,10 +76,8 @@ impl Continuation {
     /// sample. Stop texts are not delivered, nor what follows them. The pieces are what the text of prompt and continuation
     /// has after that of the prompt.
     ///
-    /// The prompt begins with what the tokenizer puts in front of a text; what it puts behind one is left out, as the text
-    /// goes on. An empty prompt starts from that alone or, if it is nothing, from the model's beginning-of-text token;
-    /// from its end-of-text token if it has none; else from a line break; else from id 0. Ids for which the tokenizer has no token, as where a model pads its
-    /// vocabulary, are never chosen, unless they end the text.
+    /// The prompt is read as [`Pipeline::prompt_ids`] says. Ids for which the tokenizer has no token, as where a model pads
+    /// its vocabulary, are never chosen, unless they end the text.
     ///
     /// # Errors
     /// If an option is out of its range, the tokenizer cannot encode the prompt, a stop text is empty, or memory cannot
@@ -90,7 +88,7 @@ impl Continuation {
         prompt: impl AsRef<[u8]>,
         on_piece: &mut dyn FnMut(Piece) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.write_after(pipeline, &self.prompt_ids(pipeline, prompt.as_ref())?, on_piece).map(drop)
+        self.write_after(pipeline, &pipeline.prompt_ids(prompt.as_ref(), self.accept_unknown)?, on_piece).map(drop)
     }
 
     /// Continues the ids `prompt` as [`write`](Self::write) does; gives the new ids of each sample.
@@ -126,35 +124,6 @@ impl Continuation {
         let samples = generate_side_by_side(model, prompt, self.max_tokens, &mut samplers, &mut deliver)?;
         (0..self.samples).try_for_each(|sample| deliver(sample, None).map(drop))?;
         Ok(samples)
-    }
-
-    /// The ids to start from.
-    fn prompt_ids(&self, Pipeline { model, tokenizer }: &Pipeline, prompt: &[u8]) -> Result<Vec<u32>> {
-        let front = tokenizer.template().0;
-        if !prompt.is_empty() && tokenizer.takes_any_bytes() {
-            return Ok([front, &tokenizer.encode_bytes(prompt)].concat());
-        }
-        if !prompt.is_empty() {
-            let Ok(prompt) = std::str::from_utf8(prompt) else {
-                bail!("the prompt: expected utf-8 text, got other bytes")
-            };
-            let ids = match self.accept_unknown {
-                true => tokenizer.encode_with_unknown(prompt).map(|(ids, _)| ids),
-                false => tokenizer.encode_plain(prompt),
-            };
-            let ids = ids.map_err(|error| error.at("the prompt"))?;
-            if ids.is_empty() {
-                bail!("the prompt: the tokenizer makes nothing of it");
-            }
-            return Ok([front, &ids].concat());
-        }
-        if !front.is_empty() {
-            return Ok(front.to_vec());
-        }
-        let line_break = || tokenizer.encode_plain("\n").ok().filter(|ids| !ids.is_empty());
-        let config = model.config();
-        let begin = config.begin_of_text_id.or(config.end_of_text_id);
-        Ok(begin.map(|id| vec![id]).or_else(line_break).unwrap_or_else(|| vec![0]))
     }
 }
 

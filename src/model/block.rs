@@ -51,6 +51,17 @@ impl Block {
         self.residual(xs, pass, |xs| self.attention.forward_with(xs, &inputs))
     }
 
+    /// The output, and the attention weights (B, H, T, T).
+    pub(super) fn forward_with_weights(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut weights = None;
+        let ys = self.residual(xs, &BlockPass::default(), |xs| {
+            let (ys, seen) = self.attention.forward_with_weights(xs, &AttentionInputs::default())?;
+            weights = Some(seen);
+            Ok(ys)
+        })?;
+        Ok((ys, weights.ok_or_else(|| candle_core::Error::msg("block: no attention weights"))?))
+    }
+
     /// The output at the next positions of a text, whose earlier ones the cache holds.
     pub(super) fn forward_cached(&self, xs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.residual(xs, &BlockPass::default(), |xs| self.attention.forward_cached(xs, cache))

@@ -40,6 +40,16 @@ pub struct CausalLm {
     config: ModelConfig,
 }
 
+/// What a forward pass computes on its way to the logits, without a graph.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Trace {
+    /// The residual stream: the embeddings, then the output of each layer; each (B, T, C).
+    pub residuals: Vec<Tensor>,
+    /// The attention weights of each layer: (B, H, T, T).
+    pub weights: Vec<Tensor>,
+}
+
 /// Buffers for [`CausalLm::decode`].
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -108,6 +118,29 @@ impl CausalLm {
     /// Those of [`CausalLm::forward`], and if the context's documents are not (B, T) of `u32`.
     pub fn forward_with(&self, ids: &Tensor, context: &ForwardContext) -> Result<Tensor> {
         ops::linear(&self.hidden(ids, context)?, &self.head, None) // (B, T, V)
+    }
+
+    /// What [`CausalLm::forward`] computes on its way.
+    ///
+    /// # Errors
+    /// Those of [`CausalLm::forward`].
+    pub fn trace(&self, ids: &Tensor) -> Result<Trace> {
+        let mut trace = Trace { residuals: vec![self.embed(0, ids)?.detach()], weights: vec![] };
+        for (block, i) in self.blocks.iter().zip(0..) {
+            let (ys, weights) = block.forward_with_weights(&trace.residuals[i])?;
+            trace.residuals.push(ys.detach());
+            trace.weights.push(weights.detach());
+        }
+        Ok(trace)
+    }
+
+    /// The logits (B, T, V) from the residual stream (B, T, C) after the last layer or, as the "logit lens" has it
+    /// (nostalgebraist, "interpreting GPT: the logit lens", 2020), after any other.
+    ///
+    /// # Errors
+    /// If it has another shape, dtype or device than [`Trace::residuals`].
+    pub fn read_out(&self, residual: &Tensor) -> Result<Tensor> {
+        ops::linear(&self.norm.forward(residual)?, &self.head, None)
     }
 
     /// The input of the head: (B, T, C).

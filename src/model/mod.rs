@@ -18,7 +18,7 @@ mod weights;
 
 pub(crate) use adapter::{adapter_json, own_adapter, save_adapter};
 pub use architecture::Architecture;
-pub use causal_lm::CausalLm;
+pub use causal_lm::{CausalLm, Trace};
 pub use config::{Activation, DropoutRates, ModelConfig, ResidualInit, SlidingWindow};
 pub use context::{DropoutSource, ForwardContext};
 pub use decoder::Decoder;

@@ -331,6 +331,36 @@ impl Tokenizer {
         }
     }
 
+    /// The text of each id within the whole, for showing tokens one by one: together they are [`decode`](Self::decode) of
+    /// all of them, except that an id without text gives its name, as a special token does, or U+FFFD, as a part of a
+    /// character does.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn token_texts(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let mut stream = self.stream();
+        ids.iter().map(|&id| Ok(self.shown(id, stream.push(id)?))).collect()
+    }
+
+    /// The text of an id that may follow the ids `before`, of which the last one or two are enough; as
+    /// [`token_texts`](Self::token_texts) has it. An id that has no token, as where a model pads its vocabulary, gives U+FFFD.
+    ///
+    /// # Errors
+    /// If one of `before` is outside the vocabulary.
+    pub fn token_text_after(&self, before: &[u32], id: u32) -> Result<String> {
+        let text = if self.has_token(id) { self.stream_after(before)?.push(id)? } else { String::new() };
+        Ok(self.shown(id, text))
+    }
+
+    /// A text that can be seen.
+    fn shown(&self, id: u32, text: String) -> String {
+        if !text.is_empty() {
+            return text;
+        }
+        let name = self.inner.id_to_token(id).filter(|name| self.special_id(name) == Some(id));
+        name.unwrap_or_else(|| char::REPLACEMENT_CHARACTER.into())
+    }
+
     /// Whether it knows the bytes of each id, as the tokenizers of this crate do.
     pub(crate) fn knows_bytes(&self) -> bool {
         self.kind.token_bytes().is_some()

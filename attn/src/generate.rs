@@ -14,15 +14,24 @@ use super::{chat, options, remarks, sample, texts};
 
 /// The command line of `attn generate`.
 pub fn command() -> Command {
-    let text = |name: &'static str| Arg::new(name).long(name).value_name("TEXT").allow_hyphen_values(true);
     let whole =
         |name: &'static str, value| Arg::new(name).long(name).value_name(value).value_parser(value_parser!(u64));
-    let [model, sampling] = [model_and_prompt(text).to_vec(), sampling::args().to_vec()];
+    let run = Arg::new("run")
+        .value_name("RUN")
+        .required(true)
+        .value_parser(value_parser!(PathBuf))
+        .help("Folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3");
+    let prompt = prompt_args(
+        "Text to continue [default: empty; generation then starts from the beginning-of-text token or, without one, the \
+         end-of-text token, a line break or token 0]",
+    );
     let others = [
         text("stop").action(ArgAction::Append).help("Stop before this text; may be given several times"),
-        Arg::new("accept-unknown").long("accept-unknown").action(ArgAction::SetTrue).help(
-            "Accept characters of the prompt that the tokenizer has no token for: they become its unknown token, or nothing",
+        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with_all(["samples", "accept-unknown"]).help(
+            "Answer --prompt as a message of a conversation or, without it, each line of standard input, in the words of the \
+             model's chat template",
         ),
+        text("system").requires("chat").help("What the model is told before the conversation"),
         whole("seed", "N").default_value("1").help("Seed: the same one gives the same text"),
         Arg::new("samples")
             .long("samples")
@@ -31,37 +40,32 @@ pub fn command() -> Command {
             .value_parser(options::count(65_535))
             .help("Number of texts: generated in one batch, shown one after the other, separated by lines of dashes"),
     ];
-    let args = model.into_iter().chain(sampling).chain(others);
+    let args = [run].into_iter().chain(prompt).chain(sampling::args()).chain(others);
     Command::new("generate").about("Write text with a trained model").allow_negative_numbers(true).args(args)
 }
 
-fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 5] {
+fn text(name: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("TEXT").allow_hyphen_values(true)
+}
+
+/// The arguments of a prompt, with this help.
+pub fn prompt_args(help: &'static str) -> [Arg; 3] {
     [
-        Arg::new("run")
-            .value_name("RUN")
-            .required(true)
-            .value_parser(value_parser!(PathBuf))
-            .help("Folder of a run, or any Hugging Face model folder of a gpt2, llama or qwen3"),
-        text("prompt").help(
-            "Text to continue [default: empty; generation then starts from the beginning-of-text token or, without one, the \
-             end-of-text token, a line break or token 0]",
-        ),
+        text("prompt").help(help),
         Arg::new("prompt-file")
             .long("prompt-file")
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
             .conflicts_with("prompt")
-            .help("File with the text to continue, to its last line break; - is standard input"),
-        Arg::new("chat").long("chat").action(ArgAction::SetTrue).conflicts_with_all(["samples", "accept-unknown"]).help(
-            "Answer --prompt as a message of a conversation or, without it, each line of standard input, in the words of the \
-             model's chat template",
+            .help("File with the prompt, to its last line break; - is standard input"),
+        Arg::new("accept-unknown").long("accept-unknown").action(ArgAction::SetTrue).help(
+            "Accept characters of the prompt that the tokenizer has no token for: they become its unknown token, or nothing",
         ),
-        text("system").requires("chat").help("What the model is told before the conversation"),
     ]
 }
 
-/// The text to continue, if one is given: any bytes for a model of bytes.
-fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Option<Vec<u8>>> {
+/// The prompt, if one is given: any bytes for a model of bytes.
+pub fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Option<Vec<u8>>> {
     let Some(path) = matches.get_one::<PathBuf>("prompt-file") else {
         return Ok(matches.get_one::<String>("prompt").map(|prompt| prompt.clone().into_bytes()));
     };
@@ -96,10 +100,8 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
         return chat::run(conversation, prompt.as_deref(), &continuation, out);
     }
     let prompt = prompt.unwrap_or_default();
-    if continuation.accept_unknown
-        && let Ok((_, unknown)) = pipeline.tokenizer.encode_with_unknown(&String::from_utf8_lossy(&prompt))
-    {
-        remarks::note_unknown(unknown, None);
+    if continuation.accept_unknown {
+        remarks::note_in_prompt(&pipeline.tokenizer, &prompt);
     }
     sample::write(&pipeline, &prompt, &continuation, out)
 }

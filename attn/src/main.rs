@@ -12,6 +12,7 @@ mod convert;
 mod eval;
 mod example;
 mod generate;
+mod inspect;
 mod option_layers;
 mod options;
 mod overfit;
@@ -51,7 +52,7 @@ fn command() -> Command {
     let threads =
         Arg::new("threads").long("threads").global(true).value_name("N").value_parser(options::count(MAX_THREADS));
     Command::new("attn")
-        .about("Trains, samples and evaluates small causal language models")
+        .about("Trains, samples, evaluates and looks into small causal language models")
         .version(env!("CARGO_PKG_VERSION"))
         .max_term_width(100)
         .subcommand_required(true)
@@ -61,6 +62,7 @@ fn command() -> Command {
             train::command(),
             generate::command(),
             eval::command(),
+            inspect::command(),
             convert::command(),
             example::command(),
             completions::command(),
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Some(("train", matches)) => train::run(matches, started, out),
         Some(("generate", matches)) => generate::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
+        Some(("inspect", matches)) => inspect::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
         Some(("example", matches)) => example::run(matches, out).map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,6 @@
 //! Notes on what was met in texts.
 
-use candle_attention::text::Remarks;
+use candle_attention::text::{Remarks, Tokenizer};
 use indicatif::HumanCount;
 
 use super::terminal::{note, one_line};
@@ -27,8 +27,15 @@ pub fn note_in_any_text(remarks: &Remarks) {
     }
 }
 
+/// What was accepted in a prompt.
+pub fn note_in_prompt(tokenizer: &Tokenizer, prompt: &[u8]) {
+    if let Ok((_, unknown)) = tokenizer.encode_with_unknown(&String::from_utf8_lossy(prompt)) {
+        note_unknown(unknown, None);
+    }
+}
+
 /// What was accepted although the tokenizer has no token for it.
-pub fn note_unknown(count: usize, first: Option<&str>) {
+fn note_unknown(count: usize, first: Option<&str>) {
     if count > 0 {
         let first = first.map(|first| format!("; the first: {}", one_line(first))).unwrap_or_default();
         note(&format!("accepted without a token of its own: a character or word, {}{first}", times(count)));

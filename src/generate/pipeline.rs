@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use crate::host::{Result, bail};
+use crate::host::Result;
 use crate::model::{CausalLm, ModelConfig, load_weights};
 use crate::nn::Parameters;
 use crate::text::Tokenizer;
@@ -53,35 +53,18 @@ impl Pipeline {
         Ok((config, tokenizer))
     }
 
-    /// The ids of a prompt, a text or, for a model of bytes, any bytes; never none.
-    ///
-    /// It begins with what the tokenizer puts in front of a text; what it puts behind one is left out, as the text goes on.
-    /// An empty prompt is that alone or, if it is nothing, the model's beginning-of-text token; its end-of-text token if it
-    /// has none; else a line break; else id 0. With `accept_unknown`, characters that the tokenizer has no token for become
-    /// its unknown token or nothing.
+    /// The ids of a prompt, never none: those of [`Tokenizer::encode_prompt`]. An empty prompt is what the tokenizer puts in
+    /// front of a text or, if that is nothing, the model's beginning-of-text token; its end-of-text token if it has none;
+    /// else a line break; else id 0.
     ///
     /// # Errors
     /// If the tokenizer cannot encode it.
     pub fn prompt_ids(&self, prompt: &[u8], accept_unknown: bool) -> Result<Vec<u32>> {
         let Self { model, tokenizer } = self;
-        let front = tokenizer.template().0;
-        if !prompt.is_empty() && tokenizer.takes_any_bytes() {
-            return Ok([front, &tokenizer.encode_bytes(prompt)].concat());
-        }
         if !prompt.is_empty() {
-            let Ok(prompt) = std::str::from_utf8(prompt) else {
-                bail!("the prompt: expected utf-8 text, got other bytes")
-            };
-            let ids = match accept_unknown {
-                true => tokenizer.encode_with_unknown(prompt).map(|(ids, _)| ids),
-                false => tokenizer.encode_plain(prompt),
-            };
-            let ids = ids.map_err(|error| error.at("the prompt"))?;
-            if ids.is_empty() {
-                bail!("the prompt: the tokenizer makes nothing of it");
-            }
-            return Ok([front, &ids].concat());
+            return tokenizer.encode_prompt(prompt, accept_unknown).map_err(|error| error.at("the prompt"));
         }
+        let front = tokenizer.template().0;
         if !front.is_empty() {
             return Ok(front.to_vec());
         }

@@ -35,21 +35,13 @@ pub fn resume(
     if options.steps < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
-    let (config, base) = model(root, state.base.as_deref(), device)?;
+    let (config, base) = model_files(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");
     let corpus = Corpus::open(&ids, progress)?;
     if state.corpus != corpus.fingerprint {
         return Err(Error::corrupt(&ids, "they are not the ids that the run was trained on"));
     }
-    let names = match &base {
-        None => config.parameters(),
-        Some(base) => config.lora_parameters(&base.lora),
-    };
-    let weights = names.into_iter().filter_map(|(name, _)| {
-        let tensor = tensors.get(&format!("weight.{name}"))?.clone();
-        Some((name, tensor))
-    });
-    let parameters = Parameters::restored(weights)?;
+    let parameters = Parameters::restored(weights(&tensors, "weight", &config, base.as_ref()))?;
     let mut trainer = Trainer::from_parameters(parameters, base, &config, &options, corpus, device)?;
     restore(&mut trainer, &mut tensors)?;
     trainer.state = state;
@@ -62,7 +54,11 @@ pub fn resume(
 
 /// The configuration of the model of the run in `root` and, if the run trains adapters, the model below them, whose weights
 /// must have this fingerprint.
-fn model(root: &Path, fingerprint: Option<&str>, device: &Device) -> Result<(ModelConfig, Option<FrozenBase>)> {
+pub(super) fn model_files(
+    root: &Path,
+    fingerprint: Option<&str>,
+    device: &Device,
+) -> Result<(ModelConfig, Option<FrozenBase>)> {
     let Some(fingerprint) = fingerprint else { return Ok((ModelConfig::open(root)?, None)) };
     let config = ModelConfig::open(&root.join("training"))?;
     let base = FrozenBase::open(&adapter_base(root)?, &own_adapter(root)?, &config, device)?;
@@ -82,6 +78,24 @@ fn model(root: &Path, fingerprint: Option<&str>, device: &Device) -> Result<(Mod
         );
     }
     Ok((config, Some(base)))
+}
+
+/// What is trained, of one kind among the tensors of a checkpoint, by its names in the model.
+pub(super) fn weights(
+    tensors: &BTreeMap<String, Tensor>,
+    kind: &str,
+    config: &ModelConfig,
+    base: Option<&FrozenBase>,
+) -> Vec<(String, Tensor)> {
+    let names = match base {
+        None => config.parameters(),
+        Some(base) => config.lora_parameters(&base.lora),
+    };
+    let found = names.into_iter().filter_map(|(name, _)| {
+        let tensor = tensors.get(&format!("{kind}.{name}"))?.clone();
+        Some((name, tensor))
+    });
+    found.collect()
 }
 
 /// Puts averages and optimizer state back into their places.

@@ -11,6 +11,7 @@
 //! training/metrics.jsonl                    one JSON object per step or validation
 //! training/loss.svg                         a plot of the losses
 //! training/tensorboard/                     the metrics as TensorBoard reads them
+//! training/watch/step-00000100.safetensors  the attention map of the text of `watch` at a step
 //! training/lock                             held while a process trains here
 //! ```
 //!
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Line, Metrics};
 use super::ownership::{is_of_a_run, lock, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
+use super::watch::Watch;
 use super::{checkpoint, model_card, settings_file};
 use crate::host::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS};
 use crate::host::{Error, Result, disk, input};
@@ -70,6 +72,8 @@ pub struct RunDir {
     base: Option<PathBuf>,
     /// The step of the last checkpoint and when it was written or opened; `None` before the first.
     saved: Option<(u64, Instant)>,
+    /// What `watch` asks for.
+    watch: Option<Watch>,
     /// Whether this process is creating the run and, if so, its root.
     creates: Option<IsRootNew>,
     _lock: File,
@@ -105,7 +109,8 @@ impl RunDir {
     fn created(root: &Path, is_root_new: IsRootNew) -> Result<Self> {
         let (_lock, metrics) = (lock(root, true)?, Metrics::start(&root.join("training"), 0, 0.0)?);
         let (root, creates) = (root.to_path_buf(), Some(is_root_new));
-        Ok(Self { root, metrics, settings: toml::Table::new(), base: None, saved: None, creates, _lock })
+        let settings = toml::Table::new();
+        Ok(Self { root, metrics, settings, base: None, saved: None, watch: None, creates, _lock })
     }
 
     /// Locks the folder of an earlier run and reads its latest checkpoint that verifies. Nothing changes yet.
@@ -187,6 +192,7 @@ impl RunDir {
         }
         self.settings = others.clone();
         settings_file::write(&self.training(), others, trainer.options())?;
+        self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training())?;
         self.metrics.start_clock();
         self.save(trainer)
     }
@@ -203,11 +209,15 @@ impl RunDir {
         let (training, step) = (root.join("training"), trainer.steps_done());
         settings_file::write(&training, settings, trainer.options())?;
         let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
+        let watch = match &trainer.options().watch[..] {
+            "" => None,
+            text => Watch::new(text, &Tokenizer::open(root)?, trainer.config(), &training)?,
+        };
         let saved = Some((step, Instant::now()));
         let (root, settings) = (root.to_path_buf(), settings.clone());
-        let run = Self { root, metrics, settings, base: None, saved, creates: None, _lock: lock };
+        let run = Self { root, metrics, settings, base: None, saved, watch, creates: None, _lock: lock };
         match trainer.state.best {
-            Some(best) if run.held_step(trainer) == Some(best.step) => {}
+            Some(best) if held(&run.root, weights_name(trainer)).is_some_and(|held| held.step == best.step) => {}
             Some(best) if best.step == step => run.publish(trainer)?,
             _ => {
                 trainer.state.best = None;
@@ -225,10 +235,13 @@ impl RunDir {
         remove_created(root, is_root_new)
     }
 
-    /// The step of the weights at the root, if they are those of a validated model.
-    fn held_step(&self, trainer: &Trainer) -> Option<u64> {
-        let file = TensorFile::open(&input::inside(&self.root, weights_name(trainer)).ok()?).ok()?;
-        file.metadata("loss").and(file.metadata("step"))?.parse().ok()
+    /// Keeps the attention map that is due at this step, if one is.
+    pub(super) fn watch(&self, trainer: &Trainer) -> Result<()> {
+        let (step, steps) = (trainer.steps_done(), trainer.options().steps);
+        match &self.watch {
+            Some(watch) if Watch::is_due(step, steps) => watch.write(trainer.model(), step),
+            _ => Ok(()),
+        }
     }
 
     /// Appends a line to the metrics.
@@ -297,6 +310,12 @@ impl RunDir {
     }
 }
 
+/// The model whose weights are in the file `name` of the folder `root`, if it is a validated one of a run.
+pub(super) fn held(root: &Path, name: &str) -> Option<Best> {
+    let file = TensorFile::open(&input::inside(root, name).ok()?).ok()?;
+    Some(Best { step: file.metadata("step")?.parse().ok()?, loss: file.metadata("loss")?.parse().ok()? })
+}
+
 /// The name of the weights at the root.
 fn weights_name(trainer: &Trainer) -> &'static str {
     if trainer.base.is_some() { ADAPTER_WEIGHTS } else { WEIGHTS }
@@ -331,6 +350,6 @@ pub(super) fn tensors(trainer: &Trainer) -> BTreeMap<String, Tensor> {
     weights.chain(average.map(named("average"))).chain(trainer.optimizer_state()).collect()
 }
 
-fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
+pub(super) fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
     serde_json::from_str(state).map_err(|error| Error::corrupt(path, error))
 }

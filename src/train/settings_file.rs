@@ -20,8 +20,9 @@ pub const CHANGE_THE_RESULT: [&str; 11] = [
     "clip",
 ];
 
-/// The other options that a resumed run may change: how often it validates, saves and reports, and when it stops.
-pub const KEEP_THE_RESULT: [&str; 5] = ["eval-every", "patience", "save-every", "keep", "statistics-every"];
+/// The other options that a resumed run may change: how often it validates, saves and reports, what it
+/// watches, and when it stops.
+pub const KEEP_THE_RESULT: [&str; 6] = ["eval-every", "patience", "save-every", "keep", "statistics-every", "watch"];
 
 /// The options among the settings of a run in the folder `training`, with these changes.
 ///

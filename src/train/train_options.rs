@@ -112,6 +112,8 @@ pub struct TrainOptions {
     pub save_every: f64,
     /// Checkpoints that are kept: the newest.
     pub keep: usize,
+    /// A text whose attention maps are kept in `training/watch/`, at about forty steps of the run; empty for none.
+    pub watch: String,
     /// The seed of all randomness: initial weights, batches and dropout.
     pub seed: u64,
 }
@@ -148,6 +150,7 @@ impl Default for TrainOptions {
             statistics_every: 0,
             save_every: 10.0,
             keep: 2,
+            watch: String::new(),
             seed: 1,
         }
     }

@@ -54,6 +54,7 @@ pub fn train(
     loop {
         // Before the first step too, for a run that was interrupted in a validation.
         let step = trainer.steps_done();
+        run.as_ref().map_or(Ok(()), |run| run.watch(trainer))?;
         let is_due = trainer.validation_is_due();
         if is_due && trainer.corpus().validation.is_empty() {
             trainer.state.validated = step;

@@ -45,6 +45,8 @@ mod gguf;
 #[cfg(feature = "lm")]
 mod hostile;
 #[cfg(feature = "lm")]
+mod inspect;
+#[cfg(feature = "lm")]
 mod llama_and_qwen3;
 #[cfg(feature = "lm")]
 mod lora;

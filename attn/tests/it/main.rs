@@ -13,6 +13,7 @@ mod documented;
 mod fine_tuning;
 mod generation;
 mod hostile;
+mod inspect;
 mod options;
 mod pipeline;
 mod refusals;

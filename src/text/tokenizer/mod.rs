@@ -56,7 +56,7 @@ use ahash::AHashMap;
 use tokenizers::{Model, Tokenizer as HfTokenizer};
 
 use super::encode_error::EncodeError;
-use crate::host::{Error, Result};
+use crate::host::{Error, Result, bail};
 use kind::Kind;
 use template::Template;
 
@@ -216,6 +216,28 @@ impl Tokenizer {
     pub fn encode_with_unknown(&self, text: &str) -> Result<(Vec<u32>, usize)> {
         let encoded = self.try_encode(text).map_err(|error| error.within(text))?;
         Ok((encoded.ids, encoded.unknown))
+    }
+
+    /// The ids of a text that goes on, or, with a tokenizer of bytes, of any bytes: with what the tokenizer puts in front of a
+    /// text, without what it puts behind one. With `accept_unknown`, characters that it has no token for become its unknown
+    /// token or nothing.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode); and if it is not UTF-8, or nothing is left of it.
+    pub fn encode_prompt(&self, prompt: &[u8], accept_unknown: bool) -> Result<Vec<u32>> {
+        let front = self.template().0;
+        if self.takes_any_bytes() {
+            return Ok([front, &self.encode_bytes(prompt)].concat());
+        }
+        let Ok(prompt) = std::str::from_utf8(prompt) else { bail!("expected utf-8 text, got other bytes") };
+        let ids = match accept_unknown {
+            true => self.encode_with_unknown(prompt).map(|(ids, _)| ids),
+            false => self.encode_plain(prompt),
+        };
+        match &ids?[..] {
+            [] => bail!("the tokenizer makes nothing of it"),
+            ids => Ok([front, ids].concat()),
+        }
     }
 
     /// What it puts around a text.

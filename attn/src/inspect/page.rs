@@ -1,0 +1,244 @@
+//! The map as a page to explore.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use candle_attention::inspect::{AttentionMap, HeadScores, words};
+use candle_attention::text::Tokenizer;
+use candle_attention::train::metrics::{History, Points, thinned};
+use candle_attention::train::{best_of, kept_model, kept_steps};
+use candle_core::{Device, Tensor};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde::Serialize;
+
+use super::{Chosen, Inspected};
+use crate::pages::Page;
+
+/// What the page reads. Packed numbers are base64 of gzip of little-endian numbers; shares are `u16`, of which 65535 is 1.
+#[derive(Serialize)]
+struct Data<'a> {
+    prompt: String,
+    model: Model,
+    tokens: &'a [String],
+    /// The word of each token.
+    words: Vec<usize>,
+    losses: Option<Losses>,
+    frames: Vec<Frame>,
+    /// Candidates at each depth and position (K).
+    candidates_each: usize,
+    /// The texts of the candidates.
+    vocabulary_texts: Vec<String>,
+    /// The layer and head to begin with, counted from 0.
+    start: [Option<usize>; 2],
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: String,
+    architecture: &'static str,
+    layers: usize,
+    heads: usize,
+    parameters: usize,
+    vocabulary: usize,
+    context: usize,
+}
+
+/// Losses over steps.
+#[derive(Serialize)]
+struct Losses {
+    training: Points,
+    validation: Points,
+}
+
+/// The map at one step of training.
+#[derive(Serialize)]
+struct Frame {
+    label: String,
+    step: Option<u64>,
+    /// Shares: of each layer and head, row `t` with its `t + 1` weights.
+    attention: String,
+    scores: Vec<Vec<Scores>>,
+    /// `u32` (L + 1, T, K): indices of `vocabulary_texts`.
+    candidates: String,
+    /// Shares (L + 1, T, K).
+    probabilities: String,
+    /// Shares (L + 1, T).
+    next: String,
+}
+
+#[derive(Serialize)]
+struct Scores {
+    entropy: f64,
+    distance: f64,
+    previous: f64,
+    first: f64,
+    same: Option<f64>,
+    telling: f64,
+}
+
+impl From<HeadScores> for Scores {
+    fn from(HeadScores { entropy, distance, previous, first, same, telling, .. }: HeadScores) -> Self {
+        Self { entropy, distance, previous, first, same, telling }
+    }
+}
+
+/// Writes the page: of a run, with a frame for each step at which it watched this prompt or, if it did not, for each
+/// checkpoint that it kept.
+pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) -> Result<()> {
+    let Inspected { pipeline, tokens, map, watched } = inspected;
+    let (layers, heads) = map.heads();
+    let config = pipeline.model.config();
+    let mut texts = CandidateTexts { tokenizer: &pipeline.tokenizer, map, indices: BTreeMap::new(), texts: vec![] };
+    let mut frames = vec![];
+    for (step, map) in watched {
+        frames.push(frame(format!("step {step}"), Some(*step), map, &mut texts)?);
+    }
+    if frames.is_empty() {
+        for step in kept_steps(root)? {
+            let map = AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids)?;
+            frames.push(frame(format!("step {step}"), Some(step), &map, &mut texts)?);
+        }
+    }
+    let best = best_of(root).map(|best| best.step);
+    let label = best.map_or("the model".into(), |step| format!("the best model, of step {step}"));
+    frames.push(frame(label, best, map, &mut texts)?);
+    let name = std::path::absolute(root)?.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_else(|| root.display().to_string());
+    let data = Data {
+        prompt: pipeline.tokenizer.decode(&map.ids)?,
+        model: Model {
+            name: name.clone(),
+            architecture: config.architecture.model_type(),
+            layers,
+            heads,
+            parameters: config.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
+            vocabulary: config.vocab_size,
+            context: config.context_len,
+        },
+        tokens,
+        words: words(tokens),
+        losses: losses(root)?,
+        frames,
+        candidates_each: map.lens.ids.dim(2)?,
+        vocabulary_texts: texts.texts,
+        start: [chosen.layer, chosen.head],
+    };
+    let page = Page {
+        template: include_str!("../pages/map.html"),
+        title: &format!("What {name} attends to"),
+        css: include_str!("../pages/map.css"),
+        script: concat!(
+            include_str!("../pages/map_data.js"),
+            include_str!("../pages/map_text.js"),
+            include_str!("../pages/map_matrix.js"),
+            include_str!("../pages/map_heads.js"),
+            include_str!("../pages/map_lens.js"),
+            include_str!("../pages/map_frames.js"),
+            include_str!("../pages/map_svg.js"),
+            include_str!("../pages/map.js"),
+        ),
+    };
+    Ok(candle_attention::replace_file(file, page.render(&data)?.as_bytes())?)
+}
+
+fn frame(label: String, step: Option<u64>, map: &AttentionMap, texts: &mut CandidateTexts) -> Result<Frame> {
+    let (layers, heads) = map.heads();
+    let (depths, t, _) = map.lens.ids.dims3()?;
+    if (depths, t) != (layers + 1, map.ids.len()) || map.weights.dims() != [layers, heads, t, t] {
+        bail!("expected maps of the same prompt and model in training/watch, got others");
+    }
+    let mut weights = Packed::default();
+    for layer in 0..layers {
+        for head in 0..heads {
+            let rows = map.head(layer, head)?;
+            rows.chunks_exact(t).enumerate().try_for_each(|(i, row)| weights.shares(&row[..=i]))?;
+        }
+    }
+    let mut candidates = Packed::default();
+    for position in map.lens.ids.to_vec3::<u32>()?.concat().iter().enumerate() {
+        let (place, ids) = position;
+        for id in ids {
+            candidates.number(texts.index(place % t, *id)?)?;
+        }
+    }
+    let shares = |tensor: &Tensor| -> Result<String> {
+        let mut packed = Packed::default();
+        packed.shares(&tensor.flatten_all()?.to_vec1::<f32>()?)?;
+        packed.text()
+    };
+    Ok(Frame {
+        label,
+        step,
+        attention: weights.text()?,
+        scores: map.scores()?.into_iter().map(|layer| layer.into_iter().map(Scores::from).collect()).collect(),
+        candidates: candidates.text()?,
+        probabilities: shares(&map.lens.probabilities)?,
+        next: shares(&map.lens.next)?,
+    })
+}
+
+/// The texts of the candidates, each once.
+struct CandidateTexts<'a> {
+    tokenizer: &'a Tokenizer,
+    map: &'a AttentionMap,
+    /// By id: a text hardly depends on what is before it, but for the first token of a text.
+    indices: BTreeMap<u32, u32>,
+    texts: Vec<String>,
+}
+
+impl CandidateTexts<'_> {
+    /// The index of the text of an id that may follow position `t`.
+    fn index(&mut self, t: usize, id: u32) -> Result<u32> {
+        if let Some(index) = self.indices.get(&id) {
+            return Ok(*index);
+        }
+        let index = u32::try_from(self.texts.len())?;
+        self.texts.push(self.tokenizer.token_text_after(&self.map.ids[t..=t], id)?);
+        self.indices.insert(id, index);
+        Ok(index)
+    }
+}
+
+/// Numbers as the page reads them.
+struct Packed(GzEncoder<Vec<u8>>);
+
+impl Default for Packed {
+    fn default() -> Self {
+        Self(GzEncoder::new(vec![], Compression::default()))
+    }
+}
+
+impl Packed {
+    fn shares(&mut self, shares: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = shares
+            .iter()
+            .flat_map(|share| ((share.clamp(0.0, 1.0) * f32::from(u16::MAX)).round() as u16).to_le_bytes())
+            .collect();
+        Ok(self.0.write_all(&bytes)?)
+    }
+
+    fn number(&mut self, number: u32) -> Result<()> {
+        Ok(self.0.write_all(&number.to_le_bytes())?)
+    }
+
+    fn text(self) -> Result<String> {
+        Ok(STANDARD.encode(self.0.finish().context("cannot compress")?))
+    }
+}
+
+/// The losses of a run, few enough to draw.
+fn losses(root: &Path) -> Result<Option<Losses>> {
+    const MAX_POINTS: usize = 300;
+    let metrics = root.join("training/metrics.jsonl");
+    if !metrics.is_file() {
+        return Ok(None);
+    }
+    let History { loss, validation_loss, .. } = History::open(&metrics)?;
+    let [training, validation] = [loss, validation_loss].map(|points| thinned(&points, MAX_POINTS));
+    Ok(Some(Losses { training, validation }))
+}

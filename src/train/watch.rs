@@ -1,0 +1,104 @@
+//! Watching a model learn: attention maps of one prompt, at some steps of a run, in `training/watch/`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint;
+use crate::host::{Error, Result, bail_option, disk, input};
+use crate::inspect::AttentionMap;
+use crate::model::{CausalLm, ModelConfig};
+use crate::text::Tokenizer;
+
+/// Maps of a run that reaches its last step. A map costs about as much as one sequence forward.
+const MAPS: u64 = 40;
+
+/// Writes the maps of a run.
+pub(super) struct Watch {
+    ids: Vec<u32>,
+    folder: PathBuf,
+    tokens: String,
+}
+
+impl Watch {
+    /// For the text of the option `watch`, if there is one, in the folder `training`. Maps of another text are removed.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text, the model's context cannot hold it, or the folder cannot be written.
+    pub(super) fn new(
+        text: &str,
+        tokenizer: &Tokenizer,
+        config: &ModelConfig,
+        training: &Path,
+    ) -> Result<Option<Self>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let option = |what: Error| Error::Option { name: "watch".into(), what: what.to_string() };
+        let ids = tokenizer.encode_prompt(text.as_bytes(), false).map_err(option)?;
+        let max = config.context_len;
+        if ids.len() > max {
+            bail_option!("watch", "expected a text of at most {max} tokens, the model's context, got {}", ids.len());
+        }
+        let folder = folder(training);
+        let tokens =
+            serde_json::to_string(&tokenizer.token_texts(&ids)?).map_err(|error| Error::Input(error.to_string()))?;
+        if let Some((_, path)) = maps(training)?.first()
+            && !AttentionMap::open(path).is_ok_and(|map| map.ids == ids)
+        {
+            disk::remove_folder(&folder)?;
+        }
+        disk::create_folder(&folder)?;
+        Ok(Some(Self { ids, folder, tokens }))
+    }
+
+    /// Whether a map is due at `step` of `steps`: more often in the beginning, when attention changes fast. Map `i` is due at
+    /// `steps * (i / MAPS)^2`.
+    pub(super) fn is_due(step: u64, steps: u64) -> bool {
+        let of = |i: u64| (steps as f64 * (i as f64 / MAPS as f64).powi(2)).round() as u64;
+        let nearest = (MAPS as f64 * (step as f64 / steps as f64).sqrt()).round() as u64;
+        of(nearest) == step
+    }
+
+    /// Writes the map of `model` after `step` steps.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn write(&self, model: &CausalLm, step: u64) -> Result<()> {
+        let metadata = BTreeMap::from([("tokens", self.tokens.clone()), ("step", step.to_string())]);
+        AttentionMap::new(model, &self.ids)?.save(&checkpoint::path(&self.folder, step), metadata)
+    }
+}
+
+/// The maps in the folder `training`, by step.
+pub(super) fn maps(training: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = folder(training);
+    if fs::symlink_metadata(&folder).is_err() {
+        return Ok(vec![]);
+    }
+    let folder = input::inside(training, "watch")?;
+    let steps = checkpoint::steps(&folder)?.into_iter().rev();
+    Ok(steps.map(|step| (step, checkpoint::path(&folder, step))).collect())
+}
+
+fn folder(training: &Path) -> PathBuf {
+    training.join("watch")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_due_at_the_first_and_the_last_step_and_more_often_in_the_beginning() {
+        for steps in [1, 7, 40, 320, 2658, 1_000_000] {
+            let due: Vec<u64> = (0..=steps).filter(|step| Watch::is_due(*step, steps)).collect();
+            assert_eq!((due[0], due[due.len() - 1]), (0, steps));
+            assert!(due.len() as u64 <= (MAPS + 1).min(steps + 1), "{steps}: {}", due.len());
+            if steps > MAPS * MAPS {
+                assert_eq!(due.len() as u64, MAPS + 1);
+                assert!(due.windows(3).all(|three| three[2] - three[1] + 1 >= three[1] - three[0]), "{due:?}");
+            }
+        }
+    }
+}

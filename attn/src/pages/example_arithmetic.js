@@ -51,7 +51,8 @@ function formatter(matrix, most = 4) {
   let digits = 0;
   while (digits < most && finite.some((value) => Math.abs(Number(value.toFixed(digits)) - value) > 1e-9)) digits += 1;
   return (value) => {
-    if (!Number.isFinite(value) || Math.abs(value) >= 1e5) return plain(value);
+    // Weights are exactly 0 or 1 where nothing else can be.
+    if (!Number.isFinite(value) || Math.abs(value) >= 1e5 || value === 0 || value === 1) return plain(value);
     const text = value.toFixed(digits);
     return minus(Number(text) === 0 ? text.replace("-", "") : text);
   };
@@ -87,7 +88,7 @@ const explanations = {
     const size = all.k[j].length;
     return {
       marks: [["q", "row", i, "first"], ["k", "row", j, "second"]],
-      words: `How well key ${letter("k", j)} fits query ${letter("q", i)}`,
+      words: `How well key ${letter("k", j)} (row ${j + 1} of K) fits query ${letter("q", i)} (row ${i + 1} of Q)`,
       sum: scaled
         ? `${letter("q", i)} · ${letter("k", j)} / √${size} = (${sum}) / √${size} ${isResult(all.scores[i][j])}`
         : `${letter("q", i)} · ${letter("k", j)} = ${sum} ${isResult(all.scores[i][j])}`,

@@ -15,69 +15,13 @@ from selenium.webdriver.common.actions.interaction import POINTER_TOUCH
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 
+from example_bounds import bounds_of
 from headless import DESK, PHONE, browser, check, check_console_and_network, screen
 
 CHAPTER = json.loads((pathlib.Path(__file__).parent.parent / "fixtures/chapter.json").read_text())
 STEPS = "words matrices queries keys values scores mask softmax sum future translation".split()
-EPSILON = 2.0**-53
 
 # ---- the arithmetic
-
-
-def gamma(roundings):
-    """The bound of Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1, on so many roundings."""
-    return roundings * EPSILON / (1 - roundings * EPSILON)
-
-
-def product_bounds(a, b, da, db, more_roundings=0):
-    """How much two computations of the product `a b` may differ, whose factors differ by `da` and `db`, in any order of
-    addition and with some roundings more."""
-    inner = range(len(b))
-    g = 2 * gamma(len(b) + more_roundings)
-
-    def bound(i, j):
-        return sum(
-            abs(a[i][k]) * db[k][j] + da[i][k] * (abs(b[k][j]) + db[k][j])
-            + g * (abs(a[i][k]) + da[i][k]) * (abs(b[k][j]) + db[k][j])
-            for k in inner
-        )
-
-    return [[bound(i, j) for j in range(len(b[0]))] for i in range(len(a))]
-
-
-def softmax_bounds(scores, dscores, weights, causal):
-    """Likewise for the weights: relative errors of e^(s - m) are errors of s, of the difference (which is below 800 where
-    the power is not 0), and two of exp; those of the sum and the division follow."""
-    bounds = []
-    for i, row in enumerate(scores):
-        seen = range(i + 1 if causal else len(row))
-        largest = max(row[j] for j in seen)
-        error = [dscores[i][j] + 2 * EPSILON * (min(abs(row[j] - largest), 800) + 2) for j in seen]
-        sums = max(error) + 2 * gamma(len(row) + 1)
-        line = [weights[i][j] * math.expm1(error[j] + sums) + 1e-300 for j in seen]
-        bounds.append(line + [0.0] * (len(row) - len(line)))
-    return bounds
-
-
-def transposed(matrix):
-    return [list(column) for column in zip(*matrix)]
-
-
-def bounds_of(case):
-    """By how much the page's numbers may differ from the library's."""
-    expected, zero = case["expected"], lambda matrix: [[0.0] * len(row) for row in matrix]
-    bounds = {
-        name: product_bounds(case["x"], case[matrix], zero(case["x"]), zero(case[matrix]))
-        for name, matrix in [("q", "wq"), ("k", "wk"), ("v", "wv")]
-    }
-    factor = 1 / math.sqrt(len(case["wq"])) if case["scale"] == "inverse_sqrt" else 1
-    # Four roundings more: the root, its inverse, and the product, on either factor.
-    keys, dkeys = transposed(expected["k"]), transposed(bounds["k"])
-    dots = product_bounds(expected["q"], keys, bounds["q"], dkeys, more_roundings=4)
-    bounds["scores"] = [[factor * (1 + 4 * EPSILON) * bound for bound in row] for row in dots]
-    bounds["weights"] = softmax_bounds(expected["scores"], bounds["scores"], expected["weights"], case["causal"])
-    bounds["output"] = product_bounds(expected["weights"], expected["v"], bounds["weights"], bounds["v"])
-    return bounds
 
 
 def check_arithmetic(driver, cases_path):
@@ -135,21 +79,28 @@ class Page:
         return found[0]
 
     def visible(self):
-        return [node.get_attribute("data-step") for node in self.all("section.step") if node.is_displayed()]
+        return self.driver.execute_script("""return [...document.querySelectorAll("section.step")]
+            .filter((section) => section.checkVisibility()).map((section) => section.dataset.step)""")
 
-    def cell(self, caption, i, j):
-        """A cell of the visible matrix with this caption, counted from 0."""
-        script = """return [...document.querySelectorAll("table.matrix")].filter((t) => t.checkVisibility()
-            && t.caption.textContent === arguments[0]).map((t) => t.tBodies[0].rows[arguments[1]].cells[arguments[2] + 1])"""
-        cells = self.driver.execute_script(script, caption, i, j)
-        check(len(cells) == 1, f"{len(cells)} visible matrices {caption}")
-        return cells[0]
+    def matrix(self, caption, of_cell):
+        """What the script `of_cell` says of each cell `td` of the visible matrix with this caption."""
+        script = f"""return [...document.querySelectorAll("table.matrix")]
+            .filter((table) => table.checkVisibility() && table.caption.textContent === arguments[0])
+            .map((table) => [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1).map((td) => {of_cell})))"""
+        matrices = self.driver.execute_script(script, caption)
+        check(len(matrices) == 1, f"{len(matrices)} visible matrices {caption}")
+        return matrices[0]
+
+    def marked(self, caption, name):
+        """The places of the cells that are marked with the class `name`."""
+        marks = self.matrix(caption, f'td.classList.contains("{name}")')
+        return [(i, j) for i, row in enumerate(marks) for j, is_marked in enumerate(row) if is_marked]
 
     def button(self, caption, i, j):
-        return self.cell(caption, i, j).find_element(By.TAG_NAME, "button")
+        return self.matrix(caption, 'td.querySelector("button")')[i][j]
 
     def box(self, caption, i, j):
-        return self.cell(caption, i, j).find_element(By.TAG_NAME, "input")
+        return self.matrix(caption, 'td.querySelector("input")')[i][j]
 
     def why(self):
         return self.one(".why p:last-child").text
@@ -163,9 +114,10 @@ class Page:
 
     def shows(self, caption, expected):
         """The visible matrix has these numbers, to the four digits that are shown."""
+        texts = self.matrix(caption, "td.innerText")
         for i, row in enumerate(expected):
             for j, value in enumerate(row):
-                text = self.cell(caption, i, j).text
+                text = texts[i][j]
                 shown = float(text.replace("−", "-").replace("∞", "inf"))
                 close = shown == value or abs(shown - value) <= 0.5e-4 + 1e-9
                 check(close, f"{caption}[{i}][{j}] shows {text}, expected {value}")
@@ -196,6 +148,11 @@ def check_steps(page):
     for key, step in [(Keys.ARROW_RIGHT, "mask"), (Keys.ARROW_LEFT, "scores")]:
         body.send_keys(key)
         page.until(lambda: page.visible() == [step], f"an arrow key does not lead to {step}")
+    page.open("words")
+    for key, step in [(Keys.PAGE_DOWN, "matrices"), (Keys.PAGE_UP, "words")]:
+        driver.find_element(By.TAG_NAME, "body").send_keys(key)
+        page.until(lambda: page.visible() == [step], f"a presenter's remote does not lead to {step}")
+    page.open("queries")
     page.one("#all").click()
     page.until(lambda: page.visible() == STEPS, "all steps at once shows only some")
     page.one("#all").click()
@@ -217,8 +174,8 @@ def check_numbers(page):
         page.go("softmax")
         page.shows("Weights α", CHAPTER[f"{name}_weights"])
         page.go("mask")
-        hidden = [page.cell("Masked scores", i, j).text == "−∞" for i in range(3) for j in range(3)]
-        check(hidden == [causal == "on" and j > i for i in range(3) for j in range(3)], "the mask hides others")
+        hidden = page.matrix("Masked scores", 'td.innerText === "−∞"')
+        check(hidden == [[causal == "on" and j > i for j in range(3)] for i in range(3)], f"hidden: {hidden}")
 
 
 def check_pointing(page):
@@ -227,11 +184,9 @@ def check_pointing(page):
     ActionChains(driver).move_to_element(page.button("Scores", 0, 1)).perform()
     expected = "q1 · k2 = 0.2 × 0.4 + 0.6 × 0.8 + 0.4 × (−0.1) + 0.7 × 0.7 = 1.01"
     check(page.why() == expected, f"hovering: {page.why()}, expected {expected}")
-    for caption, marked, row in [("Q", "first", 0), ("K", "second", 1)]:
-        for i in range(3):
-            for j in range(4):
-                has = marked in page.cell(caption, i, j).get_attribute("class").split()
-                check(has == (i == row), f"{caption}[{i}][{j}]: marked {has}")
+    for caption, name, row in [("Q", "first", 0), ("K", "second", 1), ("Scores", "chosen", 0)]:
+        expected = [(row, j) for j in range(4)] if name != "chosen" else [(0, 1)]
+        check(page.marked(caption, name) == expected, f"in {caption}, marked: {page.marked(caption, name)}")
     button = page.button("Scores", 2, 0)
     driver.execute_script("arguments[0].focus()", button)
     check(page.why().startswith("q3 · k1 = "), f"focus: {page.why()}")
@@ -279,6 +234,7 @@ def check_editing(page):
         matrices[name][at][3] = at + 0.5
         page.shows(caption, product(matrices["x"], matrices[name]))
         check(not [d for d in page.all("details.printed") if d.is_displayed()], "printed numbers beside changed ones")
+        check(page.marked(shown, "changed") == [(at, 3)], f"marked as changed: {page.marked(shown, 'changed')}")
     page.go("words")
     page.write(page.box("X", 1, 2), "-7.25")
     matrices["x"][1][2] = -7.25
@@ -302,11 +258,12 @@ def check_editing(page):
 
 
 def check_printed(page):
-    for step, struck, of in [("queries", 11, 12), ("keys", 10, 12), ("values", 1, 4), ("scores", 6, 6), ("softmax", 5, 5), ("sum", 8, 8)]:
+    counts = {"queries": (11, 12), "keys": (10, 12), "values": (1, 4), "scores": (6, 6), "softmax": (5, 5), "sum": (8, 8)}
+    for step, (struck, of) in counts.items():
         page.open(step)
         printed = page.one("details.printed")
         count = len(printed.find_elements(By.TAG_NAME, "s"))
-        told = f"{struck} of the {of} numbers"
+        told = f"None of the {of} numbers" if struck == of else f"{struck} of the {of} numbers"
         check(count == struck and told in printed.text, f"{step}: {count} struck through, {printed.text}")
         if step == "scores":
             own = [t.text for t in printed.find_elements(By.CSS_SELECTOR, "table:last-child td > span") if t.text]
@@ -315,7 +272,7 @@ def check_printed(page):
 
 def check_trials(page):
     page.open("future")
-    moved = lambda: [i for i in range(3) if "moved" in page.cell("A after", i, 0).get_attribute("class").split()]
+    moved = lambda: [i for i, j in page.marked("A after", "moved") if j == 0]
     check(moved() == [2], f"Theorem 1: rows {moved()} move")
     page.write(page.box("Another last word", 0, 1), "900")
     check(moved() == [2], f"Theorem 1, 900: rows {moved()} move")

@@ -27,8 +27,8 @@ def browser():
         driver.quit()
 
 
-def screen(driver, size, theme="light", media="screen"):
-    """Makes the window a phone's or a desk's, for a reader who prefers `theme`, on screen or on paper."""
+def screen(driver, size, theme="light", media=""):
+    """Makes the window a phone's or a desk's, for a reader who prefers `theme`; `media` "print" lays out for paper."""
     width, height = size
     metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=size == PHONE)
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

@@ -212,12 +212,13 @@ function printedBeside(kind) {
     const from = (i, j) => dot(example.printed.q[i], example.printed.k[j]).toFixed(2);
     tables.append(table("From its own <i>q</i> and <i>k</i>", (i, j) => element("span", {}, j <= i ? from(i, j) : "")));
   }
-  const verdict = `${wrong} of the ${places.length} numbers that the chapter prints here do not follow from its own matrices`;
+  const numbers = `of the ${places.length} numbers that the chapter prints here`;
+  const which = wrong === places.length ? `None ${numbers} follows` : `${wrong} ${numbers} do not follow`;
   const node = element(
     "details",
     { className: "printed", open: true },
     element("summary", {}, "What the chapter prints"),
-    element("p", { className: "small" }, `${verdict} (struck through). Trust those above.`),
+    element("p", { className: "small" }, `${which} from its own matrices (struck through). Trust those above.`),
     tables,
   );
   const isOriginal = (key) => JSON.stringify(state[key]) === JSON.stringify(original()[key]);

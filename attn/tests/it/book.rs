@@ -1,10 +1,12 @@
-//! The book in `docs/` and the pages beside it: every link leads somewhere, no chapter is forgotten, and all Rust is
-//! compiled.
+//! The book in `docs/` and the pages beside it: every link leads somewhere, no chapter is forgotten, all Rust is compiled,
+//! and the command understands every line that is shown.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+
+use crate::support::Space;
 
 /// The folder of the workspace.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -20,6 +22,8 @@ struct Page {
     anchors: Vec<String>,
     /// The languages of its code blocks; an indented block has none.
     languages: Vec<String>,
+    /// The lines of its blocks for a shell.
+    commands: Vec<String>,
 }
 
 fn read(path: &Path) -> String {
@@ -27,12 +31,17 @@ fn read(path: &Path) -> String {
 }
 
 fn parse(text: &str) -> Page {
-    let (mut page, mut heading) = (Page::default(), None::<String>);
+    let (mut page, mut heading, mut is_shell) = (Page::default(), None::<String>, false);
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         match event {
             Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => page.links.push(dest_url.into()),
-            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) => page.languages.push(language.into()),
-            Event::Start(Tag::CodeBlock(CodeBlockKind::Indented)) => page.languages.push(String::new()),
+            Event::Start(Tag::CodeBlock(kind)) => {
+                let language = if let CodeBlockKind::Fenced(language) = kind { language.into() } else { String::new() };
+                is_shell = language == "sh";
+                page.languages.push(language);
+            }
+            Event::End(TagEnd::CodeBlock) => is_shell = false,
+            Event::Text(text) if is_shell => page.commands.extend(text.lines().map(String::from)),
             Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
             Event::End(TagEnd::Heading(_)) => page.anchors.extend(heading.take().map(|heading| anchor(&heading))),
             Event::Text(text) | Event::Code(text) => heading.iter_mut().for_each(|heading| heading.push_str(&text)),
@@ -144,4 +153,45 @@ fn every_block_of_rust_is_a_doc_test() {
         tested += usize::from(is_included);
     }
     assert!(tested >= 5, "{tested} pages");
+}
+
+/// The words of a line up to a comment, a pipe or a redirection.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (vec![], String::new(), None);
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(end)) if c == end => quote = None,
+            (c, Some(_)) => word.push(c),
+            ('"' | '\'', None) => quote = Some(c),
+            ('#' | '|' | '>', None) if word.is_empty() => break,
+            (c, None) if c.is_whitespace() => words.extend((!word.is_empty()).then(|| std::mem::take(&mut word))),
+            (c, None) => word.push(c),
+        }
+    }
+    words.extend((!word.is_empty()).then_some(word));
+    words
+}
+
+/// With one option too many, a command that understands the rest names that option, and does nothing.
+#[test]
+fn the_command_understands_every_line_that_is_shown() {
+    /// Parts of what the pages describe ahead of the command. Once it knows one of them, the test fails and the part goes.
+    const AHEAD: [&str; 3] = ["inspect ", "--watch ", "example --out "];
+    let (space, mut count) = (Space::new(), 0);
+    for path in [PathBuf::from("README.md"), PathBuf::from("README.pt.md")].into_iter().chain(book()) {
+        for line in parse(&read(&path)).commands {
+            let Some((_, line)) =
+                line.split_once("attn ").filter(|(before, _)| before.is_empty() || before.ends_with("| "))
+            else {
+                continue;
+            };
+            let output = space.command("").args(words(line)).arg("--one-too-many").output().unwrap();
+            let message = String::from_utf8(output.stderr).unwrap();
+            let is_understood = message.contains("unexpected argument '--one-too-many'");
+            let is_ahead = AHEAD.iter().any(|part| line.contains(part));
+            assert_eq!(is_understood, !is_ahead, "{}: attn {line}: {message}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count} commands");
 }

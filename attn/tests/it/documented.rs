@@ -61,7 +61,9 @@ fn every_claim_of_a_page_names_tests_that_exist() {
     assert!(folders.iter().all(|tests| tests.len() > 10), "{folders:?}");
     let tests: BTreeSet<String> = folders.into_iter().flatten().collect();
     let mut missing = vec![];
-    for (name, min) in [("determinism", 25), ("folders", 7), ("mechanism", 9), ("layer", 6), ("adding", 15), ("pt/mecanismo", 9)] {
+    for (name, min) in
+        [("determinism", 25), ("folders", 7), ("mechanism", 9), ("layer", 6), ("adding", 15), ("pt/mecanismo", 9)]
+    {
         let page = std::fs::read_to_string(Path::new(ROOT).join(format!("docs/{name}.md"))).unwrap();
         let claims = claims(&page);
         assert!(claims.len() >= min, "{name}: {} claims", claims.len());

@@ -134,7 +134,18 @@ pub use ops::{KeyPadding, Mask, Scale};
 #[cfg(feature = "lm")]
 pub const BUILT_IN_CORPUS: [&str; 2] = [include_str!("../data/train.txt"), include_str!("../data/validation.txt")];
 
-/// The examples of the README, compiled and run as tests.
+/// The Rust in the README and in the book, compiled and run as tests; that of `docs/mappings.md` is [`nn::mapping`]'s.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    macro_rules! pages {
+        ($($name:ident: $path:literal,)*) => { $(#[doc = include_str!($path)] mod $name {})* };
+    }
+    pages! {
+        readme: "../README.md",
+        adding: "../docs/adding.md",
+        layer: "../docs/layer.md",
+        mechanism: "../docs/mechanism.md",
+        mecanismo: "../docs/pt/mecanismo.md",
+        optimizers: "../docs/optimizers.md",
+    }
+}

@@ -1,7 +1,7 @@
 //! candle-nn operations that silently cut gradients, and this crate's that do not.
 //!
-//! The first half of each test documents candle 0.11.1: when a release mends it, the test fails and the README's list
-//! gets shorter.
+//! The first half of each test documents candle 0.11.1: when a release mends it, the test fails and the list in
+//! `docs/layer.md` gets shorter.
 
 use candle_attention::ops;
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};

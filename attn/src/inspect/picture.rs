@@ -19,8 +19,8 @@ struct Picture {
     width: f64,
     height: f64,
     title: String,
-    /// What a row and a column stand for.
-    caption: String,
+    /// What a row and a column stand for, in two lines.
+    caption: [String; 2],
     panels: Vec<Panel>,
 }
 
@@ -49,7 +49,10 @@ struct Cell {
 
 /// Space around panels, and for the title and the caption.
 const MARGIN: f64 = 16.0;
-const LINE: f64 = 22.0;
+const LINE: f64 = 20.0;
+/// What the caption needs.
+const MIN_WIDTH: f64 = 310.0;
+const DARKNESS: &str = "from left to right; darkness: square root of the weight";
 
 /// Writes the picture: as SVG or as PNG.
 pub fn write(file: &Path, as_png: bool, inspected: &Inspected, units: &Units, chosen: Chosen) -> Result<()> {
@@ -76,7 +79,7 @@ pub fn write(file: &Path, as_png: bool, inspected: &Inspected, units: &Units, ch
 }
 
 /// One head with the names of its rows and columns.
-fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], caption: String) -> Picture {
+fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], mut caption: [String; 2]) -> Picture {
     /// Of a character, about.
     const WIDTH: f64 = 7.5;
     let cell = (720.0 / labels.len() as f64).clamp(2.0, 44.0);
@@ -84,6 +87,9 @@ fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], caption:
     let (has_labels, has_numbers) = (cell >= 10.0, cell >= 30.0);
     let space = if has_labels { longest * WIDTH + 8.0 } else { 0.0 };
     let size = cell * labels.len() as f64;
+    if has_numbers {
+        caption[1] += ", in percent";
+    }
     let panel = Panel {
         x: MARGIN + space,
         y: MARGIN + LINE + space,
@@ -94,16 +100,16 @@ fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], caption:
         cells: cells(labels.len(), weights, has_numbers),
     };
     Picture {
-        width: (panel.x + size + MARGIN).max(MARGIN * 2.0 + 6.0 * caption.chars().count() as f64),
-        height: panel.y + size + LINE + MARGIN,
+        width: (panel.x + size + MARGIN).max(MIN_WIDTH),
+        height: panel.y + size + 2.0 * LINE + MARGIN,
         title: format!("layer {}, head {}", layer + 1, head + 1),
-        caption: if has_numbers { format!("{caption}, in percent") } else { caption },
+        caption,
         panels: vec![panel],
     }
 }
 
 /// Several heads, a row of panels for each layer.
-fn small(count: usize, all: &[((usize, usize), Vec<f32>)], columns: usize, caption: String) -> Picture {
+fn small(count: usize, all: &[((usize, usize), Vec<f32>)], columns: usize, caption: [String; 2]) -> Picture {
     const SIZE: f64 = 132.0;
     let panels: Vec<Panel> = all
         .iter()
@@ -121,8 +127,8 @@ fn small(count: usize, all: &[((usize, usize), Vec<f32>)], columns: usize, capti
     let last = panels.last().map_or(0.0, |panel| panel.y);
     let width = MARGIN + columns as f64 * (SIZE + MARGIN);
     Picture {
-        width: width.max(MARGIN * 2.0 + 6.0 * caption.chars().count() as f64),
-        height: last + SIZE + LINE + MARGIN,
+        width: width.max(MIN_WIDTH),
+        height: last + SIZE + 2.0 * LINE + MARGIN,
         title: String::new(),
         caption,
         panels,
@@ -147,9 +153,12 @@ fn png(svg: &str) -> Result<Vec<u8>> {
     const SCALE: f32 = 2.0;
     let mut fonts = fontdb::Database::new();
     fonts.load_system_fonts();
-    if fonts.is_empty() {
+    let families = || fonts.faces().flat_map(|face| face.families.iter().map(|(name, _)| name.clone()));
+    let known = ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans", "Noto Sans"];
+    let Some(family) = families().find(|name| known.contains(&name.as_str())).or_else(|| families().next()) else {
         bail!("--out: a .png needs a font, and this system has none; a .svg needs none");
-    }
+    };
+    fonts.set_sans_serif_family(family);
     let tree = Tree::from_str(svg, &Options { fontdb: Arc::new(fonts), ..Default::default() })?;
     let size = tree.size();
     let [width, height] = [size.width(), size.height()].map(|length| (length * SCALE).ceil() as u32);

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod bits_per_byte;
+mod book;
 mod chat;
 mod chosen;
 mod convert;

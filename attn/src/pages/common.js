@@ -49,18 +49,19 @@ function store(name, value) {
 }
 
 /** Whether what is drawn now should suit a dark page; never while printing. */
-const isDark = () => !printing && document.documentElement.dataset.theme === "dark";
+const isDark = () => document.documentElement.dataset.theme === "dark";
 
 function applyTheme() {
-  document.documentElement.dataset.theme = chosenTheme ?? (systemIsDark.matches ? "dark" : "light");
+  const onScreen = chosenTheme ?? (systemIsDark.matches ? "dark" : "light");
+  document.documentElement.dataset.theme = printing ? "light" : onScreen;
   document.dispatchEvent(new Event("themechange"));
 }
 
 /** Makes `button` switch the theme. The document gets "themechange" whenever colours must be drawn again. */
 function themeButton(button) {
-  const label = () => button.setAttribute("aria-pressed", String(document.documentElement.dataset.theme === "dark"));
+  const label = () => button.setAttribute("aria-pressed", String(isDark()));
   button.addEventListener("click", () => {
-    chosenTheme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    chosenTheme = isDark() ? "light" : "dark";
     store("theme", chosenTheme);
     applyTheme();
   });
@@ -69,7 +70,7 @@ function themeButton(button) {
   for (const [event, now] of [["beforeprint", true], ["afterprint", false]]) {
     addEventListener(event, () => {
       printing = now;
-      document.dispatchEvent(new Event("themechange"));
+      applyTheme();
     });
   }
   applyTheme();

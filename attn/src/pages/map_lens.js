@@ -1,0 +1,77 @@
+// What the model expects next at the chosen place, read off after each layer (the logit lens): the most likely tokens at
+// each depth, and the probability of the token that really follows. Depth 0 is the embedding.
+
+const lensView = { rows: [] };
+const depthName = (depth) => (depth === 0 ? "embedding" : depth === layers ? `after layer ${depth}: the answer` : `after layer ${depth}`);
+
+/** Builds a bar list for each depth. */
+function buildLens() {
+  const each = data.candidates_each;
+  lensView.rows = Array.from({ length: layers + 1 }, (_, depth) => {
+    const bars = Array.from({ length: each }, () => {
+      const [name, fill, value] = [element("span", { className: "name" }), element("span", {}), element("span", { className: "value" })];
+      return { item: element("li", {}, name, element("span", { className: "bar" }, fill), value), name, fill, value };
+    });
+    const list = element("ol", { className: "bars" }, ...bars.map(({ item }) => item));
+    byId("lens").append(element("div", {}, element("h3", {}, depthName(depth)), list));
+    return bars;
+  });
+}
+
+/** The lens at the last token of a unit. */
+function paintLens(frame, units, item) {
+  const each = data.candidates_each;
+  const token = units.last[item];
+  const follows = token + 1 < context ? data.tokens[token + 1] : null;
+  byId("lens-title").textContent = `What comes after “${beginning(token)}”?`;
+  lensView.rows.forEach((bars, depth) => {
+    const start = (depth * context + token) * each;
+    bars.forEach((bar, i) => {
+      const text = data.vocabulary_texts[frame.candidates[start + i]];
+      const probability = frame.probabilities[start + i] / FULL;
+      const right = text === follows;
+      bar.name.textContent = label(text, 12);
+      bar.fill.style.width = `${100 * probability}%`;
+      bar.fill.className = right ? "orange" : "blue";
+      bar.item.classList.toggle("right", right);
+      bar.value.textContent = shown(probability);
+    });
+  });
+  const chances = Array.from({ length: layers + 1 }, (_, depth) => frame.next[depth * context + token] / FULL);
+  byId("lens-note").textContent =
+    follows === null
+      ? "The most likely next tokens, as the model would answer after each layer. Nothing follows here in the text."
+      : `The most likely next tokens, as the model would answer after each layer. Really follows: “${label(follows)}”. ` +
+        `Its probability goes from ${shown(chances[0])} to ${shown(chances[layers])}.`;
+  paintLensLine(follows === null ? null : chances, follows);
+}
+
+/** The end of the prompt up to a token, short enough for a title. */
+function beginning(token) {
+  const text = data.tokens.slice(Math.max(0, token - 40), token + 1).map((text) => text.replace(/\s+/g, " ")).join("");
+  const letters = Array.from(text);
+  const end = label(data.tokens[token]);
+  if (data.tokens[token].trim() === "") letters.splice(-1, 1, end);
+  return letters.length > 28 ? `…${letters.slice(-27).join("")}` : letters.join("");
+}
+
+function paintLensLine(chances, follows) {
+  const plot = byId("lens-line");
+  plot.toggleAttribute("hidden", chances === null || layers === 0);
+  if (chances === null) return;
+  const [width, height, left, right, top, bottom] = [420, 110, 34, 12, 10, 22];
+  const x = (depth) => left + (depth / Math.max(1, layers)) * (width - left - right);
+  const y = (chance) => height - bottom - chance * (height - top - bottom);
+  plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  plot.setAttribute("aria-label", `Probability of ${label(follows)} at each depth: ${chances.map(shown).join(", ")}`);
+  const text = (words, at, down, anchor) => svgElement("text", { x: at, y: down, "text-anchor": anchor, class: "axis" }, words);
+  const grid = [0, 0.5, 1].flatMap((chance) => [
+    svgElement("line", { x1: left, x2: width - right, y1: y(chance), y2: y(chance), class: "grid" }),
+    text(String(chance), left - 6, y(chance) + 4, "end"),
+  ]);
+  const stride = Math.ceil((layers + 1) / 12);
+  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 6, "middle")]));
+  const points = chances.map((chance, depth) => `${x(depth)},${y(chance)}`);
+  const dots = chances.map((chance, depth) => svgElement("circle", { cx: x(depth), cy: y(chance), r: 3.5, class: "dot" }));
+  plot.replaceChildren(...grid, ...depths, svgElement("polyline", { points: points.join(" "), class: "curve" }), ...dots);
+}

@@ -1,0 +1,175 @@
+// The prompt as a reader sees it: one unit is chosen, those before it are blue by how much it looks at them, those
+// after it orange by how much they look back at it. Below it, the largest weights as lists, and all as a table.
+
+const LONG_TEXT = 300; // units from which on the text scrolls in a box of its own
+const LISTED = 6;
+
+const textView = { nodes: [], painted: [], numbers: false };
+
+/** Builds the text for a unit; `onpoint(item)` on hover (null on leaving), `onchoose(item)` on a click or tap. */
+function buildText(units, onpoint, onchoose) {
+  const box = byId("text");
+  const visible = units.texts.reduce((sum, text) => sum + text.trim().length, 0);
+  textView.numbers = units.size <= 60 && visible / units.size >= 2.5;
+  box.classList.toggle("numbered", textView.numbers);
+  box.classList.toggle("long", units.size > LONG_TEXT);
+  textView.painted = [];
+  textView.nodes = units.texts.map((text, item) => {
+    const node = element("span", { className: "unit-text", role: "option", id: `unit-${item}` });
+    node.dataset.item = item;
+    const blank = text.trim() === "";
+    const ink = element("span", { className: blank ? "ink blank" : "ink" }, blank ? label(text) : readable(text, units));
+    node.append(ink);
+    if (textView.numbers) node.append(element("span", { className: "number" }));
+    return node;
+  });
+  // Characters of a word stay on one line, line breaks of the prompt are kept.
+  const pieces = [];
+  let word = null;
+  textView.nodes.forEach((node, item) => {
+    const token = units.first[item];
+    if (item === 0 || data.words[token] !== data.words[units.first[item - 1]]) pieces.push((word = element("span", { className: "word" })));
+    word.append(node);
+    for (const _ of units.texts[item].matchAll(/\n/g)) pieces.push(element("br"), (word = element("span", { className: "word" })));
+    if (/\s$/.test(units.texts[item])) pieces.push(" ");
+  });
+  box.replaceChildren(...pieces);
+  const itemOf = (event) => {
+    const node = event.target.closest?.(".unit-text");
+    return node ? Number(node.dataset.item) : null;
+  };
+  box.onpointermove = (event) => event.pointerType === "mouse" && itemOf(event) !== null && onpoint(itemOf(event), event);
+  box.onpointerleave = () => onpoint(null);
+  box.onclick = (event) => itemOf(event) !== null && onchoose(itemOf(event));
+}
+
+/** What stands in the text: without the blanks at its ends, which stand beside it, and with symbols for what is unseen. */
+function readable(text, units) {
+  const bare = text.trim();
+  return units === byWords ? bare : Array.from(bare, (c) => label(c)).join("");
+}
+
+/** Paints the weights of and on `chosen`. Only what changed since the last call is touched. */
+function paintText(weights, units, chosen, selected) {
+  const theme = isDark() ? "dark" : "light";
+  textView.nodes.forEach((node, item) => {
+    const weight = item <= chosen ? weightAt(weights, chosen, item) : weightAt(weights, item, chosen);
+    const hue = item <= chosen ? "blue" : "orange";
+    const key = `${theme} ${hue} ${Math.round(weight * 1000)} ${item === chosen} ${item === selected}`;
+    if (textView.painted[item] === key) return;
+    textView.painted[item] = key;
+    const [background, ink] = colours(weight, hue, theme);
+    node.style.backgroundColor = background;
+    node.style.color = ink;
+    node.classList.toggle("chosen", item === chosen);
+    node.setAttribute("aria-selected", String(item === selected));
+    node.tabIndex = item === selected ? 0 : -1;
+    if (textView.numbers) node.lastChild.textContent = weight >= 0.005 ? weight.toFixed(2).replace(/^0/, "") : "";
+  });
+}
+
+/** Brings a unit of a long text into view, without moving the page. */
+function showInText(item) {
+  const box = byId("text");
+  const node = textView.nodes[item];
+  if (!box.classList.contains("long") || !node) return;
+  const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+  if (inner.top < outer.top + 20) box.scrollTop -= outer.top + 40 - inner.top;
+  if (inner.bottom > outer.bottom - 20) box.scrollTop += inner.bottom - outer.bottom + 40;
+}
+
+/** A unit's name in a sentence: “gato”, or for a part of a word “a” in “gato”. */
+function nameOf(units, item) {
+  const name = `“${units.labels[item]}”`;
+  if (units === byWords || !hasWords) return name;
+  const word = byWords.labels[data.words[item]];
+  return word === units.labels[item] || word.length <= 1 ? name : `${name} in “${word}”`;
+}
+
+/** What `chosen` looks at, or what looks at it: [item, weight], largest weight first. */
+function weightsOf(weights, units, chosen, back) {
+  const items = Array.from({ length: back ? chosen + 1 : units.size - chosen }, (_, i) => (back ? i : chosen + i));
+  return items
+    .map((item) => [item, back ? weightAt(weights, chosen, item) : weightAt(weights, item, chosen)])
+    .sort((a, b) => b[1] - a[1]);
+}
+
+function paintLists(weights, units, chosen) {
+  for (const back of [true, false]) {
+    const hue = back ? "blue" : "orange";
+    byId(back ? "back-title" : "forth-title").textContent = back
+      ? `${nameOf(units, chosen)} looks at`
+      : `look at ${nameOf(units, chosen)}`;
+    const rows = weightsOf(weights, units, chosen, back).slice(0, LISTED);
+    byId(back ? "back" : "forth").replaceChildren(
+      ...rows.map(([item, weight]) =>
+        element(
+          "li",
+          {},
+          element("span", { className: "name", translate: false }, units.labels[item], note(units, item, chosen)),
+          element("span", { className: "bar" }, element("span", { className: hue, style: `width: ${weight * 100}%` })),
+          element("span", { className: "value" }, shown(weight)),
+        ),
+      ),
+    );
+  }
+  if (byId("all-weights").open) paintAllWeights(weights, units, chosen);
+}
+
+/** Which of many equal tokens an entry is. */
+function note(units, item, chosen) {
+  const word = units === byTokens && hasWords ? byWords.labels[data.words[item]] : null;
+  const place = item === chosen ? "itself" : `no. ${item + 1}`;
+  return element("small", {}, word !== null && word !== units.labels[item] ? ` ${place}, in ${word}` : ` ${place}`);
+}
+
+/** The text alternative of the whole row and column, in the order of the prompt. */
+function paintAllWeights(weights, units, chosen) {
+  const head = ["no.", units.one, `${units.labels[chosen]} looks at it`, `it looks at ${units.labels[chosen]}`];
+  const rows = units.labels.map((text, item) =>
+    element(
+      "tr",
+      {},
+      element("td", {}, String(item + 1)),
+      element("th", { scope: "row" }, text),
+      element("td", {}, item <= chosen ? shown(weightAt(weights, chosen, item)) : "–"),
+      element("td", {}, item >= chosen ? shown(weightAt(weights, item, chosen)) : "–"),
+    ),
+  );
+  const header = element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)));
+  const table = element("table", { className: "numbers" }, element("thead", {}, header), element("tbody", {}, ...rows));
+  byId("all-weights").lastElementChild.replaceChildren(table);
+}
+
+/** The choice in words, for those who hear the page. */
+function inWords(weights, units, chosen) {
+  const list = (back) =>
+    weightsOf(weights, units, chosen, back)
+      .slice(0, 3)
+      .filter(([, weight]) => weight >= 0.005)
+      .map(([item, weight]) => `${item === chosen ? "itself" : nameOf(units, item)} ${weight.toFixed(2)}`)
+      .join(", ") || "none";
+  return `${nameOf(units, chosen)}, ${units.one} ${chosen + 1} of ${units.size}. Looks at ${list(true)}. Looked at by ${list(false)}.`;
+}
+
+/** The colour scales with numbers, under the text. */
+function paintLegend() {
+  const scale = (hue, name) => {
+    const steps = Array.from({ length: 41 }, (_, i) => colours((i / 40) ** 2, hue)[0]);
+    const ticks = [0, 0.02, 0.1, 0.25, 0.5, 1].map((weight) =>
+      element("span", { style: `left: ${Math.sqrt(weight) * 100}%` }, String(weight)),
+    );
+    return element(
+      "span",
+      { className: "scale" },
+      element("span", {}, name),
+      element("span", { className: "ramp", style: `background: linear-gradient(to right, ${steps.join(", ")})` }),
+      element("span", { className: "ticks" }, ...ticks),
+    );
+  };
+  byId("legend").replaceChildren(
+    scale("blue", "what it looks at"),
+    scale("orange", "who looks back at it"),
+    element("span", {}, "square-root scale: small weights are drawn stronger than they are"),
+  );
+}

@@ -80,6 +80,7 @@ function useUnits(units) {
     (item) => select({ item }),
   );
   document.querySelectorAll(".unit").forEach((node) => (node.textContent = units.one));
+  document.querySelectorAll(".of-words").forEach((node) => (node.hidden = units !== byWords));
   byId("text-title").textContent = `Choose a ${units.one}`;
   for (const button of byId("units").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.units === units.name));
@@ -210,15 +211,12 @@ window.attentionMap = Object.freeze({
 
 // ---- start
 
-/** The most telling head of a frame. */
-function tellingHead({ scores }) {
-  let best = { layer: 0, head: 0 };
-  scores.forEach((row, layer) =>
-    row.forEach((score, head) => {
-      if (score.telling > scores[best.layer][best.head].telling) best = { layer, head };
-    }),
-  );
-  return best;
+/** The most telling head of a frame, or of a layer of it. */
+function tellingHead({ scores }, within) {
+  const places = scores.flatMap((row, layer) => row.map(({ telling }, head) => ({ layer, head, telling })));
+  const among = places.filter(({ layer }) => within === undefined || layer === within);
+  const { layer, head } = among.reduce((best, place) => (place.telling > best.telling ? place : best));
+  return { layer, head };
 }
 
 function describe() {
@@ -273,8 +271,8 @@ async function start() {
   const wanted = fromAddress();
   frame = await loadFrame(wanted.frame ?? state.frame);
   byId("size").lastChild.remove();
-  Object.assign(state, { frame: frame.index }, tellingHead(frame), wanted);
-  await select({ item: wanted.item ?? tellingQuery(weightsNow(), state.units.size) }, { speak: false });
+  Object.assign(state, { frame: frame.index }, tellingHead(frame, wanted.layer), wanted);
+  await select({ item: wanted.item ?? tellingQuery(weightsNow(), state.units) }, { speak: false });
   document.documentElement.dataset.ready = "true";
 }
 

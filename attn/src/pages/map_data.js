@@ -154,11 +154,12 @@ const weightAt = (weights, query, key) => (key > query ? 0 : weights[triangle(qu
 /** Three digits behind the point, for lists and tooltips. */
 const shown = (weight) => weight.toFixed(3);
 
-/** The query whose largest weight on an earlier unit (not the first, not the one before) is largest; else the last. */
-function tellingQuery(weights, size) {
+/** The query whose largest weight on an earlier unit is largest (not the first unit, nor the token before); else the last. */
+function tellingQuery(weights, { size, name }) {
+  const gap = name === "words" ? 0 : 1;
   let best = [0, size - 1];
-  for (let query = 3; query < size; query++) {
-    for (let key = 1; key < query - 1; key++) {
+  for (let query = 2; query < size; query++) {
+    for (let key = 1; key < query - gap; key++) {
       const weight = weights[triangle(query) + key];
       if (weight > best[0]) best = [weight, query];
     }

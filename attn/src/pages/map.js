@@ -69,7 +69,7 @@ function drawNow() {
   markMatrix(item, pointed.cell);
   paintText(weights, units, item, state.item);
   paintLists(weights, units, item);
-  paintLens(frame, units, item);
+  paintLens(frame, units, item, pointed.item === null);
   drawn = { ...now, frame, theme };
 }
 

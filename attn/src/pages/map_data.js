@@ -22,7 +22,7 @@ async function unpack(text, Numbers, length) {
   const packed = new ReadableStream({
     pull(controller) {
       if (at >= text.length) return controller.close();
-      controller.enqueue(Uint8Array.from(atob(text.slice(at, at + piece)), (c) => c.charCodeAt(0)));
+      controller.enqueue(fromBase64(text.slice(at, at + piece)));
       at += piece;
     },
   });
@@ -37,6 +37,14 @@ async function unpack(text, Numbers, length) {
   }
   if (filled !== bytes.length) throw new Error("this page's data is shorter than its sizes say");
   return numbers; // little-endian, as all devices with a browser are
+}
+
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
 
 const frames = new Map(); // index -> promise of a frame, least recently used first
@@ -132,7 +140,10 @@ function oneHead(frame, layer, head) {
 function meanOfHeads(frame, layer) {
   const size = triangle(context);
   const sums = new Uint32Array(size);
-  for (let head = 0; head < heads; head++) oneHead(frame, layer, head).forEach((weight, i) => (sums[i] += weight));
+  for (let head = 0; head < heads; head++) {
+    const weights = oneHead(frame, layer, head);
+    for (let i = 0; i < size; i++) sums[i] += weights[i];
+  }
   return Uint16Array.from(sums, (sum) => Math.round(sum / heads));
 }
 

@@ -1,7 +1,7 @@
 // What the model expects next at the chosen place, read off after each layer (the logit lens): the most likely tokens at
 // each depth, and the probability of the token that really follows. Depth 0 is the embedding.
 
-const lensView = { rows: [] };
+const lensView = { rows: [], labels: null, visible: false, due: null };
 const depthName = (depth) => (depth === 0 ? "embedding" : `layer ${depth}${depth === layers ? ": answer" : ""}`);
 
 /** Builds a bar list for each depth. */
@@ -16,10 +16,17 @@ function buildLens() {
     byId("lens").append(element("div", {}, element("h3", {}, depthName(depth)), list));
     return bars;
   });
+  lensView.labels = data.vocabulary_texts.map((text) => label(text, 12));
+  new IntersectionObserver(([{ isIntersecting }]) => {
+    lensView.visible = isIntersecting;
+    if (isIntersecting && lensView.due) paintLens(...lensView.due);
+  }).observe(byId("lens").parentElement);
 }
 
-/** The lens at the last token of a unit. */
-function paintLens(frame, units, item) {
+/** The lens at the last token of a unit; while it is out of view only if `hidden` says so. */
+function paintLens(frame, units, item, hidden = false) {
+  lensView.due = lensView.visible || hidden ? null : [frame, units, item];
+  if (lensView.due) return;
   const each = data.candidates_each;
   const token = units.last[item];
   const follows = token + 1 < context ? data.tokens[token + 1] : null;
@@ -27,10 +34,10 @@ function paintLens(frame, units, item) {
   lensView.rows.forEach((bars, depth) => {
     const start = (depth * context + token) * each;
     bars.forEach((bar, i) => {
-      const text = data.vocabulary_texts[frame.candidates[start + i]];
+      const id = frame.candidates[start + i];
       const probability = frame.probabilities[start + i] / FULL;
-      const right = text === follows;
-      bar.name.textContent = label(text, 12);
+      const right = data.vocabulary_texts[id] === follows;
+      bar.name.textContent = lensView.labels[id];
       bar.fill.style.width = `${100 * probability}%`;
       bar.fill.className = right ? "orange" : "blue";
       bar.item.classList.toggle("right", right);

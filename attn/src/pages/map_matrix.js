@@ -21,13 +21,10 @@ function rasterise(weights, size, block, theme) {
     }
   }
   const image = new ImageData(n, n);
-  const table = colourTable("blue", theme);
+  const points = new Uint32Array(image.data.buffer);
+  const palette = Uint32Array.from(colourTable("blue", theme), ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
   for (let row = 0; row < n; row++) {
-    for (let column = 0; column <= row; column++) {
-      const at = row * n + column;
-      image.data.set(table[largest[at]], at * 4);
-      image.data[at * 4 + 3] = 255;
-    }
+    for (let at = row * n; at <= row * n + row; at++) points[at] = palette[largest[at]];
   }
   const canvas = element("canvas", { width: n, height: n });
   canvas.getContext("2d").putImageData(image, 0, 0);

@@ -323,7 +323,7 @@ def check_keyboard(page, tensors):
     for key, name, value in [
         (Keys.ARROW_RIGHT, "token", min(2, length)), (Keys.END, "token", length), (Keys.ARROW_LEFT, "token", max(1, length - 1)),
         (Keys.HOME, "token", 1), (Keys.ARROW_DOWN, "head", min(2, heads)), (Keys.ARROW_UP, "head", 1),
-        ("]", "layer", min(2, layers)), ("[", "layer", 1), ("a", "head", "all"), ("a", "head", 1),
+        ("]", "layer", min(2, layers)), ("[", "layer", 1), ("a", "head", "all" if heads > 1 else 1), ("a", "head", 1),
     ]:
         press(key)
         wait_for(lambda: str(page.state()[name]) == str(value), f"key {key!r} makes the {name} {value}")

@@ -129,7 +129,7 @@ const KEYS = {
   ArrowDown: () => ({ head: Math.min(heads - 1, state.head + 1) }),
   "[": () => ({ layer: Math.max(0, state.layer - 1) }),
   "]": () => ({ layer: Math.min(layers - 1, state.layer + 1) }),
-  a: () => ({ head: state.head === ALL ? 0 : ALL }),
+  a: () => ({ head: state.head === ALL || heads === 1 ? 0 : ALL }),
   ",": () => ({ frame: Math.max(0, state.frame - 1) }),
   ".": () => ({ frame: Math.min(data.frames.length - 1, state.frame + 1) }),
 };
@@ -137,7 +137,7 @@ const KEYS = {
 const LOCAL = ["ArrowUp", "ArrowDown", "Home", "End"];
 
 async function onkey(event) {
-  if (event.ctrlKey || event.metaKey || event.target.closest("input, select")) return;
+  if (event.ctrlKey || event.metaKey || event.target.closest("input, select, .scroll:not(#matrix), #heads.many")) return;
   const inside = event.target.closest("#text, #matrix");
   if (event.key === "p" && data.frames.length > 1) return byId("play").click();
   if (!(event.key in KEYS) || (LOCAL.includes(event.key) && !inside)) return;
@@ -174,7 +174,7 @@ function fromPublic({ layer, head, token, frame, units }) {
   const named = { words: hasWords ? byWords : undefined, tokens: byTokens }[units];
   const found = {
     layer: whole(layer, layers),
-    head: head === "all" ? ALL : whole(head, heads),
+    head: head === "all" && heads > 1 ? ALL : whole(head, heads),
     units: named,
     item: whole(token, (named ?? state.units).size),
     frame: whole(frame, data.frames.length),
@@ -247,7 +247,7 @@ function buildControls() {
   byId("scores").addEventListener("toggle", () => frame && paintScores(frame, chooseHead));
   byId("save").addEventListener("click", () => {
     const place = `layer ${state.layer + 1}, ${state.head === ALL ? "mean of all heads" : `head ${state.head + 1}`}`;
-    const title = `${data.model.name}, ${data.frames.length > 1 ? `${frame.label}, ` : ""}${place}`;
+    const title = `${data.model.name}, ${data.frames.length > 1 ? `${frame.label}, ` : ""}${place}: rows attend to columns`;
     saveSvg(weightsNow(), state.units, title, `attention ${place} ${state.units.name}`.replace(/\W+/g, "-"));
   });
 }

@@ -197,7 +197,7 @@ function nature(scores) {
   const clear = ["previous", "first", "same"].filter((name) => scores[name] >= 0.5);
   clear.sort((a, b) => scores[b] - scores[a]);
   if (clear.length) return SCORES[clear[0]].name;
-  if (scores.distance < 0.5) return "itself";
+  if (scores.distance !== null && scores.distance < 0.5) return "itself";
   if (mostEntropy && scores.entropy > 0.8 * mostEntropy) return "broad";
   return scores.telling >= 0.4 ? "one far token" : "";
 }

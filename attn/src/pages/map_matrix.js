@@ -189,7 +189,9 @@ function drawMark() {
   const [width, height] = [Math.min(box.clientWidth, matrixSide()), Math.min(box.clientHeight, matrixSide())];
   const pen = sizedPen(1, width, height);
   const { chosen } = mark;
-  const strip = labelFont(units) + 2;
+  // Where not every label has room, the chosen one covers its neighbours.
+  const font = labelFont(units);
+  const strip = font + 1 > cell ? 2 * font + 6 : font + 2;
   const along = margin + (chosen + 0.5) * cell;
   pen.fillStyle = styleOf("--card");
   const [x, y] = [along - box.scrollLeft, along - box.scrollTop];

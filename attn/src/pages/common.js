@@ -158,6 +158,8 @@ function hideTooltip() {
   if (tooltipNode) tooltipNode.hidden = true;
 }
 
+addEventListener("scroll", hideTooltip, { passive: true, capture: true });
+
 // ---- files
 
 /** Offers `text` as a file to save. */
@@ -181,3 +183,6 @@ function showFailure(message) {
 
 /** `value` with thousands separated: 345,120. */
 const grouped = (value) => value.toLocaleString("en");
+
+/** A number of things: "1 layer", "3 layers". */
+const counted = (number, thing) => `${grouped(number)} ${thing}${number === 1 ? "" : "s"}`;

@@ -95,7 +95,8 @@ function paintControls() {
   byId("layer-up").disabled = layer === layers - 1;
   byId("head-down").disabled = head <= 0;
   byId("head-up").disabled = head === heads - 1;
-  const title = `Layer ${layer + 1} of ${layers}, ${headName(head)}`;
+  const when = data.frames.length > 1 ? `, ${frame.label}` : "";
+  const title = `Layer ${layer + 1} of ${layers}, ${headName(head)}${when}`;
   byId("matrix-title").textContent = title;
   byId("matrix").setAttribute("aria-label", `Attention matrix. ${title}`);
   const scores = head === ALL ? null : frame.scores[layer][head];
@@ -114,6 +115,12 @@ function point(item, cell, event) {
   const [query, key] = there ?? [Math.max(item, state.item), Math.min(item, state.item)];
   if (there) showTooltip(`${units.labels[query]} → ${units.labels[key]}: ${shown(weightAt(weightsNow(), query, key))}`, event.clientX, event.clientY);
   else hideTooltip();
+}
+
+/** A finger can't hover: a tap also shows what hovering would. */
+async function chooseInMatrix(item, cell, event) {
+  await select({ item });
+  if (event.pointerType !== "mouse") point(item, cell, event);
 }
 
 const chooseHead = (layer, head) => select({ layer, head });
@@ -222,11 +229,11 @@ function tellingHead({ scores }, within) {
 function describe() {
   const { name, architecture, parameters, vocabulary } = data.model;
   byId("model").textContent =
-    `${name}: ${architecture}, ${layers} layers of ${heads} heads, ${grouped(parameters)} parameters, vocabulary of ${grouped(vocabulary)}`;
+    `${name}: ${architecture}, ${counted(layers, "layer")} of ${counted(heads, "head")}, ${counted(parameters, "parameter")}, vocabulary of ${grouped(vocabulary)}`;
   const weights = data.frames.length * layers * heads * triangle(context);
   const bytes = byId("data").textContent.length;
   byId("size").textContent =
-    `${context} tokens; ${grouped(weights)} attention weights${data.frames.length > 1 ? ` in ${data.frames.length} steps of training` : ""}; ` +
+    `${counted(context, "token")}; ${counted(weights, "attention weight")}${data.frames.length > 1 ? ` in ${data.frames.length} steps of training` : ""}; ` +
     `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB of data. Nothing is loaded from elsewhere.`;
 }
 
@@ -263,7 +270,7 @@ async function start() {
   buildLens();
   buildScoreNotes();
   buildFrames((index) => select({ frame: index }, { speak: !player.playing }));
-  buildMatrix(point, (item) => select({ item }), () => frame && (paintMatrix(weightsNow(), state.units), markMatrix(state.item)));
+  buildMatrix(point, chooseInMatrix, () => frame && (paintMatrix(weightsNow(), state.units), markMatrix(state.item)));
   document.addEventListener("keydown", onkey);
   document.addEventListener("themechange", () => frame && (printing ? (drawNow(), drawAllThumbs()) : draw()));
   addEventListener("hashchange", () => select(fromAddress()));

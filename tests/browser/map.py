@@ -366,6 +366,7 @@ def check_frames(page):
     slider = page.into_view(page.find("#frame"))
     slider.send_keys(Keys.HOME)
     wait_for(lambda: page.state()["frame"] == 1, "the slider's first frame")
+    page.select()  # changes nothing, and returns when all is drawn
     before = page.texts("#frame-label")
     slider.send_keys(Keys.END)
     wait_for(lambda: page.state()["frame"] == count and page.texts("#frame-label") != before, "the slider's last frame")
@@ -389,7 +390,9 @@ def check_svg(page):
         const box = [...svg.querySelectorAll("rect")].length;
         return [svg.querySelector("parsererror")?.textContent ?? null, box, svg.querySelectorAll("text").length, svg.querySelectorAll("image").length]""", text)
     check(answer[0] is None, f"the SVG is not well-formed: {answer[0]}")
-    check(answer[1] > 64 and answer[2] > 6 and answer[3] == 0, f"the SVG holds cells, a scale and labels: {answer}")
+    # The scale has a step for each of 64 colours; each row has at least one cell that is not white, if it is a row of its own.
+    length = min(len(page.texts(".unit-text")), 128)
+    check(answer[1] > 64 + length and answer[2] > 6 and answer[3] == 0, f"the SVG holds cells, a scale and labels: {answer}")
 
 
 def luminance(page, script):
@@ -421,6 +424,9 @@ def check_print(page, background, corner):
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     check(luminance(page, background) == 255, "paper is white")
     check(luminance(page, corner) > 200, "the matrix is printed on white")
+    shades = page.js("return [...document.querySelectorAll('.unit-text')].map((node) => node.style.backgroundColor)")
+    brightest = max(sum(float(x) for x in shade[4:-1].split(",")) / 3 for shade in shades)
+    check(brightest > 200, "the text is printed on white")
     left = page.js("""return [...document.querySelectorAll("button:not(.thumb), select, input")]
         .filter((node) => node.offsetParent !== null).map((node) => node.id || node.textContent)""")
     check(not left, f"controls are printed: {left}")

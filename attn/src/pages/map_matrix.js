@@ -250,6 +250,8 @@ function buildMatrix(onpoint, onchoose, onresize) {
   const zoom = (factor) => {
     matrixView.zoom = Math.max(1, matrixView.zoom * factor);
     onresize();
+    const centre = mark.chosen * matrixView.cell;
+    box.scrollTo(centre - box.clientWidth / 2 + matrixView.margin, centre - box.clientHeight / 2 + matrixView.margin);
   };
   byId("zoom-in").addEventListener("click", () => zoom(2));
   byId("zoom-out").addEventListener("click", () => zoom(0.5));

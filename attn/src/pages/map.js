@@ -69,7 +69,7 @@ function drawNow() {
   markMatrix(item, pointed.cell);
   paintText(weights, units, item, state.item);
   paintLists(weights, units, item);
-  paintLens(frame, units, item);
+  paintLens(frame, units, item, pointed.item === null);
   drawn = { ...now, frame, theme };
 }
 
@@ -80,6 +80,7 @@ function useUnits(units) {
     (item) => select({ item }),
   );
   document.querySelectorAll(".unit").forEach((node) => (node.textContent = units.one));
+  document.querySelectorAll(".of-words").forEach((node) => (node.hidden = units !== byWords));
   byId("text-title").textContent = `Choose a ${units.one}`;
   for (const button of byId("units").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.units === units.name));
@@ -94,7 +95,8 @@ function paintControls() {
   byId("layer-up").disabled = layer === layers - 1;
   byId("head-down").disabled = head <= 0;
   byId("head-up").disabled = head === heads - 1;
-  const title = `Layer ${layer + 1} of ${layers}, ${headName(head)}`;
+  const when = data.frames.length > 1 ? `, ${frame.label}` : "";
+  const title = `Layer ${layer + 1} of ${layers}, ${headName(head)}${when}`;
   byId("matrix-title").textContent = title;
   byId("matrix").setAttribute("aria-label", `Attention matrix. ${title}`);
   const scores = head === ALL ? null : frame.scores[layer][head];
@@ -115,6 +117,12 @@ function point(item, cell, event) {
   else hideTooltip();
 }
 
+/** A finger can't hover: a tap also shows what hovering would. */
+async function chooseInMatrix(item, cell, event) {
+  await select({ item });
+  if (event.pointerType !== "mouse") point(item, cell, event);
+}
+
 const chooseHead = (layer, head) => select({ layer, head });
 
 // ---- keys
@@ -128,7 +136,7 @@ const KEYS = {
   ArrowDown: () => ({ head: Math.min(heads - 1, state.head + 1) }),
   "[": () => ({ layer: Math.max(0, state.layer - 1) }),
   "]": () => ({ layer: Math.min(layers - 1, state.layer + 1) }),
-  a: () => ({ head: state.head === ALL ? 0 : ALL }),
+  a: () => ({ head: state.head === ALL || heads === 1 ? 0 : ALL }),
   ",": () => ({ frame: Math.max(0, state.frame - 1) }),
   ".": () => ({ frame: Math.min(data.frames.length - 1, state.frame + 1) }),
 };
@@ -136,7 +144,7 @@ const KEYS = {
 const LOCAL = ["ArrowUp", "ArrowDown", "Home", "End"];
 
 async function onkey(event) {
-  if (event.ctrlKey || event.metaKey || event.target.closest("input, select")) return;
+  if (event.ctrlKey || event.metaKey || event.target.closest("input, select, .scroll:not(#matrix), #heads.many")) return;
   const inside = event.target.closest("#text, #matrix");
   if (event.key === "p" && data.frames.length > 1) return byId("play").click();
   if (!(event.key in KEYS) || (LOCAL.includes(event.key) && !inside)) return;
@@ -173,7 +181,7 @@ function fromPublic({ layer, head, token, frame, units }) {
   const named = { words: hasWords ? byWords : undefined, tokens: byTokens }[units];
   const found = {
     layer: whole(layer, layers),
-    head: head === "all" ? ALL : whole(head, heads),
+    head: head === "all" && heads > 1 ? ALL : whole(head, heads),
     units: named,
     item: whole(token, (named ?? state.units).size),
     frame: whole(frame, data.frames.length),
@@ -210,25 +218,22 @@ window.attentionMap = Object.freeze({
 
 // ---- start
 
-/** The most telling head of a frame. */
-function tellingHead({ scores }) {
-  let best = { layer: 0, head: 0 };
-  scores.forEach((row, layer) =>
-    row.forEach((score, head) => {
-      if (score.telling > scores[best.layer][best.head].telling) best = { layer, head };
-    }),
-  );
-  return best;
+/** The most telling head of a frame, or of a layer of it. */
+function tellingHead({ scores }, within) {
+  const places = scores.flatMap((row, layer) => row.map(({ telling }, head) => ({ layer, head, telling })));
+  const among = places.filter(({ layer }) => within === undefined || layer === within);
+  const { layer, head } = among.reduce((best, place) => (place.telling > best.telling ? place : best));
+  return { layer, head };
 }
 
 function describe() {
   const { name, architecture, parameters, vocabulary } = data.model;
   byId("model").textContent =
-    `${name}: ${architecture}, ${layers} layers of ${heads} heads, ${grouped(parameters)} parameters, vocabulary of ${grouped(vocabulary)}`;
+    `${name}: ${architecture}, ${counted(layers, "layer")} of ${counted(heads, "head")}, ${counted(parameters, "parameter")}, vocabulary of ${grouped(vocabulary)}`;
   const weights = data.frames.length * layers * heads * triangle(context);
   const bytes = byId("data").textContent.length;
   byId("size").textContent =
-    `${context} tokens; ${grouped(weights)} attention weights${data.frames.length > 1 ? ` in ${data.frames.length} steps of training` : ""}; ` +
+    `${counted(context, "token")}; ${counted(weights, "attention weight")}${data.frames.length > 1 ? ` in ${data.frames.length} steps of training` : ""}; ` +
     `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB of data. Nothing is loaded from elsewhere.`;
 }
 
@@ -249,7 +254,7 @@ function buildControls() {
   byId("scores").addEventListener("toggle", () => frame && paintScores(frame, chooseHead));
   byId("save").addEventListener("click", () => {
     const place = `layer ${state.layer + 1}, ${state.head === ALL ? "mean of all heads" : `head ${state.head + 1}`}`;
-    const title = `${data.model.name}, ${data.frames.length > 1 ? `${frame.label}, ` : ""}${place}`;
+    const title = `${data.model.name}, ${data.frames.length > 1 ? `${frame.label}, ` : ""}${place}: rows attend to columns`;
     saveSvg(weightsNow(), state.units, title, `attention ${place} ${state.units.name}`.replace(/\W+/g, "-"));
   });
 }
@@ -265,7 +270,7 @@ async function start() {
   buildLens();
   buildScoreNotes();
   buildFrames((index) => select({ frame: index }, { speak: !player.playing }));
-  buildMatrix(point, (item) => select({ item }), () => frame && (paintMatrix(weightsNow(), state.units), markMatrix(state.item)));
+  buildMatrix(point, chooseInMatrix, () => frame && (paintMatrix(weightsNow(), state.units), markMatrix(state.item)));
   document.addEventListener("keydown", onkey);
   document.addEventListener("themechange", () => frame && (printing ? (drawNow(), drawAllThumbs()) : draw()));
   addEventListener("hashchange", () => select(fromAddress()));
@@ -273,8 +278,8 @@ async function start() {
   const wanted = fromAddress();
   frame = await loadFrame(wanted.frame ?? state.frame);
   byId("size").lastChild.remove();
-  Object.assign(state, { frame: frame.index }, tellingHead(frame), wanted);
-  await select({ item: wanted.item ?? tellingQuery(weightsNow(), state.units.size) }, { speak: false });
+  Object.assign(state, { frame: frame.index }, tellingHead(frame, wanted.layer), wanted);
+  await select({ item: wanted.item ?? tellingQuery(weightsNow(), state.units) }, { speak: false });
   document.documentElement.dataset.ready = "true";
 }
 

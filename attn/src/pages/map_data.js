@@ -22,7 +22,7 @@ async function unpack(text, Numbers, length) {
   const packed = new ReadableStream({
     pull(controller) {
       if (at >= text.length) return controller.close();
-      controller.enqueue(Uint8Array.from(atob(text.slice(at, at + piece)), (c) => c.charCodeAt(0)));
+      controller.enqueue(fromBase64(text.slice(at, at + piece)));
       at += piece;
     },
   });
@@ -37,6 +37,14 @@ async function unpack(text, Numbers, length) {
   }
   if (filled !== bytes.length) throw new Error("this page's data is shorter than its sizes say");
   return numbers; // little-endian, as all devices with a browser are
+}
+
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
 
 const frames = new Map(); // index -> promise of a frame, least recently used first
@@ -132,7 +140,10 @@ function oneHead(frame, layer, head) {
 function meanOfHeads(frame, layer) {
   const size = triangle(context);
   const sums = new Uint32Array(size);
-  for (let head = 0; head < heads; head++) oneHead(frame, layer, head).forEach((weight, i) => (sums[i] += weight));
+  for (let head = 0; head < heads; head++) {
+    const weights = oneHead(frame, layer, head);
+    for (let i = 0; i < size; i++) sums[i] += weights[i];
+  }
   return Uint16Array.from(sums, (sum) => Math.round(sum / heads));
 }
 
@@ -154,11 +165,12 @@ const weightAt = (weights, query, key) => (key > query ? 0 : weights[triangle(qu
 /** Three digits behind the point, for lists and tooltips. */
 const shown = (weight) => weight.toFixed(3);
 
-/** The query whose largest weight on an earlier unit (not the first, not the one before) is largest; else the last. */
-function tellingQuery(weights, size) {
+/** The query whose largest weight on an earlier unit is largest (not the first unit, nor the token before); else the last. */
+function tellingQuery(weights, { size, name }) {
+  const gap = name === "words" ? 0 : 1;
   let best = [0, size - 1];
-  for (let query = 3; query < size; query++) {
-    for (let key = 1; key < query - 1; key++) {
+  for (let query = 2; query < size; query++) {
+    for (let key = 1; key < query - gap; key++) {
       const weight = weights[triangle(query) + key];
       if (weight > best[0]) best = [weight, query];
     }
@@ -185,7 +197,7 @@ function nature(scores) {
   const clear = ["previous", "first", "same"].filter((name) => scores[name] >= 0.5);
   clear.sort((a, b) => scores[b] - scores[a]);
   if (clear.length) return SCORES[clear[0]].name;
-  if (scores.distance < 0.5) return "itself";
+  if (scores.distance !== null && scores.distance < 0.5) return "itself";
   if (mostEntropy && scores.entropy > 0.8 * mostEntropy) return "broad";
   return scores.telling >= 0.4 ? "one far token" : "";
 }

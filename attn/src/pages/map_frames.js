@@ -1,7 +1,7 @@
 // The slider over steps of training, its play button, and the loss curve with a marker.
 
 const FRAME_TIME = 450; // ms a frame is shown while playing; a calm second where less motion is wanted
-const PLOT = { width: 800, height: 120, left: 40, right: 10, top: 8, bottom: 22 };
+const PLOT = { width: 440, height: 100, left: 30, right: 8, top: 6, bottom: 20 };
 
 const player = { playing: false, timer: 0 };
 
@@ -88,7 +88,7 @@ function buildLosses(onframe) {
     text(low.toFixed(1), left - 6, height - bottom, "end"),
     text("step 0", left, height - 5, "start"),
     text(`step ${grouped(lastStep)}`, width - right, height - 5, "end"),
-    text("loss: validation (thick), training (thin)", (left + width - right) / 2, height - 5, "middle"),
+    text("loss: training thin, validation thick", (left + width - right) / 2, height - 5, "middle"),
     svgElement("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "grid" }),
     curve(data.losses.training, "thin"),
     curve(data.losses.validation, "thick"),

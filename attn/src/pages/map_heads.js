@@ -51,7 +51,7 @@ function paintHeads(frame, order) {
   }
   const most = Math.max(...headsView.thumbs.map((thumb) => thumb.score), 1e-9);
   for (const { bar, score } of headsView.thumbs) bar.firstChild.style.width = `${Math.max(0, (100 * score) / most)}%`;
-  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}. Scores are of tokens.` : "";
+  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}.` : "Each picture is one of the model's ways of looking back. Choose one.";
   arrange(order);
 }
 

@@ -1,8 +1,8 @@
 // What the model expects next at the chosen place, read off after each layer (the logit lens): the most likely tokens at
 // each depth, and the probability of the token that really follows. Depth 0 is the embedding.
 
-const lensView = { rows: [] };
-const depthName = (depth) => (depth === 0 ? "embedding" : depth === layers ? `after layer ${depth}: the answer` : `after layer ${depth}`);
+const lensView = { rows: [], labels: null, visible: false, due: null };
+const depthName = (depth) => (depth === 0 ? "embedding" : `layer ${depth}${depth === layers ? ": answer" : ""}`);
 
 /** Builds a bar list for each depth. */
 function buildLens() {
@@ -16,10 +16,17 @@ function buildLens() {
     byId("lens").append(element("div", {}, element("h3", {}, depthName(depth)), list));
     return bars;
   });
+  lensView.labels = data.vocabulary_texts.map((text) => label(text, 12));
+  new IntersectionObserver(([{ isIntersecting }]) => {
+    lensView.visible = isIntersecting;
+    if (isIntersecting && lensView.due) paintLens(...lensView.due);
+  }).observe(byId("lens").parentElement);
 }
 
-/** The lens at the last token of a unit. */
-function paintLens(frame, units, item) {
+/** The lens at the last token of a unit; while it is out of view only if `hidden` says so. */
+function paintLens(frame, units, item, hidden = false) {
+  lensView.due = lensView.visible || hidden ? null : [frame, units, item];
+  if (lensView.due) return;
   const each = data.candidates_each;
   const token = units.last[item];
   const follows = token + 1 < context ? data.tokens[token + 1] : null;
@@ -27,10 +34,10 @@ function paintLens(frame, units, item) {
   lensView.rows.forEach((bars, depth) => {
     const start = (depth * context + token) * each;
     bars.forEach((bar, i) => {
-      const text = data.vocabulary_texts[frame.candidates[start + i]];
+      const id = frame.candidates[start + i];
       const probability = frame.probabilities[start + i] / FULL;
-      const right = text === follows;
-      bar.name.textContent = label(text, 12);
+      const right = data.vocabulary_texts[id] === follows;
+      bar.name.textContent = lensView.labels[id];
       bar.fill.style.width = `${100 * probability}%`;
       bar.fill.className = right ? "orange" : "blue";
       bar.item.classList.toggle("right", right);
@@ -40,8 +47,8 @@ function paintLens(frame, units, item) {
   const chances = Array.from({ length: layers + 1 }, (_, depth) => frame.next[depth * context + token] / FULL);
   byId("lens-note").textContent =
     follows === null
-      ? "The most likely next tokens, as the model would answer after each layer. Nothing follows here in the text."
-      : `The most likely next tokens, as the model would answer after each layer. Really follows: “${label(follows)}”. ` +
+      ? "The most likely next tokens, if the model had to answer after each layer. Nothing follows here in the text."
+      : `The most likely next tokens, if the model had to answer after each layer. Really follows: “${label(follows)}”. ` +
         `Its probability goes from ${shown(chances[0])} to ${shown(chances[layers])}.`;
   paintLensLine(follows === null ? null : chances, follows);
 }
@@ -59,7 +66,7 @@ function paintLensLine(chances, follows) {
   const plot = byId("lens-line");
   plot.toggleAttribute("hidden", chances === null || layers === 0);
   if (chances === null) return;
-  const [width, height, left, right, top, bottom] = [420, 110, 34, 12, 10, 22];
+  const [width, height, left, right, top, bottom] = [420, 124, 34, 12, 10, 36];
   const x = (depth) => left + (depth / Math.max(1, layers)) * (width - left - right);
   const y = (chance) => height - bottom - chance * (height - top - bottom);
   plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -70,8 +77,9 @@ function paintLensLine(chances, follows) {
     text(String(chance), left - 6, y(chance) + 4, "end"),
   ]);
   const stride = Math.ceil((layers + 1) / 12);
-  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 6, "middle")]));
+  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 21, "middle")]));
+  const axis = text(`layers passed; probability of “${label(follows, 12)}”`, (left + width - right) / 2, height - 5, "middle");
   const points = chances.map((chance, depth) => `${x(depth)},${y(chance)}`);
   const dots = chances.map((chance, depth) => svgElement("circle", { cx: x(depth), cy: y(chance), r: 3.5, class: "dot" }));
-  plot.replaceChildren(...grid, ...depths, svgElement("polyline", { points: points.join(" "), class: "curve" }), ...dots);
+  plot.replaceChildren(...grid, ...depths, axis, svgElement("polyline", { points: points.join(" "), class: "curve" }), ...dots);
 }

@@ -1,7 +1,7 @@
 // One head large. The picture is as large as the zoom says and only its visible part is ever drawn: one canvas for cells
 // and labels, one above it for what the pointer marks. Both stay in the window of the scrolling box.
 
-const LABEL_FONT = 12; // px
+const labelFont = (units) => (units.size <= 14 ? 16 : 12); // px
 const MOST_CELL = 96; // px, at zoom 1
 const INK_CELL = 30; // px from which on a cell holds its number
 
@@ -21,13 +21,10 @@ function rasterise(weights, size, block, theme) {
     }
   }
   const image = new ImageData(n, n);
-  const table = colourTable("blue", theme);
+  const points = new Uint32Array(image.data.buffer);
+  const palette = Uint32Array.from(colourTable("blue", theme), ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
   for (let row = 0; row < n; row++) {
-    for (let column = 0; column <= row; column++) {
-      const at = row * n + column;
-      image.data.set(table[largest[at]], at * 4);
-      image.data[at * 4 + 3] = 255;
-    }
+    for (let at = row * n; at <= row * n + row; at++) points[at] = palette[largest[at]];
   }
   const canvas = element("canvas", { width: n, height: n });
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -49,9 +46,9 @@ function styleOf(name) {
 function measureMatrix(units) {
   const box = byId("matrix");
   const pen = box.querySelector("canvas").getContext("2d");
-  pen.font = `${LABEL_FONT}px ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = fontOf(units);
   const longest = units.labels.reduce((most, text) => Math.max(most, pen.measureText(text).width), 10);
-  matrixView.margin = Math.ceil(Math.min(longest, 110) + 10);
+  matrixView.margin = Math.ceil(Math.min(longest, 0.28 * box.offsetWidth) + 10);
   const side = Math.min(box.offsetWidth, Math.max(320, 0.85 * innerHeight)) - 1;
   const fitted = Math.min((side - matrixView.margin) / units.size, MOST_CELL);
   matrixView.cell = fitted * matrixView.zoom;
@@ -59,6 +56,7 @@ function measureMatrix(units) {
   box.style.overflow = matrixView.zoom > 1 ? "auto" : "hidden";
 }
 
+const fontOf = (units) => `${labelFont(units)}px system-ui, "Noto Sans", "DejaVu Sans", sans-serif`;
 const matrixSide = () => matrixView.margin + matrixView.cell * matrixView.units.size;
 
 /** Draws cells and labels of a head. */
@@ -120,7 +118,7 @@ function sizedPen(which, width, height) {
   const pen = canvas.getContext("2d");
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  pen.font = `${LABEL_FONT}px ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = fontOf(matrixView.units);
   return pen;
 }
 
@@ -148,7 +146,7 @@ function drawNumbers(pen, [firstQuery, endQuery], [firstKey, endKey]) {
 function drawLabels(pen, width, height) {
   const { cell, units, margin } = matrixView;
   pen.fillStyle = styleOf("--ink");
-  const stride = Math.ceil((LABEL_FONT + 1) / cell);
+  const stride = Math.ceil((labelFont(units) + 1) / cell);
   for (let item = 0; item < units.size; item += stride) drawLabel(pen, item, width, height);
   pen.fillStyle = styleOf("--muted");
   pen.textAlign = "left";
@@ -191,13 +189,16 @@ function drawMark() {
   const [width, height] = [Math.min(box.clientWidth, matrixSide()), Math.min(box.clientHeight, matrixSide())];
   const pen = sizedPen(1, width, height);
   const { chosen } = mark;
-  const strip = LABEL_FONT + 2;
+  // Where not every label has room, the chosen one covers its neighbours.
+  const font = labelFont(units);
+  const strip = font + 1 > cell ? 2 * font + 6 : font + 2;
   const along = margin + (chosen + 0.5) * cell;
   pen.fillStyle = styleOf("--card");
   const [x, y] = [along - box.scrollLeft, along - box.scrollTop];
   // The chosen labels, in bold above those that may be too dense to read.
   if (y >= margin) pen.fillRect(0, y - strip / 2, margin - 2, strip);
   if (x >= margin) pen.fillRect(x - strip / 2, 0, strip, margin - 2);
+  pen.save();
   pen.font = `bold ${pen.font}`;
   pen.fillStyle = styleOf("--ink");
   drawLabel(pen, chosen, width, height);
@@ -214,6 +215,7 @@ function drawMark() {
     pen.strokeStyle = styleOf("--mark");
     pen.strokeRect(mark.cell[1] * cell, mark.cell[0] * cell, Math.max(cell, 2), Math.max(cell, 2));
   }
+  pen.restore();
 }
 
 /** [query, key] under the pointer, or null; over a row's label the key is null, and over a column's the query. */
@@ -248,6 +250,8 @@ function buildMatrix(onpoint, onchoose, onresize) {
   const zoom = (factor) => {
     matrixView.zoom = Math.max(1, matrixView.zoom * factor);
     onresize();
+    const centre = mark.chosen * matrixView.cell;
+    box.scrollTo(centre - box.clientWidth / 2 + matrixView.margin, centre - box.clientHeight / 2 + matrixView.margin);
   };
   byId("zoom-in").addEventListener("click", () => zoom(2));
   byId("zoom-out").addEventListener("click", () => zoom(0.5));

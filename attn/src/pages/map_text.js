@@ -13,6 +13,7 @@ function buildText(units, onpoint, onchoose) {
   textView.numbers = units.size <= 60 && visible / units.size >= 2.5;
   box.classList.toggle("numbered", textView.numbers);
   box.classList.toggle("long", units.size > LONG_TEXT);
+  document.querySelector(".lists").style.setProperty("--listed", Math.min(LISTED, units.size));
   textView.painted = [];
   textView.nodes = units.texts.map((text, item) => {
     const node = element("span", { className: "unit-text", role: "option", id: `unit-${item}` });
@@ -30,8 +31,10 @@ function buildText(units, onpoint, onchoose) {
     const token = units.first[item];
     if (item === 0 || data.words[token] !== data.words[units.first[item - 1]]) pieces.push((word = element("span", { className: "word" })));
     word.append(node);
-    for (const _ of units.texts[item].matchAll(/\n/g)) pieces.push(element("br"), (word = element("span", { className: "word" })));
-    if (/\s$/.test(units.texts[item])) pieces.push(" ");
+    const between = /\s*$/.exec(units.texts[item])[0] + /^\s*/.exec(units.texts[item + 1] ?? "")[0];
+    const breaks = [...between].filter((c) => c === "\n").length;
+    for (let i = 0; i < breaks; i++) pieces.push(element("br"), (word = element("span", { className: "word" })));
+    if (between && !breaks) pieces.push(" ");
   });
   box.replaceChildren(...pieces);
   const itemOf = (event) => {
@@ -55,7 +58,7 @@ function paintText(weights, units, chosen, selected) {
   textView.nodes.forEach((node, item) => {
     const weight = item <= chosen ? weightAt(weights, chosen, item) : weightAt(weights, item, chosen);
     const hue = item <= chosen ? "blue" : "orange";
-    const key = `${theme} ${hue} ${Math.round(weight * 1000)} ${item === chosen} ${item === selected}`;
+    const key = `${theme} ${hue} ${rootIndex(weight)} ${Math.round(weight * 100)} ${item === chosen} ${item === selected}`;
     if (textView.painted[item] === key) return;
     textView.painted[item] = key;
     const [background, ink] = colours(weight, hue, theme);
@@ -97,9 +100,7 @@ function weightsOf(weights, units, chosen, back) {
 function paintLists(weights, units, chosen) {
   for (const back of [true, false]) {
     const hue = back ? "blue" : "orange";
-    byId(back ? "back-title" : "forth-title").textContent = back
-      ? `${nameOf(units, chosen)} looks at`
-      : `look at ${nameOf(units, chosen)}`;
+    byId(back ? "back-title" : "forth-title").textContent = `${nameOf(units, chosen)} ${back ? "looks at" : "is looked at by"}`;
     const rows = weightsOf(weights, units, chosen, back).slice(0, LISTED);
     byId(back ? "back" : "forth").replaceChildren(
       ...rows.map(([item, weight]) =>
@@ -116,11 +117,15 @@ function paintLists(weights, units, chosen) {
   if (byId("all-weights").open) paintAllWeights(weights, units, chosen);
 }
 
-/** Which of many equal tokens an entry is. */
+/** Which of several equal units an entry is, and the word of a part. */
 function note(units, item, chosen) {
   const word = units === byTokens && hasWords ? byWords.labels[data.words[item]] : null;
-  const place = item === chosen ? "itself" : `no. ${item + 1}`;
-  return element("small", {}, word !== null && word !== units.labels[item] ? ` ${place}, in ${word}` : ` ${place}`);
+  const alone = units.labels.indexOf(units.labels[item]) === units.labels.lastIndexOf(units.labels[item]);
+  const remarks = [
+    item === chosen ? "itself" : alone ? null : `no. ${item + 1}`,
+    word === null || word === units.labels[item] ? null : `in ${word}`,
+  ];
+  return element("small", {}, ` ${remarks.filter(Boolean).join(", ")}`);
 }
 
 /** The text alternative of the whole row and column, in the order of the prompt. */
@@ -169,7 +174,7 @@ function paintLegend() {
   };
   byId("legend").replaceChildren(
     scale("blue", "what it looks at"),
-    scale("orange", "who looks back at it"),
+    scale("orange", "what looks back at it"),
     element("span", {}, "square-root scale: small weights are drawn stronger than they are"),
   );
 }

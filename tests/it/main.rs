@@ -68,3 +68,5 @@ mod tokenizers;
 mod torch;
 #[cfg(feature = "lm")]
 mod training;
+#[cfg(feature = "lm")]
+mod weight_report;

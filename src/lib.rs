@@ -123,7 +123,7 @@ pub mod train;
 pub use candle_core;
 pub use candle_nn;
 #[cfg(feature = "lm")]
-pub use host::{Error, Memory, Result};
+pub use host::{Error, Memory, Result, replace_file};
 pub use nn::{
     CausalSelfAttention, CausalSelfAttentionConfig, KvCache, MultiHeadAttention, MultiHeadAttentionConfig, Parameters,
     RotaryEmbedding, RotaryEmbeddingConfig, causal_self_attention,

@@ -1,18 +1,26 @@
-//! `attn example`: causal self-attention on three tokens, step by step.
+//! `attn example`: causal self-attention on three tokens, step by step, on the terminal or as a page.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_attention::nn::CausalSelfAttention;
 use candle_attention::ops::Scale;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::VarBuilder;
-use clap::Command;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use serde_json::json;
+
+use super::pages::Page;
+use super::terminal::{note, quoted};
 
 const X: [[f64; 4]; 3] = [[1., 0., 2., 1.], [0., 2., 1., 1.], [1., 1., 0., 2.]];
 const W_Q: [[f64; 4]; 4] = [[0.1, 0.2, -0.1, 0.3], [0.2, 0.1, 0.1, -0.2], [-0.1, 0.3, 0.2, 0.1], [0.3, -0.2, 0.1, 0.2]];
 const W_K: [[f64; 4]; 4] = [[0.2, -0.1, 0.3, 0.1], [0.1, 0.2, -0.2, 0.3], [0.3, 0.1, 0.1, -0.1], [-0.1, 0.3, 0.2, 0.2]];
 const W_V: [[f64; 4]; 4] = [[0.1, 0.3, 0.2, -0.1], [0.2, -0.2, 0.1, 0.3], [-0.1, 0.1, 0.3, 0.2], [0.3, 0.2, -0.1, 0.1]];
+
+/// What is added to show that attention is not invariant to a translation.
+const TRANSLATION: [f64; 4] = [0.5, -1., 0.3, 0.7];
 
 // The numbers printed in the chapter; rows it leaves out are empty. They do not follow from its own matrices.
 const PRINTED_Q: [&[f64]; 3] = [&[0.2, 0.8, 0.6, 0.8], &[0.1, 0.6, 0.9, 0.8], &[0.4, 0.3, 0.5, 1.0]];
@@ -24,11 +32,50 @@ const PRINTED_OUTPUT: [&[f64]; 3] = [&[], &[0.46, 0.45, 0.64, 0.67], &[0.45, 0.5
 
 /// The command line of `attn example`.
 pub fn command() -> Command {
-    Command::new("example").about("The worked example of causal self-attention, step by step")
+    let out = Arg::new("out").long("out").value_name("FILE.html").value_parser(value_parser!(PathBuf));
+    Command::new("example")
+        .about("The worked example of causal self-attention, step by step")
+        .arg(out.help("Write a page to step through, whose numbers can be changed, instead of printing"))
+}
+
+/// Prints the example, or writes its page.
+pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
+    match matches.get_one::<PathBuf>("out") {
+        Some(path) => write_page(path),
+        None => print(out),
+    }
+}
+
+/// Replaces the file `path` by the page, which has the numbers from here and computes the rest itself.
+fn write_page(path: &Path) -> Result<()> {
+    if path.extension().is_none_or(|extension| extension != "html") {
+        bail!("--out: expected a file whose name ends in .html, got {}", quoted(path));
+    }
+    let page = Page {
+        template: include_str!("pages/example.html"),
+        title: "Self-attention by hand",
+        css: include_str!("pages/example.css"),
+        script: concat!(
+            include_str!("pages/example_arithmetic.js"),
+            include_str!("pages/example.js"),
+            include_str!("pages/example_trials.js"),
+            include_str!("pages/example_steps.js"),
+        ),
+    };
+    let data = json!({
+        "x": X, "wq": W_Q, "wk": W_K, "wv": W_V, "translation": TRANSLATION,
+        "printed": {
+            "q": PRINTED_Q, "k": PRINTED_K, "v": PRINTED_V,
+            "scores": PRINTED_SCORES, "weights": PRINTED_WEIGHTS, "output": PRINTED_OUTPUT,
+        },
+    });
+    candle_attention::replace_file(path, page.render(&data)?.as_bytes())?;
+    note(&format!("wrote {}", quoted(path)));
+    Ok(())
 }
 
 /// Prints every step of the example, computed by the layer itself, next to the chapter's numbers.
-pub fn run(out: &mut dyn Write) -> Result<()> {
+fn print(out: &mut dyn Write) -> Result<()> {
     let x = Tensor::new(&X, &Device::Cpu)?; // (T, C)
     writeln!(out, "Causal self-attention on three tokens of four channels (T = 3, C = d_k = 4), in f64.")?;
     writeln!(

@@ -15,6 +15,7 @@ mod generate;
 mod option_layers;
 mod options;
 mod overfit;
+mod pages;
 mod plan;
 mod progress;
 mod remarks;
@@ -89,7 +90,9 @@ fn main() -> ExitCode {
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
-        _ => example::run(out).map(|()| ExitCode::SUCCESS),
+        Some(("example", matches)) => example::run(matches, out).map(|()| ExitCode::SUCCESS),
+        // clap asks for a subcommand.
+        _ => Ok(ExitCode::SUCCESS),
     });
     let flushed = result.and_then(|code| match out.flush() {
         // Of a run that was interrupted, the terminal may be gone.

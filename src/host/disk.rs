@@ -52,11 +52,11 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
     })
 }
 
-/// Replaces the file `path` by `content`.
+/// Replaces the file `path` by `content`: after a crash at any moment it has its old content or the new one.
 ///
 /// # Errors
-/// Those of [`replace`].
-pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
+/// If it cannot be written; the old content stays, unless only the folder cannot be synced.
+pub fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
     replace(path, |file| file.write_all(content))
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod input;
 pub(crate) mod memory;
 mod model_path;
 
+pub use disk::replace_with as replace_file;
 pub use error::{Error, Result};
 pub(crate) use error::{bail, bail_option, listed};
 pub(crate) use guard::caught;

@@ -1,0 +1,131 @@
+// Self-attention on plain arrays, rows of rows, and how its numbers are written.
+
+const dot = (a, b) => a.reduce((sum, value, k) => sum + value * b[k], 0);
+const column = (matrix, j) => matrix.map((row) => row[j]);
+const product = (a, b) => a.map((row) => b[0].map((_, j) => dot(row, column(b, j))));
+const added = (a, b) => a.map((value, k) => value + b[k]);
+
+/** What scores are multiplied with, for keys of `size` numbers. */
+const scaleFactor = (scale, size) => (scale === "inverse_sqrt" ? 1 / Math.sqrt(size) : 1);
+
+/** The scores that take part: -Infinity for those a word may not see. */
+const withMask = (scores, causal) =>
+  scores.map((row, i) => row.map((score, j) => (causal && j > i ? -Infinity : score)));
+
+/** Shares that add up to 1. Taking the largest score from all of them changes nothing but keeps e^score finite. */
+function softmax(row) {
+  const largest = Math.max(...row);
+  const powers = row.map((score) => Math.exp(score - largest));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  return powers.map((power) => power / sum);
+}
+
+/**
+ * Self-attention of the rows of `x` (T, C): queries, keys and values (T, D), scores (T, T) before the mask, weights (T, T)
+ * and output (T, D). `scale` is "one" or "inverse_sqrt". `keysOf` and `valuesOf` are what keys and values are made of, if not `x`.
+ */
+function compute({ x, wq, wk, wv, scale = "one", causal = true, keysOf = x, valuesOf = x }) {
+  const [q, k, v] = [product(x, wq), product(keysOf, wk), product(valuesOf, wv)];
+  const factor = scaleFactor(scale, k[0].length);
+  const scores = q.map((query) => k.map((key) => dot(query, key) * factor));
+  const weights = withMask(scores, causal).map(softmax);
+  return { q, k, v, scores, weights, output: product(weights, v) };
+}
+
+window.attentionExample = { compute };
+
+// ---- numbers as text
+
+const minus = (text) => text.replace("-", "−");
+
+/** With at most `digits` decimals, none of them idle. */
+function plain(value, digits = 4) {
+  if (!Number.isFinite(value)) return minus(String(value).replace("Infinity", "∞"));
+  if (value !== 0 && Math.abs(value) >= 1e5) return minus(value.toExponential(2)).replace("e+", " × 10^");
+  return minus(String(Number(value.toFixed(digits)) + 0));
+}
+
+/** The numbers of a matrix, all with the same number of decimals, the fewest that show them to four. */
+function formatter(matrix, most = 4) {
+  const finite = matrix.flat().filter(Number.isFinite);
+  let digits = 0;
+  while (digits < most && finite.some((value) => Math.abs(Number(value.toFixed(digits)) - value) > 1e-9)) digits += 1;
+  return (value) => {
+    if (!Number.isFinite(value) || Math.abs(value) >= 1e5) return plain(value);
+    const text = value.toFixed(digits);
+    return minus(Number(text) === 0 ? text.replace("-", "") : text);
+  };
+}
+
+/** "=", or "≈" where the number is longer than what is written of it. */
+const equals = (value) => (Math.abs(Number(value.toFixed(4)) - value) > 1e-9 ? "≈" : "=");
+const isResult = (value) => `${equals(value)} <b>${plain(value)}</b>`;
+
+/** A letter with its indices, counted from 1: letter("q", 0) is q with a small 1. */
+const letter = (name, ...indices) => `<i>${name}</i><sub>${indices.map((i) => i + 1).join("")}</sub>`;
+
+// ---- where each number of a result comes from: the rows and columns to mark ("first" and "second", as the colours of the
+// factors), and the arithmetic in HTML.
+
+const factor = (which, value) => `<span class="${which}">${value < 0 ? `(${plain(value)})` : plain(value)}</span>`;
+const terms = (a, b) => a.map((value, k) => `${factor("first", value)} × ${factor("second", b[k])}`).join(" + ");
+
+const projection = (name, matrix) => (all, i, j) => ({
+  marks: [["x", "row", i, "first"], [matrix, "column", j, "second"]],
+  words: `Number ${j + 1} of ${letter(name, i)}: row ${letter("x", i)} of X times column ${j + 1} of W<sup>${name.toUpperCase()}</sup>`,
+  sum: `${terms(all.x[i], column(all[matrix], j))} ${isResult(all[name][i][j])}`,
+});
+
+const explanations = {
+  q: projection("q", "wq"),
+  k: projection("k", "wk"),
+  v: projection("v", "wv"),
+
+  scores(all, i, j) {
+    const scaled = all.scale === "inverse_sqrt";
+    const sum = terms(all.q[i], all.k[j]);
+    const size = all.k[j].length;
+    return {
+      marks: [["q", "row", i, "first"], ["k", "row", j, "second"]],
+      words: `How well key ${letter("k", j)} fits query ${letter("q", i)}`,
+      sum: scaled
+        ? `${letter("q", i)} · ${letter("k", j)} / √${size} = (${sum}) / √${size} ${isResult(all.scores[i][j])}`
+        : `${letter("q", i)} · ${letter("k", j)} = ${sum} ${isResult(all.scores[i][j])}`,
+    };
+  },
+
+  masked(all, i, j) {
+    const score = `score(${i + 1}, ${j + 1})`;
+    const hidden = all.causal && j > i;
+    const after = j > i ? `word ${j + 1} comes after word ${i + 1}` : `word ${j + 1} does not come after word ${i + 1}`;
+    const why = hidden ? `${after}: hidden` : j > i ? `${after}, but there is no mask: it stays` : `${after}: it stays`;
+    return { marks: [["scores", "cell", [i, j], "first"]], words: why, sum: `${score} ${isResult(all.masked[i][j])}` };
+  },
+
+  weights(all, i, j) {
+    const row = all.masked[i];
+    const seen = row.map((_, m) => m).filter((m) => row[m] > -Infinity);
+    const share = `${letter("α", i, j)} =`;
+    const marks = [["masked", "row", i, "first"]];
+    if (!seen.includes(j)) {
+      return { marks, words: `Word ${i + 1} cannot see word ${j + 1}`, sum: `${share} e<sup>−∞</sup> / … = <b>0</b>` };
+    }
+    const power = (m) => `e<sup>${plain(row[m])}</sup>`;
+    const symbols = `${share} ${power(j)} / (${seen.map(power).join(" + ")})`;
+    const largest = Math.max(...seen.map((m) => Math.abs(row[m])));
+    const powers = seen.map((m) => plain(Math.exp(row[m]))).join(" + ");
+    const numbers = largest < 10 ? ` ≈ ${plain(Math.exp(row[j]))} / (${powers})` : "";
+    const words = `The share of its attention that word ${i + 1} gives to word ${j + 1}`;
+    return { marks, words, sum: `${symbols}${numbers} ${isResult(all.weights[i][j])}` };
+  },
+
+  output(all, i, j) {
+    const seen = all.weights[i].map((_, m) => m).filter((m) => !(all.causal && m > i));
+    const [shares, values] = [seen.map((m) => all.weights[i][m]), seen.map((m) => all.v[m][j])];
+    return {
+      marks: [["weights", "row", i, "first"], ["v", "column", j, "second"]],
+      words: `Number ${j + 1} of ${letter("a", i)}: the shares of word ${i + 1} times column ${j + 1} of V`,
+      sum: `${terms(shares, values)} ${isResult(all.output[i][j])}`,
+    };
+  },
+};

@@ -61,7 +61,7 @@ fn model_and_prompt(text: impl Fn(&'static str) -> Arg) -> [Arg; 5] {
 }
 
 /// The text to continue, if one is given: any bytes for a model of bytes.
-fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Option<Vec<u8>>> {
+pub fn prompt(matches: &ArgMatches, takes_any_bytes: bool) -> Result<Option<Vec<u8>>> {
     let Some(path) = matches.get_one::<PathBuf>("prompt-file") else {
         return Ok(matches.get_one::<String>("prompt").map(|prompt| prompt.clone().into_bytes()));
     };

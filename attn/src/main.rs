@@ -12,6 +12,7 @@ mod convert;
 mod eval;
 mod example;
 mod generate;
+mod inspect;
 mod option_layers;
 mod options;
 mod overfit;
@@ -62,6 +63,7 @@ fn command() -> Command {
             generate::command(),
             eval::command(),
             convert::command(),
+            inspect::command(),
             example::command(),
             completions::command(),
         ])
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Some(("eval", matches)) => eval::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
+        Some(("inspect", matches)) => inspect::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("example", matches)) => example::run(matches, out).map(|()| ExitCode::SUCCESS),
         // clap asks for a subcommand.
         _ => Ok(ExitCode::SUCCESS),

@@ -49,7 +49,7 @@ pub struct TensorReport {
     /// `|W - W_0| / |W_0|` with the initial weights W_0; infinite where they were zero and are no longer. `None` without
     /// initial weights.
     pub change: Option<f64>,
-    /// The norm of the gradient; `None` without gradients.
+    /// The norm of the gradient, which may have overflowed; `None` without gradients.
     pub gradient: Option<f64>,
 }
 
@@ -59,7 +59,7 @@ impl WeightReport {
     /// [`train::gradients`](crate::train::gradients) give.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape than `config` says, or is not finite.
+    /// If a tensor is missing or has another shape than `config` says, or a weight is not finite.
     pub fn new(
         config: &ModelConfig,
         weights: &BTreeMap<String, Tensor>,
@@ -75,7 +75,7 @@ impl WeightReport {
                 let (start, moved) = (finite("initial weights", &name, &initial)?, euclidean_norm(&(&weight - initial)?)?);
                 Ok(if moved == 0.0 { 0.0 } else { moved / start })
             };
-            let of_gradient = |gradients| finite("gradients", &name, &tensor("gradients", gradients, &name, &shape)?);
+            let of_gradient = |all| -> Result<f64> { Ok(euclidean_norm(&tensor("gradients", all, &name, &shape)?)?) };
             let (change, gradient) = (initial.map(moved).transpose()?, gradients.map(of_gradient).transpose()?);
             Ok(TensorReport { name, shape, norm, change, gradient })
         });

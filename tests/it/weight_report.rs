@@ -220,7 +220,7 @@ fn a_run_on_another_model_starts_from_that() {
     assert!(changes(&root).unwrap().values().all(|change| *change == 0.0));
     let (_own, root) = run(4, &settings, from_base);
     let moved = changes(&root).unwrap();
-    assert!(moved.values().all(|change| *change > 0.0 && *change < 1.0), "{moved:?}");
+    assert!(moved.values().all(|change| *change > 0.0 && change.is_finite()), "{moved:?}");
     drop(space);
     let error = changes(&root).unwrap_err().to_string();
     assert!(error.starts_with(&base.display().to_string()) && error.ends_with("got nothing"), "{error}");
@@ -342,8 +342,8 @@ fn folders_that_lie_give_a_reason() {
         (without_seed, both),
         (changed("seed", "-1"), both),
         (changed("seed", "'seven'"), both),
-        (changed("batch", "1000000000000"), [None, Some("memory")]),
-        (changed("batch", "9223372036854775807"), [None, Some("memory")]),
+        (changed("batch", "16000000"), [None, Some("memory")]),
+        (changed("batch", "9223372036854775807"), [Some("batch"), Some("batch")]),
         (changed("batch", "0"), [Some("batch"), Some("batch")]),
         (changed("context", "14"), [None, Some("context")]),
         (format!("init = '/nowhere/at/all'\n{settings}"), [Some("got nothing"), None]),

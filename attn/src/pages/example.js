@@ -2,8 +2,11 @@
 
 const example = JSON.parse(byId("data").textContent);
 const copyOf = (matrix) => matrix.map((row) => [...row]);
+/** What the reader can change: the matrices, a translation, another last word, and how attention is computed. */
 const original = () => ({
   ...Object.fromEntries(["x", "wq", "wk", "wv"].map((kind) => [kind, copyOf(example[kind])])),
+  t: [...example.translation],
+  other: example.x.at(-1).map((value, k) => [-3, 2, 1, -1][k % 4] - value),
   scale: "one",
   causal: true,
 });
@@ -83,7 +86,7 @@ function numberBox(label, value, take) {
 }
 
 /** A matrix by its kind: boxes, buttons that call `choose(i, j)`, or numbers. */
-function matrix(kind, choose) {
+function matrix(kind, { choose, words }) {
   const { name, row, column: above, box } = KINDS[kind];
   const [rows, columns] = [all[kind].length, all[kind][0].length];
   const cell = (i, j) => {
@@ -92,8 +95,8 @@ function matrix(kind, choose) {
     const take = (value) => change({ [kind]: all[kind].map((row, r) => row.map((old, c) => (r === i && c === j ? value : old))) });
     return numberBox(`${textOf(name)}, row ${i + 1}, column ${j + 1}`, () => state[kind][i][j], take);
   };
-  const labels = [row, above].map((label) => label && ((i) => letter(label, i)));
-  const node = labelledTable({ name, rows, columns, row: labels[0], column: labels[1], cell });
+  const rowLabel = row && ((i) => (words ? `${words[i]} ` : "") + letter(row, i));
+  const node = labelledTable({ name, rows, columns, row: rowLabel, column: above && ((j) => letter(above, j)), cell });
   const cells = [...node.tBodies[0].rows].map((row) => [...row.cells].slice(1));
   const write = () => {
     const format = formatter(all[kind]);
@@ -111,6 +114,10 @@ function matrix(kind, choose) {
   return { node, cells };
 }
 
+/** A matrix and the operator before it, which stay together where lines break. */
+const withOperator = (operator, node) =>
+  element("div", { className: "operand" }, operator ? element("span", { className: "operator" }, operator) : null, node);
+
 // ---- equations: matrices of which the last is the result; its chosen number shows what it is made of
 
 function buildEquation(place) {
@@ -119,6 +126,7 @@ function buildEquation(place) {
   let chosen = isResult ? place.dataset.chosen.split(" ").map(Number) : null;
   const why = element("div", { className: "why", "aria-live": "polite" });
   const matrices = {};
+  const words = place.dataset.words?.split(" ");
   const choose = (i, j) => {
     chosen = [i, j];
     explain();
@@ -142,18 +150,17 @@ function buildEquation(place) {
     why.innerHTML = `<p class="muted small">${words}</p><p>${sum}</p>`;
   };
 
-  for (const part of parts) {
-    if (!(part in KINDS)) {
-      place.append(element("span", { className: "operator" }, part));
-      continue;
-    }
-    matrices[part] = matrix(part, isResult && part === parts.at(-1) ? choose : null);
-    place.append(matrices[part].node);
+  for (const [at, part] of parts.entries()) {
+    if (!(part in KINDS)) continue;
+    matrices[part] = matrix(part, { choose: isResult && at === parts.length - 1 ? choose : null, words });
+    const operator = parts[at - 1] in KINDS ? null : parts[at - 1];
+    place.append(withOperator(operator, matrices[part].node));
   }
   if (!isResult) return;
   writers.push(explain);
   watchCells(matrices[parts.at(-1)].cells, choose);
-  place.after(...[why, place.dataset.printed && printedBeside(place.dataset.printed)].filter(Boolean));
+  place.after(why);
+  if (place.dataset.printed) place.parentNode.append(printedBeside(place.dataset.printed));
 }
 
 /** Pointing at, focusing, and moving by arrow keys between the buttons of a result. */
@@ -172,6 +179,16 @@ function watchCells(cells, choose) {
 }
 
 // ---- the numbers that the chapter prints
+
+/** What each result depends on: where that has changed, the chapter has nothing to compare with. */
+const MADE_OF = {
+  q: ["x", "wq"],
+  k: ["x", "wk"],
+  v: ["x", "wv"],
+  scores: ["x", "wq", "wk", "scale"],
+  weights: ["x", "wq", "wk", "scale", "causal"],
+  output: ["x", "wq", "wk", "wv", "scale", "causal"],
+};
 
 /** What the chapter prints of a result, beside ours; struck through where it does not follow. */
 function printedBeside(kind) {
@@ -195,20 +212,17 @@ function printedBeside(kind) {
     const from = (i, j) => dot(example.printed.q[i], example.printed.k[j]).toFixed(2);
     tables.append(table("From its own <i>q</i> and <i>k</i>", (i, j) => element("span", {}, j <= i ? from(i, j) : "")));
   }
-  const verdict = `${wrong} of the ${places.length} numbers that the chapter prints here do not follow from its own matrices`;
+  const numbers = `of the ${places.length} numbers that the chapter prints here`;
+  const which = wrong === places.length ? `None ${numbers} follows` : `${wrong} ${numbers} do not follow`;
   const node = element(
     "details",
     { className: "printed", open: true },
-    element("summary", {}, "Beside the chapter"),
-    element("p", { className: "small" }, `${verdict} (struck through). Trust the ones above.`),
+    element("summary", {}, "What the chapter prints"),
+    element("p", { className: "small" }, `${which} from its own matrices (struck through). Trust those above.`),
     tables,
   );
-  const usesScale = ["scores", "weights", "output"].includes(kind);
-  const usesMask = ["weights", "output"].includes(kind);
-  const compares = () =>
-    ["x", "wq", "wk", "wv"].every((kind) => JSON.stringify(state[kind]) === JSON.stringify(example[kind])) &&
-    !(usesScale && state.scale !== "one") && !(usesMask && !state.causal);
-  writers.push(() => { node.hidden = !compares(); });
+  const isOriginal = (key) => JSON.stringify(state[key]) === JSON.stringify(original()[key]);
+  writers.push(() => { node.hidden = !MADE_OF[kind].every(isOriginal); });
   return node;
 }
 

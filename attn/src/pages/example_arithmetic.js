@@ -38,20 +38,21 @@ window.attentionExample = { compute };
 
 const minus = (text) => text.replace("-", "−");
 
-/** With at most `digits` decimals, none of them idle. */
-function plain(value, digits = 4) {
+/** With at most four decimals, none of them idle; large numbers as 1.5e7. */
+function plain(value) {
   if (!Number.isFinite(value)) return minus(String(value).replace("Infinity", "∞"));
-  if (value !== 0 && Math.abs(value) >= 1e5) return minus(value.toExponential(2)).replace("e+", " × 10^");
-  return minus(String(Number(value.toFixed(digits)) + 0));
+  if (value !== 0 && Math.abs(value) >= 1e5) return minus(value.toExponential(1)).replace("e+", "e");
+  return minus(String(Number(value.toFixed(4)) + 0));
 }
 
 /** The numbers of a matrix, all with the same number of decimals, the fewest that show them to four. */
-function formatter(matrix, most = 4) {
+function formatter(matrix) {
   const finite = matrix.flat().filter(Number.isFinite);
   let digits = 0;
-  while (digits < most && finite.some((value) => Math.abs(Number(value.toFixed(digits)) - value) > 1e-9)) digits += 1;
+  while (digits < 4 && finite.some((value) => Math.abs(Number(value.toFixed(digits)) - value) > 1e-9)) digits += 1;
   return (value) => {
-    if (!Number.isFinite(value) || Math.abs(value) >= 1e5) return plain(value);
+    // Weights are exactly 0 or 1 where nothing else can be.
+    if (!Number.isFinite(value) || Math.abs(value) >= 1e5 || value === 0 || value === 1) return plain(value);
     const text = value.toFixed(digits);
     return minus(Number(text) === 0 ? text.replace("-", "") : text);
   };
@@ -87,7 +88,7 @@ const explanations = {
     const size = all.k[j].length;
     return {
       marks: [["q", "row", i, "first"], ["k", "row", j, "second"]],
-      words: `How well key ${letter("k", j)} fits query ${letter("q", i)}`,
+      words: `How well key ${letter("k", j)} (row ${j + 1} of K) fits query ${letter("q", i)} (row ${i + 1} of Q)`,
       sum: scaled
         ? `${letter("q", i)} · ${letter("k", j)} / √${size} = (${sum}) / √${size} ${isResult(all.scores[i][j])}`
         : `${letter("q", i)} · ${letter("k", j)} = ${sum} ${isResult(all.scores[i][j])}`,

@@ -27,8 +27,10 @@ function turn(by) {
   if (!isAll() && to >= 0 && to < sections.length) location.hash = stepNames[to];
 }
 
+/** Arrow keys turn the page; so do Page Down and Page Up, the keys of a presenter's remote, where they cannot scroll. */
 function turnByKey(event) {
-  const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const [isTop, isEnd] = [scrollY <= 0, scrollY + innerHeight >= document.documentElement.scrollHeight - 2];
+  const by = { ArrowRight: 1, ArrowLeft: -1, PageDown: isEnd && 1, PageUp: isTop && -1 }[event.key];
   const busy = event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
   if (by && !busy && !event.target.closest("input, td")) turn(by);
 }

@@ -10,6 +10,7 @@ mod chosen;
 mod convert;
 mod determinism;
 mod documented;
+mod example;
 mod fine_tuning;
 mod generation;
 mod hostile;

@@ -11,6 +11,22 @@ use crate::host::{Result, bail};
 use crate::model::ModelConfig;
 
 /// The norms and spectra of a model's weights, how far they have moved, and how much of a gradient reaches them.
+///
+/// ```
+/// use candle_attention::{inspect::WeightReport, model::{CausalLm, ModelConfig}, nn::Parameters};
+/// use candle_core::{DType, Device};
+///
+/// let config = ModelConfig { embed_dim: 12, num_heads: 3, num_layers: 2, ..ModelConfig::gpt2(11) };
+/// let parameters = Parameters::new(0);
+/// CausalLm::new(&config, parameters.var_builder(DType::F32, &Device::Cpu))?;
+/// let weights = parameters.vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
+///
+/// let report = WeightReport::new(&config, &weights, None, None)?;
+/// let head = &report.heads[1][2]; // layer 2, head 3
+/// assert_eq!(head.vo.singular_values.len(), 4); // D
+/// assert!(head.qk.spectral_norm() <= head.qk.frobenius_norm());
+/// # Ok::<(), candle_attention::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WeightReport {
@@ -72,7 +88,8 @@ impl WeightReport {
             let norm = finite("weights", &name, &weight)?;
             let moved = |initial| -> Result<f64> {
                 let initial = tensor("initial weights", initial, &name, &shape)?;
-                let (start, moved) = (finite("initial weights", &name, &initial)?, euclidean_norm(&(&weight - initial)?)?);
+                let (start, moved) =
+                    (finite("initial weights", &name, &initial)?, euclidean_norm(&(&weight - initial)?)?);
                 Ok(if moved == 0.0 { 0.0 } else { moved / start })
             };
             let of_gradient = |all| -> Result<f64> { Ok(euclidean_norm(&tensor("gradients", all, &name, &shape)?)?) };

@@ -5,14 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_attention::inspect::WeightReport;
-use candle_attention::model::{
-    Architecture, CausalLm, DropoutRates, ModelConfig, ResidualInit, load_weights,
-};
+use candle_attention::model::{Architecture, CausalLm, DropoutRates, ModelConfig, ResidualInit, load_weights};
 use candle_attention::nn::{LoraConfig, Parameters};
 use candle_attention::text::{Batch, IdsStore};
-use candle_attention::train::{
-    FrozenBase, RunDir, TrainOptions, Trainer, first_batch, gradients, initial_weights,
-};
+use candle_attention::train::{FrozenBase, RunDir, TrainOptions, Trainer, first_batch, gradients, initial_weights};
 use candle_attention::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -201,7 +197,8 @@ fn a_new_run_has_not_moved_and_a_trained_one_has() {
         // What started at zero has moved infinitely far.
         for (name, change) in moved {
             let from_zero = name.ends_with("bias")
-                || (config.residual_init == ResidualInit::Zero && (name.contains("o_proj") || name.contains("down_proj")));
+                || (config.residual_init == ResidualInit::Zero
+                    && (name.contains("o_proj") || name.contains("down_proj")));
             assert_eq!(change.is_infinite(), from_zero, "{name}: {change}");
         }
     }
@@ -333,7 +330,8 @@ fn folders_that_lie_give_a_reason() {
         settings.lines().map(line).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(reasons(&settings).map(|reason| reason.map(|error| error.to_string())), [None, None]);
-    let without_seed: String = settings.lines().filter(|line| !line.starts_with("seed")).map(|x| format!("{x}\n")).collect();
+    let without_seed: String =
+        settings.lines().filter(|line| !line.starts_with("seed")).map(|x| format!("{x}\n")).collect();
     let (_space, llama) = new_run(&other, 0);
     let both = [Some("damaged"), Some("damaged")];
     for (settings, expected) in [

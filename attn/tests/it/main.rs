@@ -14,6 +14,7 @@ mod example;
 mod fine_tuning;
 mod generation;
 mod hostile;
+mod inspect_weights;
 mod options;
 mod pipeline;
 mod refusals;

@@ -274,16 +274,21 @@ impl ModelConfig {
         layers.get(i).is_some_and(|slides| *slides).then_some(*len)
     }
 
-    /// The attention of block `i`; all share one `rotary`.
-    pub(super) fn attention(&self, i: usize, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
+    /// The factor on the dot products of queries and keys in block `i`.
+    pub(crate) fn attention_scale(&self, i: usize) -> f64 {
         let root = if self.scale_attn_weights { (self.head_channels() as f64).sqrt() } else { 1.0 };
         let layer = if self.scale_attn_by_inverse_layer_idx { (i + 1) as f64 } else { 1.0 };
+        1.0 / (root * layer)
+    }
+
+    /// The attention of block `i`; all share one `rotary`.
+    pub(super) fn attention(&self, i: usize, rotary: Option<&RotaryEmbedding>) -> MultiHeadAttentionConfig {
         MultiHeadAttentionConfig {
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
             bias: self.bias,
             output_bias: self.bias,
-            scale: Scale::Value(1.0 / (root * layer)),
+            scale: Scale::Value(self.attention_scale(i)),
             mask: self.window(i).map_or_else(Mask::causal, Mask::window),
             rotary: rotary.cloned(),
             qk_norm_eps: self.architecture.has_qk_norm().then_some(self.norm_eps),

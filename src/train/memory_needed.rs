@@ -3,6 +3,7 @@
 use super::TrainOptions;
 use super::evaluate::VALIDATION_BATCH_TOKENS;
 use crate::cpu::parallel::threads;
+use crate::host::{Memory, Result, bail};
 use crate::model::ModelConfig;
 use crate::nn::LoraConfig;
 use crate::text::Corpus;
@@ -37,6 +38,25 @@ pub(super) fn memory_needed(
     let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(threads());
     let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
+}
+
+/// Refuses a run that needs more memory than this machine has.
+pub(super) fn check_memory(
+    config: &ModelConfig,
+    corpus: &Corpus,
+    options: &TrainOptions,
+    lora: Option<&LoraConfig>,
+) -> Result<()> {
+    let (needed, total) = (memory_needed(config, corpus, options, lora), Memory::now().total);
+    if needed > total {
+        let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
+        bail!(
+            "the run would need {} MB of memory, and there are {} MB; --accumulate or a smaller --batch takes less",
+            megabytes(needed),
+            megabytes(total)
+        );
+    }
+    Ok(())
 }
 
 /// The floats that a block keeps per position: four tensors of C channels, two of the width of all queries, four of the

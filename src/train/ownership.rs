@@ -41,6 +41,11 @@ pub(super) fn is_of_a_run(training: &Path) -> bool {
     is_folder && (is_empty || has_lock(training))
 }
 
+/// Why a run cannot be opened where there is none.
+pub(super) fn not_a_run(root: &Path) -> Error {
+    Error::Input(format!("{} is not a run: it has no training/lock", root.display()))
+}
+
 fn has_lock(training: &Path) -> bool {
     fs::symlink_metadata(training.join("lock")).is_ok()
 }

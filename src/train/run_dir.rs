@@ -32,7 +32,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Line, Metrics};
-use super::ownership::{is_of_a_run, lock, occupied, remove_created};
+use super::ownership::{is_of_a_run, lock, not_a_run, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
 use super::watch::Watch;
 use super::{checkpoint, model_card, settings_file};
@@ -117,7 +117,7 @@ impl RunDir {
     pub(super) fn latest(root: &Path, device: &Device) -> Result<Latest> {
         let training = root.join("training");
         if !is_of_a_run(&training) {
-            return Err(Error::Input(format!("{} is not a run: it has no training/lock", root.display())));
+            return Err(not_a_run(root));
         }
         if checkpoint::steps(&training)?.is_empty() {
             return Err(match occupied(root) {

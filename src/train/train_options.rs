@@ -7,7 +7,7 @@ use crate::host::{Result, bail_option};
 use crate::model::ModelConfig;
 use crate::ops;
 use crate::optim::{Group, LrSchedule, Rule, Schedule};
-use crate::text::Corpus;
+use crate::text::{BatchSampler, Corpus};
 
 /// What updates the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +180,12 @@ impl TrainOptions {
     /// Tokens in a sequence, for this model.
     pub fn window_len(&self, config: &ModelConfig) -> usize {
         self.context.unwrap_or(config.context_len)
+    }
+
+    /// What draws the batches of a run.
+    pub(super) fn sampler(&self, config: &ModelConfig, corpus: &Corpus) -> BatchSampler {
+        let separator = corpus.separator.filter(|_| self.isolate_documents);
+        BatchSampler { separator, ..BatchSampler::new(self.seed, self.batch, self.window_len(config)) }
     }
 
     /// Steps between validations of `tokens` tokens each, with sequences of `context_len` tokens.

@@ -11,11 +11,11 @@ use super::average::WeightAverage;
 use super::evaluate::evaluate_windows;
 use super::frozen_base::FrozenBase;
 use super::gradients::{LossAndGradients, loss_and_gradients};
-use super::memory_needed::memory_needed;
+use super::memory_needed::{check_memory, memory_needed};
 use super::statistics::{self, TensorStatistics};
 use super::{Best, TrainOptions, bits_per_byte};
 use crate::cpu::sums::euclidean_norm;
-use crate::host::{Error, Memory, Result, bail};
+use crate::host::{Error, Result};
 use crate::model::{CausalLm, DropoutRates, DropoutSource, ModelConfig};
 use crate::nn::{LoraConfig, Parameters};
 use crate::optim::{Optimizer, Rates, clip_factor, global_norm};
@@ -153,16 +153,7 @@ impl Trainer {
         config.validate()?;
         options.validate_for(config, &corpus)?;
         options.check_precision(device)?;
-        let lora = base.as_ref().map(|base| &base.lora);
-        let (needed, total) = (memory_needed(config, &corpus, options, lora), Memory::now().total);
-        if needed > total {
-            let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
-            bail!(
-                "the run would need {} MB of memory, and there are {} MB; --accumulate or a smaller --batch takes less",
-                megabytes(needed),
-                megabytes(total)
-            );
-        }
+        check_memory(config, &corpus, options, base.as_ref().map(|base| &base.lora))?;
         let model = |vb| match &base {
             None => CausalLm::new(config, vb),
             Some(base) => base.with_adapters(config, vb),
@@ -199,10 +190,7 @@ impl Trainer {
     /// # Errors
     /// If the ids cannot be read.
     pub fn next_batch(&self) -> Result<Batch> {
-        let &TrainOptions { seed, batch, .. } = &self.options;
-        let context_len = self.options.window_len(self.config());
-        let sampler = BatchSampler { separator: self.separator(), ..BatchSampler::new(seed, batch, context_len) };
-        sampler.batch(&self.corpus.train, self.state.step, self.model.device())
+        self.sampler().batch(&self.corpus.train, self.state.step, self.model.device())
     }
 
     /// Makes one optimizer step on a batch: loss, backward, check, clip, rate, update.
@@ -264,8 +252,8 @@ impl Trainer {
         on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<ValidationReport>> {
         let (step, ids) = (self.state.step, &self.corpus.validation);
-        let windows = (self.options.window_len(self.config()), true);
-        let evaluation = evaluate_windows(&self.model, ids, windows, self.separator(), on_batch)?;
+        let BatchSampler { context_len, separator, .. } = self.sampler();
+        let evaluation = evaluate_windows(&self.model, ids, (context_len, true), separator, on_batch)?;
         let Some(evaluation) = evaluation else { return Ok(None) };
         let loss = evaluation.loss;
         if !loss.is_finite() {
@@ -311,9 +299,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// The id by which documents are isolated, if the options ask for that.
-    fn separator(&self) -> Option<u32> {
-        self.corpus.separator.filter(|_| self.options.isolate_documents)
+    fn sampler(&self) -> BatchSampler {
+        self.options.sampler(self.config(), &self.corpus)
     }
 
     /// Steps done.

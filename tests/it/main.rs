@@ -70,3 +70,5 @@ mod tokenizers;
 mod torch;
 #[cfg(feature = "lm")]
 mod training;
+#[cfg(feature = "lm")]
+mod weight_report;

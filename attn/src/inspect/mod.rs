@@ -5,6 +5,7 @@ mod page;
 mod picture;
 mod units;
 mod view;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -41,6 +42,7 @@ pub fn command() -> Command {
                 "Show single tokens even where words have several; otherwise a word's weight on another is the mean over its \
                  tokens of the sum over the other's",
             ),
+            weights::arg(),
             Arg::new("out").long("out").value_name("FILE").value_parser(value_parser!(PathBuf)).help(
                 "Write a page to explore (.html), a picture (.svg, .png) or all numbers (.safetensors) instead",
             ),
@@ -58,6 +60,9 @@ struct Inspected {
 
 /// Shows the map, or writes it to a file.
 pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
+    if matches.get_flag("weights") {
+        return weights::run(matches, out);
+    }
     let root = matches.get_one::<PathBuf>("run").context("RUN")?;
     let file = matches.get_one::<PathBuf>("out");
     let extension = file.map(|file| extension(file)).transpose()?;

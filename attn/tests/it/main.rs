@@ -16,6 +16,7 @@ mod fine_tuning;
 mod generation;
 mod hostile;
 mod inspect;
+mod inspect_weights;
 mod options;
 mod pipeline;
 mod refusals;

@@ -1,0 +1,142 @@
+"""The page of `attn inspect --weights` in headless Chromium: what it shows against the numbers in it.
+
+    attn inspect RUN --weights --out weights.html
+    python3 tests/browser/weights.py weights.html [screenshots-folder]
+
+Ends with exit code 1 and a message at the first failure.
+"""
+import json, pathlib, re, sys
+
+from selenium.webdriver import Keys
+from selenium.webdriver.common.by import By
+
+from headless import DESK, PHONE, browser, check, check_console_and_network, screen
+
+NUMBERS = ["frobenius", "spectral", "rank"]
+
+
+def shown(text):
+    """The number in a text of the page."""
+    return float(text.replace(",", "").replace("−", "-"))
+
+
+def is_same(text, value):
+    """Whether a text is a number to the three digits that the page gives, or two where it needs an exponent."""
+    return abs(shown(text) - value) <= (0.05 if "e" in text else 0.005) * abs(value) + 1e-12
+
+
+def cells(driver, table):
+    rows = driver.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr")
+    return [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+
+
+def check_heads(driver, data):
+    heads = data["heads"]
+    buttons = driver.find_elements(By.CSS_SELECTOR, ".multiple")
+    check(len(buttons) == sum(map(len, heads)), f"{len(buttons)} pictures of heads")
+    layer, head = len(heads) - 1, len(heads[0]) - 1
+    # By keyboard as well as by mouse.
+    buttons[0].click()
+    buttons[-1].send_keys(Keys.ENTER)
+    check(buttons[-1].get_attribute("aria-pressed") == "true", "the chosen head is not marked")
+    title = driver.find_element(By.CSS_SELECTOR, "#head h3").text
+    check(title == f"Layer {layer + 1}, head {head + 1}", f"the head shown is {title}")
+    for row, matrix in zip(cells(driver, "head"), ["qk", "vo"], strict=True):
+        expected = [heads[layer][head][matrix][number] for number in NUMBERS]
+        check(all(map(is_same, row, expected)), f"{matrix}: {row} instead of {expected}")
+    # The first line of the large picture, read back through its logarithmic scale.
+    largest = max(one[matrix]["spectral"] for row in heads for one in row for matrix in one)
+    values = heads[layer][head]["qk"]["values"]
+    points = driver.find_element(By.CSS_SELECTOR, "#head polyline.qk").get_attribute("points").split()
+    check(len(points) == len(values), f"{len(points)} points for {len(values)} singular values")
+    for point, value in zip(points, values):
+        part = (float(point.split(",")[1]) - 3) / (182 - 6)
+        expected = max(value / largest, 1e-4)
+        check(abs(10 ** (-4 * part) / expected - 1) < 0.01, f"{point} for {value} of {largest}")
+
+
+def check_norms(driver, data):
+    for matrix in ["qk", "vo"]:
+        for number in NUMBERS:
+            for key, value in [("matrix", matrix), ("number", number)]:
+                driver.find_element(By.CSS_SELECTOR, f"button[data-{key}={value}]").click()
+            for row, heads in zip(cells(driver, "norms-table"), data["heads"], strict=True):
+                expected = [head[matrix][number] for head in heads]
+                check(all(map(is_same, row, expected)), f"{matrix} {number}: {row} instead of {expected}")
+
+
+def check_change(driver, data):
+    missing = driver.find_element(By.ID, "change-missing")
+    if "missing" in data["start"]:
+        check(data["start"]["missing"] in missing.text, "the page does not say why the start is missing")
+        return
+    check(not missing.is_displayed(), "the start is there, and the page gives a reason")
+    kinds = list(dict.fromkeys(t["kind"] for t in data["tensors"] if t["layer"] is not None))
+    changes = {(t["layer"], t["kind"]): t["change"] for t in data["tensors"]}
+    rows = cells(driver, "change-table")
+    for row, kind in zip(rows, kinds):
+        for layer, text in enumerate(row):
+            expected = changes[layer, kind]
+            check(text == "from 0" if expected is None else is_same(text, expected), f"{kind}, layer {layer}: {text}")
+    outside = [t for t in data["tensors"] if t["layer"] is None]
+    for row, tensor in zip(rows[len(kinds):], outside, strict=True):
+        check(row[0] == "from 0" if tensor["change"] is None else is_same(row[0], tensor["change"]), tensor["name"])
+
+
+def check_flow(driver, data):
+    missing = driver.find_element(By.ID, "flow-missing")
+    if "missing" in data["gradients"]:
+        check(data["gradients"]["missing"] in missing.text, "the page does not say why the gradient is missing")
+        return
+    places = [node.text for node in driver.find_elements(By.CSS_SELECTOR, ".flow .place")]
+    layers = [f"layer {layer}" for layer in range(data["layers"], 0, -1)]
+    check(places == ["output", *layers, "embedding"] or places == [*layers, "embedding"], f"the way is {places}")
+    bars = driver.find_elements(By.CSS_SELECTOR, ".flow .bar")
+    parts = [(float(re.match(r"([\d.]+)%", bar.find_element(By.CSS_SELECTOR, ".fill").get_attribute("style").split("width: ")[1])[1]),
+              shown(bar.text.split()[0])) for bar in bars]
+    most = max(norm for _, norm in parts)
+    for width, norm in parts:
+        check(abs(width - 100 * norm / most) < 1.1, f"a bar of {width} % for {norm} of {most}")
+    # All of it together is the whole gradient.
+    whole = sum(t["gradient"] ** 2 for t in data["tensors"] if t["gradient"] is not None)
+    check(abs(sum(norm**2 for _, norm in parts) / whole - 1) < 0.02, "the bars leave out a part of the gradient")
+
+
+def check_all(driver, data):
+    driver.find_element(By.CSS_SELECTOR, "#all summary").click()
+    rows = cells(driver, "tensors")
+    for row, tensor in zip(rows, data["tensors"], strict=True):
+        for text, key in zip(row[1:], ["norm", "change", "gradient"], strict=True):
+            check(text == "–" if tensor[key] is None else is_same(text, tensor[key]), f"{tensor['name']}: {key} {text}")
+
+
+def main(path, folder=None):
+    with browser() as driver:
+        for theme in ["light", "dark"]:
+            screen(driver, DESK, theme)
+            driver.get(pathlib.Path(path).resolve().as_uri())
+            data = json.loads(driver.find_element(By.ID, "data").get_attribute("textContent"))
+            now = lambda: driver.execute_script("return document.documentElement.dataset.theme")
+            check(now() == theme, f"the theme is {now()}, and the reader prefers {theme}")
+            for part in [check_heads, check_norms, check_change, check_flow, check_all]:
+                part(driver, data)
+            colour = lambda: driver.execute_script("return getComputedStyle(document.querySelector('#norms-table td[style]')).backgroundColor")
+            before = colour()
+            driver.find_element(By.ID, "theme").click()
+            check(now() != theme and colour() != before, "the button changes no colours")
+            driver.find_element(By.ID, "theme").click()
+            driver.execute_script("localStorage.clear()")
+            for name, size in [("desk", DESK), ("phone", PHONE)]:
+                screen(driver, size, theme)
+                width = driver.execute_script("return document.documentElement.scrollWidth")
+                check(width <= size[0], f"the page is {width} wide on a {name} of {size[0]}")
+                if folder:
+                    height = driver.execute_script("return document.documentElement.scrollHeight")
+                    screen(driver, (size[0], height), theme)
+                    driver.save_screenshot(str(pathlib.Path(folder) / f"weights-{name}-{theme}.png"))
+        check_console_and_network(driver)
+    print("weights: the page shows its numbers, on a desk and on a phone, light and dark")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -280,14 +280,12 @@ def check_pointer(page, tensors):
     wait_for(lambda: len(page.texts("#back .value")) == 1, "leaving shows the chosen token again")
 
     matrix = page.into_view(page.find("#matrix"))
-    x, y = cell_centre(page, target, 0)
-    ActionChains(page.driver).move_to_element_with_offset(matrix, x, y).perform()
-    wait_for(lambda: page.js("return document.querySelector('.tooltip:not([hidden])') !== null"), "a tooltip over the matrix")
-    number = float(page.find(".tooltip").text.rsplit(": ", 1)[1])
-    value = tensors.at("attention", 0, 0, target, 0)
-    check(abs(number - value) <= SHOWN, f"the tooltip shows {number}, should be {value}")
-    ActionChains(page.driver).move_to_element_with_offset(matrix, x, y).click().perform()
-    wait_for(lambda: page.state()["token"] == target + 1, "a click in the matrix chooses its row")
+    if cell := cell_centre(page, target, 0):
+        ActionChains(page.driver).move_to_element_with_offset(matrix, *cell).perform()
+        wait_for(lambda: page.js("return document.querySelector('.tooltip:not([hidden])') !== null"), "a tooltip over the matrix")
+        check_tooltip(page, tensors.at("attention", 0, 0, target, 0))
+        ActionChains(page.driver).move_to_element_with_offset(matrix, *cell).click().perform()
+        wait_for(lambda: page.state()["token"] == target + 1, "a click in the matrix chooses its row")
 
     page.into_view(page.driver.find_elements(By.CSS_SELECTOR, ".thumb")[-1]).click()
     wait_for(lambda: (page.state()["layer"], page.state()["head"]) == (layers, heads), "a click on a head chooses it")
@@ -302,8 +300,13 @@ def check_pointer(page, tensors):
     page.settle()
 
 
+def check_tooltip(page, value):
+    number = float(page.find(".tooltip").get_attribute("textContent").rsplit(": ", 1)[1])
+    check(abs(number - value) <= SHOWN, f"the tooltip shows {number}, should be {value}")
+
+
 def cell_centre(page, query, key):
-    """The centre of a cell, from the centre of the matrix; from the drawn outline of the chosen row, not from the page's code."""
+    """The centre of a cell, from the centre of the matrix, as it is drawn; None where cells are too small to point at."""
     side = page.js("const b = document.getElementById('matrix'); return [b.clientWidth, b.clientHeight]")
     length = len(page.texts(".unit-text"))
     drawn = page.js("return document.querySelector('#matrix canvas').getBoundingClientRect().width")
@@ -312,6 +315,8 @@ def cell_centre(page, query, key):
         const ratio = c.width / c.getBoundingClientRect().width; const row = pen.getImageData(0, c.height - 3, c.width, 1).data;
         let at = c.width; while (at > 0 && row[4 * at - 1] === 255) at--; return (c.width - at) / ratio""")
     cell = (drawn - margin) / length
+    if cell < 3:
+        return None
     return round(margin + (key + 0.5) * cell - side[0] / 2), round(margin + (query + 0.5) * cell - side[1] / 2)
 
 
@@ -426,7 +431,10 @@ def shades(page):
 
 def check_print(page, background, corner, light):
     """On paper: white, without controls, whatever the theme."""
-    page.js("dispatchEvent(new Event('beforeprint'))")
+    # A browser prints as soon as it has told the page: there is no later frame to draw in.
+    drawn = page.js("""dispatchEvent(new Event('beforeprint'));
+        return [...document.querySelectorAll('.thumb canvas')].every((canvas) => canvas.width > 1)""")
+    check(drawn, "all heads are printed")
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     check(luminance(page, background) == 255, "paper is white")
     check(luminance(page, corner) > 200, "the matrix is printed on white")
@@ -434,7 +442,6 @@ def check_print(page, background, corner, light):
     left = page.js("""return [...document.querySelectorAll("button:not(.thumb), select, input")]
         .filter((node) => node.offsetParent !== null).map((node) => node.id || node.textContent)""")
     check(not left, f"controls are printed: {left}")
-    check(page.js("return [...document.querySelectorAll('.thumb canvas')].every((c) => c.width > 1)"), "all heads are printed")
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
     page.js("dispatchEvent(new Event('afterprint'))")
     page.settle()
@@ -456,13 +463,11 @@ def check_phone(path, tensors, folder):
         wait_for(lambda: page.state()["token"] == target + 1, "a tap chooses a token")
         matrix = page.into_view(page.find("#matrix"))
         page.select(layer=1, head=1)
-        across, down = cell_centre(page, target, 0)
-        box = page.js("const b = arguments[0].getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]", matrix)
-        tap(page, box[0] + across, box[1] + down)
-        wait_for(lambda: page.js("return document.querySelector('.tooltip:not([hidden])') !== null"), "a tap in the matrix tells a weight")
-        number = float(page.find(".tooltip").get_attribute("textContent").rsplit(": ", 1)[1])
-        value = tensors.at("attention", 0, 0, target, 0)
-        check(abs(number - value) <= SHOWN, f"a tap in the matrix tells {number}, should be {value}")
+        if cell := cell_centre(page, target, 0):
+            box = page.js("const b = arguments[0].getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]", matrix)
+            tap(page, box[0] + cell[0], box[1] + cell[1])
+            wait_for(lambda: page.js("return document.querySelector('.tooltip:not([hidden])') !== null"), "a tap in the matrix tells a weight")
+            check_tooltip(page, tensors.at("attention", 0, 0, target, 0))
         for control in ("#layer-up", "#head-down", "#theme"):
             height = page.find(control).rect["height"]
             check(height >= 36, f"{control} is {height} px high: too small for a finger")

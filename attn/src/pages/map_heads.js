@@ -96,13 +96,13 @@ function drawThumbs(frame = headsView.wanted?.frame, units = headsView.wanted?.u
   headsView.wanted = frame && { frame, units };
   if (!frame || headsView.running) return;
   headsView.running = true;
-  requestAnimationFrame(function turn(now) {
+  requestAnimationFrame(function turn() {
     const start = performance.now();
     const { frame, units } = headsView.wanted;
     const theme = isDark() ? "dark" : "light";
     const key = `${frame.index} ${units.name} ${theme}`;
-    const due = (printing ? headsView.thumbs : [...headsView.visible]).filter((thumb) => thumb.drawn !== key);
-    while (due.length && (performance.now() - start < TURN || printing)) drawThumb(due.shift(), frame, units, theme, key);
+    const due = [...headsView.visible].filter((thumb) => thumb.drawn !== key);
+    while (due.length && performance.now() - start < TURN) drawThumb(due.shift(), frame, units, theme, key);
     headsView.running = due.length > 0;
     if (due.length) requestAnimationFrame(turn);
   });

@@ -64,7 +64,6 @@ fn command() -> Command {
             eval::command(),
             inspect::command(),
             convert::command(),
-            inspect::command(),
             example::command(),
             completions::command(),
         ])
@@ -94,7 +93,6 @@ fn main() -> ExitCode {
         Some(("inspect", matches)) => inspect::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("completions", matches)) => completions::run(matches, command(), out).map(|()| ExitCode::SUCCESS),
         Some(("convert", matches)) => convert::run(matches).map(|()| ExitCode::SUCCESS),
-        Some(("inspect", matches)) => inspect::run(matches, out).map(|()| ExitCode::SUCCESS),
         Some(("example", matches)) => example::run(matches, out).map(|()| ExitCode::SUCCESS),
         // clap asks for a subcommand.
         _ => Ok(ExitCode::SUCCESS),

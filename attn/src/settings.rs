@@ -335,6 +335,7 @@ mod tests {
         patience = 6
         save-every = 2.5
         keep = 5
+        watch = "gato"
         statistics-every = 10
         split-at-end-of-text = true
         accept-unknown = true
@@ -383,6 +384,7 @@ mod tests {
             statistics_every: 10,
             save_every: 2.5,
             keep: 5,
+            watch: "gato".into(),
             seed: 42,
         };
         assert_eq!(all.train_options().unwrap(), options);

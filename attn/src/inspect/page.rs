@@ -33,8 +33,14 @@ struct Data<'a> {
     candidates_each: usize,
     /// The texts of the candidates.
     vocabulary_texts: Vec<String>,
-    /// The layer and head to begin with, counted from 0.
-    start: [Option<usize>; 2],
+    start: Start,
+}
+
+/// The layer and head to begin with, counted from 1, if they were asked for.
+#[derive(Serialize)]
+struct Start {
+    layer: Option<usize>,
+    head: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -116,7 +122,7 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
             architecture: config.architecture.model_type(),
             layers,
             heads,
-            parameters: config.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
+            parameters: config.parameter_count(),
             vocabulary: config.vocab_size,
             context: config.context_len,
         },
@@ -126,7 +132,7 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
         frames,
         candidates_each: map.lens.ids.dim(2)?,
         vocabulary_texts: texts.texts,
-        start: [chosen.layer, chosen.head],
+        start: Start { layer: chosen.layer.map(|n| n + 1), head: chosen.head.map(|n| n + 1) },
     };
     let page = Page {
         template: include_str!("../pages/map.html"),

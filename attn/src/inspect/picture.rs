@@ -59,8 +59,7 @@ pub fn write(file: &Path, as_png: bool, inspected: &Inspected, units: &Units, ch
     let map = &inspected.map;
     let (layers, heads) = map.heads();
     let name = units.name();
-    let caption =
-        format!("each row is a {name} and what it attends to, left to right; darkness: square root of the weight");
+    let caption = [format!("each row is a {name} and what it attends to,"), DARKNESS.to_string()];
     let weights = |at| units.weights(map, at);
     let picture = match (chosen.layer, chosen.head) {
         (Some(layer), Some(head)) => large(&units.labels, &weights((layer, head))?, [layer, head], caption),

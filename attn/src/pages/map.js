@@ -275,7 +275,7 @@ async function start() {
   document.addEventListener("themechange", () => frame && (printing ? (drawNow(), drawAllThumbs()) : draw()));
   addEventListener("hashchange", () => select(fromAddress()));
   byId("size").append(" Unpacking …");
-  const wanted = fromAddress();
+  const wanted = { ...fromPublic(data.start), ...fromAddress() };
   frame = await loadFrame(wanted.frame ?? state.frame);
   byId("size").lastChild.remove();
   Object.assign(state, { frame: frame.index }, tellingHead(frame, wanted.layer), wanted);

@@ -65,7 +65,7 @@ fn page_picture_and_numbers_are_one_map() {
     let data = data(&space, "map.html");
     assert_eq!((&data["prompt"], &data["model"]["name"]), (&PROMPT.into(), &"run".into()));
     assert_eq!(data["words"], serde_json::json!([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]));
-    assert_eq!(data["start"], serde_json::json!([1, 0]));
+    assert_eq!(data["start"], serde_json::json!({ "layer": 2, "head": 1 }));
     // The checkpoints that the run has kept, and its best model.
     let labels: Vec<&str> =
         data["frames"].as_array().unwrap().iter().map(|frame| frame["label"].as_str().unwrap()).collect();

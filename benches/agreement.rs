@@ -32,12 +32,12 @@ use agreement::{CHOSEN_ON, Question, Report, flag, mean, questions};
 use support::args;
 
 const SEEDS: u64 = 5;
-const STEPS: u64 = 1000;
+const STEPS: u64 = 2000;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
     let (is_bench, runs) = args::read();
-    let text = Text::read()?;
+    let text = Text::read(is_bench)?;
     for (i, run) in runs.iter().enumerate() {
         let Pipeline { model, tokenizer, .. } = Pipeline::open(run.as_ref(), &Device::Cpu)?;
         let (seen, held_out) = text.questions(&tokenizer)?;
@@ -73,19 +73,23 @@ fn data() -> PathBuf {
 
 /// The built-in corpus.
 struct Text {
+    is_bench: bool,
     train: String,
     validation: String,
 }
 
 impl Text {
-    fn read() -> Result<Self> {
-        let [train, validation] = ["train.txt", "validation.txt"].map(|name| std::fs::read_to_string(data().join(name)));
-        Ok(Self { train: train?, validation: validation? })
+    fn read(is_bench: bool) -> Result<Self> {
+        let [train, validation] =
+            ["train.txt", "validation.txt"].map(|name| std::fs::read_to_string(data().join(name)));
+        Ok(Self { is_bench, train: train?, validation: validation? })
     }
 
     /// Those to choose heads on, and those to judge them on.
     fn questions(&self, tokenizer: &Tokenizer) -> Result<(Vec<Question>, Vec<Question>)> {
-        Ok((questions(self.train.lines().take(CHOSEN_ON), tokenizer)?, questions(self.validation.lines(), tokenizer)?))
+        let (train, validation) = (self.train.lines(), self.validation.lines());
+        let (seen, held_out) = if self.is_bench { (CHOSEN_ON, usize::MAX) } else { (20, 40) };
+        Ok((questions(train.take(seen), tokenizer)?, questions(validation.take(held_out), tokenizer)?))
     }
 }
 

@@ -122,24 +122,28 @@ pub fn answers(model: &CausalLm, tokenizer: &Tokenizer, questions: &[Question]) 
     let mut answers: Vec<Vec<Vec<f32>>> = questions.iter().map(|_| vec![]).collect();
     for (t, all) in by_len {
         for batch in all.chunks(BATCH) {
-            let whole = |&(i, form): &(usize, usize)| questions[i].ids.iter().chain(&questions[i].endings[form]).copied();
+            let whole =
+                |&(i, form): &(usize, usize)| questions[i].ids.iter().chain(&questions[i].endings[form]).copied();
             let ids = Tensor::from_vec(batch.iter().flat_map(whole).collect(), (batch.len(), t), &Device::Cpu)?;
-            let trace = model.trace(&ids)?;
-            let next = softmax(&model.read_out(&trace.residuals[trace.residuals.len() - 1])?.detach(), D::Minus1)?;
+            let next = softmax(&model.forward(&ids)?.detach(), D::Minus1)?; // (B, T, V)
+            let trace = if batch.iter().any(|&(_, form)| form == 0) { Some(model.trace(&ids)?) } else { None };
             for (row, &(i, form)) in batch.iter().enumerate() {
                 let Question { ids, words, endings, .. } = &questions[i];
                 let next: Vec<Vec<f32>> = next.i((row, ids.len() - 1..))?.to_vec2()?;
                 let ending = endings[form].iter().zip(&next).map(|(&id, next)| f64::from(next[id as usize]));
                 let end = ends.iter().zip(&next[endings[form].len()]).filter(|(is_end, _)| **is_end);
                 probabilities[i][form] = ending.product::<f64>() * end.map(|(_, p)| f64::from(*p)).sum::<f64>();
-                if form == 0 {
+                if let (0, Some(trace)) = (form, &trace) {
                     answers[i] = by_word(&trace.weights, row, words)?;
                 }
             }
         }
     }
     let best = |p: [f64; 4]| (0..4).max_by(|&a, &b| p[a].total_cmp(&p[b])).unwrap_or(0);
-    let answer = |(i, weights): (usize, Vec<Vec<f32>>)| Answer { weights, is_right: best(probabilities[i]) == questions[i].form.index() };
+    let answer = |(i, weights): (usize, Vec<Vec<f32>>)| Answer {
+        weights,
+        is_right: best(probabilities[i]) == questions[i].form.index(),
+    };
     Ok(answers.into_iter().enumerate().map(answer).collect())
 }
 

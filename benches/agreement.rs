@@ -28,11 +28,10 @@ mod reading;
 mod support {
     pub mod args;
 }
-use agreement::{CHOSEN_ON, Question, Report, flag, mean, questions};
+use agreement::{CHOSEN_ON, Question, Report, STEPS, flag, mean, questions};
 use support::args;
 
 const SEEDS: u64 = 5;
-const STEPS: u64 = 2000;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();

@@ -19,6 +19,9 @@ use super::reading::{Noun, Reader};
 /// Training sentences on which a head is chosen.
 pub const CHOSEN_ON: usize = 2000;
 
+/// Steps of the model that is measured.
+pub const STEPS: u64 = 1000;
+
 /// A sentence up to where the four endings of its adjective part: what comes next depends on the noun.
 pub struct Question {
     ids: Vec<u32>,

@@ -97,24 +97,25 @@ fn print_baselines(held_out: &[Question]) {
     let share = |value: &dyn Fn(&Question) -> f64| percent(mean(held_out.iter().map(value)));
     println!(
         "{} held-out sentences. One over the visible words: {}; always the first word: {}, the second: {}, the nearest \
-         noun: {}\n",
+         noun: {}, the word of most tokens: {}\n",
         held_out.len(),
         share(&|question| 1.0 / question.visible() as f64),
         share(&|question| flag(question.noun == 0)),
         share(&|question| flag(question.noun == 1)),
         share(&|question| flag(question.noun == question.nearest)),
+        share(&|question| flag(question.noun == question.longest())),
     );
     println!(
-        "| | endings right | heads | adjectives | participles | both | a noun between | gender hidden | to the word before \
+        "| | endings right | heads | adjectives | participles | both | a noun between | not the second word | gender hidden | to the word before \
          the noun | weight on the noun |\n|{}",
-        "---|".repeat(10)
+        "---|".repeat(11)
     );
 }
 
 fn print_row(name: &str, report: &Report, heads: usize) {
-    let Report { kinds, noun, noun_between, gender_hidden, determiner, weight, endings, .. } = *report;
+    let Report { kinds, noun, noun_between, elsewhere, gender_hidden, determiner, weight, endings, .. } = *report;
     let places = report.heads.map(|head| format!("{}.{}", head / heads + 1, head % heads + 1));
-    let shares = [kinds[0], kinds[1], noun, noun_between, gender_hidden, determiner, weight].map(percent);
+    let shares = [kinds[0], kinds[1], noun, noun_between, elsewhere, gender_hidden, determiner, weight].map(percent);
     println!("| {name} | {} | {} | {} |", percent(endings), places.join(", "), shares.join(" | "));
 }
 

@@ -41,6 +41,12 @@ pub struct Question {
 }
 
 impl Question {
+    /// The visible word of most tokens, the last if there are several.
+    pub fn longest(&self) -> usize {
+        let tokens = |word: &usize| self.words.iter().filter(|&other| other == word).count();
+        (0..self.visible()).max_by_key(tokens).unwrap_or(0)
+    }
+
     /// The words that the position sees, its own included.
     pub fn visible(&self) -> usize {
         self.words.last().map_or(0, |last| last + 1)
@@ -175,6 +181,8 @@ pub struct Report {
     pub noun: f64,
     /// Of those with another noun between.
     pub noun_between: f64,
+    /// Of those whose noun is not the second word.
+    pub elsewhere: f64,
     /// Of those where the word before the noun does not show the gender.
     pub gender_hidden: f64,
     /// The share in which it points to the word before the noun.
@@ -206,6 +214,7 @@ pub fn report(model: &CausalLm, tokenizer: &Tokenizer, seen: &[Question], held_o
         kinds: [false, true].map(|is_participle| share(&|question| question.is_participle == is_participle, &points)),
         noun: share(&|_| true, &points),
         noun_between: share(&|question| question.nearest != question.noun, &points),
+        elsewhere: share(&|question| question.noun != 1, &points),
         gender_hidden: share(&|question| !question.shows_gender, &points),
         determiner: share(&|_| true, &|question, answer, head| flag(answer.points_to(head) + 1 == question.noun)),
         weight: share(&|_| true, &|question, answer, head| answer.weight(head, question.noun)),

@@ -10,11 +10,11 @@ use super::corpus::{TRAIN, VALIDATION, lexicon, reading};
 mod measured;
 use measured::{STEPS, finish, questions, report, trainer};
 
-/// The worst of five seeds (0.718), less a margin of 0.06 for a quarter of the sentences and for
-/// processors that round differently.
+/// The worst of five seeds (0.718), less a margin of 0.06 for a quarter of the sentences and for processors that round
+/// differently.
 const MIN_SHARE: f64 = 0.66;
 
-/// Of the untrained model: the best of five is 0.352, most of it by pointing to long words.
+/// Of the untrained model: the best of five is 0.352.
 const MAX_UNTRAINED: f64 = 0.45;
 
 #[test]

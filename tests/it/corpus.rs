@@ -11,14 +11,14 @@ use statistics::{Accuracy, MODELS, WORD_BIGRAM, agreements, character_bigram, co
 #[path = "../../examples/make_corpus/grammar.rs"]
 mod grammar;
 #[path = "../../examples/make_corpus/lexicon/mod.rs"]
-mod lexicon;
+pub mod lexicon;
 #[path = "../../examples/make_corpus/reading.rs"]
-mod reading;
+pub mod reading;
 #[path = "../../examples/make_corpus/statistics.rs"]
 mod statistics;
 
-const TRAIN: &str = include_str!("../../data/train.txt");
-const VALIDATION: &str = include_str!("../../data/validation.txt");
+pub const TRAIN: &str = include_str!("../../data/train.txt");
+pub const VALIDATION: &str = include_str!("../../data/validation.txt");
 
 fn both() -> (Vec<Agreement<'static>>, Vec<Agreement<'static>>) {
     let reader = Reader::new();

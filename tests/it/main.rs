@@ -17,6 +17,8 @@ mod ragged_decoding;
 mod support;
 
 #[cfg(feature = "lm")]
+mod agreement;
+#[cfg(feature = "lm")]
 mod bits_per_byte;
 #[cfg(feature = "lm")]
 mod charts;

@@ -197,7 +197,8 @@ fn useless_numbers_are_refused() {
     let space = Space::new();
     for base in [train(), generate()] {
         // For these any number is a path or a text.
-        let is_number = |option: &String| !["--out", "--prompt", "--prompt-file", "--stop"].contains(&option.as_str());
+        let is_number =
+            |option: &String| !["--out", "--prompt", "--prompt-file", "--stop", "--watch"].contains(&option.as_str());
         for option in options(&space, base[0]).into_iter().filter(is_number) {
             for value in ["1e300", "-1", "nan", "inf", "0", "1e-400"] {
                 let line = with(&base, &option, value);

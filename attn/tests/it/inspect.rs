@@ -114,7 +114,7 @@ fn what_cannot_be_shown_is_refused_in_a_line() {
         ),
         ("run --prompt gato --out run/model.safetensors", "run/model.safetensors exists"),
         ("run --prompt gato --out none/map.html", "none"),
-        ("run --prompt gatos_ou_gatas", "the prompt: unknown character"),
+        ("run --prompt gatos_ou_gatas", "the prompt: the text: unknown character"),
         ("run --prompt gatogatogatogatog", "expected a prompt of 1 to 16 tokens, the model's context, got 17"),
         ("none --prompt gato", "none"),
     ] {
@@ -166,9 +166,13 @@ fn a_run_that_watches_learns_the_same_and_keeps_maps_that_a_page_plays() {
     assert!(names("parts").len() >= 12, "{:?}", names("parts"));
     space.works("train --resume --out parts --steps 14 --watch gata");
     assert_eq!(names("parts"), ["step-00000012.safetensors", "step-00000013.safetensors", "step-00000014.safetensors"]);
-    space.refuses("train text.txt --out none --watch x_", "--watch: unknown character");
-    space.refuses(
-        &format!("train text.txt --out none {SMALL} --watch gatogatogatogatog"),
-        "--watch: expected a text of at most 16 tokens, the model's context, got 17",
-    );
+    for (line, expected) in [
+        ("--watch x_", "--watch: the text: unknown character 'x'"),
+        ("--watch gatogatogatogatog", "--watch: expected a text of at most 16 tokens, the model's context, got 17"),
+    ] {
+        let output = space.attn(&format!("train text.txt --out none {SMALL} {line}"));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
+        assert!(!space.path("none").exists());
+    }
 }

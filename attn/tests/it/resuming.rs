@@ -71,8 +71,14 @@ fn the_options_that_a_resumed_run_may_change_are_listed() {
         ("embedding-lr", "5.0"),
         ("clip", "0.5"),
     ];
-    let others =
-        [("eval-every", "4"), ("patience", "7"), ("save-every", "1.0"), ("keep", "3"), ("statistics-every", "5")];
+    let others = [
+        ("eval-every", "4"),
+        ("patience", "7"),
+        ("save-every", "1.0"),
+        ("keep", "3"),
+        ("statistics-every", "5"),
+        ("watch", "gato"),
+    ];
     let space = Space::new();
     let help = space.works("train --help").split_whitespace().collect::<Vec<_>>().join(" ");
     let (_, listed) = help.split_once("only these can be changed: ").unwrap();

@@ -52,7 +52,7 @@ const MARGIN: f64 = 16.0;
 const LINE: f64 = 20.0;
 /// What the caption needs.
 const MIN_WIDTH: f64 = 310.0;
-const DARKNESS: &str = "from left to right; darkness: square root of the weight";
+const DARKNESS: &str = "left to right; darkness: square root of the weight";
 
 /// Writes the picture: as SVG or as PNG.
 pub fn write(file: &Path, as_png: bool, inspected: &Inspected, units: &Units, chosen: Chosen) -> Result<()> {
@@ -87,7 +87,7 @@ fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], mut capt
     let space = if has_labels { longest * WIDTH + 8.0 } else { 0.0 };
     let size = cell * labels.len() as f64;
     if has_numbers {
-        caption[1] += ", in percent";
+        caption[1] += "; numbers in percent";
     }
     let panel = Panel {
         x: MARGIN + space,

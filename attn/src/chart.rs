@@ -8,8 +8,9 @@ use textplots::{Chart, LabelBuilder, LabelFormat, Plot, Shape};
 
 /// Draws the training loss over the steps in braille dots, from the file of a run's metrics.
 pub fn loss_curve(metrics: &Path) -> Result<Option<String>> {
-    /// A curve of more points is rough.
+    /// A curve of more points is rough, and more validations do not fit on a line.
     const MAX_POINTS: usize = 60;
+    const MAX_VALIDATIONS: usize = 8;
     let history = History::open(metrics)?;
     let smooth: Vec<(f32, f32)> =
         thinned(&history.loss, MAX_POINTS).iter().map(|&(step, loss)| (step as f32, loss as f32)).collect();
@@ -24,8 +25,10 @@ pub fn loss_curve(metrics: &Path) -> Result<Option<String>> {
         .lineplot(&curve);
     chart.axis();
     chart.figures();
-    let validation: Vec<String> =
-        spread(&history.validation_loss).iter().map(|(step, loss)| format!("{step:.0}: {loss:.3}")).collect();
+    let validation: Vec<String> = spread(&history.validation_loss, MAX_VALIDATIONS)
+        .iter()
+        .map(|(step, loss)| format!("{step:.0}: {loss:.3}"))
+        .collect();
     let title = format!("training loss (nats per token, smoothed)\n{chart}");
     Ok(Some(match validation.is_empty() {
         true => title,
@@ -33,12 +36,9 @@ pub fn loss_curve(metrics: &Path) -> Result<Option<String>> {
     }))
 }
 
-/// Validations that fit on a line.
-const MAX_VALIDATIONS: usize = 8;
-
-/// At most [`MAX_VALIDATIONS`] of the points at equal distances, the last among them.
-fn spread<T: Copy>(points: &[T]) -> Vec<T> {
-    let every = points.len().div_ceil(MAX_VALIDATIONS).max(1);
+/// At most `max` of the points at equal distances, the last among them.
+pub fn spread<T: Copy>(points: &[T], max: usize) -> Vec<T> {
+    let every = points.len().div_ceil(max.max(1)).max(1);
     let mut shown: Vec<T> = points.iter().rev().step_by(every).copied().collect();
     shown.reverse();
     shown
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn many_validations_are_thinned_out() {
-        let shown = |n: u64| spread(&(1..=n).collect::<Vec<_>>());
+        let shown = |n: u64| spread(&(1..=n).collect::<Vec<_>>(), 8);
         assert_eq!((shown(0), shown(8)), (vec![], (1..=8).collect()));
         assert_eq!(shown(9), [1, 3, 5, 7, 9]);
         assert_eq!(shown(400), (1..=8).map(|i| 50 * i).collect::<Vec<_>>());

@@ -7,8 +7,8 @@ use candle_core::{DType, Device};
 use super::resume::{model_files, weights};
 use super::run_dir::{held, parse};
 use super::{Best, checkpoint, ownership, watch};
-use crate::host::Result;
 use crate::host::file_names::{ADAPTER_WEIGHTS, WEIGHTS};
+use crate::host::{Result, input};
 use crate::inspect::AttentionMap;
 use crate::model::CausalLm;
 use crate::nn::Parameters;
@@ -45,11 +45,19 @@ pub fn best_of(root: &Path) -> Option<Best> {
     [WEIGHTS, ADAPTER_WEIGHTS].into_iter().find_map(|name| held(root, name))
 }
 
-/// The attention maps that the run in `root` has kept of the text of its option `watch`, by step, in order.
+/// The steps at which the run in `root` has kept attention maps of the text of its option `watch`, in order; none if it has
+/// not, or is not a run.
 ///
 /// # Errors
-/// If one cannot be read.
-pub fn watched(root: &Path) -> Result<Vec<(u64, AttentionMap)>> {
-    let maps = watch::maps(&root.join("training"))?;
-    maps.into_iter().map(|(step, path)| Ok((step, AttentionMap::open(&path)?))).collect()
+/// If the folder cannot be read.
+pub fn watched_steps(root: &Path) -> Result<Vec<u64>> {
+    watch::steps(&root.join("training"))
+}
+
+/// The attention map of one of them.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn watched_map(root: &Path, step: u64) -> Result<AttentionMap> {
+    AttentionMap::open(&checkpoint::path(&input::inside(&root.join("training"), watch::FOLDER)?, step))
 }

@@ -46,7 +46,7 @@ mod watch;
 
 pub use evaluate::{Evaluation, bits_per_byte, evaluate};
 pub use frozen_base::FrozenBase;
-pub use kept::{best_of, kept_model, kept_steps, watched};
+pub use kept::{best_of, kept_model, kept_steps, watched_map, watched_steps};
 pub use one_batch::{OverfitReport, overfit_one_batch};
 pub use resume::resume;
 pub use run_dir::{Best, RunDir};

@@ -192,7 +192,7 @@ impl RunDir {
         }
         self.settings = others.clone();
         settings_file::write(&self.training(), others, trainer.options())?;
-        self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training())?;
+        self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training(), 0)?;
         self.metrics.start_clock();
         self.save(trainer)
     }
@@ -211,7 +211,7 @@ impl RunDir {
         let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
         let watch = match &trainer.options().watch[..] {
             "" => None,
-            text => Watch::new(text, &Tokenizer::open(root)?, trainer.config(), &training)?,
+            text => Watch::new(text, &Tokenizer::open(root)?, trainer.config(), &training, step)?,
         };
         let saved = Some((step, Instant::now()));
         let (root, settings) = (root.to_path_buf(), settings.clone());

@@ -10,6 +10,9 @@ use crate::inspect::AttentionMap;
 use crate::model::{CausalLm, ModelConfig};
 use crate::text::Tokenizer;
 
+/// The folder of the maps, in that of the run's training.
+pub(super) const FOLDER: &str = "watch";
+
 /// Maps of a run that reaches its last step. A map costs about as much as one sequence forward.
 const MAPS: u64 = 40;
 
@@ -21,7 +24,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// For the text of the option `watch`, if there is one, in the folder `training`. Maps of another text are removed.
+    /// For the text of the option `watch`, if there is one, of a run in the folder `training` that has made `step` steps. Maps
+    /// of another text are removed, and those of later steps, which will be made again.
     ///
     /// # Errors
     /// If the tokenizer cannot encode the text, the model's context cannot hold it, or the folder cannot be written.
@@ -30,6 +34,7 @@ impl Watch {
         tokenizer: &Tokenizer,
         config: &ModelConfig,
         training: &Path,
+        step: u64,
     ) -> Result<Option<Self>> {
         if text.is_empty() {
             return Ok(None);
@@ -40,13 +45,14 @@ impl Watch {
         if ids.len() > max {
             bail_option!("watch", "expected a text of at most {max} tokens, the model's context, got {}", ids.len());
         }
-        let folder = folder(training);
         let tokens =
             serde_json::to_string(&tokenizer.token_texts(&ids)?).map_err(|error| Error::Input(error.to_string()))?;
-        if let Some((_, path)) = maps(training)?.first()
-            && !AttentionMap::open(path).is_ok_and(|map| map.ids == ids)
-        {
-            disk::remove_folder(&folder)?;
+        let folder = training.join(FOLDER);
+        for old in steps(training)? {
+            let path = checkpoint::path(&folder, old);
+            if old > step || !AttentionMap::open(&path).is_ok_and(|map| map.ids == ids) {
+                disk::remove_file(&path)?;
+            }
         }
         disk::create_folder(&folder)?;
         Ok(Some(Self { ids, folder, tokens }))
@@ -70,19 +76,13 @@ impl Watch {
     }
 }
 
-/// The maps in the folder `training`, by step.
-pub(super) fn maps(training: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let folder = folder(training);
-    if fs::symlink_metadata(&folder).is_err() {
+/// The steps of the maps in the folder `training`, in order.
+pub(super) fn steps(training: &Path) -> Result<Vec<u64>> {
+    if fs::symlink_metadata(training.join(FOLDER)).is_err() {
         return Ok(vec![]);
     }
-    let folder = input::inside(training, "watch")?;
-    let steps = checkpoint::steps(&folder)?.into_iter().rev();
-    Ok(steps.map(|step| (step, checkpoint::path(&folder, step))).collect())
-}
-
-fn folder(training: &Path) -> PathBuf {
-    training.join("watch")
+    let newest_first = checkpoint::steps(&input::inside(training, FOLDER)?)?;
+    Ok(newest_first.into_iter().rev().collect())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::inspect::AttentionMap;
-use candle_attention::train::watched;
+use candle_attention::train::{watched_map, watched_steps};
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
@@ -54,8 +54,8 @@ struct Inspected {
     pipeline: Pipeline,
     tokens: Vec<String>,
     map: AttentionMap,
-    /// Of a run that watched this prompt, its maps by step.
-    watched: Vec<(u64, AttentionMap)>,
+    /// The steps at which a run has watched this prompt.
+    watched: Vec<u64>,
 }
 
 /// Shows the map, or writes it to a file.
@@ -101,21 +101,25 @@ fn extension(file: &Path) -> Result<&'static str> {
 impl Inspected {
     fn open(root: &Path, matches: &ArgMatches) -> Result<Self> {
         let pipeline = Pipeline::open(root, &Device::Cpu)?;
-        let mut watched = watched(root)?;
+        let mut watched = watched_steps(root)?;
+        let ids_of = |step: &u64| watched_map(root, *step).map(|map| map.ids);
         let accepts_unknown = matches.get_flag("accept-unknown");
         let ids = match generate::prompt(matches, pipeline.tokenizer.takes_any_bytes())? {
             Some(prompt) => {
                 if accepts_unknown {
                     remarks::note_in_prompt(&pipeline.tokenizer, &prompt);
                 }
-                pipeline.prompt_ids(&prompt, accepts_unknown)?
+                let ids = pipeline.prompt_ids(&prompt, accepts_unknown)?;
+                if !watched.last().map(ids_of).is_some_and(|watched| watched.is_ok_and(|watched| watched == ids)) {
+                    watched.clear();
+                }
+                ids
             }
             None => match watched.last() {
-                Some((_, map)) => map.ids.clone(),
+                Some(step) => ids_of(step)?,
                 None => bail!("expected --prompt TEXT or --prompt-file FILE, as this is no run with --watch TEXT"),
             },
         };
-        watched.retain(|(_, map)| map.ids == ids);
         let map = AttentionMap::new(&pipeline.model, &ids)?;
         Ok(Self { tokens: pipeline.tokenizer.token_texts(&ids)?, pipeline, map, watched })
     }

@@ -10,14 +10,16 @@ use base64::engine::general_purpose::STANDARD;
 use candle_attention::inspect::{AttentionMap, HeadScores, words};
 use candle_attention::text::Tokenizer;
 use candle_attention::train::metrics::{History, Points, thinned};
-use candle_attention::train::{best_of, kept_model, kept_steps};
+use candle_attention::train::{best_of, kept_model, kept_steps, watched_map};
 use candle_core::{Device, Tensor};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde::Serialize;
 
 use super::{Chosen, Inspected};
+use crate::chart::spread;
 use crate::pages::Page;
+use crate::terminal::note;
 
 /// What the page reads. Packed numbers are base64 of gzip of little-endian numbers; shares are `u16`, of which 65535 is 1.
 #[derive(Serialize)]
@@ -101,14 +103,13 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
     let config = pipeline.model.config();
     let mut texts = CandidateTexts { tokenizer: &pipeline.tokenizer, map, indices: BTreeMap::new(), texts: vec![] };
     let mut frames = vec![];
-    for (step, map) in watched {
-        frames.push(frame(format!("step {step}"), Some(*step), map, &mut texts)?);
-    }
-    if frames.is_empty() {
-        for step in kept_steps(root)? {
-            let map = AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids)?;
-            frames.push(frame(format!("step {step}"), Some(step), &map, &mut texts)?);
-        }
+    let before = if watched.is_empty() { kept_steps(root)? } else { watched.clone() };
+    for step in affordable(&before, map) {
+        let map = match watched.is_empty() {
+            true => AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids)?,
+            false => watched_map(root, step)?,
+        };
+        frames.push(frame(format!("step {step}"), Some(step), &map, &mut texts)?);
     }
     let best = best_of(root).map(|best| best.step);
     let label = best.map_or("the model".into(), |step| format!("the best model, of step {step}"));
@@ -150,6 +151,17 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
         ),
     };
     Ok(candle_attention::replace_file(file, page.render(&data)?.as_bytes())?)
+}
+
+/// Of these steps, as many as a page can hold beside the last frame.
+fn affordable(steps: &[u64], map: &AttentionMap) -> Vec<u64> {
+    /// Of all frames: some 100 MB of a page.
+    const MAX_WEIGHTS: usize = 100_000_000;
+    let max = (MAX_WEIGHTS / map.weights.elem_count().max(1)).saturating_sub(1);
+    if max < steps.len() {
+        note(&format!("of the maps at {} steps, the page shows {max}: all would make it too large", steps.len()));
+    }
+    if max == 0 { vec![] } else { spread(steps, max) }
 }
 
 fn frame(label: String, step: Option<u64>, map: &AttentionMap, texts: &mut CandidateTexts) -> Result<Frame> {

@@ -48,7 +48,9 @@ pub fn visible(text: &str) -> String {
         '\n' => '⏎',
         '\t' => '⇥',
         ' ' if at < start || at >= end => '␣',
-        c if c.is_control() => char::from_u32(0x2400 + c as u32).filter(|_| c.is_ascii()).unwrap_or('\u{fffd}'),
+        // XML has no places for these.
+        '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
+        c if c.is_control() => char::from_u32(0x2400 + c as u32).filter(|_| c < ' ').unwrap_or('\u{fffd}'),
         c => c,
     };
     if text.is_empty() { "␣".into() } else { text.char_indices().map(symbol).collect() }
@@ -60,7 +62,9 @@ mod tests {
 
     #[test]
     fn white_space_is_seen_where_it_matters() {
-        for (text, shown) in [(" a b\n", "␣a b⏎"), ("", "␣"), (" ", "␣"), ("a\u{1b}", "a␛"), ("é", "é")] {
+        for (text, shown) in
+            [(" a b\n", "␣a b⏎"), ("", "␣"), (" ", "␣"), ("a\u{1b}\u{7f}\u{ffff}", "a␛\u{fffd}\u{fffd}"), ("é", "é")]
+        {
             assert_eq!(visible(text), shown);
         }
     }

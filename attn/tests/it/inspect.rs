@@ -102,6 +102,19 @@ fn a_picture_in_pixels_is_one_of_the_same_size_and_is_not_blank() {
 }
 
 #[test]
+fn adapters_are_shown_with_the_model_below_them() {
+    let space = trained("");
+    space.works("train text.txt --init run --lora 2 --out tuned --steps 4 --eval-every 2 --lr 0.01");
+    space.works("inspect tuned --prompt gato --out map.html");
+    let data = data(&space, "map.html");
+    let frames = data["frames"].as_array().unwrap();
+    assert_eq!((frames.len(), &frames[0]["step"], &frames[1]["step"]), (3, &2.into(), &4.into()));
+    assert_ne!(frames[0]["attention"], frames[1]["attention"]);
+    // The best model is the last.
+    assert_eq!((&frames[2]["step"], &frames[2]["attention"]), (&4.into(), &frames[1]["attention"]));
+}
+
+#[test]
 fn what_cannot_be_shown_is_refused_in_a_line() {
     let space = trained("");
     for (line, expected) in [
@@ -161,9 +174,14 @@ fn a_run_that_watches_learns_the_same_and_keeps_maps_that_a_page_plays() {
 
     // A run that is stopped and goes on keeps the same maps; another text replaces them.
     watching("parts", "--steps 7 --warmup 0.5");
+    // As if it had gone on to step 99 before a crash.
+    space.write(
+        "parts/training/watch/step-00000099.safetensors",
+        space.bytes("watched/training/watch/step-00000012.safetensors"),
+    );
     space.works("train --resume --out parts --steps 12");
     let names = |run: &str| space.entries(&format!("{run}/training/watch"));
-    assert!(names("parts").len() >= 12, "{:?}", names("parts"));
+    assert!(names("parts").len() >= 12 && names("parts").last().unwrap().contains("00000012"), "{:?}", names("parts"));
     space.works("train --resume --out parts --steps 14 --watch gata");
     assert_eq!(names("parts"), ["step-00000012.safetensors", "step-00000013.safetensors", "step-00000014.safetensors"]);
     for (line, expected) in [

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_attention::nn::CausalSelfAttention;
 use candle_attention::ops::Scale;
 use candle_core::{DType, Device, Module, Tensor};
@@ -11,6 +11,7 @@ use candle_nn::VarBuilder;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::json;
 
+use super::out_file;
 use super::pages::Page;
 use super::terminal::{note, quoted};
 
@@ -48,9 +49,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
 
 /// Replaces the file `path` by the page, which has the numbers from here and computes the rest itself.
 fn write_page(path: &Path) -> Result<()> {
-    if path.extension().is_none_or(|extension| extension != "html") {
-        bail!("--out: expected a file whose name ends in .html, got {}", quoted(path));
-    }
+    out_file::extension(path, &["html"])?;
     let page = Page {
         template: include_str!("pages/example.html"),
         title: "Self-attention by hand",

@@ -15,6 +15,7 @@ mod generate;
 mod inspect;
 mod option_layers;
 mod options;
+mod out_file;
 mod overfit;
 mod pages;
 mod plan;

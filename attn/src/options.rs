@@ -145,11 +145,7 @@ pub const TRAINING: &[Opt] = &[
     opt("save-every", Number("MINUTES"), "Maximum minutes between checkpoints [default: 10]"),
     opt("keep", Whole(1), "Number of checkpoints to keep [default: 2]"),
     opt("statistics-every", Whole(0), "Steps between norms of all tensors in the metrics; 0 for never [default: 0]"),
-    opt(
-        "watch",
-        Text("TEXT"),
-        "Keep attention maps of this text, at about forty steps, for attn inspect to play [default: none]",
-    ),
+    opt("watch", Text("TEXT"), "Keep attention maps of this text, at about forty steps, for attn inspect to play"),
     opt("seed", Whole(0), "Seed of all randomness: initial weights, batches and dropout [default: 1]"),
 ];
 

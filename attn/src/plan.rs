@@ -10,7 +10,7 @@ use candle_attention::model::ModelConfig;
 use candle_attention::nn::LoraConfig;
 use candle_attention::optim::{LrSchedule, Schedule};
 use candle_attention::text::{Corpus, Tokenizer};
-use candle_attention::train::{OptimizerKind, TrainOptions, Trainer};
+use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, watch_bytes};
 use indicatif::{DecimalBytes, HumanCount};
 
 use super::progress::rounded;
@@ -120,8 +120,10 @@ pub fn dry_run(
     out: &mut dyn Write,
 ) -> Result<()> {
     let (config, corpus, options) = (trainer.config().clone(), trainer.corpus().clone(), trainer.options().clone());
-    let mut lines =
-        format!("{}\n{}\n{}\n", description(&trainer, tokenizer), recipe(&config, &corpus, &options), memory(&trainer));
+    let [model, recipe, memory] =
+        [description(&trainer, tokenizer), recipe(&config, &corpus, &options), memory(&trainer)];
+    let watch = watch(&trainer, tokenizer)?.map_or(String::new(), |line| format!("{line}\n"));
+    let mut lines = format!("{model}\n{recipe}\n{memory}\n{watch}");
     let start_up = started.elapsed().as_secs_f64();
     lines += &match measure(trainer) {
         Ok((step, validation)) => {
@@ -161,12 +163,20 @@ fn measure(mut trainer: Trainer) -> Result<(f64, f64)> {
     Ok((step, seconds_since(started) / share))
 }
 
-/// Prints the first lines of a run.
-pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
+/// What the maps of `--watch` will take on disk, on one line.
+fn watch(trainer: &Trainer, tokenizer: &Tokenizer) -> Result<Option<String>> {
+    let bytes = watch_bytes(trainer.options(), tokenizer, trainer.config())?;
+    Ok(bytes.map(|bytes| format!("watch: attention maps of {} in training/watch", DecimalBytes(bytes as u64))))
+}
+
+/// Prints the first lines of a run, if there is nothing to refuse.
+pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) -> Result<()> {
+    let watch = watch(trainer, tokenizer)?;
     let (config, corpus, options) = (trainer.config(), trainer.corpus(), trainer.options());
     note(&description(trainer, tokenizer));
     note(&recipe(config, corpus, options));
     note(&memory(trainer));
+    watch.iter().for_each(|line| note(line));
     if corpus.train.len() < 10_000 {
         note("a text this short teaches a model little but itself");
     }
@@ -175,4 +185,5 @@ pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) {
             "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
         );
     }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
+use indicatif::HumanCount;
+
 /// Standard output, named in its errors; a terminal gets no control characters but line breaks and tabs.
 pub struct Output<W> {
     pub out: W,
@@ -46,6 +48,12 @@ pub fn one_line(message: &str) -> String {
         line.push_str(" ...");
     }
     line
+}
+
+/// A number of things, by the name of one.
+pub fn counted(count: usize, name: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {name}{plural}", HumanCount(count as u64))
 }
 
 /// A path, quoted for a shell.

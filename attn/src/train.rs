@@ -96,7 +96,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 /// Reads the texts into the folder of a new run, and writes its first checkpoint.
 fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<Trainer> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
-    plan::announce(&trainer, &tokenizer);
+    plan::announce(&trainer, &tokenizer)?;
     settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
     Ok(trainer)
@@ -131,6 +131,9 @@ fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
     let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
     if !changed.is_empty() {
         note(&format!("changed: {}; the result will differ from the unchanged run's", changed.join(", ")));
+    }
+    if given.contains_key("watch") {
+        note("changed: watch; maps of another text are gone, and those of this one begin here");
     }
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_attention::Result;
-use candle_attention::inspect::words;
+use candle_attention::inspect::Words;
 use candle_attention::model::{Architecture, CausalLm, ModelConfig, ResidualInit};
 use candle_attention::optim::Schedule;
 use candle_attention::text::{Document, IdsStore, TextOptions, Tokenizer, TokenizerChoice, Validation, prepare};
@@ -73,7 +73,7 @@ pub fn questions<'t>(lines: impl Iterator<Item = &'t str>, tokenizer: &Tokenizer
             let common = (0..endings[0].len()).take_while(|&i| in_all(i)).count();
             let ids = endings[0][..common].to_vec();
             questions.push(Question {
-                words: words(&tokenizer.token_texts(&ids)?),
+                words: Words::new(tokenizer, &ids)?.of_token,
                 ids,
                 endings: endings.map(|tokens| tokens[common..].to_vec()),
                 form: found.form,

@@ -2,8 +2,8 @@
 //!
 //! New content is written to a sibling path, synced, and renamed into place; then the folder is synced. A crash before
 //! the rename leaves the old content, and a `.tmp` file that the next write removes; a crash after it leaves the new
-//! content. Only TensorBoard's event files are written elsewhere: each session starts them anew, and nothing depends on
-//! them.
+//! content. What can be made again is not synced. Only TensorBoard's event files are written elsewhere: each session starts
+//! them anew, and nothing depends on them.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -37,14 +37,30 @@ fn gate(_: Change, _: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Resul
 /// # Errors
 /// Those of `write` and of the system; the old content stays, unless only the folder cannot be synced.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    replaced(path, true, write)
+}
+
+/// As [`replace`], for a file that can be made again: it appears whole, but may be lost with the machine's power.
+///
+/// # Errors
+/// Those of [`replace`].
+pub(crate) fn replace_quickly(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    replaced(path, false, write)
+}
+
+fn replaced(path: &Path, is_synced: bool, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let temporary = sibling(path);
     remove_file(&temporary)?;
     let mut written = None;
-    let replaced = gate(Change::Write, &temporary, || write(written.insert(create_new(&temporary)?)))
+    let sync = |written: &Option<File>| match written.as_ref().filter(|_| is_synced) {
         // The same handle: some file systems report here alone what could not be written.
-        .and_then(|()| gate(Change::Sync, &temporary, || written.as_ref().map_or(Ok(()), File::sync_all)))
+        Some(file) => gate(Change::Sync, &temporary, || file.sync_all()),
+        None => Ok(()),
+    };
+    let replaced = gate(Change::Write, &temporary, || write(written.insert(create_new(&temporary)?)))
+        .and_then(|()| sync(&written))
         .and_then(|()| gate(Change::Rename, path, || fs::rename(&temporary, path)))
-        .and_then(|()| sync_folder(parent(path)));
+        .and_then(|()| if is_synced { sync_folder(parent(path)) } else { Ok(()) });
     replaced.map_err(|error| {
         // Best effort: the first error is the one to report.
         let _ = remove_file(&temporary);

@@ -34,7 +34,8 @@ impl AttentionMap {
     /// Runs `model` over the prompt `ids`.
     ///
     /// # Errors
-    /// If there are no ids or more than the model's context, one is V or more, or memory cannot hold the weights.
+    /// If there are no ids or more than the model's context, one is V or more, memory cannot hold the weights, or the model
+    /// gives numbers that are not finite.
     pub fn new(model: &CausalLm, ids: &[u32]) -> Result<Self> {
         let (config, t) = (model.config(), ids.len());
         let max = config.context_len;
@@ -45,11 +46,25 @@ impl AttentionMap {
         let bytes = memory::tensor_bytes(&[2, config.num_layers, config.num_heads, t, t], size_of::<f32>());
         memory::check(&format!("attention-map: the weights of {t} tokens"), bytes)?;
         let trace = model.trace(&Tensor::new(ids, model.device())?.unsqueeze(0)?)?;
-        Ok(Self {
-            ids: ids.to_vec(),
-            weights: Tensor::cat(&trace.weights, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?, // (L, H, T, T)
-            lens: LogitLens::new(model, &trace.residuals, ids)?,
-        })
+        let weights = Tensor::cat(&trace.weights, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?; // (L, H, T, T)
+        let map = Self { ids: ids.to_vec(), weights, lens: LogitLens::new(model, &trace.residuals, ids)? };
+        match map.is_finite()? {
+            true => Ok(map),
+            false => bail!("attention-map: the model gives numbers that are not finite"),
+        }
+    }
+
+    fn is_finite(&self) -> Result<bool> {
+        let all = [&self.weights, &self.lens.probabilities, &self.lens.next];
+        // NaN and infinity times zero are NaN, also in a sum.
+        let sums = all.map(|tensor| (tensor * 0.0)?.sum_all()?.to_scalar::<f32>());
+        Ok(sums.into_iter().collect::<candle_core::Result<Vec<_>>>()?.iter().all(|sum| *sum == 0.0))
+    }
+
+    /// Whether this is a map of the same prompt, by a model of the same sizes.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        let sizes = |map: &Self| [map.weights.dims().to_vec(), map.lens.ids.dims().to_vec()];
+        self.ids == other.ids && sizes(self) == sizes(other)
     }
 
     /// The number of layers and heads: (L, H).
@@ -106,7 +121,7 @@ impl AttentionMap {
         ];
         let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor.clone())).into();
         metadata.insert(SCORES, HeadScores::NAMES.join(", "));
-        disk::replace(path, |file| write_tensors(&mut BufWriter::new(file), &tensors, &metadata))
+        disk::replace_quickly(path, |file| write_tensors(&mut BufWriter::new(file), &tensors, &metadata))
     }
 
     /// Reads a map that [`save`](Self::save) has written.
@@ -138,6 +153,10 @@ impl AttentionMap {
                 bail!("{}: expected a tensor {dims:?} of {dtype:?}, got {got:?} of {of:?}", path.display());
             }
         }
-        Ok(Self { ids: ids.to_vec1()?, weights, lens })
+        let map = Self { ids: ids.to_vec1()?, weights, lens };
+        match map.is_finite()? {
+            true => Ok(map),
+            false => bail!("{}: expected an attention map, got numbers that are not finite", path.display()),
+        }
     }
 }

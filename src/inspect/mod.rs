@@ -2,7 +2,7 @@
 //! look like.
 //!
 //! An [`AttentionMap`] is what one forward pass over a prompt shows; [`HeadScores`] describe each head by a few numbers;
-//! [`words`] and [`by_word`] lead from tokens to words. A [`WeightReport`] describes the weights without a text.
+//! [`Words`] leads from tokens to words. A [`WeightReport`] describes the weights without a text.
 //!
 //! ```
 //! use candle_attention::{inspect::AttentionMap, model::{CausalLm, ModelConfig}, nn::Parameters};
@@ -30,4 +30,4 @@ pub use head_scores::HeadScores;
 pub use logit_lens::LogitLens;
 pub use spectrum::Spectrum;
 pub use weight_report::{HeadSpectra, TensorReport, WeightReport};
-pub use words::{by_word, words};
+pub use words::Words;

@@ -56,6 +56,7 @@ pub use statistics::TensorStatistics;
 pub use train_options::{OptimizerKind, Precision, TrainOptions};
 pub use trainer::{StepReport, Trainer, ValidationReport};
 pub use training_loop::{Event, Outcome, train};
+pub use watch::watch_bytes;
 
 #[cfg(test)]
 mod crash_tests;

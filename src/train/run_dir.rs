@@ -192,7 +192,8 @@ impl RunDir {
         }
         self.settings = others.clone();
         settings_file::write(&self.training(), others, trainer.options())?;
-        self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training(), 0)?;
+        self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training())?;
+        self.watch.iter().try_for_each(|watch| watch.begin(0))?;
         self.metrics.start_clock();
         self.save(trainer)
     }
@@ -207,12 +208,13 @@ impl RunDir {
         settings: &toml::Table,
     ) -> Result<Self> {
         let (training, step) = (root.join("training"), trainer.steps_done());
-        settings_file::write(&training, settings, trainer.options())?;
-        let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
         let watch = match &trainer.options().watch[..] {
             "" => None,
-            text => Watch::new(text, &Tokenizer::open(root)?, trainer.config(), &training, step)?,
+            text => Watch::new(text, &Tokenizer::open(root)?, trainer.config(), &training)?,
         };
+        settings_file::write(&training, settings, trainer.options())?;
+        watch.iter().try_for_each(|watch| watch.begin(step))?;
+        let metrics = Metrics::start(&training, metrics_bytes, seconds)?;
         let saved = Some((step, Instant::now()));
         let (root, settings) = (root.to_path_buf(), settings.clone());
         let run = Self { root, metrics, settings, base: None, saved, watch, creates: None, _lock: lock };
@@ -235,11 +237,13 @@ impl RunDir {
         remove_created(root, is_root_new)
     }
 
-    /// Keeps the attention map that is due at this step, if one is.
+    /// Keeps the attention map that is due at this step, if one is, or at the end of a run.
     pub(super) fn watch(&self, trainer: &Trainer) -> Result<()> {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
         match &self.watch {
-            Some(watch) if Watch::is_due(step, steps) => watch.write(trainer.model(), step),
+            Some(watch) if Watch::is_due(step, steps) || trainer.is_out_of_patience() => {
+                watch.write(trainer.model(), step)
+            }
             _ => Ok(()),
         }
     }

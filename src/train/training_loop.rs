@@ -54,7 +54,6 @@ pub fn train(
     loop {
         // Before the first step too, for a run that was interrupted in a validation.
         let step = trainer.steps_done();
-        run.as_ref().map_or(Ok(()), |run| run.watch(trainer))?;
         let is_due = trainer.validation_is_due();
         if is_due && trainer.corpus().validation.is_empty() {
             trainer.state.validated = step;
@@ -68,6 +67,7 @@ pub fn train(
                 stop |= on_event(Event::Validation(report)).is_break();
             }
         }
+        run.as_ref().map_or(Ok(()), |run| run.watch(trainer))?;
         // A run that fails saves nothing.
         let is_over = trainer.is_finished() || trainer.is_out_of_patience();
         if is_over {

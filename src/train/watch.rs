@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint;
-use crate::host::{Error, Result, bail_option, disk, input};
+use super::{TrainOptions, checkpoint};
+use crate::host::{Error, Result, bail_option, disk, input, memory};
 use crate::inspect::AttentionMap;
 use crate::model::{CausalLm, ModelConfig};
 use crate::text::Tokenizer;
@@ -23,39 +23,63 @@ pub(super) struct Watch {
     tokens: String,
 }
 
+/// The bytes of all maps that a run keeps for its option `watch`; `None` without it.
+///
+/// # Errors
+/// If the tokenizer cannot encode the text, or the model's context cannot hold it.
+pub fn watch_bytes(options: &TrainOptions, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Option<usize>> {
+    let Some(ids) = ids(&options.watch, tokenizer, config)? else { return Ok(None) };
+    let (t, maps) = (ids.len(), MAPS.min(options.steps) as usize + 1);
+    // Beside the weights, the rest is small.
+    let weights = memory::tensor_bytes(&[maps, config.num_layers, config.num_heads, t, t], size_of::<f32>());
+    Ok(Some(weights.unwrap_or(usize::MAX)))
+}
+
+/// The ids of the text to watch, if there is one.
+fn ids(text: &str, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Option<Vec<u32>>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let option = |what: Error| Error::Option { name: "watch".into(), what: what.to_string() };
+    let ids = tokenizer.encode_prompt(text.as_bytes(), false).map_err(option)?;
+    let max = config.context_len;
+    if ids.len() > max {
+        bail_option!("watch", "expected a text of at most {max} tokens, the model's context, got {}", ids.len());
+    }
+    Ok(Some(ids))
+}
+
 impl Watch {
-    /// For the text of the option `watch`, if there is one, of a run in the folder `training` that has made `step` steps. Maps
-    /// of another text are removed, and those of later steps, which will be made again.
+    /// For the text of the option `watch`, if there is one. Nothing is written yet.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode the text, the model's context cannot hold it, or the folder cannot be written.
+    /// If the tokenizer cannot encode the text, or the model's context cannot hold it.
     pub(super) fn new(
         text: &str,
         tokenizer: &Tokenizer,
         config: &ModelConfig,
         training: &Path,
-        step: u64,
     ) -> Result<Option<Self>> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let option = |what: Error| Error::Option { name: "watch".into(), what: what.to_string() };
-        let ids = tokenizer.encode_prompt(text.as_bytes(), false).map_err(option)?;
-        let max = config.context_len;
-        if ids.len() > max {
-            bail_option!("watch", "expected a text of at most {max} tokens, the model's context, got {}", ids.len());
-        }
+        let Some(ids) = ids(text, tokenizer, config)? else { return Ok(None) };
         let tokens =
             serde_json::to_string(&tokenizer.token_texts(&ids)?).map_err(|error| Error::Input(error.to_string()))?;
-        let folder = training.join(FOLDER);
-        for old in steps(training)? {
-            let path = checkpoint::path(&folder, old);
-            if old > step || !AttentionMap::open(&path).is_ok_and(|map| map.ids == ids) {
+        Ok(Some(Self { ids, folder: training.join(FOLDER), tokens }))
+    }
+
+    /// Makes the folder ready for a run that has made `step` steps: maps of another text go, and those of later steps, which
+    /// will be made again.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub(super) fn begin(&self, step: u64) -> Result<()> {
+        disk::create_folder(&self.folder)?;
+        for old in checkpoint::steps(&self.folder)? {
+            let path = checkpoint::path(&self.folder, old);
+            if old > step || !AttentionMap::open(&path).is_ok_and(|map| map.ids == self.ids) {
                 disk::remove_file(&path)?;
             }
         }
-        disk::create_folder(&folder)?;
-        Ok(Some(Self { ids, folder, tokens }))
+        Ok(())
     }
 
     /// Whether a map is due at `step` of `steps`: more often in the beginning, when attention changes fast. Map `i` is due at

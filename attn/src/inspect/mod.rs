@@ -13,18 +13,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
-use candle_attention::inspect::AttentionMap;
+use candle_attention::inspect::{AttentionMap, Words};
 use candle_attention::train::{watched_map, watched_steps};
 use candle_core::Device;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::terminal::{note, quoted};
-use super::{generate, options, remarks};
+use super::terminal::{note, one_line, quoted};
+use super::{generate, options, out_file, remarks};
 use units::Units;
 
 /// The command line of `attn inspect`.
 pub fn command() -> Command {
-    let number = |name: &'static str| Arg::new(name).long(name).value_name("N").value_parser(options::count(u64::MAX));
+    let number = |name: &'static str| Arg::new(name).long(name).value_name("N").value_parser(options::count(1 << 20));
     Command::new("inspect")
         .about("Show which token attends to which, and what the model would say next")
         .args([
@@ -52,7 +53,7 @@ pub fn command() -> Command {
 /// A prompt and what a model makes of it.
 struct Inspected {
     pipeline: Pipeline,
-    tokens: Vec<String>,
+    words: Words,
     map: AttentionMap,
     /// The steps at which a run has watched this prompt.
     watched: Vec<u64>,
@@ -65,17 +66,21 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     }
     let root = matches.get_one::<PathBuf>("run").context("RUN")?;
     let file = matches.get_one::<PathBuf>("out");
-    let extension = file.map(|file| extension(file)).transpose()?;
+    let extension = file.map(|file| out_file::extension(file, &EXTENSIONS)).transpose()?;
+    if extension == Some("safetensors") {
+        check_numbers(file.context("--out")?, matches)?;
+    }
     let inspected = Inspected::open(root, matches)?;
     let chosen = Chosen::of(matches, &inspected.map)?;
-    let units = Units::new(&inspected.tokens, matches.get_flag("tokens"));
+    let as_tokens = matches.get_flag("tokens");
+    let units = Units::new(&inspected.words, as_tokens);
     let Some((file, extension)) = file.zip(extension) else {
         return view::show(&inspected, &units, chosen, out);
     };
     match extension {
-        "html" => page::write(file, root, &inspected, chosen)?,
+        "html" => page::write(file, root, &inspected, chosen, as_tokens)?,
         "safetensors" => {
-            let tokens = serde_json::to_string(&inspected.tokens)?;
+            let tokens = serde_json::to_string(&inspected.words.tokens)?;
             inspected.map.save(file, BTreeMap::from([("tokens", tokens)]))?;
         }
         _ => picture::write(file, extension == "png", &inspected, &units, chosen)?,
@@ -84,17 +89,19 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// The extension of the file to write.
-fn extension(file: &Path) -> Result<&'static str> {
-    const KNOWN: [&str; 4] = ["html", "svg", "png", "safetensors"];
-    let given = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    match KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(given)) {
-        // It may be a model's weights.
-        Some("safetensors") if file.exists() => {
-            bail!("--out: {} exists: choose another name, or remove it first", quoted(file))
-        }
-        Some(known) => Ok(known),
-        None => bail!("--out: expected a name that ends in .{}, got {}", KNOWN.join(", ."), quoted(file)),
+/// What the name of the file to write may end in.
+const EXTENSIONS: [&str; 4] = ["html", "svg", "png", "safetensors"];
+
+/// Refuses to take the place of what may be a model's weights, and options that choose among the numbers, all of which are
+/// written.
+fn check_numbers(file: &Path, matches: &ArgMatches) -> Result<()> {
+    if file.exists() {
+        bail!("--out: {} exists: choose another name, or remove it first", quoted(file));
+    }
+    let is_given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    match ["layer", "head", "tokens"].into_iter().find(|name| is_given(name)) {
+        Some(name) => bail!("--{name} has no effect on a .safetensors file, which has everything"),
+        None => Ok(()),
     }
 }
 
@@ -121,8 +128,14 @@ impl Inspected {
             },
         };
         let map = AttentionMap::new(&pipeline.model, &ids)?;
-        Ok(Self { tokens: pipeline.tokenizer.token_texts(&ids)?, pipeline, map, watched })
+        Ok(Self { words: Words::new(&pipeline.tokenizer, &ids)?, pipeline, map, watched })
     }
+}
+
+/// The name of the model at a path.
+fn name(root: &Path) -> String {
+    let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
+    one_line(&absolute.file_name().map_or_else(|| root.display().to_string(), |name| name.to_string_lossy().into()))
 }
 
 /// The layer and head that the command line asks for, counted from 0.

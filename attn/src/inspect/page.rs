@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use candle_attention::inspect::{AttentionMap, HeadScores, words};
+use candle_attention::inspect::{AttentionMap, HeadScores};
 use candle_attention::text::Tokenizer;
 use candle_attention::train::metrics::{History, Points, thinned};
 use candle_attention::train::{best_of, kept_model, kept_steps, watched_map};
@@ -19,30 +19,33 @@ use serde::Serialize;
 use super::{Chosen, Inspected};
 use crate::chart::spread;
 use crate::pages::Page;
-use crate::terminal::note;
+use crate::terminal::{note, one_line};
 
 /// What the page reads. Packed numbers are base64 of gzip of little-endian numbers; shares are `u16`, of which 65535 is 1.
 #[derive(Serialize)]
 struct Data<'a> {
-    prompt: String,
     model: Model,
     tokens: &'a [String],
     /// The word of each token.
-    words: Vec<usize>,
+    words: &'a [usize],
+    word_texts: &'a [String],
     losses: Option<Losses>,
     frames: Vec<Frame>,
     /// Candidates at each depth and position (K).
     candidates_each: usize,
     /// The texts of the candidates.
     vocabulary_texts: Vec<String>,
+    /// For each token of the prompt, its index there, if it ever is a candidate.
+    vocabulary_indices: Vec<Option<u32>>,
     start: Start,
 }
 
-/// The layer and head to begin with, counted from 1, if they were asked for.
+/// What to begin with, if it was asked for: layer and head are counted from 1, and the units are `tokens`.
 #[derive(Serialize)]
 struct Start {
     layer: Option<usize>,
     head: Option<usize>,
+    units: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -53,7 +56,6 @@ struct Model {
     heads: usize,
     parameters: usize,
     vocabulary: usize,
-    context: usize,
 }
 
 /// Losses over steps.
@@ -97,27 +99,14 @@ impl From<HeadScores> for Scores {
 
 /// Writes the page: of a run, with a frame for each step at which it watched this prompt or, if it did not, for each
 /// checkpoint that it kept.
-pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) -> Result<()> {
-    let Inspected { pipeline, tokens, map, watched } = inspected;
+pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen, as_tokens: bool) -> Result<()> {
+    let Inspected { pipeline, words, map, .. } = inspected;
     let (layers, heads) = map.heads();
     let config = pipeline.model.config();
     let mut texts = CandidateTexts { tokenizer: &pipeline.tokenizer, map, indices: BTreeMap::new(), texts: vec![] };
-    let mut frames = vec![];
-    let before = if watched.is_empty() { kept_steps(root)? } else { watched.clone() };
-    for step in affordable(&before, map) {
-        let map = match watched.is_empty() {
-            true => AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids)?,
-            false => watched_map(root, step)?,
-        };
-        frames.push(frame(format!("step {step}"), Some(step), &map, &mut texts)?);
-    }
-    let best = best_of(root).map(|best| best.step);
-    let label = best.map_or("the model".into(), |step| format!("the best model, of step {step}"));
-    frames.push(frame(label, best, map, &mut texts)?);
-    let name = std::path::absolute(root)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = name.unwrap_or_else(|| root.display().to_string());
+    let frames = frames(root, inspected, &mut texts)?;
+    let name = super::name(root);
     let data = Data {
-        prompt: pipeline.tokenizer.decode(&map.ids)?,
         model: Model {
             name: name.clone(),
             architecture: config.architecture.model_type(),
@@ -125,15 +114,20 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
             heads,
             parameters: config.parameter_count(),
             vocabulary: config.vocab_size,
-            context: config.context_len,
         },
-        tokens,
-        words: words(tokens),
+        tokens: &words.tokens,
+        words: &words.of_token,
+        word_texts: &words.texts,
         losses: losses(root)?,
         frames,
         candidates_each: map.lens.ids.dim(2)?,
+        vocabulary_indices: map.ids.iter().map(|id| texts.indices.get(id).copied()).collect(),
         vocabulary_texts: texts.texts,
-        start: Start { layer: chosen.layer.map(|n| n + 1), head: chosen.head.map(|n| n + 1) },
+        start: Start {
+            layer: chosen.layer.map(|layer| layer + 1),
+            head: chosen.head.map(|head| head + 1),
+            units: as_tokens.then_some("tokens"),
+        },
     };
     let page = Page {
         template: include_str!("../pages/map.html"),
@@ -153,6 +147,32 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen) ->
     Ok(candle_attention::replace_file(file, page.render(&data)?.as_bytes())?)
 }
 
+/// The maps of the steps that the run has watched or kept, and that of the model itself, the best of a run.
+fn frames(root: &Path, inspected: &Inspected, texts: &mut CandidateTexts) -> Result<Vec<Frame>> {
+    let Inspected { map, watched, .. } = inspected;
+    let before = if watched.is_empty() { kept_steps(root)? } else { watched.clone() };
+    let at = |step: u64| match watched.is_empty() {
+        true => AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids),
+        false => watched_map(root, step),
+    };
+    let mut frames = vec![];
+    for step in affordable(&before, map) {
+        match at(step) {
+            Ok(other) if other.is_comparable(map) => {
+                frames.push(frame(format!("step {step}"), Some(step), &other, texts)?);
+            }
+            Ok(_) => note(&format!("step {step} is left out: it is of another prompt or model")),
+            Err(error) => note(&format!("step {step} is left out: {}", one_line(&error.to_string()))),
+        }
+    }
+    let best = best_of(root).map(|best| best.step);
+    let label = best.map_or("the model".into(), |step| format!("step {step}, the best model"));
+    // Where the best model is the last one, it is there already.
+    frames.pop_if(|last| best.is_some() && last.step == best);
+    frames.push(frame(label, best, map, texts)?);
+    Ok(frames)
+}
+
 /// Of these steps, as many as a page can hold beside the last frame.
 fn affordable(steps: &[u64], map: &AttentionMap) -> Vec<u64> {
     /// Of all frames: some 100 MB of a page.
@@ -165,11 +185,7 @@ fn affordable(steps: &[u64], map: &AttentionMap) -> Vec<u64> {
 }
 
 fn frame(label: String, step: Option<u64>, map: &AttentionMap, texts: &mut CandidateTexts) -> Result<Frame> {
-    let (layers, heads) = map.heads();
-    let (depths, t, _) = map.lens.ids.dims3()?;
-    if (depths, t) != (layers + 1, map.ids.len()) || map.weights.dims() != [layers, heads, t, t] {
-        bail!("expected maps of the same prompt and model in training/watch, got others");
-    }
+    let ((layers, heads), t) = (map.heads(), map.ids.len());
     let mut weights = Packed::default();
     for layer in 0..layers {
         for head in 0..heads {
@@ -178,8 +194,7 @@ fn frame(label: String, step: Option<u64>, map: &AttentionMap, texts: &mut Candi
         }
     }
     let mut candidates = Packed::default();
-    for position in map.lens.ids.to_vec3::<u32>()?.concat().iter().enumerate() {
-        let (place, ids) = position;
+    for (place, ids) in map.lens.ids.to_vec3::<u32>()?.concat().iter().enumerate() {
         for id in ids {
             candidates.number(texts.index(place % t, *id)?)?;
         }

@@ -77,15 +77,30 @@ pub fn write(file: &Path, as_png: bool, inspected: &Inspected, units: &Units, ch
     Ok(candle_attention::replace_file(file, &bytes)?)
 }
 
+/// The largest weights of blocks of units, so that there are at most `max` rows: as large as pictures can show.
+fn joined(count: usize, weights: &[f32], max: usize) -> (usize, Vec<f32>) {
+    let each = count.div_ceil(max).max(1);
+    let blocks = count.div_ceil(each);
+    let mut largest = vec![0f32; blocks * blocks];
+    for (i, weight) in weights.iter().enumerate() {
+        let block = &mut largest[i / count / each * blocks + i % count / each];
+        *block = block.max(*weight);
+    }
+    (blocks, largest)
+}
+
 /// One head with the names of its rows and columns.
 fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], mut caption: [String; 2]) -> Picture {
     /// Of a character, about.
     const WIDTH: f64 = 7.5;
-    let cell = (720.0 / labels.len() as f64).clamp(2.0, 44.0);
+    /// Rows, each of at least two pixels.
+    const MAX: usize = 360;
+    let (count, weights) = joined(labels.len(), weights, MAX);
+    let cell = (720.0 / count as f64).min(44.0);
     let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as f64;
-    let (has_labels, has_numbers) = (cell >= 10.0, cell >= 30.0);
+    let (has_labels, has_numbers) = (cell >= 10.0 && count == labels.len(), cell >= 30.0);
     let space = if has_labels { longest * WIDTH + 8.0 } else { 0.0 };
-    let size = cell * labels.len() as f64;
+    let size = cell * count as f64;
     if has_numbers {
         caption[1] += "; numbers in percent";
     }
@@ -96,7 +111,7 @@ fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], mut capt
         cell,
         title: String::new(),
         labels: if has_labels { labels.to_vec() } else { vec![] },
-        cells: cells(labels.len(), weights, has_numbers),
+        cells: cells(count, &weights, has_numbers),
     };
     Picture {
         width: (panel.x + size + MARGIN).max(MIN_WIDTH),
@@ -110,17 +125,17 @@ fn large(labels: &[String], weights: &[f32], [layer, head]: [usize; 2], mut capt
 /// Several heads, a row of panels for each layer.
 fn small(count: usize, all: &[((usize, usize), Vec<f32>)], columns: usize, caption: [String; 2]) -> Picture {
     const SIZE: f64 = 132.0;
+    let all = all.iter().map(|(at, weights)| (at, joined(count, weights, SIZE as usize)));
     let panels: Vec<Panel> = all
-        .iter()
         .enumerate()
-        .map(|(i, ((layer, head), weights))| Panel {
+        .map(|(i, ((layer, head), (count, weights)))| Panel {
             x: MARGIN + (i % columns) as f64 * (SIZE + MARGIN),
             y: MARGIN + LINE + (i / columns) as f64 * (SIZE + MARGIN + LINE) + LINE,
             size: SIZE,
             cell: SIZE / count as f64,
             title: format!("layer {}, head {}", layer + 1, head + 1),
             labels: vec![],
-            cells: cells(count, weights, false),
+            cells: cells(count, &weights, false),
         })
         .collect();
     let last = panels.last().map_or(0.0, |panel| panel.y);
@@ -150,6 +165,7 @@ fn cells(count: usize, weights: &[f32], has_numbers: bool) -> Vec<Cell> {
 /// The picture in pixels, two for each of its own.
 fn png(svg: &str) -> Result<Vec<u8>> {
     const SCALE: f32 = 2.0;
+    const TOO_LARGE: &str = "--out: the picture is too large for a .png; --layer and --head make it smaller";
     let mut fonts = fontdb::Database::new();
     fonts.load_system_fonts();
     let families = || fonts.faces().flat_map(|face| face.families.iter().map(|(name, _)| name.clone()));
@@ -158,10 +174,22 @@ fn png(svg: &str) -> Result<Vec<u8>> {
         bail!("--out: a .png needs a font, and this system has none; a .svg needs none");
     };
     fonts.set_sans_serif_family(family);
-    let tree = Tree::from_str(svg, &Options { fontdb: Arc::new(fonts), ..Default::default() })?;
+    let tree = Tree::from_str(svg, &Options { fontdb: Arc::new(fonts), ..Default::default() }).context(TOO_LARGE)?;
     let size = tree.size();
     let [width, height] = [size.width(), size.height()].map(|length| (length * SCALE).ceil() as u32);
-    let mut pixels = Pixmap::new(width, height).context("--out: the picture is too large for a .png")?;
+    let mut pixels = Pixmap::new(width, height).context(TOO_LARGE)?;
     resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
     Ok(pixels.encode_png()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_map_is_joined_to_the_largest_weights_of_its_blocks() {
+        let weights = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.1, 0.7]];
+        assert_eq!(joined(3, weights.as_flattened(), 3), (3, weights.as_flattened().to_vec()));
+        assert_eq!(joined(3, weights.as_flattened(), 2), (2, vec![1.0, 0.0, 0.2, 0.7]));
+    }
 }

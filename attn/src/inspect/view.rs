@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::units::{Units, visible};
 use super::{Chosen, Inspected};
+use crate::terminal::counted;
 
 /// Heads, rows and columns of a head, and positions shown at most.
 const MAX_HEADS: usize = 3;
@@ -16,9 +17,10 @@ const MAX_POSITIONS: usize = 3;
 pub fn show(inspected: &Inspected, units: &Units, chosen: Chosen, out: &mut dyn Write) -> Result<()> {
     let map = &inspected.map;
     let (layers, heads) = map.heads();
-    let (tokens, count, name) = (inspected.tokens.len(), units.labels.len(), units.name());
-    let as_words = if count < tokens { format!(" in {count} words") } else { String::new() };
-    writeln!(out, "{tokens} tokens{as_words}; {layers} layers of {heads} heads")?;
+    let (tokens, count, name) = (inspected.words.tokens.len(), units.labels.len(), units.name());
+    let as_words = if count < tokens { format!(" in {}", counted(count, "word")) } else { String::new() };
+    let sizes = [(tokens, "token"), (layers, "layer"), (heads, "head")].map(|(count, name)| counted(count, name));
+    writeln!(out, "{}{as_words}; {} of {}", sizes[0], sizes[1], sizes[2])?;
     if count > MAX_UNITS {
         writeln!(out, "the last {MAX_UNITS} {name}s are shown; --out map.html shows all")?;
     }
@@ -64,12 +66,12 @@ fn show_head(labels: &[String], weights: &[f32], out: &mut dyn Write) -> Result<
 }
 
 /// The most likely next tokens at the last positions.
-fn show_next(Inspected { pipeline, tokens, map, .. }: &Inspected, out: &mut dyn Write) -> Result<()> {
+fn show_next(Inspected { pipeline, words, map, .. }: &Inspected, out: &mut dyn Write) -> Result<()> {
     const NAMED: usize = 5;
-    let (t, depth) = (tokens.len(), map.heads().0);
+    let (tokens, depth) = (&words.tokens, map.heads().0);
     let ids = map.lens.ids.get(depth)?.to_vec2::<u32>()?; // (T, K)
     let probabilities = map.lens.probabilities.get(depth)?.to_vec2::<f32>()?;
-    for position in t.saturating_sub(MAX_POSITIONS)..t {
+    for position in tokens.len().saturating_sub(MAX_POSITIONS)..tokens.len() {
         let before = visible(&tokens[..=position].concat());
         let text: String = before.chars().skip(before.chars().count().saturating_sub(24)).collect();
         let likely = ids[position].iter().zip(&probabilities[position]).take(NAMED).map(|(id, probability)| {

@@ -123,7 +123,7 @@ fn what_cannot_be_shown_is_refused_in_a_line() {
         ("run --prompt gato --layer 1 --head 3", "--head: expected a number from 1 to 2, got 3"),
         (
             "run --prompt gato --out map.pdf",
-            "--out: expected a name that ends in .html, .svg, .png, .safetensors, got map.pdf",
+            "--out: expected a file whose name ends in .html, .svg, .png, .safetensors, got map.pdf",
         ),
         ("run --prompt gato --out run/model.safetensors", "run/model.safetensors exists"),
         ("run --prompt gato --out none/map.html", "none"),

@@ -354,8 +354,8 @@ impl Tokenizer {
     }
 
     /// The text of each id within the whole, for showing tokens one by one: together they are [`decode`](Self::decode) of
-    /// all of them, except that an id without text gives its name, as a special token does, or U+FFFD, as a part of a
-    /// character does.
+    /// all of them, except that a special token gives its name, and an id that completes no character its bytes, as
+    /// `<F0>`, or U+FFFD where a third-party tokenizer does not tell them.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.
@@ -374,13 +374,23 @@ impl Tokenizer {
         Ok(self.shown(id, text))
     }
 
+    /// Whether the id is that of a special token, which gives no text when it is decoded.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some_and(|name| self.special_id(&name) == Some(id))
+    }
+
     /// A text that can be seen.
     fn shown(&self, id: u32, text: String) -> String {
-        if !text.is_empty() {
+        const UNKNOWN: &str = "\u{fffd}";
+        if !text.is_empty() && text != UNKNOWN {
             return text;
         }
-        let name = self.inner.id_to_token(id).filter(|name| self.special_id(name) == Some(id));
-        name.unwrap_or_else(|| char::REPLACEMENT_CHARACTER.into())
+        if let Some(name) = self.inner.id_to_token(id).filter(|_| self.is_special(id)) {
+            return name;
+        }
+        let bytes = self.kind.token_bytes().and_then(|tokens| tokens.get(id as usize));
+        let bytes: String = bytes.into_iter().flatten().map(|byte| format!("<{byte:02X}>")).collect();
+        if bytes.is_empty() { UNKNOWN.into() } else { bytes }
     }
 
     /// Whether it knows the bytes of each id, as the tokenizers of this crate do.

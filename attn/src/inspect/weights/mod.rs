@@ -17,13 +17,13 @@ use candle_core::{Device, Tensor};
 use clap::{Arg, ArgAction, ArgMatches};
 use indicatif::HumanCount;
 
-use crate::generate;
 use crate::progress::text_progress;
-use crate::terminal::{note, one_line, quoted};
+use crate::terminal::{counted, note, one_line, quoted};
+use crate::{generate, out_file};
 
 /// The switch.
 pub fn arg() -> Arg {
-    Arg::new("weights").long("weights").action(ArgAction::SetTrue).help(
+    Arg::new("weights").long("weights").action(ArgAction::SetTrue).conflicts_with_all(["layer", "head", "tokens"]).help(
         "Show the weights instead: norms and spectra of each head, how far they have moved since the start of training, and \
          the gradients of the first training batch or, if given, of the prompt",
     )
@@ -32,7 +32,6 @@ pub fn arg() -> Arg {
 /// A report, with what it says of a start and of gradients, or why it says nothing.
 struct Inspected {
     config: ModelConfig,
-    /// The path of the model.
     name: String,
     report: WeightReport,
     start: Result<(), String>,
@@ -51,9 +50,7 @@ struct Gradients {
 pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     let root = matches.get_one::<PathBuf>("run").context("RUN")?;
     let file = matches.get_one::<PathBuf>("out");
-    if let Some(file) = file.filter(|file| file.extension().is_none_or(|extension| extension != "html")) {
-        bail!("--out: expected a file whose name ends in .html with --weights, got {}", quoted(file));
-    }
+    file.map(|file| out_file::extension(file, &["html"])).transpose()?;
     let inspected = Inspected::open(root, matches)?;
     let Some(file) = file else { return tables::print(&inspected, out) };
     candle_attention::replace_file(file, page::render(&inspected)?.as_bytes())?;
@@ -72,7 +69,7 @@ impl Inspected {
             Err(error) => (Err(reason(&error)), None),
         };
         let report = WeightReport::new(&config, &weights, initial.as_ref(), of_batch.as_ref())?;
-        Ok(Self { config, name: one_line(&root.display().to_string()), report, start, gradients })
+        Ok(Self { config, name: super::name(root), report, start, gradients })
     }
 
     /// The tensors of layer `i`, with their names in it.
@@ -147,9 +144,12 @@ fn model(config: &ModelConfig) -> String {
         groups => format!(", which share {groups} of keys and values"),
     };
     format!(
-        "{}, {num_layers} layers of {num_heads} heads{shared}; {embed_dim} channels, {} in a head; {} parameters",
+        "{}, {} of {}{shared}; {}, {} in a head; {}",
         config.architecture.model_type(),
+        counted(num_layers, "layer"),
+        counted(num_heads, "head"),
+        counted(embed_dim, "channel"),
         config.head_channels(),
-        HumanCount(config.parameter_count() as u64)
+        counted(config.parameter_count(), "parameter")
     )
 }

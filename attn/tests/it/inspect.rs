@@ -63,17 +63,21 @@ fn page_picture_and_numbers_are_one_map() {
 
     space.works("inspect run --prompt-file prompt.txt --out map.html --layer 2 --head 1");
     let data = data(&space, "map.html");
-    assert_eq!((&data["prompt"], &data["model"]["name"]), (&PROMPT.into(), &"run".into()));
+    assert_eq!(data["model"]["name"], "run");
     assert_eq!(data["words"], serde_json::json!([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]));
-    assert_eq!(data["start"], serde_json::json!({ "layer": 2, "head": 1 }));
-    // The checkpoints that the run has kept, and its best model.
+    assert_eq!(data["word_texts"], serde_json::json!(["gato ", "preto"]));
+    assert_eq!(data["start"], serde_json::json!({ "layer": 2, "head": 1, "units": null }));
+    for (token, index) in data["tokens"].as_array().unwrap().iter().zip(data["vocabulary_indices"].as_array().unwrap())
+    {
+        assert_eq!(*token, data["vocabulary_texts"][index.as_u64().unwrap() as usize]);
+    }
+    // The checkpoints that the run has kept, of which the last is its best model.
     let labels: Vec<&str> =
         data["frames"].as_array().unwrap().iter().map(|frame| frame["label"].as_str().unwrap()).collect();
-    assert_eq!(labels.len(), 3, "{labels:?}");
-    assert_eq!(labels[..2], ["step 6", "step 12"]);
+    assert_eq!(labels, ["step 6", "step 12, the best model"]);
     let (_, scores) = floats(&tensors, "head_scores");
     for (head, expected) in scores.chunks_exact(6).enumerate() {
-        let shown = &data["frames"][2]["scores"][head / 2][head % 2];
+        let shown = &data["frames"][1]["scores"][head / 2][head % 2];
         let names = metadata["head_scores"].split(", ");
         for (name, expected) in names.zip(expected) {
             assert!((shown[name].as_f64().unwrap() - f64::from(*expected)).abs() < 1e-6, "{name}: {shown}");
@@ -108,10 +112,8 @@ fn adapters_are_shown_with_the_model_below_them() {
     space.works("inspect tuned --prompt gato --out map.html");
     let data = data(&space, "map.html");
     let frames = data["frames"].as_array().unwrap();
-    assert_eq!((frames.len(), &frames[0]["step"], &frames[1]["step"]), (3, &2.into(), &4.into()));
+    assert_eq!((frames.len(), &frames[0]["step"], &frames[1]["step"]), (2, &2.into(), &4.into()));
     assert_ne!(frames[0]["attention"], frames[1]["attention"]);
-    // The best model is the last.
-    assert_eq!((&frames[2]["step"], &frames[2]["attention"]), (&4.into(), &frames[1]["attention"]));
 }
 
 #[test]
@@ -126,6 +128,7 @@ fn what_cannot_be_shown_is_refused_in_a_line() {
             "--out: expected a file whose name ends in .html, .svg, .png, .safetensors, got map.pdf",
         ),
         ("run --prompt gato --out run/model.safetensors", "run/model.safetensors exists"),
+        ("run --prompt gato --layer 1 --out map.safetensors", "--layer has no effect on a .safetensors file"),
         ("run --prompt gato --out none/map.html", "none"),
         ("run --prompt gatos_ou_gatas", "the prompt: the text: unknown character"),
         ("run --prompt gatogatogatogatog", "expected a prompt of 1 to 16 tokens, the model's context, got 17"),
@@ -162,35 +165,68 @@ fn a_run_that_watches_learns_the_same_and_keeps_maps_that_a_page_plays() {
     };
     assert_same("watched", &without_names(watched), &without_names(plain));
 
-    // The page of the watched text needs no prompt.
+    // The page of the watched text needs no prompt; of another, it shows what was kept of the run.
     space.works("inspect watched --out map.html");
-    let frames = data(&space, "map.html")["frames"].as_array().unwrap().clone();
-    assert_eq!(frames.len(), 14);
-    assert_eq!((&frames[0]["step"], &frames[12]["step"]), (&0.into(), &12.into()));
-    assert_ne!(frames[0]["attention"], frames[12]["attention"]);
-    // Another text: what was kept of the run.
+    let frames = |page: &str| data(&space, page)["frames"].as_array().unwrap().clone();
+    let played = frames("map.html");
+    assert_eq!((played.len(), &played[0]["step"], &played[12]["step"]), (13, &0.into(), &12.into()));
+    assert_ne!(played[0]["attention"], played[12]["attention"]);
     space.works("inspect watched --prompt gata --out other.html");
-    assert_eq!(data(&space, "other.html")["frames"].as_array().unwrap().len(), 2);
+    assert_eq!(frames("other.html").len(), 1);
 
-    // A run that is stopped and goes on keeps the same maps; another text replaces them.
-    watching("parts", "--steps 7 --warmup 0.5");
-    // As if it had gone on to step 99 before a crash.
-    space.write(
-        "parts/training/watch/step-00000099.safetensors",
-        space.bytes("watched/training/watch/step-00000012.safetensors"),
-    );
-    space.works("train --resume --out parts --steps 12");
-    let names = |run: &str| space.entries(&format!("{run}/training/watch"));
-    assert!(names("parts").len() >= 12 && names("parts").last().unwrap().contains("00000012"), "{:?}", names("parts"));
-    space.works("train --resume --out parts --steps 14 --watch gata");
-    assert_eq!(names("parts"), ["step-00000012.safetensors", "step-00000013.safetensors", "step-00000014.safetensors"]);
-    for (line, expected) in [
-        ("--watch x_", "--watch: the text: unknown character 'x'"),
-        ("--watch gatogatogatogatog", "--watch: expected a text of at most 16 tokens, the model's context, got 17"),
+    // What is not a map of this prompt and model is left out.
+    let map = |step: u64| format!("watched/training/watch/step-{step:08}.safetensors");
+    space.write(&map(3), "not a map");
+    space.works("inspect run --prompt gata --out other.safetensors");
+    space.write(&map(5), space.bytes("other.safetensors"));
+    let (_, told) = space.told("inspect watched --out map.html");
+    assert!(told.contains("step 3 is left out: ") && told.contains("step 5 is left out: it is of another"), "{told}");
+    assert_eq!(frames("map.html").len(), 11);
+}
+
+#[test]
+fn a_watched_run_that_goes_on_has_the_same_maps_or_those_of_another_text() {
+    let space = Space::new();
+    let train = |run: &str| {
+        let mut command = space.command(&format!("train text.txt --out {run} --preset qwen3 {SMALL}"));
+        assert!(command.args(["--watch", "gato preto"]).status().unwrap().success());
+    };
+    train("whole");
+    train("parts");
+    // As if it had been lost before the checkpoint of step 12, and once had made more steps.
+    std::fs::remove_file(space.path("parts/training/step-00000012.safetensors")).unwrap();
+    let last = space.bytes("whole/training/watch/step-00000012.safetensors");
+    space.write("parts/training/watch/step-00000099.safetensors", last);
+    std::fs::remove_file(space.path("parts/training/watch/step-00000009.safetensors")).unwrap();
+    space.works("train --resume --out parts");
+    assert_same("parts", &space.result("parts"), &space.result("whole"));
+
+    // A text that is refused changes nothing: the run can still be resumed.
+    for (text, expected) in [
+        ("x_", "--watch: the text: unknown character 'x'"),
+        ("gatogatogatogatog", "--watch: expected a text of at most 16 tokens, the model's context, got 17"),
     ] {
-        let output = space.attn(&format!("train text.txt --out none {SMALL} {line}"));
-        assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
+        for line in [format!("train text.txt --out none {SMALL}"), "train --resume --out parts --steps 14".into()] {
+            space.refuses(&format!("{line} --watch {text}"), expected);
+        }
+        space.refuses(&format!("train text.txt --dry-run {SMALL} --watch {text}"), expected);
         assert!(!space.path("none").exists());
+    }
+    space.works("train --resume --out parts --steps 14");
+    let (_, told) = space.told("train --resume --out parts --steps 15 --watch gata");
+    assert!(told.contains("changed: watch; maps of another text are gone"), "{told}");
+    let maps = space.entries("parts/training/watch");
+    assert_eq!(maps, ["step-00000014.safetensors", "step-00000015.safetensors"]);
+}
+
+#[test]
+fn pictures_of_long_prompts_stay_small() {
+    let space = Space::new();
+    space.works("train text.txt --out run --layers 1 --heads 2 --dim 8 --context 600 --batch 1 --steps 1");
+    space.write("prompt.txt", "O gato preto correu rapidamente.\n".repeat(18));
+    for (line, max) in [("", 3_000_000), ("--tokens --layer 1 --head 1", 9_000_000)] {
+        space.works(&format!("inspect run --prompt-file prompt.txt {line} --out map.svg"));
+        let len = space.bytes("map.svg").len();
+        assert!(len < max, "{line}: {len} bytes");
     }
 }

@@ -222,8 +222,8 @@ fn a_watched_run_that_goes_on_has_the_same_maps_or_those_of_another_text() {
 #[test]
 fn pictures_of_long_prompts_stay_small() {
     let space = Space::new();
-    space.works("train text.txt --out run --layers 1 --heads 2 --dim 8 --context 600 --batch 1 --steps 1");
-    space.write("prompt.txt", "O gato preto correu rapidamente.\n".repeat(18));
+    space.works("train text.txt --out run --layers 1 --heads 2 --dim 8 --context 390 --batch 1 --steps 1");
+    space.write("prompt.txt", "O gato preto correu rapidamente.\n".repeat(11));
     for (line, max) in [("", 3_000_000), ("--tokens --layer 1 --head 1", 9_000_000)] {
         space.works(&format!("inspect run --prompt-file prompt.txt {line} --out map.svg"));
         let len = space.bytes("map.svg").len();

@@ -153,6 +153,9 @@ def check_steps(page):
     for key, step in [(Keys.PAGE_DOWN, "matrices"), (Keys.PAGE_UP, "words")]:
         driver.find_element(By.TAG_NAME, "body").send_keys(key)
         page.until(lambda: page.visible() == [step], f"a presenter's remote does not lead to {step}")
+    for step in STEPS:
+        page.open(step)
+        check(driver.execute_script("return scrollY") == 0, f"{step} does not begin at its top")
     page.open("queries")
     page.one("#all").click()
     page.until(lambda: page.visible() == STEPS, "all steps at once shows only some")

@@ -69,8 +69,8 @@ all = { ...state, ...compute(state) };
 all.masked = withMask(all.scores, state.causal);
 document.querySelectorAll(".equation").forEach(buildEquation);
 document.querySelectorAll("[data-controls]").forEach(buildControls);
-buildFuture(byId("future"));
-buildTranslation(byId("translation"));
+buildFuture(byId("future-trial"));
+buildTranslation(byId("translation-trial"));
 writers.push(() => document.querySelectorAll("[data-if-scaled]").forEach((node) => { node.hidden = state.scale === "one"; }));
 
 byId("steps").append(...sections.map((section, i) => element("li", {},

@@ -7,7 +7,7 @@
 Ends with exit code 1 and a message at the first failure. What the page shows is compared with tests/fixtures/chapter.json,
 computed by numpy.
 """
-import json, math, pathlib, sys
+import json, math, pathlib, re, sys
 
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
@@ -19,6 +19,7 @@ from example_bounds import bounds_of
 from headless import DESK, PHONE, browser, check, check_console_and_network, screen
 
 CHAPTER = json.loads((pathlib.Path(__file__).parent.parent / "fixtures/chapter.json").read_text())
+PAPER = (688, 972)  # A4 without its margins, in CSS pixels
 STEPS = "words matrices queries keys values scores mask softmax sum future translation".split()
 
 # ---- the arithmetic
@@ -118,8 +119,8 @@ class Page:
         for i, row in enumerate(expected):
             for j, value in enumerate(row):
                 text = texts[i][j]
-                shown = float(text.replace("−", "-").replace("∞", "inf"))
-                close = shown == value or abs(shown - value) <= 0.5e-4 + 1e-9
+                shown = 0.0 if text == "–" else float(text.replace("−", "-").replace("∞", "inf"))
+                close = shown == value or (text != "–" and abs(shown - value) <= 0.5e-4 + 1e-9)
                 check(close, f"{caption}[{i}][{j}] shows {text}, expected {value}")
 
     def write(self, box, text):
@@ -152,6 +153,9 @@ def check_steps(page):
     for key, step in [(Keys.PAGE_DOWN, "matrices"), (Keys.PAGE_UP, "words")]:
         driver.find_element(By.TAG_NAME, "body").send_keys(key)
         page.until(lambda: page.visible() == [step], f"a presenter's remote does not lead to {step}")
+    for step in STEPS:
+        page.open(step)
+        check(driver.execute_script("return scrollY") == 0, f"{step} does not begin at its top")
     page.open("queries")
     page.one("#all").click()
     page.until(lambda: page.visible() == STEPS, "all steps at once shows only some")
@@ -174,7 +178,8 @@ def check_numbers(page):
         page.go("softmax")
         page.shows("Weights α", CHAPTER[f"{name}_weights"])
         page.go("mask")
-        hidden = page.matrix("Masked scores", 'td.innerText === "−∞"')
+        masked = "Masked scores" if causal == "on" else "Scores, not masked"
+        hidden = page.matrix(masked, 'td.innerText === "−∞"')
         check(hidden == [[causal == "on" and j > i for j in range(3)] for i in range(3)], f"hidden: {hidden}")
 
 
@@ -199,6 +204,8 @@ def check_pointing(page):
     page.open("sum")
     ActionChains(driver).move_to_element(page.button("A", 1, 0)).perform()
     check(page.why() == "0.6271 × 0.2 + 0.3729 × 0.6 ≈ 0.3491", page.why())
+    marks = page.marked("Weights α", "first"), page.marked("V", "second")
+    check(marks == ([(1, 0), (1, 1)], [(0, 0), (1, 0)]), f"marked are {marks}, and the sum has two terms")
     page.open("queries")
     ActionChains(driver).move_to_element(page.button("Q", 2, 1)).perform()
     check(page.why() == "1 × 0.2 + 1 × 0.1 + 0 × 0.3 + 2 × (−0.2) = −0.1", page.why())
@@ -242,19 +249,90 @@ def check_editing(page):
         page.go(step)
         check(page.box("X", 1, 2).get_attribute("value") == "-7.25", f"X at {step} is as it was")
         page.shows(caption, product(matrices["x"], matrices[name]))
-    box = page.box("X", 0, 0)
-    for bad in [Keys.DELETE, "-", "1e9"]:
-        page.write(box, bad)
-        check(box.get_attribute("aria-invalid") is not None, f"{bad!r} passes as a number")
-        page.shows("V", product(matrices["x"], matrices["wv"]))
-    box.send_keys(Keys.ARROW_LEFT)
-    check(page.visible() == ["values"], "an arrow key in a box turns the page")
-    box.send_keys(Keys.TAB)
-    check(box.get_attribute("value") == "1", f"an unfinished number stays: {box.get_attribute('value')}")
-    check(box.get_attribute("aria-invalid") is None, "an undone number is still marked")
     page.one("#reset").click()
     page.shows("V", CHAPTER["v"])
     check(page.box("X", 1, 2).get_attribute("value") == "1", "reset leaves a box as it was")
+
+
+def check_refusals(page):
+    """A box takes exactly the number that is written in it, or says that it takes none."""
+    page.open("values")
+    x = [list(row) for row in CHAPTER["x"]]
+    box = page.box("X", 0, 0)
+    said = lambda: " ".join(p.text for p in page.all("[role=alert]") if p.is_displayed())
+    for text, number in [("1,5", 1.5), ("−0.25", -0.25), (".5", 0.5), ("1e2", 100), ("-1000", -1000), ("+3", 3)]:
+        page.write(box, text)
+        check(box.get_attribute("value") == text, f"{text!r} becomes {box.get_attribute('value')!r} while it is written")
+        page.shows("V", product([[number, *x[0][1:]], *x[1:]], CHAPTER["w_v"]))
+        box.send_keys(Keys.TAB)
+        check(float(box.get_attribute("value")) == number, f"{text!r} becomes {box.get_attribute('value')!r}")
+        check(not said() and box.get_attribute("aria-invalid") is None, f"{text!r} is refused: {said()}")
+        check(page.driver.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", box), f"{text} is cut off")
+    for text in ["5000", "1e308", "1e999", "1/3", "0x10", "1,5,3", "1.000,5", "abc", "NaN", "Infinity", "-", ""]:
+        page.one("#reset").is_enabled() and page.one("#reset").click()
+        page.write(box, text or Keys.DELETE)
+        box.send_keys(Keys.TAB)
+        check(box.get_attribute("value") == text, f"{text!r} becomes {box.get_attribute('value')!r}")
+        check(box.get_attribute("aria-invalid") == "true", f"{text!r} passes as a number")
+        check((text or "empty") in said() and "−1000 to 1000" in said(), f"of {text!r} the page says {said()!r}")
+        page.shows("V", CHAPTER["v"])
+        page.write(page.box("X", 2, 3), "7")
+        check(box.get_attribute("value") == text, "another number undoes what is refused")
+    page.write(box, "2")
+    check(not said() and box.get_attribute("aria-invalid") is None, f"mended, and the page says {said()!r}")
+    page.write(box, "x")
+    page.one("#reset").click()
+    check(not said() and box.get_attribute("value") == "1", f"after reset: {box.get_attribute('value')}, {said()!r}")
+    page.write(box, "-")
+    check(not said(), f"a sign is refused before its number can follow: {said()!r}")
+
+
+def check_signs(page):
+    """"=" only where nothing is rounded; a share that is not 0 is not written as 0."""
+    page.open("scores")
+    page.press("Scaling", "none")
+    page.go("queries")
+    page.write(page.box("X", 1, 0), "40")
+    page.go("softmax")
+    ActionChains(page.driver).move_to_element(page.button("Weights α", 1, 0)).perform()
+    texts = page.matrix("Weights α", "td.innerText")
+    check(texts[0] == ["1", "–", "–"] and texts[1][0] == "<0.0001", f"the shares are {texts}")
+    check(page.why().startswith("α21 = e") and page.why().endswith("< 0.0001"), page.why())
+    ActionChains(page.driver).move_to_element(page.button("Weights α", 1, 1)).perform()
+    check(page.why().endswith("≈ 1"), page.why())
+    ActionChains(page.driver).move_to_element(page.button("Weights α", 0, 0)).perform()
+    check(page.why().endswith("= 1"), page.why())
+    page.go("sum")
+    ActionChains(page.driver).move_to_element(page.button("A", 1, 0)).perform()
+    check(page.why().startswith("<0.0001 × ") and " ≈ " in page.why() and "=" not in page.why(), page.why())
+    page.go("queries")
+    page.write(page.box("X", 1, 0), "0.12345678")
+    ActionChains(page.driver).move_to_element(page.button("Q", 1, 0)).perform()
+    check("0.1235 × 0.1" in page.why() and " ≈ " in page.why(), page.why())
+
+
+def check_keyboard(page):
+    """A matrix is one stop of the Tab key; the chosen number is told; a remote turns the page wherever the focus is."""
+    page.open("queries")
+    stops = page.driver.execute_script("""return [...document.querySelectorAll("main :is(input, button, summary)")]
+        .filter((node) => node.checkVisibility() && node.tabIndex === 0).length""")
+    check(stops == 4, f"{stops} stops of the Tab key: expected X, W, Q and what the chapter prints")
+    pressed = lambda: [(i, j) for i, row in enumerate(page.matrix("Q", 'td.firstChild.ariaPressed === "true"'))
+                       for j, is_pressed in enumerate(row) if is_pressed]
+    check(pressed() == [(1, 0)], f"pressed: {pressed()}")
+    page.button("Q", 0, 2).click()
+    check(pressed() == [(0, 2)], f"pressed: {pressed()}")
+    active = lambda: page.driver.switch_to.active_element
+    page.box("X", 0, 0).click()
+    for key, at in [(Keys.ARROW_DOWN, (1, 0)), (Keys.ARROW_RIGHT, (1, 1)), (Keys.ARROW_UP, (0, 1)), (Keys.ARROW_LEFT, (0, 0))]:
+        active().send_keys(key)
+        check(active() == page.box("X", *at), f"an arrow key does not lead to number {at}")
+    active().send_keys("12", Keys.ARROW_LEFT, "3")
+    check(page.box("X", 0, 0).get_attribute("value") == "132", "an arrow key does not move the caret of a box")
+    check(page.visible() == ["queries"], "an arrow key in a box turns the page")
+    page.driver.execute_script("scrollTo(0, 1e5)")
+    active().send_keys(Keys.PAGE_DOWN)
+    page.until(lambda: page.visible() == ["keys"], "in a box a presenter's remote does not turn the page")
 
 
 def check_printed(page):
@@ -262,12 +340,21 @@ def check_printed(page):
     for step, (struck, of) in counts.items():
         page.open(step)
         printed = page.one("details.printed")
+        check(printed.get_attribute("open") is None, f"{step}: what the chapter prints stands open")
+        printed.find_element(By.TAG_NAME, "summary").click()
         count = len(printed.find_elements(By.TAG_NAME, "s"))
         told = f"None of the {of} numbers" if struck == of else f"{struck} of the {of} numbers"
         check(count == struck and told in printed.text, f"{step}: {count} struck through, {printed.text}")
         if step == "scores":
             own = [t.text for t in printed.find_elements(By.CSS_SELECTOR, "table:last-child td > span") if t.text]
             check(own == "1.32 1.40 0.99 1.11 0.88 1.16".split(), f"scores from the printed q and k: {own}")
+    page.go("queries")
+    page.until(lambda: page.one("details.printed").get_attribute("open"), "opened once, it is closed at the next step")
+    page.open("queries")
+    is_open = "return document.querySelector('details.printed').open"
+    for event, expected in [("beforeprint", True), ("afterprint", False)]:
+        page.driver.execute_script("dispatchEvent(new Event(arguments[0]))", event)
+        check(page.driver.execute_script(is_open) == expected, f"what the chapter prints, {event}")
 
 
 def check_trials(page):
@@ -331,7 +418,28 @@ def check_looks(page, folder):
     check(not [n for n in page.all("nav, #theme, .switch") if n.is_displayed()], "controls on paper")
     numbers = page.all(".matrix :is(input, td > button)")
     check(len(numbers) > 50 and all(n.is_displayed() for n in numbers), "numbers are missing on paper")
+    screen(driver, PAPER, media="print")
+    wide = driver.execute_script("""return [...document.querySelectorAll(".matrix :is(input, td > button, td > span)")]
+        .filter((node) => node.scrollWidth > node.clientWidth).map((node) => node.value || node.textContent)""")
+    check(not wide, f"numbers run into each other on paper: {wide}")
+    scrolling = driver.execute_script("""return [...document.querySelectorAll(".operand")]
+        .filter((node) => getComputedStyle(node).overflowX !== "visible").length""")
+    check(scrolling == 0, f"{scrolling} matrices scroll on paper")
+    states = page.all("[data-step=softmax] .on-paper")
+    check([s.text for s in states if s.is_displayed()] == ["none", "on"], "paper does not tell scaling and mask")
+    screen(driver, PHONE)
+    page.open("words")
+    small = [link.size for link in page.all("#steps a") if min(link.size.values()) < 40]
+    check(not small, f"steps too small to touch: {small}")
     screen(driver, DESK)
+
+
+def check_policy(page):
+    """The same Content-Security-Policy as the map's."""
+    template = pathlib.Path(__file__).parent.parent.parent / "attn/src/pages/map.html"
+    [policy] = re.findall('http-equiv="Content-Security-Policy" content="(.*?)"', template.read_text())
+    found = [meta.get_attribute("content") for meta in page.all("meta[http-equiv=Content-Security-Policy]")]
+    check(found == [policy], f"policies: {found}")
 
 
 def main(page_path, cases_path, screenshots=None):
@@ -343,7 +451,9 @@ def main(page_path, cases_path, screenshots=None):
         page = Page(driver, page_path)
         page.open("words")
         check_arithmetic(driver, cases_path)
-        for part in [check_steps, check_numbers, check_pointing, check_editing, check_printed, check_trials]:
+        parts = [check_policy, check_steps, check_numbers, check_pointing, check_editing, check_refusals, check_signs,
+                 check_keyboard, check_printed, check_trials]
+        for part in parts:
             part(page)
             print(f"{part.__name__.removeprefix('check_')}: good")
         check_looks(page, folder)

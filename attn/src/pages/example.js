@@ -24,7 +24,7 @@ function refresh() {
   const result = compute(state);
   all = { ...state, ...result, masked: withMask(result.scores, state.causal) };
   for (const write of writers) write();
-  byId("reset").disabled = JSON.stringify(state) === JSON.stringify(original());
+  byId("reset").disabled = JSON.stringify(state) === JSON.stringify(original()) && !document.querySelector("[aria-invalid]");
 }
 
 function change(what) {
@@ -67,23 +67,68 @@ function labelledTable({ name, rows, columns, row, column, cell, className = "ma
   );
 }
 
-/** A box for a number; `take` gets each new one. An unfinished or too large number is marked, and undone on leaving. */
+/** The number that is written, with a decimal point or comma; NaN where there is none, or too large a one. */
+function readNumber(text) {
+  const written = text.trim().replace("−", "-").replace(",", ".");
+  const value = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(written) ? Number(written) : NaN;
+  return Math.abs(value) <= LARGEST ? value : NaN;
+}
+
+const isRefused = (box) => box.getAttribute("aria-invalid") === "true";
+
+/**
+ * A box for a number; `take` gets each new one. What is no number stays and is marked until it is mended; meanwhile the number
+ * from before counts. The box is one of text: one of numbers drops commas and letters silently, and an iPhone's keyboard for
+ * decimals has no minus.
+ */
 function numberBox(label, value, take) {
-  const box = element("input", { type: "number", step: "0.1", "aria-label": label, value: String(value()) });
+  const box = element("input", { type: "text", size: 1, autocomplete: "off", "aria-label": label });
+  let before = value();
+  const fit = () => box.style.setProperty("--length", Math.min(box.value.length, 24));
   const show = () => {
+    if (document.activeElement === box || isRefused(box)) return;
     box.value = String(value());
-    box.removeAttribute("aria-invalid");
+    fit();
   };
   box.addEventListener("input", () => {
-    const isGood = box.value.trim() !== "" && Math.abs(box.valueAsNumber) <= LARGEST;
-    box.toggleAttribute("aria-invalid", !isGood);
-    if (isGood) take(box.valueAsNumber);
+    const number = readNumber(box.value);
+    if (Number.isNaN(number)) box.setAttribute("aria-invalid", "true");
+    else box.removeAttribute("aria-invalid");
+    fit();
+    take(Number.isNaN(number) ? before : number);
   });
-  box.addEventListener("change", show);
-  box.addEventListener("focus", () => box.select());
-  writers.push(() => document.activeElement === box || show());
+  box.addEventListener("blur", show);
+  box.addEventListener("focus", () => {
+    before = value();
+    box.select();
+  });
+  writers.push(show);
   return box;
 }
+
+/** A table of boxes: one stop of the Tab key, and beneath it what is written there and refused. */
+function withBoxes(table) {
+  const cells = cellsOf(table);
+  moveByArrows(cells);
+  table.addEventListener("focusin", (event) => stopAt(cells, event.target));
+  stopAt(cells, cells[0][0].firstChild);
+  const said = element("p", { className: "refused small", role: "alert" });
+  const tell = () => {
+    // A sign is the beginning of a number.
+    const isBegun = (box) => document.activeElement === box && /^[-−+]?[.,]?$/.test(box.value.trim());
+    const refused = [...table.querySelectorAll("input")].filter((box) => isRefused(box) && !isBegun(box));
+    const texts = refused.map((box) => (box.value.trim() ? `“${box.value.trim()}”` : "an empty box")).join(", ");
+    const text = texts && `Refused: ${texts}. Write a number from −${LARGEST} to ${LARGEST}; until then the old one counts.`;
+    if (said.textContent === text) return;
+    said.textContent = text;
+    if (text) said.scrollIntoView({ block: "nearest" });
+  };
+  table.addEventListener("focusout", tell);
+  writers.push(tell);
+  return element("div", {}, table, said);
+}
+
+const cellsOf = (table) => [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1));
 
 /** A matrix by its kind: boxes, buttons that call `choose(i, j)`, or numbers. */
 function matrix(kind, { choose, words }) {
@@ -97,21 +142,31 @@ function matrix(kind, { choose, words }) {
   };
   const rowLabel = row && ((i) => (words ? `${words[i]} ` : "") + letter(row, i));
   const node = labelledTable({ name, rows, columns, row: rowLabel, column: above && ((j) => letter(above, j)), cell });
-  const cells = [...node.tBodies[0].rows].map((row) => [...row.cells].slice(1));
+  const cells = cellsOf(node);
   const write = () => {
     const format = formatter(all[kind]);
+    if (kind === "masked") node.caption.textContent = state.causal ? name : "Scores, not masked";
     cells.forEach((line, i) => line.forEach((td, j) => {
       const value = all[kind][i][j];
       if (box) td.classList.toggle("changed", value !== example[kind][i][j]);
+      else if (kind === "weights") writeShare(td, value, i, j, format);
       else td.firstChild.textContent = format(value);
-      td.classList.toggle("hidden-score", kind === "masked" && value === -Infinity);
-      if (kind !== "weights") return;
-      [td.style.backgroundColor, td.style.color] = colours(value);
+      if (kind === "masked") td.classList.toggle("hidden-score", isHidden(i, j));
     }));
   };
   writers.push(write);
   document.addEventListener("themechange", write);
-  return { node, cells };
+  return { node: box ? withBoxes(node) : node, cells };
+}
+
+/** Whether the mask hides word `j` from word `i`. */
+const isHidden = (i, j) => state.causal && j > i;
+
+/** Colours a share; one that the mask makes 0 is a dash. */
+function writeShare(td, share, i, j, format) {
+  td.firstChild.textContent = isHidden(i, j) ? "–" : shareText(share, format);
+  td.classList.toggle("hidden-score", isHidden(i, j));
+  [td.style.backgroundColor, td.style.color] = isHidden(i, j) ? ["", ""] : colours(share);
 }
 
 /** A matrix and the operator before it, which stay together where lines break. */
@@ -143,10 +198,10 @@ function buildEquation(place) {
       for (const td of marked) td.classList.add(which);
     }
     const { cells } = matrices[parts.at(-1)];
-    for (const td of cells.flat()) td.firstChild.tabIndex = -1;
     const td = cells[chosen[0]][chosen[1]];
     td.classList.add("chosen");
-    td.firstChild.tabIndex = 0;
+    for (const other of cells.flat()) other.firstChild.setAttribute("aria-pressed", String(other === td));
+    stopAt(cells, td.firstChild);
     why.innerHTML = `<p class="muted small">${words}</p><p>${sum}</p>`;
   };
 
@@ -163,14 +218,29 @@ function buildEquation(place) {
   if (place.dataset.printed) place.parentNode.append(printedBeside(place.dataset.printed));
 }
 
-/** Pointing at, focusing, and moving by arrow keys between the buttons of a result. */
+/** Pointing at and focusing the buttons of a result. */
 function watchCells(cells, choose) {
-  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  moveByArrows(cells);
   cells.forEach((line, i) => line.forEach((td, j) => {
     td.addEventListener("pointerenter", () => choose(i, j));
     td.addEventListener("focusin", () => choose(i, j));
+  }));
+}
+
+/** Makes `node` the one button or box among `cells` at which the Tab key stops. */
+function stopAt(cells, node) {
+  for (const td of cells.flat()) td.firstChild.tabIndex = td.firstChild === node ? 0 : -1;
+}
+
+/** Moves from cell to cell by arrow keys: out of a box, where its caret can go no further. */
+function moveByArrows(cells) {
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  const isInside = ({ key, target: { value, selectionStart, selectionEnd } }) =>
+    (key === "ArrowLeft" && selectionStart > 0) || (key === "ArrowRight" && selectionEnd < value?.length);
+  cells.forEach((line, i) => line.forEach((td, j) => {
     td.addEventListener("keydown", (event) => {
-      const move = event.altKey || event.ctrlKey || event.metaKey ? undefined : moves[event.key];
+      const isOther = event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
+      const move = isOther || isInside(event) ? undefined : moves[event.key];
       if (!move) return;
       event.preventDefault();
       cells[i + move[0]]?.[j + move[1]]?.firstChild.focus();
@@ -190,6 +260,10 @@ const MADE_OF = {
   output: ["x", "wq", "wk", "wv", "scale", "causal"],
 };
 
+function openPrinted(open) {
+  for (const node of document.querySelectorAll("details.printed")) node.open = open;
+}
+
 /** What the chapter prints of a result, beside ours; struck through where it does not follow. */
 function printedBeside(kind) {
   const rows = example.printed[kind];
@@ -198,7 +272,7 @@ function printedBeside(kind) {
   const cell = (i, j) => {
     if (rows[i].length <= j) return element("span", {}, "");
     const text = rows[i][j].toFixed(2);
-    return follows(i, j) ? element("span", {}, text) : element("s", { title: "does not follow" }, text);
+    return element(follows(i, j) ? "span" : "s", {}, text);
   };
   const labels = [KINDS[kind].row, KINDS[kind].column].map((label) => label && ((i) => letter(label, i)));
   const [row, above] = labels;
@@ -210,44 +284,21 @@ function printedBeside(kind) {
   const tables = element("div", { className: "equation" }, table("As printed", cell));
   if (kind === "scores") {
     const from = (i, j) => dot(example.printed.q[i], example.printed.k[j]).toFixed(2);
-    tables.append(table("From its own <i>q</i> and <i>k</i>", (i, j) => element("span", {}, j <= i ? from(i, j) : "")));
+    tables.append(table("<i>q</i> · <i>k</i>", (i, j) => element("span", {}, j <= i ? from(i, j) : "")));
   }
   const numbers = `of the ${places.length} numbers that the chapter prints here`;
-  const which = wrong === places.length ? `None ${numbers} follows` : `${wrong} ${numbers} do not follow`;
+  const which = wrong === places.length ? `None ${numbers} follows` : `${wrong} ${numbers} ${wrong === 1 ? "does" : "do"} not follow`;
+  const alone = kind === "scores" ? " Nor do they follow from the queries and keys that it prints, whose products are on the right." : "";
   const node = element(
     "details",
-    { className: "printed", open: true },
+    { className: "printed" },
     element("summary", {}, "What the chapter prints"),
-    element("p", { className: "small" }, `${which} from its own matrices (struck through). Trust those above.`),
+    element("p", { className: "small" }, `${which} from its own matrices (struck through). Trust those above.${alone}`),
     tables,
   );
+  // Opened or closed once, it is so at every step.
+  node.addEventListener("toggle", () => openPrinted(node.open));
   const isOriginal = (key) => JSON.stringify(state[key]) === JSON.stringify(original()[key]);
   writers.push(() => { node.hidden = !MADE_OF[kind].every(isOriginal); });
   return node;
-}
-
-// ---- switches
-
-const SWITCHES = {
-  scale: { label: "Scaling", options: [["one", "none"], ["inverse_sqrt", "1/√<i>d<sub>k</sub></i>"]] },
-  causal: { label: "Mask", options: [[true, "on"], [false, "off"]] },
-};
-
-/** Buttons that exclude each other; `now` says which is chosen. */
-function switchOf(label, options, now, take) {
-  const buttons = options.map(([value, html]) => {
-    const button = element("button", { type: "button", innerHTML: html, onclick: () => take(value) });
-    writers.push(() => button.setAttribute("aria-pressed", String(now() === value)));
-    return button;
-  });
-  const group = element("span", { className: "switch", role: "group", "aria-label": label }, ...buttons);
-  return element("span", { className: "control" }, element("span", { "aria-hidden": "true" }, label), group);
-}
-
-function buildControls(place) {
-  for (const name of place.dataset.controls.split(" ")) {
-    const { label, options } = SWITCHES[name];
-    place.append(switchOf(label, options, () => state[name], (value) => change({ [name]: value })));
-  }
-  place.classList.add("controls", "no-print");
 }

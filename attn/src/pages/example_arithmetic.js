@@ -38,10 +38,14 @@ window.attentionExample = { compute };
 
 const minus = (text) => text.replace("-", "−");
 
-/** With at most four decimals, none of them idle; large numbers as 1.5e7. */
+/** What f64 leaves of numbers that should be equal. */
+const ROUNDING = 1e-12;
+
+/** With at most four decimals, none of them idle; very large and very small numbers as 1.5e7. */
 function plain(value) {
   if (!Number.isFinite(value)) return minus(String(value).replace("Infinity", "∞"));
-  if (value !== 0 && Math.abs(value) >= 1e5) return minus(value.toExponential(1)).replace("e+", "e");
+  const size = Math.abs(value);
+  if (size >= 1e5 || (size > ROUNDING && size < 0.5e-4)) return value.toExponential(1).replace("e+", "e").replaceAll("-", "−");
   return minus(String(Number(value.toFixed(4)) + 0));
 }
 
@@ -58,9 +62,17 @@ function formatter(matrix) {
   };
 }
 
-/** "=", or "≈" where the number is longer than what is written of it. */
-const equals = (value) => (Math.abs(Number(value.toFixed(4)) - value) > 1e-9 ? "≈" : "=");
-const isResult = (value) => `${equals(value)} <b>${plain(value)}</b>`;
+/** A share that a word gives to one that it sees: none is 0, though f64 may have no number above it. */
+const isTiny = (share) => share < 0.5e-4;
+const shareText = (share, format = plain) => (isTiny(share) ? "<0.0001" : format(share));
+/** "≈" where one of the shares of the words `seen` is too small to write, and another therefore almost 1. */
+const nearly = (shares, seen) => (shares.some((share, m) => seen.includes(m) && isTiny(share)) ? "≈" : undefined);
+
+const isWhole = (value) => Math.abs(Number(plain(value).replaceAll("−", "-")) - value) <= ROUNDING * Math.max(1, Math.abs(value));
+/** "=", or "≈" where one of the numbers is longer than what is written of it. */
+const equals = (...values) => (values.filter(Number.isFinite).every(isWhole) ? "=" : "≈");
+/** The result of an expression in which `operands` are written. */
+const isResult = (value, operands = [], sign = equals(value, ...operands)) => `${sign} <b>${plain(value)}</b>`;
 
 /** A letter with its indices, counted from 1: letter("q", 0) is q with a small 1. */
 const letter = (name, ...indices) => `<i>${name}</i><sub>${indices.map((i) => i + 1).join("")}</sub>`;
@@ -68,13 +80,15 @@ const letter = (name, ...indices) => `<i>${name}</i><sub>${indices.map((i) => i 
 // ---- where each number of a result comes from: the rows and columns to mark ("first" and "second", as the colours of the
 // factors), and the arithmetic in HTML.
 
-const factor = (which, value) => `<span class="${which}">${value < 0 ? `(${plain(value)})` : plain(value)}</span>`;
-const terms = (a, b) => a.map((value, k) => `${factor("first", value)} × ${factor("second", b[k])}`).join(" + ");
+const factor = (which, value, text = plain(value)) =>
+  `<span class="${which}">${value < 0 ? `(${text})` : escapeXml(text)}</span>`;
+const terms = (a, b, text = plain) =>
+  a.map((value, k) => `${factor("first", value, text(value))} × ${factor("second", b[k])}`).join(" + ");
 
 const projection = (name, matrix) => (all, i, j) => ({
   marks: [["x", "row", i, "first"], [matrix, "column", j, "second"]],
   words: `Number ${j + 1} of ${letter(name, i)}: row ${letter("x", i)} of X times column ${j + 1} of W<sup>${name.toUpperCase()}</sup>`,
-  sum: `${terms(all.x[i], column(all[matrix], j))} ${isResult(all[name][i][j])}`,
+  sum: `${terms(all.x[i], column(all[matrix], j))} ${isResult(all[name][i][j], [...all.x[i], ...column(all[matrix], j)])}`,
 });
 
 const explanations = {
@@ -85,13 +99,15 @@ const explanations = {
   scores(all, i, j) {
     const scaled = all.scale === "inverse_sqrt";
     const sum = terms(all.q[i], all.k[j]);
+    const operands = [...all.q[i], ...all.k[j]];
+    const [is, result] = [equals(...operands), isResult(all.scores[i][j], operands)];
     const size = all.k[j].length;
     return {
       marks: [["q", "row", i, "first"], ["k", "row", j, "second"]],
       words: `How well key ${letter("k", j)} (row ${j + 1} of K) fits query ${letter("q", i)} (row ${i + 1} of Q)`,
       sum: scaled
-        ? `${letter("q", i)} · ${letter("k", j)} / √${size} = (${sum}) / √${size} ${isResult(all.scores[i][j])}`
-        : `${letter("q", i)} · ${letter("k", j)} = ${sum} ${isResult(all.scores[i][j])}`,
+        ? `${letter("q", i)} · ${letter("k", j)} / √${size} ${is} (${sum}) / √${size} ${result}`
+        : `${letter("q", i)} · ${letter("k", j)} ${is} ${sum} ${result}`,
     };
   },
 
@@ -106,27 +122,30 @@ const explanations = {
   weights(all, i, j) {
     const row = all.masked[i];
     const seen = row.map((_, m) => m).filter((m) => row[m] > -Infinity);
-    const share = `${letter("α", i, j)} =`;
-    const marks = [["masked", "row", i, "first"]];
+    const share = letter("α", i, j);
+    const marks = seen.map((m) => ["masked", "cell", [i, m], "first"]);
     if (!seen.includes(j)) {
-      return { marks, words: `Word ${i + 1} cannot see word ${j + 1}`, sum: `${share} e<sup>−∞</sup> / … = <b>0</b>` };
+      return { marks, words: `Word ${i + 1} cannot see word ${j + 1}`, sum: `${share} = e<sup>−∞</sup> / … = <b>0</b>` };
     }
     const power = (m) => `e<sup>${plain(row[m])}</sup>`;
-    const symbols = `${share} ${power(j)} / (${seen.map(power).join(" + ")})`;
-    const largest = Math.max(...seen.map((m) => Math.abs(row[m])));
-    const powers = seen.map((m) => plain(Math.exp(row[m]))).join(" + ");
+    const scores = seen.map((m) => row[m]);
+    const symbols = `${share} ${equals(...scores)} ${power(j)} / (${seen.map(power).join(" + ")})`;
+    const largest = Math.max(...scores.map(Math.abs));
+    const powers = scores.map((score) => plain(Math.exp(score))).join(" + ");
     const numbers = largest < 10 ? ` ≈ ${plain(Math.exp(row[j]))} / (${powers})` : "";
     const words = `The share of its attention that word ${i + 1} gives to word ${j + 1}`;
-    return { marks, words, sum: `${symbols}${numbers} ${isResult(all.weights[i][j])}` };
+    const value = all.weights[i][j];
+    const result = isTiny(value) ? "&lt; <b>0.0001</b>" : isResult(value, scores, nearly(all.weights[i], seen));
+    return { marks, words, sum: `${symbols}${numbers} ${result}` };
   },
 
   output(all, i, j) {
     const seen = all.weights[i].map((_, m) => m).filter((m) => !(all.causal && m > i));
     const [shares, values] = [seen.map((m) => all.weights[i][m]), seen.map((m) => all.v[m][j])];
     return {
-      marks: [["weights", "row", i, "first"], ["v", "column", j, "second"]],
+      marks: seen.flatMap((m) => [["weights", "cell", [i, m], "first"], ["v", "cell", [m, j], "second"]]),
       words: `Number ${j + 1} of ${letter("a", i)}: the shares of word ${i + 1} times column ${j + 1} of V`,
-      sum: `${terms(shares, values)} ${isResult(all.output[i][j])}`,
+      sum: `${terms(shares, values, shareText)} ${isResult(all.output[i][j], [...shares, ...values], nearly(shares, seen))}`,
     };
   },
 };

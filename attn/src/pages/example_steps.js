@@ -1,4 +1,34 @@
-// Turning the pages: the step is the address's fragment, so that each can be linked.
+// The switches, and turning the pages.
+
+// ---- switches
+
+const SWITCHES = {
+  scale: { label: "Scaling", options: [["one", "none"], ["inverse_sqrt", "1/√<i>d<sub>k</sub></i>"]] },
+  causal: { label: "Mask", options: [[true, "on"], [false, "off"]] },
+};
+
+/** Buttons that exclude each other; `now` says which is chosen. */
+function switchOf(label, options, now, take) {
+  const buttons = options.map(([value, html]) => {
+    const button = element("button", { type: "button", innerHTML: html, onclick: () => take(value) });
+    writers.push(() => button.setAttribute("aria-pressed", String(now() === value)));
+    return button;
+  });
+  const group = element("span", { className: "switch", role: "group", "aria-label": label }, ...buttons);
+  const onPaper = element("b", { className: "on-paper" });
+  writers.push(() => { onPaper.innerHTML = options.find(([value]) => now() === value)[1]; });
+  return element("span", { className: "control" }, element("span", { "aria-hidden": "true" }, label), group, onPaper);
+}
+
+function buildControls(place) {
+  for (const name of place.dataset.controls.split(" ")) {
+    const { label, options } = SWITCHES[name];
+    place.append(switchOf(label, options, () => state[name], (value) => change({ [name]: value })));
+  }
+  place.classList.add("controls");
+}
+
+// ---- turning the pages: the step is the address's fragment, so that each can be linked.
 
 const sections = [...document.querySelectorAll("section.step")];
 const stepNames = sections.map((section) => section.dataset.step);
@@ -32,15 +62,15 @@ function turnByKey(event) {
   const [isTop, isEnd] = [scrollY <= 0, scrollY + innerHeight >= document.documentElement.scrollHeight - 2];
   const by = { ArrowRight: 1, ArrowLeft: -1, PageDown: isEnd && 1, PageUp: isTop && -1 }[event.key];
   const busy = event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
-  if (by && !busy && !event.target.closest("input, td")) turn(by);
+  if (by && !busy && (event.key.startsWith("Page") || !event.target.closest("td"))) turn(by);
 }
 
 all = { ...state, ...compute(state) };
 all.masked = withMask(all.scores, state.causal);
 document.querySelectorAll(".equation").forEach(buildEquation);
 document.querySelectorAll("[data-controls]").forEach(buildControls);
-buildFuture(byId("future"));
-buildTranslation(byId("translation"));
+buildFuture(byId("future-trial"));
+buildTranslation(byId("translation-trial"));
 writers.push(() => document.querySelectorAll("[data-if-scaled]").forEach((node) => { node.hidden = state.scale === "one"; }));
 
 byId("steps").append(...sections.map((section, i) => element("li", {},
@@ -49,7 +79,18 @@ byId("steps").append(...sections.map((section, i) => element("li", {},
 byId("back").addEventListener("click", () => turn(-1));
 byId("next").addEventListener("click", () => turn(1));
 byId("all").addEventListener("click", () => { location.hash = isAll() ? stepNames[0] : "all"; });
-byId("reset").addEventListener("click", () => change(original()));
+byId("reset").addEventListener("click", () => {
+  for (const box of document.querySelectorAll("[aria-invalid]")) box.removeAttribute("aria-invalid");
+  change(original());
+});
+// On paper nothing can be opened.
+let wasOpen;
+addEventListener("beforeprint", () => {
+  const [first] = document.getElementsByClassName("printed");
+  wasOpen = first.open;
+  openPrinted(true);
+});
+addEventListener("afterprint", () => openPrinted(wasOpen));
 addEventListener("hashchange", showStep);
 addEventListener("keydown", turnByKey);
 themeButton(byId("theme"));

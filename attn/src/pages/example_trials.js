@@ -1,7 +1,9 @@
 // Two things to try: another last word, and a translation of all words.
 
+const writeNumber = (td, value, i, j, format) => { td.firstChild.textContent = format(value); };
+
 /** A table whose numbers `values()` are written again after each change. */
-function shown(name, row, column, values, decorate = () => {}) {
+function shown(name, row, column, values, writeCell = writeNumber) {
   const first = values();
   const node = labelledTable({
     name, row, column, rows: first.length, columns: first[0].length, cell: () => element("span"),
@@ -9,10 +11,7 @@ function shown(name, row, column, values, decorate = () => {}) {
   const write = () => {
     const numbers = values();
     const format = formatter(numbers);
-    [...node.tBodies[0].rows].forEach((line, i) => [...line.cells].slice(1).forEach((td, j) => {
-      td.firstChild.textContent = format(numbers[i][j]);
-      decorate(td, i, j);
-    }));
+    cellsOf(node).forEach((line, i) => line.forEach((td, j) => writeCell(td, numbers[i][j], i, j, format)));
   };
   writers.push(write);
   document.addEventListener("themechange", write);
@@ -23,7 +22,7 @@ function shown(name, row, column, values, decorate = () => {}) {
 function rowOfBoxes(name, label, key) {
   const take = (j) => (value) => change({ [key]: state[key].with(j, value) });
   const cell = (_, j) => numberBox(`${textOf(label)}, number ${j + 1}`, () => state[key][j], take(j));
-  return labelledTable({ name, rows: 1, columns: state[key].length, row: () => label, cell });
+  return withBoxes(labelledTable({ name, rows: 1, columns: state[key].length, row: () => label, cell }));
 }
 
 const primed = (name) => (i) => `<i>${name}</i><sub>${i + 1}</sub>′`;
@@ -32,6 +31,10 @@ const primed = (name) => (i) => `<i>${name}</i><sub>${i + 1}</sub>′`;
 function buildFuture(place) {
   const last = example.x.length - 1;
   const after = () => compute({ ...state, x: [...state.x.slice(0, last), state.other] }).output;
+  const writeMoved = (td, value, i, j, format) => {
+    writeNumber(td, value, i, j, format);
+    td.classList.toggle("moved", moved(i));
+  };
   const moved = (i) => all.output[i].some((value, j) => value !== after()[i][j]);
   const verdict = element("p", { className: "verdict", "aria-live": "polite" });
   const names = (rows) => rows.map((i) => letter("a", i)).join(" and ") || "no row";
@@ -40,7 +43,7 @@ function buildFuture(place) {
     element("div", { className: "equation" },
       rowOfBoxes("Another last word", primed("x")(last), "other"),
       shown("A before", (i) => letter("a", i), undefined, () => all.output),
-      withOperator("→", shown("A after", primed("a"), undefined, after, (td, i) => td.classList.toggle("moved", moved(i))))),
+      withOperator("→", shown("A after", primed("a"), undefined, after, writeMoved))),
     verdict,
   );
   writers.push(() => {
@@ -64,27 +67,26 @@ function buildTranslation(place) {
   const difference = (kind) => after()[kind].map((row, i) => row.map((value, j) => value - all[kind][i][j]));
   const largest = (matrix) => Math.max(...matrix.flat().map(Math.abs));
   const inWords = (value) => (value < 1e-12 ? "nothing (but rounding)" : plain(value));
-  const shade = (of) => (td, i, j) => { [td.style.backgroundColor, td.style.color] = colours(of()[i][j]); };
   const verdict = element("p", { className: "verdict", "aria-live": "polite" });
   const attends = [(i) => letter("a", i), (j) => letter("v", j)];
   const rows = example.x.map((_, i) => [i, `${i + 1}`]);
   const termsTable = element("div", { className: "scroll" });
 
   place.append(
-    element("div", { className: "controls no-print" },
+    element("div", { className: "controls" },
       switchOf("Add t to", [["all", "all"], ["keys", "keys"], ["values", "values"]], () => where,
         (value) => set(() => { where = value; })())),
     element("p", { className: "small muted" }, "All: to every embedding. Keys: only to the rows that keys are made of. Values: only to those that values are made of."),
     element("div", { className: "equation" }, rowOfBoxes("The translation", "<i>t</i>", "t")),
     verdict,
     element("div", { className: "equation" },
-      shown("Weights before", ...attends, () => all.weights, shade(() => all.weights)),
-      withOperator("→", shown("Weights after", ...attends, () => after().weights, shade(() => after().weights)))),
+      shown("Weights before", ...attends, () => all.weights, writeShare),
+      withOperator("→", shown("Weights after", ...attends, () => after().weights, writeShare))),
     element("div", { className: "equation" },
       shown("A after − A before", (i) => letter("a", i), undefined, () => difference("output")),
       shown("For comparison", () => "<i>t</i> W<sup>V</sup>", undefined, () => product([state.t], state.wv))),
     element("h3", {}, "What cancels in the softmax, and what stays"),
-    element("div", { className: "controls no-print" },
+    element("div", { className: "controls" },
       switchOf("Scores of word", rows, () => word, (value) => set(() => { word = value; })())),
     termsTable,
     element("p", { className: "small muted" }, "What is the same for every key multiplies all powers of e by the same number, and the division cancels it. What differs from key to key stays."),

@@ -74,6 +74,9 @@ def check_norms(driver, data):
             for row, heads in zip(cells(driver, "norms-table"), data["heads"], strict=True):
                 expected = [head[matrix][number] for head in heads]
                 check(all(map(is_same, row, expected)), f"{matrix} {number}: {row} instead of {expected}")
+            # Also on paper, where there are no buttons.
+            name = driver.find_element(By.CSS_SELECTOR, f"button[data-matrix={matrix}]").text
+            check(name in driver.find_element(By.ID, "norms-meaning").text, f"the page does not say that it shows {name}")
 
 
 def check_change(driver, data):
@@ -145,6 +148,8 @@ def check_layout(driver, where, width):
           return text.getBoundingClientRect().right > document.querySelector("#flow").getBoundingClientRect().right;
         }).map((span) => span.textContent);""")
     check(not over, f"cut off on a {where}: {over}")
+    table = driver.find_element(By.CSS_SELECTOR, "#head .scroll")
+    check(table.get_property("scrollWidth") <= table.get_property("clientWidth"), f"a head's numbers are cut off on a {where}")
     heads = driver.find_elements(By.CSS_SELECTOR, ".multiple svg")
     check(all(head.is_displayed() for head in heads), f"no pictures of heads on a {where}")
     # As drawn: the picture's own units, scaled.

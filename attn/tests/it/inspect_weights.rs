@@ -16,7 +16,7 @@ fn a_run_is_shown_with_its_start_and_its_first_batch() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --zero-residual --dropout 0.1 --out run"));
     let tables = space.works("inspect run --weights");
-    for expected in ["1 layers of 2 heads", "head 2", "attention.q_proj.weight", "token_embedding.weight", "inf"] {
+    for expected in ["1 layer of 2 heads", "head 2", "attention.q_proj.weight", "token_embedding.weight", "inf"] {
         assert!(tables.contains(expected), "{expected} in {tables}");
     }
     assert!(tables.contains("over 64 tokens of the first training batch") && !tables.contains("not known"), "{tables}");

@@ -25,6 +25,10 @@ fn a_run_is_shown_with_its_start_and_its_first_batch() {
     let page = data(&space, "weights.html");
     assert_eq!((page["heads"].as_array().unwrap().len(), page["heads"][0].as_array().unwrap().len()), (1, 2));
     assert_eq!(page["heads"][0][1]["vo"]["values"].as_array().unwrap().len(), 8);
+    // Nothing was written before training.
+    let at_start = &page["heads_at_start"][0][1];
+    assert_eq!(at_start["vo"]["spectral"], 0.0);
+    assert!(at_start["qk"]["spectral"].as_f64().unwrap() > 0.0);
     assert!(page["start"]["is"].is_string() && page["gradients"]["is"].is_string());
     for tensor in page["tensors"].as_array().unwrap() {
         let from_zero = ["o_proj", "down_proj"].iter().any(|name| tensor["name"].as_str().unwrap().contains(name));

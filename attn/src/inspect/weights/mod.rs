@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
-use candle_attention::inspect::{TensorReport, WeightReport};
+use candle_attention::inspect::{HeadSpectra, TensorReport, WeightReport};
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::text::{Batch, windows};
 use candle_attention::train::{first_batch, gradients, initial_weights};
@@ -34,7 +34,8 @@ struct Inspected {
     config: ModelConfig,
     name: String,
     report: WeightReport,
-    start: Result<(), String>,
+    /// The heads that training started from.
+    start: Result<Vec<Vec<HeadSpectra>>, String>,
     gradients: Result<Gradients, String>,
 }
 
@@ -63,12 +64,16 @@ impl Inspected {
         let config = ModelConfig::open(root)?;
         let prompt = batch_of_prompt(root, matches)?;
         let weights = load_weights(root, &config, &Device::Cpu)?;
-        let (start, initial) = known(initial_weights(root, &config, &Device::Cpu));
+        let initial = initial_weights(root, &config, &Device::Cpu).map_err(|error| reason(&error));
         let (gradients, of_batch) = match gradients_of(root, prompt, &config, &weights) {
             Ok((gradients, of_batch)) => (Ok(gradients), Some(of_batch)),
             Err(error) => (Err(reason(&error)), None),
         };
-        let report = WeightReport::new(&config, &weights, initial.as_ref(), of_batch.as_ref())?;
+        let report = WeightReport::new(&config, &weights, initial.as_ref().ok(), of_batch.as_ref())?;
+        let start = match initial {
+            Ok(initial) => Ok(WeightReport::new(&config, &initial, None, None)?.heads),
+            Err(reason) => Err(reason),
+        };
         Ok(Self { config, name: super::name(root), report, start, gradients })
     }
 
@@ -82,14 +87,6 @@ impl Inspected {
     fn outside(&self) -> Vec<(&str, &TensorReport)> {
         let outside = self.report.tensors.iter().filter(|tensor| !tensor.name.starts_with("blocks."));
         outside.map(|tensor| (tensor.name.as_str(), tensor)).collect()
-    }
-}
-
-/// What is there, and a reason where it is not.
-fn known<T>(result: candle_attention::Result<T>) -> (Result<(), String>, Option<T>) {
-    match result {
-        Ok(value) => (Ok(()), Some(value)),
-        Err(error) => (Err(reason(&error)), None),
     }
 }
 

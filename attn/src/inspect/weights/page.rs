@@ -1,7 +1,7 @@
 //! The report as a page.
 
 use anyhow::Result;
-use candle_attention::inspect::{Spectrum, TensorReport};
+use candle_attention::inspect::{HeadSpectra, Spectrum, TensorReport};
 use serde::Serialize;
 
 use super::{Inspected, described, model};
@@ -14,6 +14,8 @@ struct Data {
     layers: usize,
     /// Each head, by layer.
     heads: Vec<Vec<Head>>,
+    /// The same before training, where that is known.
+    heads_at_start: Option<Vec<Vec<Head>>>,
     /// In the order of a forward pass.
     tensors: Vec<Tensor>,
     start: Known,
@@ -69,15 +71,11 @@ pub fn render(inspected: &Inspected) -> Result<String> {
     page.render(&Data {
         model: model(&inspected.config),
         layers: inspected.config.num_layers,
-        heads: inspected
-            .report
-            .heads
-            .iter()
-            .map(|heads| heads.iter().map(|head| Head { qk: (&head.qk).into(), vo: (&head.vo).into() }).collect())
-            .collect(),
+        heads: heads(&inspected.report.heads),
+        heads_at_start: inspected.start.as_deref().ok().map(heads),
         tensors: inspected.report.tensors.iter().map(Tensor::from).collect(),
         start: match &inspected.start {
-            Ok(()) => Known::Is("the weights that training started from".into()),
+            Ok(_) => Known::Is("the weights that training started from".into()),
             Err(reason) => Known::Missing(reason.clone()),
         },
         gradients: match &inspected.gradients {
@@ -85,6 +83,11 @@ pub fn render(inspected: &Inspected) -> Result<String> {
             Err(reason) => Known::Missing(reason.clone()),
         },
     })
+}
+
+fn heads(layers: &[Vec<HeadSpectra>]) -> Vec<Vec<Head>> {
+    let head = |head: &HeadSpectra| Head { qk: (&head.qk).into(), vo: (&head.vo).into() };
+    layers.iter().map(|heads| heads.iter().map(head).collect()).collect()
 }
 
 impl From<&Spectrum> for Matrix {

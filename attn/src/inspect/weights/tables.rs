@@ -24,7 +24,7 @@ pub fn print(inspected: &Inspected, out: &mut dyn Write) -> Result<()> {
     tensors(inspected, |tensor| Some(tensor.norm), out)?;
     writeln!(out, "\nchange since the start, |W - W_0| / |W_0|; inf where that was zero")?;
     match &inspected.start {
-        Ok(()) => tensors(inspected, |tensor| tensor.change, out)?,
+        Ok(_) => tensors(inspected, |tensor| tensor.change, out)?,
         Err(reason) => writeln!(out, "  not known: {reason}")?,
     }
     writeln!(out, "\nnorm of the gradient")?;

@@ -78,10 +78,15 @@ function showInText(item) {
 
 /** A unit's name in a sentence: “gato”, or for a part of a word “a” in “gato”. */
 function nameOf(units, item) {
-  const name = `“${units.labels[item]}”`;
-  if (units === byWords || !hasWords) return name;
-  const word = byWords.labels[data.words[item]];
-  return word === units.labels[item] || word.length <= 1 ? name : `${name} in “${word}”`;
+  const [name, word] = [`“${units.labels[item]}”`, wordOf(units, item)];
+  return word === null ? name : `${name} in “${word}”`;
+}
+
+/** The label of the word that an item is a part of; null for what is no part. */
+function wordOf(units, item) {
+  const word = data.words[item];
+  const isPart = units === byTokens && hasWords && byWords.first[word] < byWords.last[word];
+  return isPart ? byWords.labels[word] : null;
 }
 
 /** What `chosen` looks at, or what looks at it: [item, weight], largest weight first. */
@@ -122,11 +127,11 @@ function more(rest) {
 
 /** Which of several equal units an entry is, and the word of a part. */
 function note(units, item, chosen) {
-  const word = units === byTokens && hasWords ? byWords.labels[data.words[item]] : null;
+  const word = wordOf(units, item);
   const alone = units.labels.indexOf(units.labels[item]) === units.labels.lastIndexOf(units.labels[item]);
   const remarks = [
     item === chosen ? "itself" : alone ? null : `no. ${item + 1}`,
-    word === null || word === units.labels[item] ? null : `in ${word}`,
+    word === null ? null : `in ${word}`,
   ];
   return element("small", {}, ` ${remarks.filter(Boolean).join(", ")}`);
 }

@@ -62,7 +62,7 @@ def check_titles(page, data):
         title = page.texts("#lens-title")[0]
         beginning = re.search("“(.*)”", title)[1]
         if "…" in beginning:
-            first = beginning.lstrip("… ").split(" ")[0]
+            first = re.split("[ ↵]", beginning.lstrip("… "))[0]
             check(any(word.startswith(first) for word in words) or len(first) > 25, f"the heading {title!r} cuts a word")
     told = " ".join(page.texts("main > p, section p, section h3, #model"))
     for word in ("entropy", "bits", "embedding", "qwen3", "vocabulary"):
@@ -105,6 +105,10 @@ def check_hearing(page, data):
     page.select(frame=1)
     name = page.find("#frame").get_attribute("aria-valuetext")
     check(name.startswith(data["frames"][0]["label"]), f"the slider is heard as {name!r}")
+    name = page.js("""const slider = document.querySelector("#frame"); slider.value = 2;
+        slider.dispatchEvent(new Event("input")); return slider.getAttribute("aria-valuetext")""")
+    check(name.startswith(data["frames"][1]["label"]), f"the slider is heard as {name!r} when it is moved to the second step")
+    page.select(frame=1)
     check(not page.js("return document.querySelector('output')"), "an output element is heard whenever it changes")
     before = page.texts("#status")
     page.find("#play").click()

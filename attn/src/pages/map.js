@@ -248,7 +248,7 @@ function describe() {
 
 function buildControls() {
   byId("layer").append(...Array.from({ length: layers }, (_, i) => element("option", { value: i }, `layer ${i + 1} of ${layers}`)));
-  const all = heads > 1 ? [element("option", { value: ALL }, headName(ALL))] : [];
+  const all = heads > 1 ? [element("option", { value: ALL }, "all heads")] : [];
   byId("head").append(...all, ...Array.from({ length: heads }, (_, i) => element("option", { value: i }, headName(i))));
   byId("layer").addEventListener("change", (event) => select({ layer: Number(event.target.value) }));
   byId("head").addEventListener("change", (event) => select({ head: Number(event.target.value) }));

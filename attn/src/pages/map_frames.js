@@ -14,6 +14,8 @@ function buildFrames(onframe) {
   slider.max = data.frames.length;
   slider.addEventListener("input", () => {
     stop();
+    // At once: a screen reader tells the change before the frame is drawn.
+    slider.setAttribute("aria-valuetext", frameName(Number(slider.value) - 1));
     onframe(Number(slider.value) - 1);
   });
   byId("play").addEventListener("click", () => (player.playing ? stop() : play(onframe)));
@@ -49,15 +51,18 @@ function paintFrame(frame) {
   if (data.frames.length < 2) return;
   const slider = byId("frame");
   slider.value = frame.index + 1;
-  const words = [frame.label, ...lossesOf(frame)].join(", ");
+  const words = frameName(frame.index);
   slider.setAttribute("aria-valuetext", words);
   byId("frame-label").textContent = words;
   const marker = byId("losses").querySelector(".marker");
   if (marker && frame.step !== null) marker.setAttribute("transform", `translate(${plotX(frame.step)} 0)`);
 }
 
+const frameName = (index) => [data.frames[index].label, ...lossesOf(index)].join(", ");
+
 /** The training loss nearest to a frame's step; for the model itself, the last, also the validation loss at it. */
-function lossesOf({ index, step }) {
+function lossesOf(index) {
+  const { step } = data.frames[index];
   if (step === null || !data.losses) return [];
   const { training, validation } = data.losses;
   const away = ([at]) => Math.abs(at - step);

@@ -51,7 +51,8 @@ function paintHeads(frame, order) {
   }
   const most = Math.max(...headsView.thumbs.map((thumb) => thumb.score), 1e-9);
   for (const { bar, score } of headsView.thumbs) bar.firstChild.style.width = `${Math.max(0, (100 * score) / most)}%`;
-  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}.${inTokens}` : "Each picture is one of the model's ways of looking back. Choose one.";
+  const named = frame.scores.flat().some(nature);
+  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}.${inTokens}` : `Each picture is one of the model's ways of looking back. Choose one.${named ? inTokens : ""}`;
   arrange(order);
 }
 
@@ -59,7 +60,7 @@ const inUnits = (score, value) =>
   value === null ? "–" : score === "entropy" ? `${value.toFixed(2)} bits` : value.toFixed(2);
 
 /** Why a page in words counts tokens. */
-const inTokens = hasWords ? " Scores are about tokens, the pieces of words that the model reads." : "";
+const inTokens = hasWords ? " Names and scores are about tokens, the pieces of words that the model reads." : "";
 
 /** Puts the pictures in order, unless they are: by layer with a heading each, or by score. */
 function arrange(order) {

@@ -73,7 +73,7 @@ function paintLensLine(chances, follows) {
   const plot = byId("lens-line");
   plot.toggleAttribute("hidden", chances === null || layers === 0);
   if (chances === null) return;
-  const [width, height, left, right, top, bottom] = [420, 124, 34, 12, 10, 36];
+  const [width, height, left, right, top, bottom] = [420, 132, 34, 12, 10, 44];
   const x = (depth) => left + (depth / Math.max(1, layers)) * (width - left - right);
   const y = (chance) => height - bottom - chance * (height - top - bottom);
   plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -84,7 +84,7 @@ function paintLensLine(chances, follows) {
     text(String(chance), left - 6, y(chance) + 4, "end"),
   ]);
   const stride = Math.ceil((layers + 1) / 12);
-  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 21, "middle")]));
+  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 24, "middle")]));
   const axis = text(`layers passed; probability of “${label(follows, 10)}”`, (left + width - right) / 2, height - 5, "middle");
   const points = chances.map((chance, depth) => `${x(depth)},${y(chance)}`);
   const dots = chances.map((chance, depth) => svgElement("circle", { cx: x(depth), cy: y(chance), r: 3.5, class: "dot" }));

@@ -2,8 +2,8 @@
 """The attention map in a browser: `python3 tests/browser/map.py map.html map.safetensors [folder for screenshots]`.
 
 Needs selenium 4 and chromedriver with its Chromium (Debian: python3-selenium, chromium-driver), and pdftoppm (poppler-utils) to
-look at prints. Both files are made from one
-run and prompt, the second with the weights of the page's last frame. Stops at the first failure with exit code 1."""
+look at prints. Both files are made from one run and prompt, the second with the weights of the page's last frame. Stops at the
+first failure with exit code 1."""
 
 import base64
 import math

@@ -1,156 +1,27 @@
 #!/usr/bin/env python3
 """The attention map in a browser: `python3 tests/browser/map.py map.html map.safetensors [folder for screenshots]`.
 
-Needs selenium 4 and chromedriver with its Chromium (Debian: python3-selenium, chromium-driver). Both files are made from one
-run and prompt, the second with the weights of the page's last frame. Stops at the first failure with exit code 1."""
+Needs selenium 4 and chromedriver with its Chromium (Debian: python3-selenium, chromium-driver), and pdftoppm (poppler-utils) to
+look at prints. Both files are made from one run and prompt, the second with the weights of the page's last frame. Stops at the
+first failure with exit code 1."""
 
 import base64
-import json
 import math
 import pathlib
 import random
-import struct
 import sys
-import time
 
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+import map_readers
+from map_page import Failure, Page, Tensors, check, wait_for
+
 # The page holds weights as u16, and shows three digits.
 STORED = 0.5 / 65535 + 1e-7
 SHOWN = STORED + 0.0005 + 1e-7
-WAIT = 60  # seconds
-
-
-class Failure(Exception):
-    pass
-
-
-def check(condition, message):
-    if not condition:
-        raise Failure(message)
-
-
-def wait_for(condition, message):
-    end = time.monotonic() + WAIT
-    while not (value := condition()):
-        check(time.monotonic() < end, f"{message}: not within {WAIT} s")
-        time.sleep(0.02)
-    return value
-
-
-class Tensors:
-    """A safetensors file, read by hand: values by name and indices."""
-
-    def __init__(self, path):
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            self.header = json.loads(file.read(length))
-            self.data = file.read()
-        self.tokens = json.loads(self.header["__metadata__"]["tokens"])
-
-    def shape(self, name):
-        return self.header[name]["shape"]
-
-    def at(self, name, *indices):
-        entry = self.header[name]
-        flat = 0
-        for size, index in zip(entry["shape"], indices, strict=True):
-            check(0 <= index < size, f"{name}{indices} is not in {entry['shape']}")
-            flat = flat * size + index
-        kind = {"F32": "<f", "U32": "<I"}[entry["dtype"]]
-        return struct.unpack_from(kind, self.data, entry["data_offsets"][0] + 4 * flat)[0]
-
-
-class Page:
-    """The page in one window."""
-
-    def __init__(self, path, width, height, dark=False, touch=False):
-        options = webdriver.ChromeOptions()
-        for argument in ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height}"]:
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        if touch:
-            metrics = {"width": width, "height": height, "pixelRatio": 2.0, "touch": True}
-            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-        self.driver = webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
-        self.driver.set_page_load_timeout(WAIT)
-        self.driver.set_script_timeout(WAIT)
-        if not touch:
-            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-            self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
-        self.address = pathlib.Path(path).resolve().as_uri()
-        self.driver.get(self.address)
-        self.ready()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.driver.quit()
-
-    def ready(self):
-        done = "return document.documentElement.dataset.ready || document.querySelector('.failure[role=alert]')?.textContent"
-        answer = wait_for(lambda: self.js(done), "the page is ready")
-        check(answer == "true", f"the page says: {answer}")
-
-    def js(self, script, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
-    def promise(self, expression, *arguments):
-        """The value of a promise."""
-        script = f"""const done = arguments[arguments.length - 1];
-            Promise.resolve({expression}).then((value) => done([value]), (error) => done(String(error)));"""
-        answer = self.driver.execute_async_script(script, *arguments)
-        check(isinstance(answer, list), f"{expression}: {answer}")
-        return answer[0]
-
-    def select(self, **wanted):
-        self.promise("attentionMap.select(arguments[0])", wanted)
-
-    def state(self):
-        return self.js("return attentionMap.state")
-
-    def find(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector):
-        return self.js("return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector)
-
-    def settle(self):
-        """Two frames of the browser: what was wished for is drawn."""
-        self.promise("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-    def into_view(self, node):
-        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
-        self.settle()
-        return node
-
-    def width_fits(self, where):
-        wide, room = self.js("return [document.documentElement.scrollWidth, innerWidth]")
-        check(wide <= room, f"{where}: the page is {wide} px wide in a window of {room}")
-
-    def screenshot(self, folder, name):
-        if folder:
-            (pathlib.Path(folder) / f"{name}.png").write_bytes(base64.b64decode(self.driver.get_screenshot_as_base64()))
-
-    def quiet(self, where):
-        """No errors on the console, no request but for the page itself."""
-        entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-        errors = [entry for entry in entries if "readback" not in entry]  # this test reads canvases back
-        check(not errors, f"{where}: the console says {errors}")
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                url = message["params"]["request"]["url"]
-                own = url.split("#")[0] == self.address or url.startswith(("data:", "about:", "blob:"))
-                check(own, f"{where}: the page asks for {url}")
 
 
 def places(tensors, count):
@@ -339,6 +210,7 @@ def check_keyboard(page, tensors):
     check("Looks at" in page.find("#status").get_attribute("textContent"), "the choice is spoken")
     outline = page.js("return getComputedStyle(document.activeElement).outlineStyle")
     check(outline != "none", "the focus can be seen")
+    # A click on the matrix gives it the focus; Tab passes it by.
     page.js("document.querySelector('#matrix').focus()")
     press(Keys.ARROW_RIGHT)
     wait_for(lambda: page.state()["token"] == min(2, length), "arrows work in the matrix")
@@ -366,7 +238,7 @@ def check_address(page):
 
 def check_frames(page):
     count = page.js("return Number(document.getElementById('frame').max)")
-    if not page.find("#frames").is_displayed():
+    if not page.find("#play").is_displayed():
         return
     slider = page.into_view(page.find("#frame"))
     slider.send_keys(Keys.HOME)
@@ -418,6 +290,7 @@ def check_themes(page, folder):
     check(shades(page) != light, "the text is drawn for the dark theme")
     check(luminance(page, background) < 60 < luminance(page, ink), "the button makes the page dark")
     check(luminance(page, corner) < 60, "the matrix is drawn for the dark theme")
+    map_readers.check_dark(page)
     page.screenshot(folder, "dark")
     check_print(page, background, corner, light)
     page.find("#theme").click()
@@ -442,6 +315,7 @@ def check_print(page, background, corner, light):
     left = page.js("""return [...document.querySelectorAll("button:not(.thumb), select, input")]
         .filter((node) => node.offsetParent !== null).map((node) => node.id || node.textContent)""")
     check(not left, f"controls are printed: {left}")
+    check(not page.find("footer").is_displayed(), "the footer is printed, on a page of its own")
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
     page.js("dispatchEvent(new Event('afterprint'))")
     page.settle()
@@ -455,6 +329,7 @@ def check_phone(path, tensors, folder):
         page.width_fits("on a phone")
         check(luminance(page, "getComputedStyle(document.documentElement).backgroundColor") < 60, "the system's dark theme is taken")
         page.screenshot(folder, "phone")
+        map_readers.check_small_screen(page)
         page.select(units="tokens", token=1)
         target = min(2, len(tensors.tokens) - 1)
         node = page.into_view(page.find(f"#unit-{target}"))
@@ -497,12 +372,14 @@ def main(path, tensors_path, folder=None):
         check(math.prod(tensors.shape("attention")) > 0, "the file holds weights")
         page.screenshot(folder, "light")
         steps = [
+            ("readers", lambda: map_readers.check_desk(page, tensors, data)),
             ("weights", lambda: check_weights(page, tensors)), ("words", lambda: check_words(page, tensors, data["words"])),
             ("lens", lambda: check_lens(page, tensors)), ("pointer", lambda: check_pointer(page, tensors)),
             ("keyboard", lambda: check_keyboard(page, tensors)), ("frames", lambda: check_frames(page)),
             ("themes and print", lambda: check_themes(page, folder)), ("address", lambda: check_address(page)),
             ("quiet", lambda: page.quiet("on a desk")), ("svg", lambda: check_svg(page)),
             ("phone", lambda: check_phone(path, tensors, folder)),
+            ("paper", lambda: map_readers.check_paper(path)), ("strange data", lambda: map_readers.check_strange(path, data)),
         ]
         for name, step in steps:
             step()

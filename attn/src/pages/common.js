@@ -80,8 +80,8 @@ function themeButton(button) {
 // blindness and a grey printer. The square root keeps 0.02 visible beside 1.
 
 const SCALES = {
-  blue: { light: ["#ffffff", "#8fc1ea", "#2171b5", "#08264f"], dark: ["#171b22", "#1f4f86", "#4d9be6", "#eaf4ff"] },
-  orange: { light: ["#ffffff", "#fbbf85", "#c9600c", "#4f1f00"], dark: ["#171b22", "#7a3d0c", "#e58a35", "#fff1e3"] },
+  blue: { light: ["#ffffff", "#8fc1ea", "#2171b5", "#08264f"], dark: ["#171b22", "#17406f", "#1f74cc", "#55aeff"] },
+  orange: { light: ["#ffffff", "#fbbf85", "#c9600c", "#4f1f00"], dark: ["#171b22", "#5f3008", "#b85c0e", "#ff9c33"] },
 };
 
 const hexToRgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -177,8 +177,10 @@ function escapeXml(text) {
 
 /** Says on the page that it cannot work, and why. */
 function showFailure(message) {
+  document.querySelector(".failure[role=alert]")?.remove();
   const box = element("div", { className: "card failure", role: "alert" }, message);
   (document.querySelector("main") ?? document.body).prepend(box);
+  box.scrollIntoView({ block: "center" });
 }
 
 /** `value` with thousands separated: 345,120. */

@@ -23,8 +23,16 @@ async function select(changes, { speak = true } = {}) {
   hideTooltip();
   if (frame?.index !== state.frame) {
     const wish = ++latest;
-    const loaded = await loadFrame(state.frame);
-    if (wish === latest) frame = loaded;
+    try {
+      const loaded = await loadFrame(state.frame);
+      if (wish === latest) frame = loaded;
+    } catch (error) {
+      stop();
+      showFailure(`${data.frames[state.frame].label} cannot be shown: ${error.message}`);
+      state.frame = frame.index;
+      paintFrame(frame);
+      return;
+    }
   }
   await draw();
   writeAddress();
@@ -64,7 +72,7 @@ function drawNow() {
   }
   if (drawn.frame !== frame || drawn.order !== now.order) paintHeads(frame, now.order);
   if (drawn.frame !== frame) paintScores(frame, chooseHead);
-  if (drawn.theme !== theme) paintLegend();
+  if (drawn.theme !== theme || drawn.units !== units) paintLegend();
   drawThumbs(frame, units);
   markMatrix(item, pointed.cell);
   paintText(weights, units, item, state.item);
@@ -81,6 +89,7 @@ function useUnits(units) {
   );
   document.querySelectorAll(".unit").forEach((node) => (node.textContent = units.one));
   document.querySelectorAll(".of-words").forEach((node) => (node.hidden = units !== byWords));
+  document.querySelectorAll(".of-tokens").forEach((node) => (node.hidden = units !== byTokens));
   byId("text-title").textContent = `Choose a ${units.one}`;
   for (const button of byId("units").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.units === units.name));
@@ -99,8 +108,6 @@ function paintControls() {
   const title = `Layer ${layer + 1} of ${layers}, ${headName(head)}${when}`;
   byId("matrix-title").textContent = title;
   byId("matrix").setAttribute("aria-label", `Attention matrix. ${title}`);
-  const scores = head === ALL ? null : frame.scores[layer][head];
-  byId("nature").textContent = scores ? [nature(scores), ...scoreLines(scores)].filter(Boolean).join(" · ") : "";
 }
 
 /** Shows `item` while the pointer is on it. */
@@ -140,18 +147,20 @@ const KEYS = {
   ",": () => ({ frame: Math.max(0, state.frame - 1) }),
   ".": () => ({ frame: Math.min(data.frames.length - 1, state.frame + 1) }),
 };
-/** These scroll the page unless the text or the matrix has the focus. */
-const LOCAL = ["ArrowUp", "ArrowDown", "Home", "End"];
+/** These work wherever nothing else needs them; all others only in the text, the matrix and the heads. */
+const EVERYWHERE = ["ArrowLeft", "ArrowRight"];
 
 async function onkey(event) {
-  if (event.ctrlKey || event.metaKey || event.target.closest("input, select, .scroll:not(#matrix), #heads.many")) return;
-  const inside = event.target.closest("#text, #matrix");
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, .scroll:not(#matrix)")) return;
+  const inside = event.target.closest("#text, #matrix, #heads");
+  if (!inside && !EVERYWHERE.includes(event.key)) return;
   if (event.key === "p" && data.frames.length > 1) return byId("play").click();
-  if (!(event.key in KEYS) || (LOCAL.includes(event.key) && !inside)) return;
+  if (!(event.key in KEYS)) return;
   event.preventDefault();
   if (event.key === "," || event.key === ".") stop();
   await select(KEYS[event.key]());
   showInText(state.item);
+  if (matrixView.zoom > 1) showInMatrix(state.item);
   if (inside?.id === "text") textView.nodes[state.item].focus({ preventScroll: true });
 }
 
@@ -229,17 +238,17 @@ function tellingHead({ scores }, within) {
 function describe() {
   const { name, architecture, parameters, vocabulary } = data.model;
   byId("model").textContent =
-    `${name}: ${architecture}, ${counted(layers, "layer")} of ${counted(heads, "head")}, ${counted(parameters, "parameter")}, vocabulary of ${grouped(vocabulary)}`;
+    `${counted(layers, "layer")} of ${counted(heads, "head")}, ${counted(parameters, "parameter")}`;
   const weights = data.frames.length * layers * heads * triangle(context);
   const bytes = byId("data").textContent.length;
   byId("size").textContent =
-    `${counted(context, "token")}; ${counted(weights, "attention weight")}${data.frames.length > 1 ? ` in ${data.frames.length} steps of training` : ""}; ` +
+    `${name}: architecture ${architecture}, vocabulary of ${counted(vocabulary, "token")}. The prompt: ${counted(context, "token")}; ${counted(weights, "attention weight")}${data.frames.length > 1 ? ` at ${data.frames.length} steps of training` : ""}; ` +
     `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB of data. Nothing is loaded from elsewhere.`;
 }
 
 function buildControls() {
   byId("layer").append(...Array.from({ length: layers }, (_, i) => element("option", { value: i }, `layer ${i + 1} of ${layers}`)));
-  const all = heads > 1 ? [element("option", { value: ALL }, headName(ALL))] : [];
+  const all = heads > 1 ? [element("option", { value: ALL }, "all heads")] : [];
   byId("head").append(...all, ...Array.from({ length: heads }, (_, i) => element("option", { value: i }, headName(i))));
   byId("layer").addEventListener("change", (event) => select({ layer: Number(event.target.value) }));
   byId("head").addEventListener("change", (event) => select({ head: Number(event.target.value) }));
@@ -269,7 +278,7 @@ async function start() {
   buildHeads(chooseHead);
   buildLens();
   buildScoreNotes();
-  buildFrames((index) => select({ frame: index }, { speak: !player.playing }));
+  buildFrames((index) => select({ frame: index }, { speak: false }));
   buildMatrix(point, chooseInMatrix, () => frame && (paintMatrix(weightsNow(), state.units), markMatrix(state.item)));
   document.addEventListener("keydown", onkey);
   document.addEventListener("themechange", () => frame && (printing ? (drawNow(), drawAllThumbs()) : draw()));

@@ -80,15 +80,20 @@ async function unpackFrame(index) {
 
 const MARKS = { "\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "\u00a0": "⍽" };
 
-/** `text` with what one cannot see shown as symbols, as a label of at most `most` characters. */
+/** A character, or a symbol for one that is not seen or turns others around. */
+function symbol(c) {
+  if (MARKS[c]) return MARKS[c];
+  if (c < " ") return String.fromCharCode(0x2400 + c.charCodeAt(0));
+  if (/[\p{C}\p{Z}]/u.test(c) && c !== "\u200d") return `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  return c;
+}
+
+const inSymbols = (text) => Array.from(text, symbol).join("");
+
+/** `text` in symbols, as a label of at most `most` characters. */
 function label(text, most = 16) {
   if (text === "") return "∅";
-  const shown = Array.from(text, (c) => {
-    if (MARKS[c]) return MARKS[c];
-    if (c < " ") return String.fromCharCode(0x2400 + c.charCodeAt(0));
-    if (/[\p{C}\p{Z}]/u.test(c) && c !== "\u200d") return `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    return c;
-  });
+  const shown = Array.from(text, symbol);
   if (/^\p{M}/u.test(text)) shown.unshift("◌");
   return shown.length > most ? `${shown.slice(0, most - 1).join("")}…` : shown.join("");
 }
@@ -104,17 +109,17 @@ const byTokens = {
 };
 
 const byWords = (() => {
-  const size = context ? data.words[context - 1] + 1 : 0;
-  const [texts, first, last] = [Array(size).fill(""), Array(size).fill(-1), Array(size).fill(0)];
+  const texts = data.word_texts;
+  const size = texts.length;
+  const [first, last] = [Array(size).fill(-1), Array(size).fill(0)];
   data.words.forEach((word, token) => {
-    texts[word] += data.tokens[token];
     if (first[word] < 0) first[word] = token;
     last[word] = token;
   });
   return { name: "words", one: "word", size, texts, labels: texts.map((text) => label(text.trim() || text)), first, last };
 })();
 
-const hasWords = byWords.size < context;
+const hasWords = byWords.size >= 2 && byWords.size < context;
 
 // ---- weights
 
@@ -184,7 +189,7 @@ const SCORES = {
   previous: { name: "previous token", note: "mean weight on the token just before" },
   first: { name: "first token", note: "mean weight on the first token of all, where heads rest that find nothing" },
   same: { name: "same token", note: "mean weight on earlier occurrences of the same token, where there are any" },
-  telling: { name: "telling", note: "mean of the largest weight on a token that is neither the query, the one before it, nor the first" },
+  telling: { name: "telling", note: "mean of the largest weight on a token that is neither itself, the one before it, nor the first" },
   entropy: { name: "entropy", note: "in bits: 0 if all weight is on one token, log₂ n if spread evenly over n" },
   distance: { name: "distance", note: "mean number of tokens that it looks back" },
 };

@@ -8,12 +8,14 @@ const player = { playing: false, timer: 0 };
 /** Builds the slider; `onframe(index)` returns a promise that is kept once the frame is drawn. */
 function buildFrames(onframe) {
   if (data.frames.length < 2) return;
-  byId("frames").hidden = false;
+  byId("player").hidden = false;
   byId("frame-keys").hidden = false;
   const slider = byId("frame");
   slider.max = data.frames.length;
   slider.addEventListener("input", () => {
     stop();
+    // At once: a screen reader tells the change before the frame is drawn.
+    slider.setAttribute("aria-valuetext", frameName(Number(slider.value) - 1));
     onframe(Number(slider.value) - 1);
   });
   byId("play").addEventListener("click", () => (player.playing ? stop() : play(onframe)));
@@ -38,7 +40,7 @@ async function play(onframe) {
     if (index === last) stop();
     if (!player.playing) return;
     index += 1;
-    loadFrame(index); // unpacked while this one is looked at
+    loadFrame(index).catch(() => {}); // unpacked while this one is looked at; a failure is told when its turn comes
     player.timer = setTimeout(step, reducedMotion() ? 1000 : FRAME_TIME);
   };
   await step();
@@ -49,19 +51,25 @@ function paintFrame(frame) {
   if (data.frames.length < 2) return;
   const slider = byId("frame");
   slider.value = frame.index + 1;
-  const loss = lossAt(frame.step);
-  const words = loss === null ? frame.label : `${frame.label}, loss ${loss.toFixed(2)}`;
+  const words = frameName(frame.index);
   slider.setAttribute("aria-valuetext", words);
   byId("frame-label").textContent = words;
   const marker = byId("losses").querySelector(".marker");
   if (marker && frame.step !== null) marker.setAttribute("transform", `translate(${plotX(frame.step)} 0)`);
 }
 
-/** The validation loss, or else the training loss, measured nearest to a step. */
-function lossAt(step) {
-  const points = data.losses?.validation.length ? data.losses.validation : data.losses?.training;
-  if (step === null || !points?.length) return null;
-  return points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best))[1];
+const frameName = (index) => [data.frames[index].label, ...lossesOf(index)].join(", ");
+
+/** The training loss nearest to a frame's step; for the model itself, the last, also the validation loss at it. */
+function lossesOf(index) {
+  const { step } = data.frames[index];
+  if (step === null || !data.losses) return [];
+  const { training, validation } = data.losses;
+  const away = ([at]) => Math.abs(at - step);
+  const nearest = training.reduce((best, point) => (best && away(best) <= away(point) ? best : point), null);
+  const measured = index === data.frames.length - 1 ? validation.find((point) => away(point) === 0) : null;
+  const named = [["training", nearest], ["validation", measured]].filter(([, point]) => point);
+  return named.map(([name, [, loss]]) => `${name} loss ${loss.toFixed(2)}`);
 }
 
 const allLosses = data.losses ? [...data.losses.training, ...data.losses.validation] : [];
@@ -72,6 +80,7 @@ function buildLosses(onframe) {
   const { width, height, left, right, top, bottom } = PLOT;
   const values = allLosses.map(([, loss]) => loss).filter(Number.isFinite);
   if (!values.length) return;
+  byId("frames").hidden = false;
   const [low, high] = values.reduce(([low, high], loss) => [Math.min(low, loss), Math.max(high, loss)], [Infinity, -Infinity]);
   const y = (loss) => height - bottom - ((loss - low) / (high - low || 1)) * (height - top - bottom);
   const curve = (points, name) => {
@@ -88,7 +97,6 @@ function buildLosses(onframe) {
     text(low.toFixed(1), left - 6, height - bottom, "end"),
     text("step 0", left, height - 5, "start"),
     text(`step ${grouped(lastStep)}`, width - right, height - 5, "end"),
-    text("loss: training thin, validation thick", (left + width - right) / 2, height - 5, "middle"),
     svgElement("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "grid" }),
     curve(data.losses.training, "thin"),
     curve(data.losses.validation, "thick"),

@@ -46,19 +46,21 @@ function paintHeads(frame, order) {
     thumb.score = order ? (scores[order] ?? -1) : 0;
     thumb.value.textContent = order ? inUnits(order, scores[order]) : "";
     thumb.bar.hidden = !order;
-    thumb.button.title = `layer ${thumb.layer + 1}, head ${thumb.head + 1}${job && `: ${job}`}\n${scoreLines(scores).join("\n")}`;
-    thumb.button.setAttribute("aria-label", thumb.button.title.replaceAll("\n", ", "));
+    const score = order ? `, ${SCORES[order].name} ${thumb.value.textContent}` : "";
+    thumb.button.setAttribute("aria-label", `layer ${thumb.layer + 1}, head ${thumb.head + 1}${job && `: ${job}`}${score}`);
   }
   const most = Math.max(...headsView.thumbs.map((thumb) => thumb.score), 1e-9);
   for (const { bar, score } of headsView.thumbs) bar.firstChild.style.width = `${Math.max(0, (100 * score) / most)}%`;
-  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}.` : "Each picture is one of the model's ways of looking back. Choose one.";
+  const named = frame.scores.flat().some(nature);
+  byId("order-note").textContent = order ? `${SCORES[order].name}: ${SCORES[order].note}.${inTokens}` : `Each picture is one of the model's ways of looking back. Choose one.${named ? inTokens : ""}`;
   arrange(order);
 }
 
 const inUnits = (score, value) =>
   value === null ? "–" : score === "entropy" ? `${value.toFixed(2)} bits` : value.toFixed(2);
 
-const scoreLines = (scores) => Object.entries(SCORES).map(([key, { name }]) => `${name} ${inUnits(key, scores[key])}`);
+/** Why a page in words counts tokens. */
+const inTokens = hasWords ? " Names and scores are about tokens, the pieces of words that the model reads." : "";
 
 /** Puts the pictures in order, unless they are: by layer with a heading each, or by score. */
 function arrange(order) {
@@ -177,6 +179,6 @@ function paintScores(frame, onchoose) {
 function buildScoreNotes() {
   const notes = Object.values(SCORES).flatMap(({ name, note }) => [element("dt", {}, name), element("dd", {}, note)]);
   const natures = `A head is named after the first three scores where one is at least 0.5; else “itself” (distance below 0.5), “broad”
-    (entropy above 0.8 of the most that is possible), “one far token” (telling at least 0.4), or nothing. All are means over tokens from the second on.`;
+    (entropy above 0.8 of the most that is possible), “one far token” (telling at least 0.4), or nothing. All are means over tokens from the second on.${inTokens}`;
   byId("score-notes").append(...notes, element("dt", {}, "names"), element("dd", {}, natures));
 }

@@ -1,8 +1,9 @@
 // What the model expects next at the chosen place, read off after each layer (the logit lens): the most likely tokens at
-// each depth, and the probability of the token that really follows. Depth 0 is the embedding.
+// each depth, and the probability of the token that really follows. Depth 0 is the embedding: before layer 1.
 
 const lensView = { rows: [], labels: null, visible: false, due: null };
-const depthName = (depth) => (depth === 0 ? "embedding" : `layer ${depth}${depth === layers ? ": answer" : ""}`);
+const LENS = "The most likely next tokens (words or pieces of words), if the model had to answer after each layer.";
+const depthName = (depth) => (depth === 0 ? "before layer 1" : `after layer ${depth}${depth === layers ? ": answer" : ""}`);
 
 /** Builds a bar list for each depth. */
 function buildLens() {
@@ -30,13 +31,14 @@ function paintLens(frame, units, item, hidden = false) {
   const each = data.candidates_each;
   const token = units.last[item];
   const follows = token + 1 < context ? data.tokens[token + 1] : null;
+  const followsIndex = data.vocabulary_indices[token + 1];
   byId("lens-title").textContent = `What comes after “${beginning(token)}”?`;
   lensView.rows.forEach((bars, depth) => {
     const start = (depth * context + token) * each;
     bars.forEach((bar, i) => {
       const id = frame.candidates[start + i];
       const probability = frame.probabilities[start + i] / FULL;
-      const right = data.vocabulary_texts[id] === follows;
+      const right = id === followsIndex;
       bar.name.textContent = lensView.labels[id];
       bar.fill.style.width = `${100 * probability}%`;
       bar.fill.className = right ? "orange" : "blue";
@@ -47,26 +49,31 @@ function paintLens(frame, units, item, hidden = false) {
   const chances = Array.from({ length: layers + 1 }, (_, depth) => frame.next[depth * context + token] / FULL);
   byId("lens-note").textContent =
     follows === null
-      ? "The most likely next tokens, if the model had to answer after each layer. Nothing follows here in the text."
-      : `The most likely next tokens, if the model had to answer after each layer. Really follows: “${label(follows)}”. ` +
-        `Its probability goes from ${shown(chances[0])} to ${shown(chances[layers])}.`;
+      ? `${LENS} Nothing follows here in the text.`
+      : `${LENS} Really follows: ${nameOf(byTokens, token + 1)}. Its probability goes from ${shown(chances[0])} to ${shown(chances[layers])}.`;
   paintLensLine(follows === null ? null : chances, follows);
 }
 
-/** The end of the prompt up to a token, short enough for a title. */
+/** The end of the prompt up to a token, as many whole words as a title holds. */
 function beginning(token) {
-  const text = data.tokens.slice(Math.max(0, token - 40), token + 1).map((text) => text.replace(/\s+/g, " ")).join("");
-  const letters = Array.from(text);
-  const end = label(data.tokens[token]);
-  if (data.tokens[token].trim() === "") letters.splice(-1, 1, end);
-  return letters.length > 28 ? `…${letters.slice(-27).join("")}` : letters.join("");
+  const MOST = 28; // characters
+  const spaced = (text) => inSymbols(text).replaceAll("␣", " ");
+  let word = data.words[token];
+  const whole = byWords.last[word] === token;
+  const end = whole ? data.word_texts[word] : data.tokens.slice(byWords.first[word], token + 1).join("");
+  // A blank at the end is what is chosen, if the token is nothing else.
+  let text = data.tokens[token].trim() ? spaced(end.trimEnd()) : spaced(end.trimEnd()) + inSymbols(data.tokens[token]);
+  while (word > 0 && text.length + data.word_texts[word - 1].length <= MOST) text = spaced(data.word_texts[--word]) + text;
+  const letters = Array.from(text.trimStart());
+  if (letters.length > MOST) return `…${letters.slice(1 - MOST).join("")}`;
+  return word > 0 ? `… ${letters.join("")}` : letters.join("");
 }
 
 function paintLensLine(chances, follows) {
   const plot = byId("lens-line");
   plot.toggleAttribute("hidden", chances === null || layers === 0);
   if (chances === null) return;
-  const [width, height, left, right, top, bottom] = [420, 124, 34, 12, 10, 36];
+  const [width, height, left, right, top, bottom] = [420, 132, 34, 12, 10, 44];
   const x = (depth) => left + (depth / Math.max(1, layers)) * (width - left - right);
   const y = (chance) => height - bottom - chance * (height - top - bottom);
   plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -77,8 +84,8 @@ function paintLensLine(chances, follows) {
     text(String(chance), left - 6, y(chance) + 4, "end"),
   ]);
   const stride = Math.ceil((layers + 1) / 12);
-  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 21, "middle")]));
-  const axis = text(`layers passed; probability of “${label(follows, 12)}”`, (left + width - right) / 2, height - 5, "middle");
+  const depths = chances.flatMap((_, depth) => (depth % stride ? [] : [text(String(depth), x(depth), height - 24, "middle")]));
+  const axis = text(`layers passed; probability of “${label(follows, 10)}”`, (left + width - right) / 2, height - 5, "middle");
   const points = chances.map((chance, depth) => `${x(depth)},${y(chance)}`);
   const dots = chances.map((chance, depth) => svgElement("circle", { cx: x(depth), cy: y(chance), r: 3.5, class: "dot" }));
   plot.replaceChildren(...grid, ...depths, axis, svgElement("polyline", { points: points.join(" "), class: "curve" }), ...dots);

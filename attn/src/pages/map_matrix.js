@@ -1,5 +1,5 @@
-// One head large. The picture is as large as the zoom says and only its visible part is ever drawn: one canvas for cells
-// and labels, one above it for what the pointer marks. Both stay in the window of the scrolling box.
+// One head large. The picture is as large as the zoom says and only its visible part is ever drawn: one canvas, which
+// stays in the window of the scrolling box.
 
 const labelFont = (units) => (units.size <= 14 ? 16 : 12); // px
 const MOST_CELL = 96; // px, at zoom 1
@@ -59,7 +59,7 @@ function measureMatrix(units) {
 const fontOf = (units) => `${labelFont(units)}px system-ui, "Noto Sans", "DejaVu Sans", sans-serif`;
 const matrixSide = () => matrixView.margin + matrixView.cell * matrixView.units.size;
 
-/** Draws cells and labels of a head. */
+/** Measures and colours the cells of a head; `markMatrix` then draws them. */
 function paintMatrix(weights, units) {
   Object.assign(matrixView, { weights, units });
   measureMatrix(units);
@@ -71,16 +71,15 @@ function paintMatrix(weights, units) {
   spacer.style.width = spacer.style.height = `${matrixSide()}px`;
   byId("zoom-out").disabled = matrixView.zoom <= 1;
   byId("zoom-in").disabled = matrixView.cell >= 40;
-  drawMatrix();
 }
 
-/** Draws the part of the picture that the box shows. */
+/** Draws the part of the picture that the box shows: cells, labels, and above them what is marked. */
 function drawMatrix() {
   const box = byId("matrix");
   const { cell, margin, units, image, block } = matrixView;
   const [width, height] = [Math.min(box.clientWidth, matrixSide()), Math.min(box.clientHeight, matrixSide())];
   const [left, top] = [box.scrollLeft, box.scrollTop];
-  const pen = sizedPen(0, width, height);
+  const pen = sizedPen(width, height);
   const visible = (from, length) => [Math.max(0, Math.floor(from / cell)), Math.min(units.size, Math.ceil((from + length) / cell))];
   const [firstKey, endKey] = visible(left, width - margin);
   const [firstQuery, endQuery] = visible(top, height - margin);
@@ -103,12 +102,12 @@ function drawMatrix() {
   if (cell >= INK_CELL) drawNumbers(pen, [firstQuery, endQuery], [firstKey, endKey]);
   pen.restore();
   drawLabels(pen, width, height);
-  drawMark();
+  drawMark(pen, width, height);
 }
 
-/** The drawing context of one of the two canvases, in CSS pixels and empty. */
-function sizedPen(which, width, height) {
-  const canvas = byId("matrix").querySelectorAll("canvas")[which];
+/** The drawing context of the canvas, in CSS pixels and empty. */
+function sizedPen(width, height) {
+  const canvas = byId("matrix").querySelector("canvas");
   const ratio = devicePixelRatio || 1;
   const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== w || canvas.height !== h) {
@@ -179,16 +178,14 @@ const mark = { chosen: 0, cell: null };
 /** Outlines the chosen row and column, and the cell under the pointer. */
 function markMatrix(chosen, cell = null) {
   Object.assign(mark, { chosen, cell });
-  drawMark();
+  drawMatrix();
 }
 
-function drawMark() {
-  const { cell, margin, units, image } = matrixView;
-  if (!image || mark.chosen >= units.size) return;
+function drawMark(pen, width, height) {
+  const { cell, margin, units } = matrixView;
   const box = byId("matrix");
-  const [width, height] = [Math.min(box.clientWidth, matrixSide()), Math.min(box.clientHeight, matrixSide())];
-  const pen = sizedPen(1, width, height);
   const { chosen } = mark;
+  if (chosen >= units.size) return;
   // Where not every label has room, the chosen one covers its neighbours.
   const font = labelFont(units);
   const strip = font + 1 > cell ? 2 * font + 6 : font + 2;
@@ -231,6 +228,13 @@ function cellAt(event) {
   return [query, key];
 }
 
+/** Brings the weight of an item on itself into the middle of an enlarged matrix. */
+function showInMatrix(item) {
+  const box = byId("matrix");
+  const centre = (item + 0.5) * matrixView.cell + matrixView.margin;
+  box.scrollTo(centre - box.clientWidth / 2, centre - box.clientHeight / 2);
+}
+
 /** Wires the matrix: `onpoint(item, cell, event)` while the pointer is over it (item null when it leaves). */
 function buildMatrix(onpoint, onchoose, onresize) {
   const box = byId("matrix");
@@ -246,12 +250,12 @@ function buildMatrix(onpoint, onchoose, onresize) {
     if (cell) onchoose(itemOf(cell), cell, event);
   });
   box.addEventListener("scroll", () => matrixView.image && drawMatrix(), { passive: true });
-  new ResizeObserver(onresize).observe(box);
+  // What is printed is the picture of the screen.
+  new ResizeObserver(() => printing || onresize()).observe(box);
   const zoom = (factor) => {
     matrixView.zoom = Math.max(1, matrixView.zoom * factor);
     onresize();
-    const centre = mark.chosen * matrixView.cell;
-    box.scrollTo(centre - box.clientWidth / 2 + matrixView.margin, centre - box.clientHeight / 2 + matrixView.margin);
+    showInMatrix(mark.chosen);
   };
   byId("zoom-in").addEventListener("click", () => zoom(2));
   byId("zoom-out").addEventListener("click", () => zoom(0.5));

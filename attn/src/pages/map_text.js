@@ -13,13 +13,14 @@ function buildText(units, onpoint, onchoose) {
   textView.numbers = units.size <= 60 && visible / units.size >= 2.5;
   box.classList.toggle("numbered", textView.numbers);
   box.classList.toggle("long", units.size > LONG_TEXT);
-  document.querySelector(".lists").style.setProperty("--listed", Math.min(LISTED, units.size));
+  document.querySelector(".lists").style.setProperty("--listed", Math.min(LISTED + 1, units.size));
   textView.painted = [];
   textView.nodes = units.texts.map((text, item) => {
     const node = element("span", { className: "unit-text", role: "option", id: `unit-${item}` });
     node.dataset.item = item;
     const blank = text.trim() === "";
-    const ink = element("span", { className: blank ? "ink blank" : "ink" }, blank ? label(text) : readable(text, units));
+    // The blanks at the ends of a text stand beside it.
+    const ink = element("span", { className: blank ? "ink blank" : "ink" }, blank ? label(text) : inSymbols(text.trim()));
     node.append(ink);
     if (textView.numbers) node.append(element("span", { className: "number" }));
     return node;
@@ -44,12 +45,6 @@ function buildText(units, onpoint, onchoose) {
   box.onpointermove = (event) => event.pointerType === "mouse" && itemOf(event) !== null && onpoint(itemOf(event), event);
   box.onpointerleave = () => onpoint(null);
   box.onclick = (event) => itemOf(event) !== null && onchoose(itemOf(event));
-}
-
-/** What stands in the text: without the blanks at its ends, which stand beside it, and with symbols for what is unseen. */
-function readable(text, units) {
-  const bare = text.trim();
-  return units === byWords ? bare : Array.from(bare, (c) => label(c)).join("");
 }
 
 /** Paints the weights of and on `chosen`. Only what changed since the last call is touched. */
@@ -83,10 +78,15 @@ function showInText(item) {
 
 /** A unit's name in a sentence: “gato”, or for a part of a word “a” in “gato”. */
 function nameOf(units, item) {
-  const name = `“${units.labels[item]}”`;
-  if (units === byWords || !hasWords) return name;
-  const word = byWords.labels[data.words[item]];
-  return word === units.labels[item] || word.length <= 1 ? name : `${name} in “${word}”`;
+  const [name, word] = [`“${units.labels[item]}”`, wordOf(units, item)];
+  return word === null ? name : `${name} in “${word}”`;
+}
+
+/** The label of the word that an item is a part of; null for what is no part. */
+function wordOf(units, item) {
+  const word = data.words[item];
+  const isPart = units === byTokens && hasWords && byWords.first[word] < byWords.last[word];
+  return isPart ? byWords.labels[word] : null;
 }
 
 /** What `chosen` looks at, or what looks at it: [item, weight], largest weight first. */
@@ -101,9 +101,10 @@ function paintLists(weights, units, chosen) {
   for (const back of [true, false]) {
     const hue = back ? "blue" : "orange";
     byId(back ? "back-title" : "forth-title").textContent = `${nameOf(units, chosen)} ${back ? "looks at" : "is looked at by"}`;
-    const rows = weightsOf(weights, units, chosen, back).slice(0, LISTED);
+    const all = weightsOf(weights, units, chosen, back);
+    const rest = all.slice(LISTED);
     byId(back ? "back" : "forth").replaceChildren(
-      ...rows.map(([item, weight]) =>
+      ...all.slice(0, LISTED).map(([item, weight]) =>
         element(
           "li",
           {},
@@ -112,18 +113,25 @@ function paintLists(weights, units, chosen) {
           element("span", { className: "value" }, shown(weight)),
         ),
       ),
+      ...(rest.length ? [more(rest)] : []),
     );
   }
   if (byId("all-weights").open) paintAllWeights(weights, units, chosen);
 }
 
+/** The row for what a list leaves out. */
+function more(rest) {
+  const sum = rest.reduce((sum, [, weight]) => sum + weight, 0);
+  return element("li", { className: "more muted" }, element("span", {}, `and ${rest.length} more, together`), element("span", { className: "sum" }, shown(sum)));
+}
+
 /** Which of several equal units an entry is, and the word of a part. */
 function note(units, item, chosen) {
-  const word = units === byTokens && hasWords ? byWords.labels[data.words[item]] : null;
+  const word = wordOf(units, item);
   const alone = units.labels.indexOf(units.labels[item]) === units.labels.lastIndexOf(units.labels[item]);
   const remarks = [
     item === chosen ? "itself" : alone ? null : `no. ${item + 1}`,
-    word === null || word === units.labels[item] ? null : `in ${word}`,
+    word === null ? null : `in ${word}`,
   ];
   return element("small", {}, ` ${remarks.filter(Boolean).join(", ")}`);
 }
@@ -175,6 +183,6 @@ function paintLegend() {
   byId("legend").replaceChildren(
     scale("blue", "what it looks at"),
     scale("orange", "what looks back at it"),
-    element("span", {}, "square-root scale: small weights are drawn stronger than they are"),
+    element("span", {}, `Small weights are drawn stronger than they are (square-root scale)${textView.numbers ? "; those below 0.005 have no number" : ""}.`),
   );
 }

@@ -37,6 +37,15 @@ impl AttentionMap {
     /// If there are no ids or more than the model's context, one is V or more, memory cannot hold the weights, or the model
     /// gives numbers that are not finite.
     pub fn new(model: &CausalLm, ids: &[u32]) -> Result<Self> {
+        let map = Self::of(model, ids)?;
+        match map.is_finite()? {
+            true => Ok(map),
+            false => bail!("attention-map: the model gives numbers that are not finite"),
+        }
+    }
+
+    /// As [`new`](Self::new), finite or not.
+    pub(crate) fn of(model: &CausalLm, ids: &[u32]) -> Result<Self> {
         let (config, t) = (model.config(), ids.len());
         let max = config.context_len;
         if !(1..=max).contains(&t) {
@@ -47,14 +56,10 @@ impl AttentionMap {
         memory::check(&format!("attention-map: the weights of {t} tokens"), bytes)?;
         let trace = model.trace(&Tensor::new(ids, model.device())?.unsqueeze(0)?)?;
         let weights = Tensor::cat(&trace.weights, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?; // (L, H, T, T)
-        let map = Self { ids: ids.to_vec(), weights, lens: LogitLens::new(model, &trace.residuals, ids)? };
-        match map.is_finite()? {
-            true => Ok(map),
-            false => bail!("attention-map: the model gives numbers that are not finite"),
-        }
+        Ok(Self { ids: ids.to_vec(), weights, lens: LogitLens::new(model, &trace.residuals, ids)? })
     }
 
-    fn is_finite(&self) -> Result<bool> {
+    pub(crate) fn is_finite(&self) -> Result<bool> {
         let all = [&self.weights, &self.lens.probabilities, &self.lens.next];
         // NaN and infinity times zero are NaN, also in a sum.
         let sums = all.map(|tensor| (tensor * 0.0)?.sum_all()?.to_scalar::<f32>());

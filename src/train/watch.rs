@@ -13,7 +13,7 @@ use crate::text::Tokenizer;
 /// The folder of the maps, in that of the run's training.
 pub(super) const FOLDER: &str = "watch";
 
-/// Maps of a run that reaches its last step. A map costs about as much as one sequence forward.
+/// Maps of a run that reaches its last step, beside that of its start.
 const MAPS: u64 = 40;
 
 /// Writes the maps of a run.
@@ -93,10 +93,14 @@ impl Watch {
     /// Writes the map of `model` after `step` steps.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it is not finite, or cannot be written.
     pub(super) fn write(&self, model: &CausalLm, step: u64) -> Result<()> {
+        let map = AttentionMap::of(model, &self.ids)?;
+        if !map.is_finite()? {
+            return Err(Error::Diverged { step, what: "the attention of the text to watch".into(), value: f64::NAN });
+        }
         let metadata = BTreeMap::from([("tokens", self.tokens.clone()), ("step", step.to_string())]);
-        AttentionMap::new(model, &self.ids)?.save(&checkpoint::path(&self.folder, step), metadata)
+        map.save(&checkpoint::path(&self.folder, step), metadata)
     }
 }
 

@@ -82,3 +82,26 @@ fn a_map_comes_back_from_its_file_and_anything_else_is_refused() {
         assert!(AttentionMap::open(&path).is_err());
     }
 }
+
+#[test]
+fn a_map_that_is_not_finite_is_refused() {
+    let config = ModelConfig { context_len: 7, embed_dim: 12, num_heads: 3, num_layers: 2, ..ModelConfig::qwen3(11) };
+    let parameters = Parameters::new(3);
+    let model = CausalLm::new(&config, parameters.frozen(DType::F32, &Device::Cpu)).unwrap();
+    let space = tempfile::tempdir().unwrap();
+    let path = space.path().join("map.safetensors");
+    AttentionMap::new(&model, &[4, 1]).unwrap().save(&path, [].into()).unwrap();
+    for (name, var) in parameters.vars() {
+        let value = (var.as_tensor() * f64::NAN).unwrap();
+        if name.starts_with("blocks.1.") {
+            var.set(&value).unwrap();
+        }
+    }
+    let error = AttentionMap::new(&model, &[4, 1]).unwrap_err().to_string();
+    assert_eq!(error, "attention-map: the model gives numbers that are not finite");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let value = (&tensors["lens.next"] * f64::INFINITY).unwrap();
+    tensors.insert("lens.next".into(), value);
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    assert!(AttentionMap::open(&path).unwrap_err().to_string().contains("numbers that are not finite"));
+}

@@ -51,7 +51,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
 fn write_page(path: &Path) -> Result<()> {
     out_file::extension(path, &["html"])?;
     let page = Page {
-        template: include_str!("pages/example.html"),
+        body: include_str!("pages/example.html"),
         title: "Self-attention by hand",
         css: include_str!("pages/example.css"),
         script: concat!(
@@ -68,7 +68,7 @@ fn write_page(path: &Path) -> Result<()> {
             "scores": PRINTED_SCORES, "weights": PRINTED_WEIGHTS, "output": PRINTED_OUTPUT,
         },
     });
-    candle_attention::replace_file(path, page.render(&data)?.as_bytes())?;
+    page.write(path, &data)?;
     note(&format!("wrote {}", quoted(path)));
     Ok(())
 }

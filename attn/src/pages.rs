@@ -1,13 +1,15 @@
-//! Pages of HTML: template, style, script and data in one file, which needs nothing beside it.
+//! Pages of HTML: body, style, script and data in one file, which needs nothing beside it.
+
+use std::path::Path;
 
 use anyhow::Result;
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
-/// What a page is made of; `pages/common.css` and `pages/common.js` come on top.
+/// What a page is made of; `pages/page.html`, `pages/common.css` and `pages/common.js` come on top.
 pub struct Page<'a> {
-    /// A template of `title`, `common_css`, `css`, `common_js`, `script` and `data`.
-    pub template: &'a str,
+    /// A template of `title`.
+    pub body: &'a str,
     /// Plain text: the template escapes it.
     pub title: &'a str,
     pub css: &'a str,
@@ -15,8 +17,14 @@ pub struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// The page with `data`, which its script reads as JSON.
-    pub fn render(&self, data: &impl Serialize) -> Result<String> {
+    /// Replaces `file` by the page with `data`, which its script reads as JSON.
+    pub fn write(&self, file: &Path, data: &impl Serialize) -> Result<()> {
+        let page = self.rendered(include_str!("pages/page.html"), data)?;
+        Ok(candle_attention::replace_file(file, page.as_bytes())?)
+    }
+
+    /// The page in a frame: a template of `title`, `common_css`, `css`, `body`, `data`, `common_js` and `script`.
+    fn rendered(&self, frame: &str, data: &impl Serialize) -> Result<String> {
         let mut environment = Environment::new();
         // Style and script stand as they are.
         environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -24,11 +32,12 @@ impl Page<'_> {
             title => self.title,
             common_css => include_str!("pages/common.css"),
             css => self.css,
+            body => environment.render_str(self.body, context! { title => self.title })?,
             common_js => include_str!("pages/common.js"),
             script => self.script,
             data => for_script(&serde_json::to_string(data)?),
         };
-        Ok(environment.render_str(self.template, values)?)
+        Ok(environment.render_str(frame, values)?)
     }
 }
 
@@ -51,10 +60,11 @@ mod tests {
 
     #[test]
     fn a_title_is_text_and_style_and_script_are_as_they_stand() {
-        let template = "{{ title|e }}\n{{ css }}\n{{ script }}\n{{ data }}";
-        let page = Page { template, title: "a < b", css: "p > a {}", script: "'\"' < 1 && {{ x }}" };
-        let lines = ["a &lt; b", "p > a {}", "'\"' < 1 && {{ x }}", r#"["\u003c/script>"]"#];
-        assert_eq!(page.render(&["</script>"]).unwrap().lines().collect::<Vec<_>>(), lines);
+        let frame = "{{ title|e }}\n{{ body }}\n{{ css }}\n{{ script }}\n{{ data }}";
+        let body = "<p>{{ title|e }}";
+        let page = Page { body, title: "a < b", css: "p > a {}", script: "'\"' < 1 && {{ x }}" };
+        let lines = ["a &lt; b", "<p>a &lt; b", "p > a {}", "'\"' < 1 && {{ x }}", r#"["\u003c/script>"]"#];
+        assert_eq!(page.rendered(frame, &["</script>"]).unwrap().lines().collect::<Vec<_>>(), lines);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! A head in a few numbers.
 
+use serde::Serialize;
+
 /// What a head does with a prompt, as means over its queries from the second on (the first can only look at itself); all 0
 /// for a prompt of one token. With `w[t][s]` the weight of query `t` on key `s`:
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct HeadScores {
     /// `-sum over s of w[t][s] log2 w[t][s]`, in bits: `2^entropy` is the number of tokens it looks at.

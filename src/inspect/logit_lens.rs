@@ -43,6 +43,7 @@ impl LogitLens {
             for start in (0..t).step_by(step) {
                 let rows = step.min(t - start);
                 let logits = model.read_out(&residual.narrow(1, start, rows)?)?; // (1, rows, V)
+                // Only looked at.
                 let logits = logits.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
                 let logits = values(&logits)?;
                 predictions.extend(map(rows, |row| {

@@ -102,7 +102,7 @@ impl WeightReport {
     }
 }
 
-/// A tensor in `f32` on the CPU.
+/// A tensor in `f32` on the CPU, without its graph: it is only looked at.
 fn tensor(kind: &str, tensors: &BTreeMap<String, Tensor>, name: &str, shape: &[usize]) -> Result<Tensor> {
     match tensors.get(name) {
         None => bail!("{kind}: {name} is missing"),

@@ -37,10 +37,10 @@ impl Words {
         let tokens = tokenizer.token_texts(ids)?;
         let is_special: Vec<bool> = ids.iter().map(|id| tokenizer.is_special(*id)).collect();
         let of_token = numbers(&tokens, &is_special);
-        let mut texts = vec![];
-        for word in 0..of_token.last().map_or(0, |last| last + 1) {
-            let of_word: Vec<usize> = (0..ids.len()).filter(|i| of_token[*i] == word).collect();
-            let of_word = of_word[0]..of_word[of_word.len() - 1] + 1;
+        let (mut texts, mut start) = (vec![], 0);
+        for word in of_token.chunk_by(|a, b| a == b) {
+            let of_word = start..start + word.len();
+            start = of_word.end;
             // Not the texts of the tokens, which may be parts of characters.
             let text = tokenizer.decode(&ids[of_word.clone()])?;
             texts.push(if text.is_empty() { tokens[of_word].concat() } else { text });

@@ -435,8 +435,8 @@ def check_looks(page, folder):
 
 
 def check_policy(page):
-    """The same Content-Security-Policy as the map's."""
-    template = pathlib.Path(__file__).parent.parent.parent / "attn/src/pages/map.html"
+    """The Content-Security-Policy that all pages have."""
+    template = pathlib.Path(__file__).parent.parent.parent / "attn/src/pages/page.html"
     [policy] = re.findall('http-equiv="Content-Security-Policy" content="(.*?)"', template.read_text())
     found = [meta.get_attribute("content") for meta in page.all("meta[http-equiv=Content-Security-Policy]")]
     check(found == [policy], f"policies: {found}")

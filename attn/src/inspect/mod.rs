@@ -55,8 +55,6 @@ struct Inspected {
     pipeline: Pipeline,
     words: Words,
     map: AttentionMap,
-    /// The steps at which a run has watched this prompt.
-    watched: Vec<u64>,
 }
 
 /// Shows the map, or writes it to a file.
@@ -108,27 +106,21 @@ fn check_numbers(file: &Path, matches: &ArgMatches) -> Result<()> {
 impl Inspected {
     fn open(root: &Path, matches: &ArgMatches) -> Result<Self> {
         let pipeline = Pipeline::open(root, &Device::Cpu)?;
-        let mut watched = watched_steps(root)?;
-        let ids_of = |step: &u64| watched_map(root, *step).map(|map| map.ids);
         let accepts_unknown = matches.get_flag("accept-unknown");
         let ids = match generate::prompt(matches, pipeline.tokenizer.takes_any_bytes())? {
             Some(prompt) => {
                 if accepts_unknown {
                     remarks::note_in_prompt(&pipeline.tokenizer, &prompt);
                 }
-                let ids = pipeline.prompt_ids(&prompt, accepts_unknown)?;
-                if !watched.last().map(ids_of).is_some_and(|watched| watched.is_ok_and(|watched| watched == ids)) {
-                    watched.clear();
-                }
-                ids
+                pipeline.prompt_ids(&prompt, accepts_unknown)?
             }
-            None => match watched.last() {
-                Some(step) => ids_of(step)?,
+            None => match watched_steps(root)?.last() {
+                Some(step) => watched_map(root, *step)?.ids,
                 None => bail!("expected --prompt TEXT or --prompt-file FILE, as this is no run with --watch TEXT"),
             },
         };
         let map = AttentionMap::new(&pipeline.model, &ids)?;
-        Ok(Self { words: Words::new(&pipeline.tokenizer, &ids)?, pipeline, map, watched })
+        Ok(Self { words: Words::new(&pipeline.tokenizer, &ids)?, pipeline, map })
     }
 }
 

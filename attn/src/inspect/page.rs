@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use candle_attention::inspect::{AttentionMap, HeadScores};
 use candle_attention::text::Tokenizer;
 use candle_attention::train::metrics::{History, Points, thinned};
-use candle_attention::train::{best_of, kept_model, kept_steps, watched_map};
+use candle_attention::train::{best_of, kept_model, kept_steps, watched_map, watched_steps};
 use candle_core::{Device, Tensor};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -72,29 +72,13 @@ struct Frame {
     step: Option<u64>,
     /// Shares: of each layer and head, row `t` with its `t + 1` weights.
     attention: String,
-    scores: Vec<Vec<Scores>>,
+    scores: Vec<Vec<HeadScores>>,
     /// `u32` (L + 1, T, K): indices of `vocabulary_texts`.
     candidates: String,
     /// Shares (L + 1, T, K).
     probabilities: String,
     /// Shares (L + 1, T).
     next: String,
-}
-
-#[derive(Serialize)]
-struct Scores {
-    entropy: f64,
-    distance: f64,
-    previous: f64,
-    first: f64,
-    same: Option<f64>,
-    telling: f64,
-}
-
-impl From<HeadScores> for Scores {
-    fn from(HeadScores { entropy, distance, previous, first, same, telling, .. }: HeadScores) -> Self {
-        Self { entropy, distance, previous, first, same, telling }
-    }
 }
 
 /// Writes the page: of a run, with a frame for each step at which it watched this prompt or, if it did not, for each
@@ -130,7 +114,7 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen, as
         },
     };
     let page = Page {
-        template: include_str!("../pages/map.html"),
+        body: include_str!("../pages/map.html"),
         title: &format!("What {name} attends to"),
         css: include_str!("../pages/map.css"),
         script: concat!(
@@ -144,16 +128,18 @@ pub fn write(file: &Path, root: &Path, inspected: &Inspected, chosen: Chosen, as
             include_str!("../pages/map.js"),
         ),
     };
-    Ok(candle_attention::replace_file(file, page.render(&data)?.as_bytes())?)
+    page.write(file, &data)
 }
 
 /// The maps of the steps that the run has watched or kept, and that of the model itself, the best of a run.
 fn frames(root: &Path, inspected: &Inspected, texts: &mut CandidateTexts) -> Result<Vec<Frame>> {
-    let Inspected { map, watched, .. } = inspected;
-    let before = if watched.is_empty() { kept_steps(root)? } else { watched.clone() };
-    let at = |step: u64| match watched.is_empty() {
-        true => AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids),
-        false => watched_map(root, step),
+    let map = &inspected.map;
+    let watched = watched_steps(root)?;
+    let is_watched = watched.last().is_some_and(|last| watched_map(root, *last).is_ok_and(|last| last.ids == map.ids));
+    let before = if is_watched { watched } else { kept_steps(root)? };
+    let at = |step: u64| match is_watched {
+        true => watched_map(root, step),
+        false => AttentionMap::new(&kept_model(root, step, &Device::Cpu)?, &map.ids),
     };
     let mut frames = vec![];
     for step in affordable(&before, map) {
@@ -208,7 +194,7 @@ fn frame(label: String, step: Option<u64>, map: &AttentionMap, texts: &mut Candi
         label,
         step,
         attention: weights.text()?,
-        scores: map.scores()?.into_iter().map(|layer| layer.into_iter().map(Scores::from).collect()).collect(),
+        scores: map.scores()?,
         candidates: candidates.text()?,
         probabilities: shares(&map.lens.probabilities)?,
         next: shares(&map.lens.next)?,

@@ -1,6 +1,6 @@
 //! The page of `attn example`; what its script does is tested in a browser, by `tests/browser/example.py`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::Space;
 
@@ -19,8 +19,7 @@ fn the_page_of_the_example_is_one_file_with_its_numbers() {
         let names = if outside == "http://" { page.matches("http://www.w3.org/2000/svg").count() } else { 0 };
         assert_eq!(mentions, names, "{outside}");
     }
-    let (_, data) = page.split_once(r#"<script type="application/json" id="data">"#).unwrap();
-    let data: Value = serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap();
+    let data = space.page_data("pages/example.html");
     assert_eq!(data["x"], json!([[1., 0., 2., 1.], [0., 2., 1., 1.], [1., 1., 0., 2.]]));
     assert_eq!(data["wv"][3], json!([0.3, 0.2, -0.1, 0.1]));
     assert_eq!(data["translation"], json!([0.5, -1., 0.3, 0.7]));

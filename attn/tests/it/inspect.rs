@@ -1,7 +1,6 @@
 //! What a model attends to: on the terminal, as page, picture and numbers; and what a run watched.
 
 use safetensors::SafeTensors;
-use serde_json::Value;
 
 use crate::support::{SMALL, Space, assert_same};
 
@@ -13,13 +12,6 @@ fn trained(options: &str) -> Space {
     space.works(&format!("train text.txt --out run --preset qwen3 {SMALL} {options}"));
     space.write("prompt.txt", PROMPT);
     space
-}
-
-/// The data of a page.
-fn data(space: &Space, page: &str) -> Value {
-    let html = space.read(page);
-    let (_, rest) = html.split_once(r#"<script type="application/json" id="data">"#).unwrap();
-    serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
 }
 
 fn floats(tensors: &SafeTensors, name: &str) -> (Vec<usize>, Vec<f32>) {
@@ -62,7 +54,7 @@ fn page_picture_and_numbers_are_one_map() {
     assert_eq!(metadata["head_scores"], "entropy, distance, previous, first, same, telling");
 
     space.works("inspect run --prompt-file prompt.txt --out map.html --layer 2 --head 1");
-    let data = data(&space, "map.html");
+    let data = space.page_data("map.html");
     assert_eq!(data["model"]["name"], "run");
     assert_eq!(data["words"], serde_json::json!([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]));
     assert_eq!(data["word_texts"], serde_json::json!(["gato ", "preto"]));
@@ -110,7 +102,7 @@ fn adapters_are_shown_with_the_model_below_them() {
     let space = trained("");
     space.works("train text.txt --init run --lora 2 --out tuned --steps 4 --eval-every 2 --lr 0.01");
     space.works("inspect tuned --prompt gato --out map.html");
-    let data = data(&space, "map.html");
+    let data = space.page_data("map.html");
     let frames = data["frames"].as_array().unwrap();
     assert_eq!((frames.len(), &frames[0]["step"], &frames[1]["step"]), (2, &2.into(), &4.into()));
     assert_ne!(frames[0]["attention"], frames[1]["attention"]);
@@ -167,7 +159,7 @@ fn a_run_that_watches_learns_the_same_and_keeps_maps_that_a_page_plays() {
 
     // The page of the watched text needs no prompt; of another, it shows what was kept of the run.
     space.works("inspect watched --out map.html");
-    let frames = |page: &str| data(&space, page)["frames"].as_array().unwrap().clone();
+    let frames = |page: &str| space.page_data(page)["frames"].as_array().unwrap().clone();
     let played = frames("map.html");
     assert_eq!((played.len(), &played[0]["step"], &played[12]["step"]), (13, &0.into(), &12.into()));
     assert_ne!(played[0]["attention"], played[12]["attention"]);

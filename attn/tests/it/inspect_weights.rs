@@ -1,15 +1,6 @@
 //! `attn inspect --weights`: of runs, adapters and folders of strangers.
 
-use serde_json::Value;
-
 use crate::support::{SMALL, Space};
-
-/// What the page reads.
-fn data(space: &Space, page: &str) -> Value {
-    let html = space.read(page);
-    let (_, json) = html.split_once(r#"<script type="application/json" id="data">"#).unwrap();
-    serde_json::from_str(json.split_once("</script>").unwrap().0).unwrap()
-}
 
 #[test]
 fn a_run_is_shown_with_its_start_and_its_first_batch() {
@@ -22,7 +13,7 @@ fn a_run_is_shown_with_its_start_and_its_first_batch() {
     assert!(tables.contains("over 64 tokens of the first training batch") && !tables.contains("not known"), "{tables}");
     let (_, told) = space.told("inspect run --weights --out weights.html");
     assert!(told.contains("wrote weights.html"), "{told}");
-    let page = data(&space, "weights.html");
+    let page = space.page_data("weights.html");
     assert_eq!((page["heads"].as_array().unwrap().len(), page["heads"][0].as_array().unwrap().len()), (1, 2));
     assert_eq!(page["heads"][0][1]["vo"]["values"].as_array().unwrap().len(), 8);
     // Nothing was written before training.
@@ -68,7 +59,7 @@ fn what_is_not_known_says_why() {
     let reason = "  not known: stranger is not a run: it has no training/lock\n";
     assert_eq!(tables.matches(reason).count(), 2, "{tables}");
     space.works("inspect stranger --weights --prompt gato --out <b>.html");
-    let page = data(&space, "<b>.html");
+    let page = space.page_data("<b>.html");
     assert!(page["start"]["missing"].as_str().unwrap().contains("is not a run") && page["gradients"]["is"].is_string());
     space.remove("base");
     let tables = space.works("inspect tuned --weights");

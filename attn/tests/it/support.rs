@@ -86,6 +86,13 @@ impl Space {
         message
     }
 
+    /// The data of a page.
+    pub fn page_data(&self, page: &str) -> serde_json::Value {
+        let html = self.read(page);
+        let (_, json) = html.split_once(r#"<script type="application/json" id="data">"#).unwrap();
+        serde_json::from_str(json.split_once("</script>").unwrap().0).unwrap()
+    }
+
     /// The settings that a run has saved.
     pub fn settings(&self, run: &str) -> toml::Table {
         self.read(&format!("{run}/training/settings.toml")).parse().unwrap()

@@ -54,7 +54,7 @@ pub fn run(matches: &ArgMatches, out: &mut dyn Write) -> Result<()> {
     file.map(|file| out_file::extension(file, &["html"])).transpose()?;
     let inspected = Inspected::open(root, matches)?;
     let Some(file) = file else { return tables::print(&inspected, out) };
-    candle_attention::replace_file(file, page::render(&inspected)?.as_bytes())?;
+    page::write(file, &inspected)?;
     note(&format!("wrote {}", quoted(file)));
     Ok(())
 }

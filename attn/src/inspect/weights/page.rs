@@ -1,5 +1,7 @@
 //! The report as a page.
 
+use std::path::Path;
+
 use anyhow::Result;
 use candle_attention::inspect::{HeadSpectra, Spectrum, TensorReport};
 use serde::Serialize;
@@ -60,15 +62,15 @@ enum Known {
     Missing(String),
 }
 
-/// The page.
-pub fn render(inspected: &Inspected) -> Result<String> {
+/// Writes the page.
+pub fn write(file: &Path, inspected: &Inspected) -> Result<()> {
     let page = Page {
-        template: include_str!("../../pages/weights.html"),
+        body: include_str!("../../pages/weights.html"),
         title: &format!("Weights of {}", inspected.name),
         css: include_str!("../../pages/weights.css"),
         script: include_str!("../../pages/weights.js"),
     };
-    page.render(&Data {
+    let data = Data {
         model: model(&inspected.config),
         layers: inspected.config.num_layers,
         heads: heads(&inspected.report.heads),
@@ -82,7 +84,8 @@ pub fn render(inspected: &Inspected) -> Result<String> {
             Ok(gradients) => Known::Is(described(gradients)),
             Err(reason) => Known::Missing(reason.clone()),
         },
-    })
+    };
+    page.write(file, &data)
 }
 
 fn heads(layers: &[Vec<HeadSpectra>]) -> Vec<Vec<Head>> {

@@ -5,28 +5,18 @@
 //! steps so that there are a few tokens for each weight, as docs/recipe.md explains; all else is the preset `quick`.
 
 use anyhow::Result;
-use candle_attention::model::Architecture;
+use candle_attention::model::ModelConfig;
 use candle_attention::text::{Corpus, TokenizerChoice};
+use candle_attention::train::{OptimizerKind, TrainOptions};
 use toml::Table;
 
 use super::settings::preset;
 
-/// Seconds for a million tokens, and the bounds for any number.
-const SECONDS: f64 = 60.0;
-const MIN_SECONDS: f64 = 10.0;
-const MAX_SECONDS: f64 = 1200.0;
-
-/// Floating-point operations of training per second on two cores; a multiplication and an addition count as two.
-const FLOPS: f64 = 100e9;
+/// The minutes of a run for which nothing else is said.
+pub const MINUTES: f64 = 1.0;
 
 /// Tokens to train on for each weight.
 const TOKENS_PER_WEIGHT: f64 = 2.5;
-
-/// More passes over a text only make the model memorise it.
-const MAX_PASSES: f64 = 12.0;
-
-/// Fewer tokens (100 steps of the smallest size) do not even teach short words, however short the text.
-const MIN_TOKENS: f64 = 51_200.0;
 
 /// Channels of a head.
 const HEAD_DIM: usize = 32;
@@ -85,27 +75,21 @@ impl TextSize {
         Self { train, validation, vocab_size: vocab_size as f64 }
     }
 
-    /// The recipe for this text.
-    pub fn recipe(&self) -> Result<Table> {
-        let is_affordable = |sizes: &&Sizes| self.tokens_to_train(sizes) >= TOKENS_PER_WEIGHT * self.cost(sizes).1;
-        let sizes = SIZES.iter().rev().find(is_affordable).unwrap_or(&SIZES[0]);
+    /// The recipe for this text and so many floating-point operations.
+    pub fn recipe(&self, work: f64) -> Result<Table> {
+        let mut recipe = preset("quick")?;
+        recipe.extend(open_schedule());
+        let sizes = &SIZES[1];
         let context = sizes.context.min(self.max_context());
         let batch = (sizes.tokens_per_step / context).max(1);
-        let tokens_per_step = (batch * context) as f64;
-        let steps = (self.tokens_to_train(sizes) / tokens_per_step).floor().max((MIN_TOKENS / tokens_per_step).ceil());
-        let mut recipe = preset("quick")?;
         for (name, value) in [
             ("layers", sizes.layers),
             ("heads", sizes.dim / HEAD_DIM),
             ("head-dim", HEAD_DIM),
             ("context", context),
             ("batch", batch),
-            ("steps", steps as usize),
         ] {
             recipe.insert(name.into(), (value as i64).into());
-        }
-        if steps >= 500.0 {
-            recipe.insert("momentum".into(), 0.95.into());
         }
         Ok(recipe)
     }
@@ -116,21 +100,37 @@ impl TextSize {
         let part = if self.validation > 0.0 { self.validation } else { self.train };
         (part as usize / 2).max(1)
     }
+}
 
-    /// The tokens to train on, many of them several times: what there is time for, within the limit of passes.
-    fn tokens_to_train(&self, sizes: &Sizes) -> f64 {
-        let millions = (self.train + self.validation) / 1e6;
-        let seconds = (SECONDS * millions.cbrt()).clamp(MIN_SECONDS, MAX_SECONDS);
-        (seconds * FLOPS / self.cost(sizes).0).min(MAX_PASSES * self.train)
-    }
+/// What lets the time decide on the number of steps.
+pub fn open_schedule() -> Table {
+    Table::from_iter([
+        ("minutes".to_string(), MINUTES.into()),
+        ("schedule".to_string(), "warmup-stable-decay".into()),
+        ("decay".to_string(), 0.6.into()),
+    ])
+}
 
-    /// The floating-point operations of training on one token, and the weights that take part in them.
-    fn cost(&self, sizes: &Sizes) -> (f64, f64) {
-        let hidden = Architecture::Qwen3.usual_hidden_dim(sizes.dim);
-        let [c, l, t, f] = [sizes.dim, sizes.layers, sizes.context, hidden].map(|n| n as f64);
-        let weights = l * (4.0 * c * c + 3.0 * c * f) + self.vocab_size * c;
-        (6.0 * weights + 7.0 * l * t * c, weights)
-    }
+/// How the tokenizer is made for so many bytes of text and so many floating-point operations.
+pub fn tokenizer(bytes: u64, work: f64) -> TokenizerChoice {
+    TokenizerChoice::Bpe(512)
+}
+
+/// The steps that so many floating-point operations allow, about.
+pub fn steps(config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
+    (work / step_cost(config, options)) as u64
+}
+
+/// The floating-point operations of a step, as many more as the products of narrow matrices are slower.
+fn step_cost(config: &ModelConfig, options: &TrainOptions) -> f64 {
+    let count = |n: usize| n as f64;
+    let (dim, layers, context) = (count(config.embed_dim), count(config.num_layers), count(options.window_len(config)));
+    let looked_up = if config.tie_embeddings { 0.0 } else { count(config.vocab_size) * dim };
+    let weights = count(config.parameter_count()) - looked_up;
+    let model = count(options.batch) * context * (6.0 * weights + 7.0 * layers * context * dim);
+    // Five iterations for each matrix of a block: for square ones 30 dim^3 operations, for those of the feed-forward network twice that.
+    let muon = if options.optimizer == OptimizerKind::Muon { 310.0 * layers * dim.powi(3) } else { 0.0 };
+    (model + muon) * (dim + 50.0) / dim
 }
 
 #[cfg(test)]

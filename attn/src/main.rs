@@ -25,6 +25,7 @@ mod sample;
 mod sampling;
 mod settings;
 mod signals;
+mod speed;
 mod terminal;
 mod texts;
 mod train;

@@ -10,11 +10,11 @@ use candle_attention::train::{FrozenBase, Trainer};
 use candle_core::Device;
 use toml::{Table, Value};
 
-use super::automatic::TextSize;
+use super::automatic::{self, TextSize};
 use super::progress::text_progress;
 use super::settings::Settings;
 use super::terminal::note;
-use super::{options, remarks, texts};
+use super::{options, remarks, speed, texts};
 
 /// The options from all places, before they are merged.
 pub struct OptionLayers {
@@ -34,6 +34,8 @@ pub struct Source {
     held_out: Vec<Document>,
     /// The configuration and the tokenizer of the model of --init.
     base: Option<(ModelConfig, Tokenizer)>,
+    /// The floating-point operations that fit into the time of the run.
+    work: f64,
 }
 
 /// All that a run starts from.
@@ -51,16 +53,18 @@ impl OptionLayers {
         }
     }
 
-    /// The settings for a text of this size, or those that do not depend on it.
-    fn settings(&self, size: Option<&TextSize>) -> Result<Settings> {
-        let recipe = match (&self.preset, size) {
+    /// The settings for a text of this size and the work that can be done on it, or those that do not depend on these.
+    fn settings(&self, text: Option<(&TextSize, f64)>) -> Result<Settings> {
+        let is_timed = |table: &Table| table.contains_key("minutes");
+        let recipe = match (&self.preset, text) {
             (Some(preset), _) => preset.clone(),
-            (None, Some(size)) => size.recipe()?,
+            (None, Some((size, work))) => size.recipe(work)?,
+            (None, None) if is_timed(&self.config) || is_timed(&self.given) => automatic::open_schedule(),
             (None, None) => Table::new(),
         };
         let mut settings = Settings::merged(&[&recipe, &self.config, &self.given])?;
         if settings.init().is_some() {
-            settings.set_context(self.context().cloned().unwrap_or("auto".into()));
+            settings.set("context", self.context().cloned().unwrap_or("auto".into()));
         }
         Ok(settings)
     }
@@ -80,7 +84,7 @@ impl OptionLayers {
         if self.context().is_none() && (1..=context).contains(&shortest) {
             // A sequence of one token has nothing to attend to.
             let fitting = TextSize::new(corpus, 0).max_context().max(2).min(shortest - 1);
-            settings.set_context((fitting as i64).into());
+            settings.set("context", fitting as i64);
             return Ok(Some(format!(
                 "this text is short: sequences of {fitting} tokens instead of {context} (--context)"
             )));
@@ -113,8 +117,9 @@ impl OptionLayers {
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
+        let work = 60.0 * settings.minutes().unwrap_or(automatic::MINUTES) * speed::flops()?;
         if settings.init().is_none() {
-            let (tokenizer, bytes) = (settings.tokenizer()?, documents.iter().map(Document::len).sum());
+            let tokenizer = tokenizer(&settings, &documents, work)?;
             if let TokenizerChoice::File(path) = &tokenizer
                 && !path.exists()
             {
@@ -126,16 +131,16 @@ impl OptionLayers {
             if let TokenizerChoice::File(path) = &tokenizer {
                 made = Some(Tokenizer::open(path)?);
             }
-            self.check(&self.settings(Some(&TextSize::expected(bytes, &tokenizer)))?)?;
+            self.check(&self.settings(Some((&TextSize::expected(bytes(&documents), &tokenizer), work)))?)?;
         }
         let tokenizer = base.as_ref().map(|(_, tokenizer)| tokenizer).or(made.as_ref());
         needed_chat_template(documents.iter().chain(&held_out), tokenizer)?;
-        Ok(Source { settings, documents, held_out, base })
+        Ok(Source { settings, documents, held_out, base, work })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { mut settings, mut documents, held_out, base } = source;
+        let Source { mut settings, mut documents, held_out, base, work } = source;
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some((init, (mut config, tokenizer))) = settings.init().zip(base) {
             config.dropout = settings.dropout().unwrap_or(config.dropout);
@@ -146,6 +151,7 @@ impl OptionLayers {
             note_missing_separator(&documents, &corpus);
             remarks::note_in_training(&corpus.remarks);
             let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
+            expect_steps(&mut settings, &config, work)?;
             let options = settings.train_options()?;
             let trainer = match base {
                 Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
@@ -155,7 +161,7 @@ impl OptionLayers {
             return Ok(Prepared { trainer, tokenizer, settings });
         }
         let validation = texts::complete(&settings, &mut documents, held_out)?;
-        let (choice, options) = (settings.tokenizer()?, settings.text_options());
+        let (choice, options) = (tokenizer(&settings, &documents, work)?, settings.text_options());
         let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, store, progress)?;
         if tokenizer.vocab_size() < 2 {
             bail!(
@@ -164,14 +170,34 @@ impl OptionLayers {
         }
         note_missing_separator(&documents, &corpus);
         remarks::note_in_training(&corpus.remarks);
-        settings = self.settings(Some(&TextSize::new(&corpus, tokenizer.vocab_size())))?;
+        settings = self.settings(Some((&TextSize::new(&corpus, tokenizer.vocab_size()), work)))?;
+        settings.set("tokenizer", choice.to_string());
         let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
+        expect_steps(&mut settings, &config, work)?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
     }
+}
+
+/// How the tokenizer is made.
+fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<TokenizerChoice> {
+    Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(bytes(documents), work)))
+}
+
+fn bytes(documents: &[Document]) -> u64 {
+    documents.iter().map(Document::len).sum()
+}
+
+/// Sets the number of steps to the one expected, where the time decides on it.
+fn expect_steps(settings: &mut Settings, config: &ModelConfig, work: f64) -> Result<()> {
+    if settings.minutes().is_some() {
+        let steps = automatic::steps(config, &settings.train_options()?, work);
+        settings.set("steps", steps as i64);
+    }
+    Ok(())
 }
 
 /// A note if several documents are joined because the tokenizer has no token to separate them with.

@@ -72,7 +72,12 @@ const DATA: &[Opt] = &[
 
 /// Options of a new model, which `--init` takes from its folder.
 pub const MODEL: &[Opt] = &[
-    opt("tokenizer", Text("TOKENIZER"), "char, byte, bpe:N (N tokens) or the path of a tokenizer.json [default: char]"),
+    opt(
+        "tokenizer",
+        Text("TOKENIZER"),
+        "char, byte, bpe:N (N tokens), the path of a tokenizer.json, or auto, which follows from the text and the time \
+         [default: auto]",
+    ),
     opt("architecture", Choice(&["gpt2", "llama", "qwen3"]), "Model architecture"),
     opt("layers", Whole(1), "Number of blocks"),
     opt("heads", WholeOrAuto(1), "Number of attention heads [default: --dim / --head-dim where only --dim is given]"),
@@ -88,7 +93,13 @@ pub const MODEL: &[Opt] = &[
 
 /// Options of training, with the names of `TrainOptions`; adapters and dropout are the model's.
 pub const TRAINING: &[Opt] = &[
-    opt("steps", Whole(1), "Number of optimizer steps"),
+    opt(
+        "minutes",
+        Number("MINUTES"),
+        "Time of the run, from 0.1 to 1000: decides on what you don't set of the sizes and on the number of steps \
+         [default: 1, unless --steps or a preset says how many]",
+    ),
+    opt("steps", Whole(1), "Number of optimizer steps, however long they take"),
     opt("batch", Whole(1), "Sequences per step"),
     opt(
         "context",
@@ -155,7 +166,8 @@ pub fn all() -> impl Iterator<Item = &'static Opt> {
 }
 
 /// Options that have no effect unless another one has a certain value.
-const NEEDS: [(&str, &str, &str); 4] = [
+const NEEDS: [(&str, &str, &str); 5] = [
+    ("minutes", "schedule", "warmup-stable-decay"),
     ("decay", "schedule", "warmup-stable-decay"),
     ("matrix-lr", "optimizer", "muon"),
     ("matrix-weight-decay", "optimizer", "muon"),

@@ -166,6 +166,8 @@ pub struct Progress {
     tokens: u64,
     /// The loss, smoothed over about twenty steps.
     loss: Option<f64>,
+    /// Bits per byte of a loss of 1.
+    bits: f64,
 }
 
 impl Progress {
@@ -180,6 +182,7 @@ impl Progress {
             is_estimated: false,
             tokens: 0,
             loss: None,
+            bits: trainer.training_bits_per_byte(1.0),
         }
     }
 
@@ -188,13 +191,14 @@ impl Progress {
         self.times.record(event);
         match event {
             Event::Step(report) => {
-                self.step = report.step;
+                (self.step, self.steps) = (report.step, report.steps);
                 self.tokens += report.tokens as u64;
                 let loss = self.loss.map_or(report.loss, |loss| loss + 0.05 * (report.loss - loss));
                 self.loss = Some(loss);
                 let rate = self.tokens as f64 / self.times.stepping.as_secs_f64();
                 self.estimate();
-                self.show_state(&format!("loss {loss:.4}  {rate:.0} tokens/s"));
+                let bits = self.bits * loss;
+                self.show_state(&format!("loss {loss:.4}  {bits:.4} bits/byte  {rate:.0} tokens/s"));
             }
             Event::Validating { done, total } => self.show_state(&format!("validating: {done} of {total} tokens")),
             Event::Validation(report) => {
@@ -206,6 +210,11 @@ impl Progress {
             }
             _ => {}
         }
+    }
+
+    /// Shows a line.
+    pub fn line(&self, line: &str) {
+        self.bar.line(line);
     }
 
     /// After the first second says once how long the run will take.

@@ -4,10 +4,29 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use anyhow::Result;
-use candle_attention::generate::{Continuation, Pipeline};
+use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
 
 /// The line between two samples.
 const SEPARATOR: &str = "---------------";
+
+/// The temperature of the samples of a run.
+pub const TEMPERATURE: f64 = 0.5;
+
+/// The beginning of what a model says without a prompt, on one line; nothing if it says nothing or cannot.
+pub fn short(pipeline: &Pipeline) -> Option<String> {
+    const CHARACTERS: usize = 96;
+    let mut text = vec![];
+    let sampling = SamplingOptions { temperature: TEMPERATURE, ..Default::default() };
+    let continuation = Continuation { max_tokens: CHARACTERS, sampling, ..Default::default() };
+    let result = continuation.write(pipeline, "", &mut |piece| {
+        text.extend_from_slice(piece.text);
+        if text.len() < CHARACTERS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    let text = String::from_utf8_lossy(&text);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line: String = words.join(" ").chars().take(CHARACTERS).collect();
+    (result.is_ok() && !line.is_empty()).then(|| format!("  > {line}"))
+}
 
 /// Writes the prompt and its continuation, token by token; further samples follow when they are complete.
 pub fn write(pipeline: &Pipeline, prompt: &[u8], continuation: &Continuation, out: &mut dyn Write) -> Result<()> {

@@ -50,9 +50,14 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Sets the context length.
-    pub fn set_context(&mut self, context: Value) {
-        self.0.insert("context".into(), context);
+    /// Sets an option.
+    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// The minutes that the run is to take, if these decide on its length.
+    pub fn minutes(&self) -> Option<f64> {
+        self.0.get("minutes").and_then(Value::as_float).filter(|minutes| *minutes != 0.0)
     }
 
     /// Checks what can be checked before the text is known.
@@ -62,6 +67,9 @@ impl Settings {
             if let Some(fraction) = fraction.filter(|fraction| !(0.0..1.0).contains(fraction)) {
                 bail!("--{name}: expected a number from 0 to below 1, got {fraction:?}");
             }
+        }
+        if let Some(minutes) = self.minutes().filter(|minutes| !(0.1..=1000.0).contains(minutes)) {
+            bail!("--minutes: expected a number from 0.1 to 1000, got {minutes:?}");
         }
         self.train_options()?.validate()?;
         if let Some(LoraConfig { rank, alpha, .. }) = self.lora() {
@@ -104,7 +112,7 @@ impl Settings {
                     *value = self.strings(name).map(absolute).collect::<Result<Vec<Value>>>()?.into();
                 }
                 ("init", Value::String(path)) if !path.is_empty() => *value = absolute(path)?,
-                ("tokenizer", Value::String(choice)) => {
+                ("tokenizer", Value::String(choice)) if choice != "auto" => {
                     if let TokenizerChoice::File(path) = choice.parse()? {
                         *value = absolute(path.to_str().context("expected paths in UTF-8")?)?;
                     }
@@ -131,9 +139,12 @@ impl Settings {
         TextOptions { split_at_end_of_text: switch("split-at-end-of-text"), accept_unknown: switch("accept-unknown") }
     }
 
-    /// How the tokenizer is made.
-    pub fn tokenizer(&self) -> Result<TokenizerChoice> {
-        Ok(self.string("tokenizer").parse()?)
+    /// How the tokenizer is made; `None` where that follows from the text.
+    pub fn tokenizer(&self) -> Result<Option<TokenizerChoice>> {
+        match self.string("tokenizer") {
+            "auto" => Ok(None),
+            choice => Ok(Some(choice.parse()?)),
+        }
     }
 
     /// The model folder to start from.
@@ -248,7 +259,7 @@ impl Settings {
 
 /// Lays the options of a higher layer over those of a lower one. Two of width, heads and head width define the third: where
 /// none of those that are not set follows from the others yet, the first does now. A fraction to validate on takes the
-/// place of texts.
+/// place of texts, and a number of steps that of minutes.
 fn overlay(lower: &mut Table, upper: &Table) {
     let unset = || ["dim", "heads", "head-dim"].into_iter().filter(|name| !upper.contains_key(*name));
     let follows = |name: &str| lower.get(name).and_then(Value::as_str) == Some("auto");
@@ -256,6 +267,9 @@ fn overlay(lower: &mut Table, upper: &Table) {
     lower.extend(next.map(|name| (name.to_string(), "auto".into())));
     if upper.contains_key("validation-fraction") {
         lower.insert("validation".into(), Value::Array(vec![]));
+    }
+    if upper.contains_key("steps") {
+        lower.insert("minutes".into(), 0.0.into());
     }
     lower.extend(upper.clone());
 }

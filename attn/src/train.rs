@@ -10,18 +10,21 @@ use anyhow::{Result, bail};
 use candle_attention::Error;
 use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
 use candle_attention::model::ModelConfig;
-use candle_attention::text::IdsStore;
-use candle_attention::train::{CHANGE_THE_RESULT, KEEP_THE_RESULT, Outcome, RunDir, Trainer, resume, train};
+use candle_attention::text::{IdsStore, Tokenizer};
+use candle_attention::train::{
+    CHANGE_THE_RESULT, Event, KEEP_THE_RESULT, Outcome, RunDir, TrainOptions, Trainer, resume, train,
+};
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use toml::Table;
 
 use super::option_layers::{OptionLayers, Prepared, Source};
-use super::progress::{Progress, Times, text_progress};
+use super::progress::{Progress, Times, rounded, text_progress};
 use super::settings::{PRESETS, preset};
 use super::signals::{self, Stage};
+use super::sample::{self, TEMPERATURE};
 use super::terminal::{note, one_line, quoted};
-use super::{RunFailed, chart, options, overfit, plan, sample, texts};
+use super::{RunFailed, chart, options, overfit, plan, texts};
 
 /// The command line of `attn train`.
 pub fn command() -> Command {
@@ -50,6 +53,7 @@ pub fn command() -> Command {
             switch("dry-run").conflicts_with("resume").help(
                 "Print the model, recipe, memory and measured time, then exit; the output is a file for --config",
             ),
+            switch("no-samples").help("Do not show after each validation what the model would say"),
             switch("overfit-one-batch").conflicts_with_all(["resume", "out", "dry-run"]).help(
                 "Sanity check for a new model: train on one batch until it is memorised, and report whether that worked",
             ),
@@ -64,7 +68,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
         if given.contains_key("texts") {
             bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
         }
-        return go_on(root, &given, out);
+        return go_on(root, &given, matches.get_flag("no-samples"), out);
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
     let preset = matches.get_one::<String>("preset").map(|name| preset(name)).transpose()?;
@@ -81,9 +85,10 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
     }
     let mut run = create(root.map(PathBuf::as_path), source.settings.texts()[0].first().map(PathBuf::as_path))?;
     match begin(&layers, source, &mut run) {
-        Ok(trainer) => {
+        Ok((trainer, tokenizer)) => {
             Stage::Saved.enter();
-            follow(trainer, run, started, out)
+            let samples = (!matches.get_flag("no-samples")).then(|| Pipeline::new(trainer.model().clone(), tokenizer));
+            follow(trainer, run, samples, started, out)
         }
         Err(error) => {
             // Before the folder is removed here: a signal does not remove what then has its name.
@@ -94,12 +99,12 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 }
 
 /// Reads the texts into the folder of a new run, and writes its first checkpoint.
-fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<Trainer> {
+fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<(Trainer, Tokenizer)> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
     plan::announce(&trainer, &tokenizer)?;
     settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
-    Ok(trainer)
+    Ok((trainer, tokenizer))
 }
 
 /// Creates the given folder, or the first `runs/TEXT-N` that does not exist yet.
@@ -122,7 +127,7 @@ fn create(root: Option<&Path>, text: Option<&Path>) -> Result<RunDir> {
 }
 
 /// `attn train --resume`.
-fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
+fn go_on(root: &Path, given: &Table, no_samples: bool, out: &mut dyn Write) -> Result<ExitCode> {
     Stage::Saved.enter();
     let (trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
     options::check_effect(given, &Table::try_from(trainer.options())?)?;
@@ -137,28 +142,47 @@ fn go_on(root: &Path, given: &Table, out: &mut dyn Write) -> Result<ExitCode> {
     }
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
-        writeln!(out, "{} is already finished at step {step} of {steps}; a larger --steps trains on", root.display())?;
+        writeln!(out, "{} is already finished at step {step} of {steps}; a larger --steps or --minutes trains on", root.display())?;
         return Ok(ExitCode::SUCCESS);
     }
-    follow(trainer, run, Instant::now(), out)
+    let model = || Ok::<_, Error>(Pipeline::new(trainer.model().clone(), Tokenizer::open(root)?));
+    let samples = (!no_samples).then(model).transpose()?;
+    follow(trainer, run, samples, Instant::now(), out)
 }
 
-/// Trains to the end or the first Ctrl-C, and reports.
-fn follow(mut trainer: Trainer, mut run: RunDir, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
-    let (root, steps) = (run.root().to_path_buf(), trainer.options().steps);
+/// Trains to the end or the first Ctrl-C, with a sample of `model`, the one in training, after each validation, and reports.
+fn follow(
+    mut trainer: Trainer,
+    mut run: RunDir,
+    model: Option<Pipeline>,
+    started: Instant,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
+    let root = run.root().to_path_buf();
     if trainer.lora().is_none() {
         note_excused(trainer.config());
     }
-    note(&format!("{} from step {} of {steps}", one_line(&root.display().to_string()), trainer.steps_done()));
+    let length = match trainer.options() {
+        TrainOptions { minutes, steps, .. } if *minutes > 0.0 => {
+            format!("for {}, about {steps} steps", rounded(60.0 * minutes - run.seconds()))
+        }
+        options => format!("of {}", options.steps),
+    };
+    note(&format!("{} from step {} {length}", one_line(&root.display().to_string()), trainer.steps_done()));
     let mut progress = Progress::new(&trainer);
     Stage::Training.enter();
     let outcome = train(&mut trainer, Some(&mut run), &mut |event| {
         progress.show(&event);
+        if let (Event::Validation(_), Some(model)) = (&event, &model) {
+            // A sample is no reason to end a run.
+            sample::short(model).iter().for_each(|text| progress.line(text));
+        }
         if signals::exit_code().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     Stage::Saved.enter();
     let Progress { times, .. } = progress;
-    let (step, resume) = (trainer.steps_done(), format!("attn train --resume --out {}", quoted(&root)));
+    let (step, steps) = (trainer.steps_done(), trainer.options().steps);
+    let resume = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
             let rate = if matches!(error, Error::Diverged { .. }) { " --lr RATE" } else { "" };
@@ -200,9 +224,8 @@ fn note_excused(config: &ModelConfig) {
 
 /// Prints the loss curve, a sample, and where the run is.
 fn report(trainer: &Trainer, run: &RunDir, times: &Times, started: Instant, out: &mut dyn Write) -> Result<()> {
-    /// The length and temperature of the sample.
+    /// The length of the sample.
     const TOKENS: usize = 300;
-    const TEMPERATURE: f64 = 0.5;
     let root = run.root();
     if let Some(curve) = chart::loss_curve(&run.metrics_path())? {
         writeln!(out, "{curve}")?;

@@ -34,6 +34,7 @@ pub mod metrics;
 mod model_card;
 mod one_batch;
 mod ownership;
+mod pace;
 mod resume;
 mod run_dir;
 mod run_start;

@@ -31,6 +31,7 @@ impl TrainOptions {
     /// weight decay, label smoothing or moving average. The model should have no dropout.
     pub fn for_overfitting(&self) -> Self {
         Self {
+            minutes: 0.0,
             schedule: Schedule::Constant,
             weight_decay: 0.0,
             matrix_weight_decay: 0.0,

@@ -32,7 +32,7 @@ pub fn resume(
     let Latest { state: CheckpointState { trainer: state, metrics_bytes, seconds }, mut tensors, damaged, lock } =
         RunDir::latest(root, device)?;
     let (settings, options) = settings_file::read(&root.join("training"), changes)?;
-    if options.steps < state.step {
+    if options.last_step() < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
     let (config, base) = model_files(root, state.base.as_deref(), device)?;

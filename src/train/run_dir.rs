@@ -190,11 +190,9 @@ impl RunDir {
         if let Some(base) = &self.base {
             base_files::keep(base, &self.root)?;
         }
-        self.settings = others.clone();
-        settings_file::write(&self.training(), others, trainer.options())?;
+        self.settings = settings_file::write(&self.training(), others, trainer.options())?;
         self.watch = Watch::new(&trainer.options().watch, tokenizer, config, &self.training())?;
         self.watch.iter().try_for_each(|watch| watch.begin(0))?;
-        self.metrics.start_clock();
         self.save(trainer)
     }
 
@@ -235,6 +233,15 @@ impl RunDir {
     /// whether that is done. It is what dropping it does, for a process that ends without.
     pub fn remove_unfinished(root: &Path, is_root_new: bool) -> bool {
         remove_created(root, is_root_new)
+    }
+
+    /// Takes the options of the trainer into the settings.
+    ///
+    /// # Errors
+    /// If the settings cannot be written.
+    pub(super) fn settle(&mut self, trainer: &Trainer) -> Result<()> {
+        self.settings = settings_file::write(&self.training(), &self.settings, trainer.options())?;
+        Ok(())
     }
 
     /// Keeps the attention map that is due at this step, if one is, or at the end of a run.

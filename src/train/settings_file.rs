@@ -6,8 +6,9 @@ use super::TrainOptions;
 use crate::host::{Error, Result, bail_option, disk, input};
 
 /// The options that a resumed run may change and that change its result: rates, and the lengths that they follow.
-pub const CHANGE_THE_RESULT: [&str; 11] = [
+pub const CHANGE_THE_RESULT: [&str; 12] = [
     "steps",
+    "minutes",
     "lr",
     "min-lr",
     "warmup",
@@ -48,20 +49,25 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
         }
         table.insert(name.clone(), value.clone());
     }
+    if changes.contains_key("steps") {
+        // What decides on the length is the one that is given.
+        table.insert("minutes".into(), 0.0.into());
+    }
     let wrong = |error: toml::de::Error| Error::Input(error.message().to_string());
     let options: TrainOptions = table.clone().try_into().map_err(wrong)?;
     options.validate()?;
     Ok((table, options))
 }
 
-/// Writes the settings of a run: all training options, and what else the caller keeps with them.
+/// Writes the settings of a run, all training options and what else the caller keeps with them, and gives them back.
 ///
 /// # Errors
 /// If they cannot be written.
-pub(super) fn write(training: &Path, others: &toml::Table, options: &TrainOptions) -> Result<()> {
+pub(super) fn write(training: &Path, others: &toml::Table, options: &TrainOptions) -> Result<toml::Table> {
     let mut table = others.clone();
     table.extend(toml::Table::try_from(options).map_err(|error| Error::Input(error.to_string()))?);
-    disk::replace_with(&training.join("settings.toml"), table.to_string().as_bytes())
+    disk::replace_with(&training.join("settings.toml"), table.to_string().as_bytes())?;
+    Ok(table)
 }
 
 #[cfg(test)]
@@ -97,6 +103,10 @@ mod tests {
         let (settings, options) = changed("tokenizer = \"char\"", "lr = 0.5\neval-every = 3\nsteps = 9").unwrap();
         let expected = TrainOptions { lr: 0.5, eval_every: Some(3), steps: 9, seed: 7, ..Default::default() };
         assert_eq!((options, &settings["lr"]), (expected, &0.5.into()));
+        // What decides on the length is what is given.
+        let timed = "minutes = 5.0\nschedule = \"warmup-stable-decay\"";
+        assert_eq!(changed(timed, timed).unwrap().1.minutes, 5.0);
+        assert_eq!(changed("", &format!("{timed}\nsteps = 9")).unwrap().1.minutes, 0.0);
         for (changes, expected) in [
             ("batch = 3", "batch: cannot be changed when resuming"),
             ("tokenizer = \"byte\"", "tokenizer: cannot be changed when resuming"),

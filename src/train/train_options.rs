@@ -46,8 +46,12 @@ pub enum Precision {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct TrainOptions {
-    /// Optimizer steps.
+    /// Optimizer steps; while `minutes` is above 0, those that are expected.
     pub steps: u64,
+    /// The time of the run, if that decides on its length; 0 once it has, and where `steps` does. The warm-up and the decay
+    /// have the lengths that they have for the expected `steps`; the peak rate is kept until the time that is left is what
+    /// the decay takes. Then `steps` becomes the number that this gives.
+    pub minutes: f64,
     /// Sequences per step (B).
     pub batch: usize,
     /// Tokens in a sequence (T), in training and in validation; by default, and at most, the model's context length.
@@ -122,6 +126,7 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             steps: 2000,
+            minutes: 0.0,
             batch: 12,
             context: None,
             // The same on every machine: enough for the threads of most, and hardly slower on two.
@@ -160,8 +165,29 @@ impl TrainOptions {
     /// The learning rate over the steps.
     pub fn lr_schedule(&self) -> LrSchedule {
         let part = |fraction: f64| (fraction * self.steps as f64).round() as u64;
-        let &Self { schedule: shape, steps, min_lr: min, .. } = self;
-        LrSchedule { shape, steps, warmup_steps: part(self.warmup), decay_steps: part(self.decay), min }
+        let &Self { schedule: shape, min_lr: min, .. } = self;
+        let (steps, warmup_steps, decay_steps) = (self.last_step(), part(self.warmup), part(self.decay));
+        LrSchedule { shape, steps, warmup_steps, decay_steps, min }
+    }
+
+    /// The last step, which has no number while the time is to decide on it.
+    pub(super) fn last_step(&self) -> u64 {
+        if self.minutes > 0.0 { u64::MAX } else { self.steps }
+    }
+
+    /// These options for a run that decays from step `step` on, after which they no longer depend on the time.
+    pub(super) fn decaying_from(&self, step: u64, eval_every: u64) -> Self {
+        let LrSchedule { warmup_steps, decay_steps, .. } = self.lr_schedule();
+        let steps = step + decay_steps;
+        let part = |length: u64| length as f64 / steps as f64;
+        Self {
+            steps,
+            minutes: 0.0,
+            warmup: part(warmup_steps),
+            decay: part(decay_steps),
+            eval_every: Some(eval_every),
+            ..self.clone()
+        }
     }
 
     /// The group of a tensor of the model, by its name and rank.
@@ -239,6 +265,7 @@ impl TrainOptions {
             ("clip", self.clip, self.clip >= 0.0, "of at least 0"),
             ("label-smoothing", self.label_smoothing, (0.0..1.0).contains(&self.label_smoothing), "from 0 to below 1"),
             ("ema", self.ema, (0.0..1.0).contains(&self.ema), "from 0 to below 1"),
+            ("minutes", self.minutes, self.minutes >= 0.0, "of at least 0"),
             ("save-every", self.save_every, self.save_every >= 0.0, "of at least 0, in minutes"),
         ] {
             // Updates are computed in `f32`, where a number must be neither infinite nor rounded to zero or one.
@@ -248,6 +275,9 @@ impl TrainOptions {
             if !is_allowed || !is_in_f32 {
                 bail_option!(name, "expected a number {allowed}, got {value:?}");
             }
+        }
+        if self.minutes > 0.0 && self.schedule != Schedule::WarmupStableDecay {
+            bail_option!("minutes", "expected schedule warmup-stable-decay, which can begin its decay at any step");
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
             bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);
@@ -353,6 +383,29 @@ mod tests {
         assert_eq!(TrainOptions { eval_every: Some(5), ..options }.eval_interval(111_540, 64), 5);
     }
 
+    /// What is settled gives the rates from the first step on that the run has had, and then the decay that was planned.
+    #[test]
+    fn a_run_that_begins_its_decay_has_had_the_rates_of_its_final_options() {
+        for (steps, warmup, decay) in [(1000, 0.0333, 0.6), (7, 0.2, 0.5), (1_234_567, 0.01, 0.37), (20, 0.0, 1.0)] {
+            let schedule = Schedule::WarmupStableDecay;
+            let open = TrainOptions { steps, minutes: 3.0, warmup, decay, schedule, ..Default::default() };
+            let planned = open.lr_schedule();
+            for begin in [planned.warmup_steps, planned.warmup_steps + 1, steps, 3 * steps + 11] {
+                let settled = open.decaying_from(begin, 9);
+                settled.validate().unwrap();
+                assert_eq!((settled.steps, settled.minutes), (begin + planned.decay_steps, 0.0));
+                let settled = settled.lr_schedule();
+                let lengths = |schedule: LrSchedule| (schedule.warmup_steps, schedule.decay_steps);
+                assert_eq!(lengths(settled), lengths(planned), "{steps}, {begin}");
+                for step in (0..begin).step_by(1 + begin as usize / 1000) {
+                    assert_eq!(settled.factor(step), planned.factor(step), "{steps}, {begin}: {step}");
+                }
+                let next = 1.0 - (1.0 - open.min_lr) / planned.decay_steps.max(1) as f64;
+                assert!(planned.decay_steps == 0 || (settled.factor(begin + 1) - next).abs() < 1e-12);
+            }
+        }
+    }
+
     #[test]
     fn values_out_of_bounds_are_named() {
         let default = TrainOptions::default;
@@ -363,6 +416,8 @@ mod tests {
             (TrainOptions { lr: f64::NAN, ..default() }, "lr: expected"),
             (TrainOptions { lr: 1e-50, ..default() }, "lr: expected a number above 0, got 1e-50"),
             (TrainOptions { ema: 1.0 - 1e-12, ..default() }, "ema: expected a number from 0 to below 1"),
+            (TrainOptions { minutes: -1.0, ..default() }, "minutes: expected a number of at least 0"),
+            (TrainOptions { minutes: 1.0, ..default() }, "minutes: expected schedule warmup-stable-decay"),
             (TrainOptions { save_every: f64::INFINITY, ..default() }, "save-every: expected"),
             (TrainOptions { seed: u64::MAX, ..default() }, "seed: expected at most"),
             (

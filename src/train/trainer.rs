@@ -64,6 +64,8 @@ pub(super) struct TrainState {
 pub struct StepReport {
     /// Steps done, including this one.
     pub step: u64,
+    /// The steps of the whole run; while the time is to decide on them, as many as are expected now.
+    pub steps: u64,
     /// The mean loss of the batch before the step, in nats per token: cross-entropy, with label smoothing if that is on. 0
     /// if no token counts, as where all windows lie outside the assistant's turns: then only momentum and
     /// weight decay move the weights.
@@ -218,7 +220,8 @@ impl Trainer {
         }
         let statistics = before.map(|before| statistics::statistics(&self.vars, &before, &norms)).transpose()?;
         let (tokens, statistics) = (batch.tokens(), statistics.unwrap_or_default());
-        Ok(StepReport { step, loss, learning_rate, gradient_norm, tokens, statistics })
+        let steps = self.options.steps;
+        Ok(StepReport { step, steps, loss, learning_rate, gradient_norm, tokens, statistics })
     }
 
     /// Stops at a loss or gradient that is not finite.
@@ -273,12 +276,27 @@ impl Trainer {
         bits_per_byte(loss, self.corpus.validation.learned(), self.corpus.validation_bytes)
     }
 
+    /// A loss on the training part in bits per byte.
+    pub fn training_bits_per_byte(&self, loss: f64) -> f64 {
+        bits_per_byte(loss, self.corpus.train.learned(), self.corpus.train_bytes)
+    }
+
     /// Whether this step ends with a validation, or a checkpoint where there is no validation text, that is still to be
     /// made.
     pub(super) fn validation_is_due(&self) -> bool {
         let step = self.state.step;
-        let every = self.options.eval_interval(self.corpus.validation.len(), self.options.window_len(self.config()));
-        step > self.state.validated && (step == self.options.steps || step.is_multiple_of(every))
+        let every = self.eval_interval();
+        step > self.state.validated && (step == self.options.last_step() || step.is_multiple_of(every))
+    }
+
+    /// Steps between validations.
+    pub(super) fn eval_interval(&self) -> u64 {
+        self.options.eval_interval(self.corpus.validation.len(), self.options.window_len(self.config()))
+    }
+
+    /// Begins the decay of a run whose length the time decides: from here on it is a run of so many steps.
+    pub(super) fn begin_decay(&mut self) {
+        self.options = self.options.decaying_from(self.state.step, self.eval_interval());
     }
 
     /// Whether there have been as many validations without improvement as the options' patience allows.
@@ -310,7 +328,7 @@ impl Trainer {
 
     /// Whether nothing is left to do: all steps are made and validated.
     pub fn is_finished(&self) -> bool {
-        self.state.step >= self.options.steps && !self.validation_is_due()
+        self.state.step >= self.options.last_step() && !self.validation_is_due()
     }
 
     /// The lowest validation loss so far.

@@ -1,8 +1,10 @@
 //! The training loop.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use super::metrics::Line;
+use super::pace::Pace;
 use super::{RunDir, StepReport, Trainer, ValidationReport};
 use crate::host::Result;
 
@@ -42,6 +44,10 @@ pub enum Outcome {
 /// called for every event and may stop the run at any time: the step is finished and saved, a validation is left to the
 /// next session.
 ///
+/// Where the options have `minutes`, these decide when the decay begins, counted from the creation of `run` over all its
+/// sessions, or without it from now on. The number of steps is settled then, in the options and in the run's settings, which
+/// repeat the run exactly.
+///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written. A failing run saves nothing: the last checkpoint
 /// stands, and [`resume`](super::resume) goes on from it, with a lower rate if the run has diverged.
@@ -50,22 +56,13 @@ pub fn train(
     mut run: Option<&mut RunDir>,
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    let mut stop = false;
+    let (mut pace, mut stop) = (Pace::new(), false);
     loop {
+        let paused = Instant::now();
         // Before the first step too, for a run that was interrupted in a validation.
-        let step = trainer.steps_done();
-        let is_due = trainer.validation_is_due();
-        if is_due && trainer.corpus().validation.is_empty() {
-            trainer.state.validated = step;
-        } else if is_due {
-            let validation = trainer.validate(&mut |done, total| {
-                stop |= on_event(Event::Validating { done, total }).is_break();
-                if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            if let Some(report) = &validation {
-                run.as_mut().map_or(Ok(()), |run| run.log(Line::of_validation(report)))?;
-                stop |= on_event(Event::Validation(report)).is_break();
-            }
+        let (step, is_due) = (trainer.steps_done(), trainer.validation_is_due());
+        if is_due {
+            stop |= validate(trainer, &mut run, on_event)?.is_break();
         }
         run.as_ref().map_or(Ok(()), |run| run.watch(trainer))?;
         // A run that fails saves nothing.
@@ -86,9 +83,37 @@ pub fn train(
         if stop {
             return Ok(Outcome::Interrupted);
         }
+        if is_due {
+            pace.validated(paused.elapsed());
+        }
+        if pace.seconds_left(trainer, run.as_deref()).is_some_and(|left| pace.decay_is_due(trainer, left)) {
+            trainer.begin_decay();
+            run.as_mut().map_or(Ok(()), |run| run.settle(trainer))?;
+        }
+        let started = Instant::now();
         let batch = trainer.next_batch()?;
-        let report = trainer.step(&batch)?;
+        let mut report = trainer.step(&batch)?;
+        pace.stepped(started.elapsed());
+        if let Some(left) = pace.seconds_left(trainer, run.as_deref()) {
+            report.steps = pace.expected_steps(trainer, left);
+        }
         run.as_mut().map_or(Ok(()), |run| run.log(Line::of_step(&report)))?;
         stop |= on_event(Event::Step(&report)).is_break();
     }
+}
+
+/// Validates, if there is something to validate on; says whether to stop.
+fn validate(
+    trainer: &mut Trainer,
+    run: &mut Option<&mut RunDir>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    if trainer.corpus().validation.is_empty() {
+        trainer.state.validated = trainer.steps_done();
+        return Ok(ControlFlow::Continue(()));
+    }
+    let report = trainer.validate(&mut |done, total| on_event(Event::Validating { done, total }))?;
+    let Some(report) = report else { return Ok(ControlFlow::Break(())) };
+    run.as_mut().map_or(Ok(()), |run| run.log(Line::of_validation(&report)))?;
+    Ok(on_event(Event::Validation(&report)))
 }

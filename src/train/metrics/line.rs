@@ -26,7 +26,7 @@ pub struct Line {
 impl Line {
     /// The line of a step, without its time.
     pub(in crate::train) fn of_step(report: &StepReport) -> Self {
-        let StepReport { step, loss, learning_rate, gradient_norm, tokens, statistics } = report;
+        let StepReport { step, loss, learning_rate, gradient_norm, tokens, statistics, .. } = report;
         let mut line = json!({
             "loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm, "tokens": tokens
         });
@@ -86,6 +86,7 @@ mod tests {
             update_norm: 0.5,
         };
         let report = StepReport {
+            steps: 100,
             step: 7,
             loss: 1.0 / 3.0,
             learning_rate: 1e-3,

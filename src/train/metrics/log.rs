@@ -62,12 +62,6 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts the time from here on: reading the texts of a new run is not training.
-    pub(in crate::train) fn start_clock(&mut self) {
-        self.began += self.started.elapsed().as_secs_f64();
-        self.started = Instant::now();
-    }
-
     /// Appends a line, with the time.
     pub(in crate::train) fn add(&mut self, line: Line) -> Result<()> {
         let line = Line { seconds: self.seconds(), ..line };

@@ -1,0 +1,352 @@
+//! Regret: how far the recipe that `attn train` chooses is behind the best that a search finds in equal time.
+//!
+//!     python3 benches/texts.py TEXTS && cargo bench --bench search -- TEXTS [SEED] [NAME...]
+//!
+//! For each text of the folder, or those named: 24 recipes for 10 seconds, from the seed, half of them drawn at large and half
+//! the automatic choice with two things changed; the best six and each of them one size larger for a minute; the best two and
+//! each one size larger for 5 minutes; and the automatic choice for each time. For the texts prose and code then, for 20
+//! minutes, the automatic choice, the model one size smaller and one larger, and the next tokenizer.
+//!
+//! A run takes one thread, and two run side by side. A time is that of the processor, with reading the text and learning its
+//! tokens, so that little depends on what else runs. The validation part chooses; the figure is that of a part of the text
+//! that neither training nor choosing saw. Results are appended to `search.jsonl` beside this program, from which a search
+//! goes on where it stopped; the table is of all that is there.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+#[path = "../src/allocator.rs"]
+mod allocator;
+#[path = "../../benches/support/args.rs"]
+mod args;
+#[path = "support/point.rs"]
+mod point;
+#[path = "../../benches/support/timing.rs"]
+#[allow(dead_code)]
+mod timing;
+#[path = "support/training.rs"]
+#[allow(dead_code)]
+mod training;
+use point::Score;
+
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
+const SIDE_BY_SIDE: usize = 2;
+
+/// Seconds of a round, and how many recipes of the round before go on, each with a larger one.
+const ROUNDS: [(u64, usize); 3] = [(10, 0), (60, 6), (300, 2)];
+const DRAWN: usize = 24;
+const LONG: u64 = 1200;
+const LONG_TEXTS: [&str; 2] = ["prose", "code"];
+
+/// Channels and layers, from small to large; a head has 32 channels.
+const SIZES: [[i64; 2]; 10] =
+    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8]];
+const TOKENIZERS: [&str; 9] =
+    ["char", "byte", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096", "bpe:8192", "bpe:16384", "bpe:32768"];
+const CONTEXTS: [i64; 4] = [64, 128, 256, 512];
+const TOKENS_PER_STEP: [i64; 4] = [768, 1536, 3072, 6144];
+const RATES: [f64; 3] = [0.005, 0.01, 0.02];
+const DROPOUTS: [f64; 3] = [0.0, 0.1, 0.2];
+
+/// One line of the results.
+#[derive(Clone, Serialize, Deserialize)]
+struct Line {
+    text: String,
+    seconds: u64,
+    /// Whether the recipe is the automatic choice.
+    is_automatic: bool,
+    seed: u64,
+    recipe: Table,
+    score: Score,
+}
+
+fn main() -> Result<()> {
+    allocator::keep_freed_memory();
+    let (_, args) = args::read();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["--point", text, test, seconds, recipe] => {
+            let score = point::run(Path::new(text), Path::new(test), seconds.parse()?, &recipe.parse()?)?;
+            println!("{}", serde_json::to_string(&score)?);
+            Ok(())
+        }
+        [] => rehearse(),
+        [folder, ref more @ ..] => {
+            let (seed, names) = match more.split_first() {
+                Some((seed, names)) if seed.parse::<u64>().is_ok() => (seed.parse()?, names),
+                _ => (1, more),
+            };
+            let search = Search { folder: folder.into(), seed, lines: Mutex::new(read(Path::new(RESULTS))?) };
+            search.texts(names)?.iter().try_for_each(|text| search.search(text))?;
+            print_table(&search.lines.into_inner().unwrap_or_default());
+            Ok(())
+        }
+    }
+}
+
+/// The results so far.
+fn read(path: &Path) -> Result<Vec<Line>> {
+    let text = if path.exists() { fs::read_to_string(path)? } else { String::new() };
+    Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
+
+struct Search {
+    folder: PathBuf,
+    seed: u64,
+    lines: Mutex<Vec<Line>>,
+}
+
+impl Search {
+    /// The names of the texts: those given, or all in the folder.
+    fn texts(&self, names: &[&str]) -> Result<Vec<String>> {
+        if !names.is_empty() {
+            return Ok(names.iter().map(|name| name.to_string()).collect());
+        }
+        let mut all = vec![];
+        for entry in fs::read_dir(&self.folder)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let name = name.strip_suffix(".txt").unwrap_or(&name);
+            all.extend(name.strip_suffix(".test").map(String::from));
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// The text to train on, and the one that nobody saw.
+    fn paths(&self, text: &str) -> [PathBuf; 2] {
+        [text.to_string(), format!("{text}.test")].map(|name| {
+            let (file, folder) = (self.folder.join(format!("{name}.txt")), self.folder.join(name));
+            if folder.is_dir() { folder } else { file }
+        })
+    }
+
+    fn search(&self, text: &str) -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut survivors: Vec<Table> = vec![];
+        for (seconds, kept) in ROUNDS {
+            let automatic = self.automatic(text, seconds)?;
+            let points: Vec<Table> = match kept {
+                0 => (0..DRAWN).map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) }).collect(),
+                _ => survivors.iter().take(kept).flat_map(|point| [point.clone(), resized(point, 1)]).collect(),
+            };
+            let scores = self.run(text, seconds, automatic, &points)?;
+            let mut ranked: Vec<(f64, Table)> = scores.iter().map(|score| score.validation).zip(points).collect();
+            ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+            survivors = ranked.into_iter().map(|(_, point)| point).collect();
+        }
+        if LONG_TEXTS.contains(&text) {
+            let automatic = self.automatic(text, LONG)?;
+            let others = [resized(&automatic, -1), resized(&automatic, 1), with_next_tokenizer(&automatic)];
+            self.run(text, LONG, automatic, &others)?;
+        }
+        Ok(())
+    }
+
+    /// The automatic choice, as far as a search chooses.
+    fn automatic(&self, text: &str, seconds: u64) -> Result<Table> {
+        if let Some(line) = self.found(|line| line.is_automatic && line.text == text && line.seconds == seconds) {
+            return Ok(line.recipe);
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+        command.args(["train", "--dry-run", "--threads", "1", "--minutes"]).arg((seconds as f64 / 60.0).to_string());
+        let (_, printed) = training::timed(command.arg(&self.paths(text)[0]))?;
+        let all: Table = printed.parse()?;
+        Ok(all.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect())
+    }
+
+    fn found(&self, is_wanted: impl Fn(&Line) -> bool) -> Option<Line> {
+        self.lines.lock().ok()?.iter().rev().find(|line| is_wanted(line)).cloned()
+    }
+
+    /// Runs what has not been run yet, the automatic choice first, and gives the scores of the other points.
+    fn run(&self, text: &str, seconds: u64, automatic: Table, points: &[Table]) -> Result<Vec<Score>> {
+        let jobs = Mutex::new([(true, &automatic)].into_iter().chain(points.iter().map(|point| (false, point))));
+        let work = || -> Result<()> {
+            while let Some((is_automatic, recipe)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
+                self.score(text, seconds, is_automatic, recipe)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+        })?;
+        points.iter().map(|point| self.score(text, seconds, false, point)).collect()
+    }
+
+    /// The score of a recipe, from the results or from a run.
+    fn score(&self, text: &str, seconds: u64, is_automatic: bool, recipe: &Table) -> Result<Score> {
+        let is_it = |line: &Line| line.text == text && line.seconds == seconds && line.recipe == *recipe;
+        if let Some(line) = self.found(|line| is_it(line) && line.is_automatic == is_automatic) {
+            return Ok(line.score);
+        }
+        let score = match self.found(is_it) {
+            Some(line) => line.score,
+            None => self.train(text, seconds, recipe)?,
+        };
+        let line = Line {
+            text: text.into(),
+            seconds,
+            is_automatic,
+            seed: self.seed,
+            recipe: recipe.clone(),
+            score: score.clone(),
+        };
+        let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
+        writeln!(file, "{}", serde_json::to_string(&line)?)?;
+        println!("{text} {seconds} s {}: {:.4}", shown(recipe), score.test);
+        lines.push(line);
+        Ok(score)
+    }
+
+    /// Trains in a process of its own, with one thread.
+    fn train(&self, text: &str, seconds: u64, recipe: &Table) -> Result<Score> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.env("RAYON_NUM_THREADS", "1").env("CANDLE_NUM_THREADS", "1");
+        let paths = self.paths(text);
+        let output = command.arg("--point").args(&paths).arg(seconds.to_string()).arg(recipe.to_string()).output()?;
+        ensure!(output.status.success(), "{}: {}", shown(recipe), String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+/// The options that a search chooses, with those that hang on them.
+const CHOSEN: [&str; 21] = [
+    "tokenizer", "layers", "heads", "head-dim", "context", "batch", "dropout", "lr", "matrix-lr", "embedding-lr", "min-lr",
+    "momentum", "optimizer", "schedule", "warmup", "decay", "weight-decay", "matrix-weight-decay", "clip", "ema", "eval-every",
+];
+
+fn set(point: &mut Table, name: &str, value: impl Into<Value>) {
+    point.insert(name.into(), value.into());
+}
+
+fn number(point: &Table, name: &str) -> i64 {
+    point.get(name).and_then(Value::as_integer).unwrap_or_default()
+}
+
+fn set_size(point: &mut Table, [dim, layers]: [i64; 2]) {
+    set(point, "heads", dim / 32);
+    set(point, "layers", layers);
+}
+
+/// Sets the length of the windows, or the tokens of a batch.
+fn set_batch(point: &mut Table, context: i64, tokens: i64) {
+    set(point, "context", context);
+    set(point, "batch", (tokens / context).max(1));
+}
+
+/// A recipe drawn at large.
+fn drawn(rng: &mut ChaCha8Rng) -> Table {
+    let quick = include_str!("../src/presets/quick.toml").parse();
+    let mut point: Table = quick.unwrap_or_default();
+    point.retain(|name, _| CHOSEN.contains(&name));
+    set(&mut point, "decay", 0.6);
+    for what in 0..CHANGES {
+        change(&mut point, what, rng);
+    }
+    point
+}
+
+/// Two changes of a recipe.
+fn changed(recipe: &Table, rng: &mut ChaCha8Rng) -> Table {
+    let mut point = recipe.clone();
+    for what in rand::seq::index::sample(rng, CHANGES, 2) {
+        change(&mut point, what, rng);
+    }
+    point
+}
+
+/// The number of things that can be changed.
+const CHANGES: usize = 6;
+
+fn change(point: &mut Table, what: usize, rng: &mut ChaCha8Rng) {
+    fn one<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
+        all[rng.random_range(0..all.len())]
+    }
+    let (context, tokens) = (number(point, "context"), number(point, "context") * number(point, "batch"));
+    match what {
+        0 => set_size(point, one(&SIZES[..6], rng)),
+        1 => set(point, "tokenizer", one(&TOKENIZERS, rng)),
+        2 => set_batch(point, one(&CONTEXTS, rng), tokens),
+        3 => set_batch(point, context, one(&TOKENS_PER_STEP, rng)),
+        4 => set(point, "lr", one(&RATES, rng)),
+        _ => set(point, "dropout", one(&DROPOUTS, rng)),
+    }
+}
+
+/// A recipe with a model so many sizes larger.
+fn resized(recipe: &Table, by: isize) -> Table {
+    let (dim, layers) = (number(recipe, "heads") * number(recipe, "head-dim"), number(recipe, "layers"));
+    let at = SIZES.iter().position(|&[d, l]| d * d * l >= dim * dim * layers).unwrap_or(SIZES.len() - 1);
+    let mut point = recipe.clone();
+    set_size(&mut point, SIZES[at.saturating_add_signed(by).min(SIZES.len() - 1)]);
+    point
+}
+
+/// A recipe with twice as many tokens, or half as many where there are no more.
+fn with_next_tokenizer(recipe: &Table) -> Table {
+    let at = TOKENIZERS.iter().position(|name| recipe.get("tokenizer").and_then(Value::as_str) == Some(name));
+    let next = at.map_or(2, |at| if at + 1 < TOKENIZERS.len() { at + 1 } else { at - 1 });
+    let mut point = recipe.clone();
+    set(&mut point, "tokenizer", TOKENIZERS[next]);
+    point
+}
+
+/// A recipe in short.
+fn shown(recipe: &Table) -> String {
+    let n = |name| number(recipe, name);
+    let float = |name| recipe.get(name).and_then(Value::as_float).unwrap_or_default();
+    format!(
+        "{} {}x{} T {} B {} lr {} dropout {}",
+        recipe.get("tokenizer").and_then(Value::as_str).unwrap_or_default(),
+        n("layers"), n("heads") * n("head-dim"), n("context"), n("batch"), float("lr"), float("dropout")
+    )
+}
+
+/// The automatic choice beside the best of the search, for each text and time.
+fn print_table(lines: &[Line]) {
+    println!("| text | seconds | automatic | bits per byte | best of the search | bits per byte | regret, % |");
+    println!("|{}", "---|".repeat(7));
+    let mut keys: Vec<(&str, u64)> = lines.iter().map(|line| (&*line.text, line.seconds)).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let mut regrets = vec![];
+    for (text, seconds) in keys {
+        let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
+        let automatic = here().filter(|line| line.is_automatic).next_back();
+        let best = here().filter(|line| !line.is_automatic);
+        let best = best.min_by(|a, b| a.score.validation.total_cmp(&b.score.validation));
+        let (Some(automatic), Some(best)) = (automatic, best) else { continue };
+        let regret = 100.0 * (automatic.score.test / best.score.test - 1.0);
+        println!(
+            "| {text} | {seconds} | {} | {:.4} | {} | {:.4} | {regret:.1} |",
+            shown(&automatic.recipe), automatic.score.test, shown(&best.recipe), best.score.test
+        );
+        regrets.push(regret);
+    }
+    let worst = regrets.iter().fold(0.0, |worst: f64, &regret| worst.max(regret));
+    println!("\nmedian {:.1} %, worst {worst:.1} %", timing::median(regrets));
+}
+
+/// One short run, as a test.
+fn rehearse() -> Result<()> {
+    let space = tempfile::tempdir()?;
+    let text = training::rehearsal(space.path())?;
+    let mut recipe = drawn(&mut ChaCha8Rng::seed_from_u64(1));
+    set_size(&mut recipe, SIZES[0]);
+    set(&mut recipe, "tokenizer", "byte");
+    set_batch(&mut recipe, 64, 256);
+    let score = point::run(&text, &text, 0.1, &recipe)?;
+    println!("{}: {:.4} bits per byte", shown(&recipe), score.test);
+    Ok(())
+}

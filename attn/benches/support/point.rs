@@ -1,0 +1,133 @@
+//! One run of a search: a recipe, trained for so many seconds of the processor's time on one thread.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_attention::generate::Pipeline;
+use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
+use candle_attention::text::{Corpus, Files, IdsStore, TextOptions, Tokenizer, Validation, encode, prepare};
+use candle_attention::train::{RunDir, TrainOptions, Trainer, bits_per_byte, evaluate, train};
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use sysinfo::{ProcessesToUpdate, System};
+use toml::{Table, Value};
+
+/// How well a recipe did.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Score {
+    /// Bits per byte of the text that neither training nor choosing saw.
+    pub test: f64,
+    /// Bits per byte of the part held out from training, by which recipes are chosen.
+    pub validation: f64,
+    pub steps: u64,
+    /// How often the text was read.
+    pub passes: f64,
+    pub parameters: usize,
+}
+
+/// The seconds of the processor's time that this process has used. Unlike the clock's they hardly depend on what else runs.
+fn seconds() -> f64 {
+    let used = || {
+        let (mut system, id) = (System::new().ok()?, sysinfo::get_current_pid().ok()?);
+        system.refresh_processes(ProcessesToUpdate::Some(&[id]), true);
+        Some(system.process(id)?.accumulated_cpu_time())
+    };
+    used().unwrap_or_default() as f64 / 1e3
+}
+
+/// Trains a model on `text` by a recipe, as many steps as fit into `budget` seconds with reading and a validation, and
+/// evaluates the best one on `test`.
+pub fn run(text: &Path, test: &Path, budget: f64, recipe: &Table) -> Result<Score> {
+    let (mut files, mut held_out) = (Files::default(), Files::default());
+    files.add(text)?;
+    held_out.add(test)?;
+    let bytes: u64 = files.documents.iter().map(|document| document.len()).sum();
+    let validation = Validation::Fraction((262_144.0 / bytes as f64).min(0.1));
+    let choice = recipe.get("tokenizer").and_then(Value::as_str).context("tokenizer")?.parse()?;
+    let (defaults, store) = (TextOptions::default(), IdsStore::Temporary);
+    let (tokenizer, corpus) = prepare(&files.documents, &validation, &choice, defaults, store, &mut |_| ())?;
+    let config = config(recipe, &tokenizer)?;
+    let mut options: TrainOptions = recipe.clone().try_into()?;
+    (options.shards, options.steps, options.minutes) = (1, 1, 0.0);
+    let (prepared, [step, pass]) = (seconds(), costs(&config, &options, &corpus)?);
+    // The other validations take a tenth at most, and mostly less.
+    options.steps = ((budget - prepared - pass) / (1.05 * step)).max(20.0) as u64;
+    let space = tempfile::tempdir()?;
+    let root = space.path().join("run");
+    let mut run = RunDir::create(&root)?;
+    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
+    run.begin(&tokenizer, &trainer, &Table::new())?;
+    train(&mut trainer, Some(&mut run), &mut |_| ControlFlow::Continue(()))?;
+    let best = trainer.best().context("expected a validation")?;
+    let tokens = (options.steps * (options.batch * config.context_len) as u64) as f64;
+    Ok(Score {
+        test: on(&Pipeline::open(&root, &Device::Cpu)?, &held_out)?,
+        validation: trainer.validation_bits_per_byte(best.loss),
+        steps: options.steps,
+        passes: tokens / trainer.corpus().train.len() as f64,
+        parameters: config.parameter_count(),
+    })
+}
+
+/// The model of a recipe.
+fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+    let count = |name: &str| {
+        let value = recipe.get(name).and_then(Value::as_integer).with_context(|| name.to_string())?;
+        anyhow::Ok(value as usize)
+    };
+    let (default, dim) = (ModelConfig::of(Architecture::Qwen3, tokenizer.vocab_size()), count("heads")? * count("head-dim")?);
+    Ok(ModelConfig {
+        context_len: count("context")?,
+        embed_dim: dim,
+        num_layers: count("layers")?,
+        num_heads: count("heads")?,
+        num_kv_heads: None,
+        head_dim: None,
+        hidden_dim: Architecture::Qwen3.usual_hidden_dim(dim),
+        tie_embeddings: false,
+        begin_of_text_id: tokenizer.end_of_text_id(),
+        end_of_text_id: tokenizer.end_of_text_id(),
+        dropout: DropoutRates::all(recipe.get("dropout").and_then(Value::as_float).unwrap_or_default()),
+        residual_init: ResidualInit::Zero,
+        ..default
+    })
+}
+
+/// The seconds of a step and of a validation, from half a second of each.
+fn costs(config: &ModelConfig, options: &TrainOptions, corpus: &Corpus) -> Result<[f64; 2]> {
+    const TIME: f64 = 0.5;
+    let mut trainer = Trainer::new(config, options, corpus.clone(), &Device::Cpu)?;
+    let batch = trainer.next_batch()?;
+    trainer.step(&batch)?;
+    let (begun, mut steps) = (seconds(), 0);
+    while steps < 3 || seconds() - begun < TIME {
+        trainer.step(&batch)?;
+        steps += 1;
+    }
+    let step = (seconds() - begun) / f64::from(steps);
+    let (begun, mut share) = (seconds(), 1.0);
+    trainer.validate(&mut |done, total| {
+        share = done as f64 / total as f64;
+        if seconds() - begun < TIME { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok([step, (seconds() - begun) / share])
+}
+
+/// Bits per byte over all documents. A byte for which the tokenizer has no token costs eight bits.
+fn on(Pipeline { model, tokenizer, .. }: &Pipeline, files: &Files) -> Result<f64> {
+    let (mut bits, mut bytes) = (0.0, 0);
+    for document in &files.documents {
+        let (one, all) = (std::slice::from_ref(document), Validation::Fraction(0.0));
+        let options = TextOptions { accept_unknown: true, ..Default::default() };
+        let corpus = encode(tokenizer, one, &all, options, IdsStore::Temporary, &mut |_| ())?;
+        bits += 8.0 * corpus.remarks.unknown as f64;
+        if corpus.train.len() > 1 {
+            let evaluation = evaluate(model, &corpus.train, false, None, &mut |_, _| ControlFlow::Continue(()))?;
+            let loss = evaluation.context("broken off")?.loss;
+            bits += bits_per_byte(loss, corpus.train.learned(), corpus.train_bytes) * corpus.train_bytes as f64;
+        }
+        bytes += document.len();
+    }
+    Ok(bits / bytes as f64)
+}

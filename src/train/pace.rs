@@ -1,0 +1,144 @@
+//! How fast a run goes, which decides when its decay begins if the run has to end at a certain time.
+//!
+//! With `s` seconds left, `t` seconds for a step and `v` for a validation and its checkpoint, one every `e` steps and one at
+//! the end, the decay of `d` steps begins as soon as
+//!
+//! ```text
+//! d t + ceil(d / e) v >= s
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::{RunDir, Trainer};
+
+/// The mean times of this session.
+pub(super) struct Pace {
+    begun: Instant,
+    step: Mean,
+    validation: Mean,
+}
+
+/// A mean over durations; the first of a session says little, as memory is still to be had and caches are cold.
+#[derive(Default)]
+struct Mean {
+    first: Option<Duration>,
+    sum: Duration,
+    count: u32,
+}
+
+impl Mean {
+    fn add(&mut self, duration: Duration) {
+        if self.first.is_none() {
+            self.first = Some(duration);
+        } else {
+            self.sum += duration;
+            self.count += 1;
+        }
+    }
+
+    fn seconds(&self) -> Option<f64> {
+        let mean = self.sum.checked_div(self.count).or(self.first);
+        mean.map(|mean| mean.as_secs_f64())
+    }
+}
+
+impl Pace {
+    /// Of a session that begins now.
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), step: Mean::default(), validation: Mean::default() }
+    }
+
+    /// Takes note of the time of a step.
+    pub(super) fn stepped(&mut self, duration: Duration) {
+        self.step.add(duration);
+    }
+
+    /// Takes note of the time of a validation and its checkpoint.
+    pub(super) fn validated(&mut self, duration: Duration) {
+        self.validation.add(duration);
+    }
+
+    /// The seconds that are left, if the time is to decide on the number of steps: those of `run` count from its creation.
+    pub(super) fn seconds_left(&self, trainer: &Trainer, run: Option<&RunDir>) -> Option<f64> {
+        let passed = run.map_or(self.begun.elapsed().as_secs_f64(), RunDir::seconds);
+        Some(60.0 * trainer.options().minutes - passed).filter(|_| trainer.options().minutes > 0.0)
+    }
+
+    /// Whether the decay has to begin now for the run to end in `left` seconds.
+    pub(super) fn decay_is_due(&self, trainer: &Trainer, left: f64) -> bool {
+        let schedule = trainer.options().lr_schedule();
+        let decay = schedule.decay_steps;
+        let validations = decay.div_ceil(trainer.eval_interval());
+        let needed = |step: f64| decay as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
+        trainer.steps_done() >= schedule.warmup_steps && self.step.seconds().is_some_and(|step| needed(step) >= left)
+    }
+
+    /// The steps that the run is expected to make if it has to end in `left` seconds.
+    pub(super) fn expected_steps(&self, trainer: &Trainer, left: f64) -> u64 {
+        let Some(step) = self.step.seconds() else { return trainer.options().steps };
+        let (validation, every) = (self.validation_seconds(trainer, step), trainer.eval_interval() as f64);
+        let steps = (left - validation) / (step + validation / every);
+        trainer.steps_done() + (steps as u64).max(trainer.options().lr_schedule().decay_steps)
+    }
+
+    /// A forward pass takes about a third of the time of a training step.
+    fn validation_seconds(&self, trainer: &Trainer, step: f64) -> f64 {
+        let (options, tokens) = (trainer.options(), trainer.corpus().validation.len());
+        let trained = options.batch * options.window_len(trainer.config());
+        self.validation.seconds().unwrap_or(tokens as f64 / (3 * trained) as f64 * step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::ModelConfig;
+    use crate::optim::Schedule;
+    use crate::text::{Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
+    use crate::train::TrainOptions;
+
+    /// A trainer with 40 steps of decay, a validation after every 16 steps, and its pace: 2 s for a step, 10 s for a
+    /// validation.
+    fn paced() -> (Trainer, Pace) {
+        let (document, choice) = (Document::new("text", "to be or not to be, ".repeat(50)), TokenizerChoice::Characters);
+        let (part, options, store) = (Validation::Fraction(0.1), TextOptions::default(), IdsStore::Temporary);
+        let (_, corpus) = prepare(&[document], &part, &choice, options, store, &mut |_| ()).unwrap();
+        let config = ModelConfig { context_len: 8, embed_dim: 8, num_heads: 1, num_layers: 1, ..ModelConfig::gpt2(11) };
+        let options = TrainOptions {
+            steps: 80,
+            minutes: 5.0,
+            schedule: Schedule::WarmupStableDecay,
+            warmup: 0.0,
+            decay: 0.5,
+            eval_every: Some(16),
+            ..Default::default()
+        };
+        let trainer = Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap();
+        let (mut pace, seconds) = (Pace::new(), Duration::from_secs);
+        // The first of each is slow.
+        [9, 1, 3].map(seconds).into_iter().for_each(|step| pace.stepped(step));
+        [50, 10].map(seconds).into_iter().for_each(|validation| pace.validated(validation));
+        (trainer, pace)
+    }
+
+    #[test]
+    fn the_decay_begins_when_the_time_left_is_what_it_takes() {
+        let (trainer, pace) = paced();
+        // 40 steps and 3 validations.
+        assert!(!pace.decay_is_due(&trainer, 110.1) && pace.decay_is_due(&trainer, 110.0));
+        assert!(!Pace::new().decay_is_due(&trainer, 0.0), "before the first step nothing is known");
+        let left = pace.seconds_left(&trainer, None).unwrap();
+        assert!(left <= 300.0 && left > 200.0, "{left}");
+    }
+
+    #[test]
+    fn the_steps_that_are_expected_fill_the_time() {
+        let (trainer, pace) = paced();
+        // 16 steps and a validation take 42 s; a validation ends the run.
+        assert_eq!(pace.expected_steps(&trainer, 10.0 + 10.0 * 42.0), 160);
+        assert_eq!(pace.expected_steps(&trainer, 1.0), 40, "no less than the decay");
+        assert_eq!(Pace::new().expected_steps(&trainer, 1.0), 80);
+    }
+}

@@ -1,59 +1,38 @@
-//! The recipe that `attn train` chooses for a text: sizes, steps and batch, from its length and its vocabulary alone.
+//! The recipe that `attn train` chooses for a text, a time and a machine.
 //!
-//! The more text, the more time is worth spending on it: a minute for a million tokens on two cores, otherwise in
-//! proportion to the cube root of their number. The compute of that time is divided between a larger model and more
-//! steps so that there are a few tokens for each weight, as docs/recipe.md explains; all else is the preset `quick`.
+//! The time and the speed of the machine give the floating-point operations that can be made. From these and the length of
+//! the text follow the tokenizer, the sizes of the model and of its batches, the number of steps and the dropout;
+//! docs/recipe.md has the rules and the measurements behind them. All else is the preset `quick`.
 
 use anyhow::Result;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{Corpus, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions};
-use toml::Table;
+use toml::{Table, Value};
 
-use super::settings::preset;
+use super::settings::{Settings, preset};
 
 /// The minutes of a run for which nothing else is said.
 pub const MINUTES: f64 = 1.0;
 
 /// Tokens to train on for each weight.
-const TOKENS_PER_WEIGHT: f64 = 2.5;
+const TOKENS_PER_WEIGHT: f64 = 1.5;
 
 /// Channels of a head.
-const HEAD_DIM: usize = 32;
+const HEAD_DIM: i64 = 32;
 
-/// The sizes of a model and of its batches.
-#[derive(Clone, Copy)]
-struct Sizes {
-    dim: usize,
-    layers: usize,
-    context: usize,
-    tokens_per_step: usize,
-}
+/// Channels and layers of models, from small to large.
+const SIZES: [[i64; 2]; 11] =
+    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8], [512, 8]];
 
-const fn sizes(dim: usize, layers: usize, context: usize, tokens_per_step: usize) -> Sizes {
-    Sizes { dim, layers, context, tokens_per_step }
-}
-
-/// From small to large.
-const SIZES: [Sizes; 8] = [
-    sizes(32, 2, 64, 512),
-    sizes(64, 3, 64, 768),
-    sizes(96, 3, 128, 1024),
-    sizes(128, 4, 128, 2048),
-    sizes(192, 5, 256, 4096),
-    sizes(256, 6, 256, 4096),
-    sizes(320, 8, 256, 8192),
-    sizes(384, 8, 512, 8192),
-];
-
-/// What the choice depends on.
+/// The length of a text in tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct TextSize {
     /// Tokens to train on.
     train: f64,
     /// Tokens to validate on.
     validation: f64,
-    vocab_size: f64,
+    vocab_size: usize,
 }
 
 impl TextSize {
@@ -61,9 +40,9 @@ impl TextSize {
     pub fn expected(bytes: u64, tokenizer: &TokenizerChoice) -> Self {
         // With some thousand tokens, one is three to five bytes long in most languages.
         let (bytes_per_token, vocab_size) = match tokenizer {
-            TokenizerChoice::Bpe(size) => ((*size as f64).log2().max(8.0) / 3.0, *size as f64),
-            TokenizerChoice::File(_) => (4.0, 32_000.0),
-            _ => (1.0, 100.0),
+            TokenizerChoice::Bpe(size) => ((*size as f64).log2().max(8.0) / 3.0, *size),
+            TokenizerChoice::File(_) => (4.0, 32_000),
+            _ => (1.0, 256),
         };
         let tokens = bytes as f64 / bytes_per_token;
         Self { train: 0.9 * tokens, validation: 0.1 * tokens, vocab_size }
@@ -72,26 +51,54 @@ impl TextSize {
     /// The size of a text that has been read.
     pub fn new(corpus: &Corpus, vocab_size: usize) -> Self {
         let [train, validation] = [&corpus.train, &corpus.validation].map(|ids| ids.len() as f64);
-        Self { train, validation, vocab_size: vocab_size as f64 }
+        Self { train, validation, vocab_size }
     }
 
     /// The recipe for this text and so many floating-point operations.
     pub fn recipe(&self, work: f64) -> Result<Table> {
+        let mut recipe = self.sized(SIZES[0])?;
+        for sizes in &SIZES[1..] {
+            let larger = self.sized(*sizes)?;
+            if self.is_affordable(&larger, work)? {
+                recipe = larger;
+            }
+        }
+        let steps = self.steps(&recipe, work)?;
+        set(&mut recipe, "momentum", if steps < 1000 { 0.85 } else { 0.95 });
+        let passes = tokens(&recipe, steps) / self.train.max(1.0);
+        set(&mut recipe, "dropout", dropout(passes));
+        Ok(recipe)
+    }
+
+    /// The recipe with a model of this many channels and layers.
+    fn sized(&self, [dim, layers]: [i64; 2]) -> Result<Table> {
         let mut recipe = preset("quick")?;
         recipe.extend(open_schedule());
-        let sizes = &SIZES[1];
-        let context = sizes.context.min(self.max_context());
-        let batch = (sizes.tokens_per_step / context).max(1);
+        recipe.remove("tokenizer");
+        let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
+        let tokens = 16 * dim;
         for (name, value) in [
-            ("layers", sizes.layers),
-            ("heads", sizes.dim / HEAD_DIM),
+            ("layers", layers),
+            ("heads", dim / HEAD_DIM),
             ("head-dim", HEAD_DIM),
             ("context", context),
-            ("batch", batch),
+            ("batch", (tokens / context).max(1)),
         ] {
-            recipe.insert(name.into(), (value as i64).into());
+            set(&mut recipe, name, value);
         }
         Ok(recipe)
+    }
+
+    /// Whether there is enough work for a recipe to train on the tokens that its weights need.
+    fn is_affordable(&self, recipe: &Table, work: f64) -> Result<bool> {
+        let config = Settings::merged(&[recipe])?.model_config(self.vocab_size, None)?;
+        let steps = self.steps(recipe, work)?;
+        Ok(tokens(recipe, steps) >= TOKENS_PER_WEIGHT * weights(&config))
+    }
+
+    fn steps(&self, recipe: &Table, work: f64) -> Result<u64> {
+        let settings = Settings::merged(&[recipe])?;
+        Ok(steps(&settings.model_config(self.vocab_size, None)?, &settings.train_options()?, work))
     }
 
     /// The longest window of a part of the text that has several: half as long as the one to validate on or, without one,
@@ -102,127 +109,159 @@ impl TextSize {
     }
 }
 
+fn set(recipe: &mut Table, name: &str, value: impl Into<Value>) {
+    recipe.insert(name.into(), value.into());
+}
+
+/// The tokens of so many steps.
+fn tokens(recipe: &Table, steps: u64) -> f64 {
+    let number = |name: &str| recipe.get(name).and_then(Value::as_integer).unwrap_or(1) as f64;
+    number("batch") * number("context") * steps as f64
+}
+
+/// The dropout for a text that is read so often.
+fn dropout(passes: f64) -> f64 {
+    if passes < 4.0 { 0.0 } else { 0.1 }
+}
+
 /// What lets the time decide on the number of steps.
 pub fn open_schedule() -> Table {
-    Table::from_iter([
-        ("minutes".to_string(), MINUTES.into()),
-        ("schedule".to_string(), "warmup-stable-decay".into()),
-        ("decay".to_string(), 0.6.into()),
-    ])
+    let mut options = Table::new();
+    set(&mut options, "minutes", MINUTES);
+    set(&mut options, "schedule", "warmup-stable-decay");
+    set(&mut options, "decay", 0.6);
+    options
 }
 
 /// How the tokenizer is made for so many bytes of text and so many floating-point operations.
 pub fn tokenizer(bytes: u64, work: f64) -> TokenizerChoice {
-    TokenizerChoice::Bpe(512)
+    /// Bytes of text for each token of a vocabulary.
+    const BYTES_PER_TOKEN: f64 = 600.0;
+    /// Floating-point operations for each token of a vocabulary.
+    const WORK_PER_TOKEN: f64 = 6e8;
+    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min(work / WORK_PER_TOKEN);
+    match (9..=15).rev().map(|power| 1 << power).find(|size| *size as f64 <= affordable) {
+        Some(size) => TokenizerChoice::Bpe(size),
+        None => TokenizerChoice::Bytes,
+    }
 }
 
 /// The steps that so many floating-point operations allow, about.
 pub fn steps(config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
-    (work / step_cost(config, options)) as u64
+    (work / step_cost(config, options)).max(1.0) as u64
 }
 
 /// The floating-point operations of a step, as many more as the products of narrow matrices are slower.
 fn step_cost(config: &ModelConfig, options: &TrainOptions) -> f64 {
     let count = |n: usize| n as f64;
     let (dim, layers, context) = (count(config.embed_dim), count(config.num_layers), count(options.window_len(config)));
-    let looked_up = if config.tie_embeddings { 0.0 } else { count(config.vocab_size) * dim };
-    let weights = count(config.parameter_count()) - looked_up;
-    let model = count(options.batch) * context * (6.0 * weights + 7.0 * layers * context * dim);
-    // Five iterations for each matrix of a block: for square ones 30 dim^3 operations, for those of the feed-forward network twice that.
+    let model = count(options.batch) * context * (6.0 * weights(config) + 7.0 * layers * context * dim);
+    // Five iterations of three products each for the four square matrices of a block and the three of its feed-forward
+    // network.
     let muon = if options.optimizer == OptimizerKind::Muon { 310.0 * layers * dim.powi(3) } else { 0.0 };
     (model + muon) * (dim + 50.0) / dim
 }
 
+/// The weights that take part in products: all but those of embeddings, of which a token is looked up.
+fn weights(config: &ModelConfig) -> f64 {
+    let looked_up = if config.tie_embeddings { 0 } else { config.vocab_size * config.embed_dim };
+    config.parameter_count().saturating_sub(looked_up) as f64
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::settings::Settings;
     use super::*;
 
-    fn characters(bytes: u64) -> TextSize {
-        TextSize::expected(bytes, &TokenizerChoice::Characters)
+    /// The work of a second on two cores of a processor with AVX-512, about.
+    const SECOND: f64 = 5e11;
+
+    fn number(recipe: &Table, name: &str) -> i64 {
+        recipe[name].as_integer().unwrap()
     }
 
-    fn number(recipe: &Table, name: &str) -> f64 {
-        recipe[name].as_integer().unwrap() as f64
-    }
-
-    /// The tokens that a recipe trains on.
-    fn tokens(recipe: &Table) -> f64 {
-        ["steps", "batch", "context"].iter().map(|name| number(recipe, name)).product()
-    }
-
-    /// The weights of a recipe's blocks, about.
-    fn weights(recipe: &Table) -> f64 {
-        number(recipe, "layers") * (number(recipe, "heads") * number(recipe, "head-dim")).powi(2)
+    /// The recipe for a text of so many bytes and a run of so many seconds, and its steps.
+    fn recipe(bytes: u64, seconds: f64) -> (Table, u64) {
+        let work = seconds * SECOND;
+        let size = TextSize::expected(bytes, &tokenizer(bytes, work));
+        let recipe = size.recipe(work).unwrap();
+        let steps = size.steps(&recipe, work).unwrap();
+        (recipe, steps)
     }
 
     #[test]
     fn every_text_has_a_valid_recipe() {
         for tokenizer in ["char", "byte", "bpe:512", "bpe:50000", "tokenizer.json"] {
-            for bytes in (0..=45).map(|power| 1 << power) {
-                let recipe = TextSize::expected(bytes, &tokenizer.parse().unwrap()).recipe().unwrap();
-                Settings::merged(&[&recipe]).unwrap().check().unwrap();
+            for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
+                for seconds in [1.0, 60.0, 60_000.0] {
+                    let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
+                    Settings::merged(&[&size.recipe(seconds * SECOND).unwrap()]).unwrap().check().unwrap();
+                }
             }
         }
     }
 
-    /// Sizes, steps, batch and the momentum that goes with the steps; nothing of data, and the rest is that of the preset.
+    /// Beside what lets the time decide.
     #[test]
-    fn a_recipe_chooses_sizes_steps_and_batch() {
-        let quick = preset("quick").unwrap();
-        let chosen = ["layers", "heads", "head-dim", "context", "batch", "steps", "momentum"];
-        for bytes in [1_000, 100_000, 10_000_000] {
-            let recipe = characters(bytes).recipe().unwrap();
-            assert!(recipe.keys().eq(quick.keys()), "{recipe}");
-            assert!(
-                quick.iter().all(|(name, value)| chosen.contains(&name.as_str()) || recipe[name] == *value),
-                "{recipe}"
-            );
-        }
-    }
-
-    #[test]
-    fn more_text_is_worth_a_larger_model_and_more_time() {
-        let recipes =
-            [10_000, 100_000, 1_000_000, 30_000_000, 1_000_000_000].map(|bytes| characters(bytes).recipe().unwrap());
-        let models: Vec<f64> = recipes.iter().map(weights).collect();
-        assert!(models.is_sorted() && models[0] < models[2] && models[2] < models[4], "{models:?}");
-        let work: Vec<f64> = recipes.iter().map(|recipe| weights(recipe) * tokens(recipe)).collect();
-        assert!(work.is_sorted_by(|a, b| a < b), "{work:?}");
-    }
-
-    #[test]
-    fn there_are_a_few_tokens_for_each_weight_and_no_text_is_read_too_often() {
-        for bytes in [20_000, 100_000, 400_000, 4_000_000, 100_000_000] {
-            let size = characters(bytes);
-            let recipe = size.recipe().unwrap();
-            let step = number(&recipe, "batch") * number(&recipe, "context");
-            if tokens(&recipe) >= MIN_TOKENS + step {
-                assert!(tokens(&recipe) <= MAX_PASSES * size.train, "{bytes} bytes: {recipe}");
+    fn a_recipe_chooses_sizes_batch_momentum_and_dropout() {
+        let base: Table = preset("quick").unwrap().into_iter().chain(open_schedule()).collect();
+        let chosen = ["layers", "heads", "head-dim", "context", "batch", "momentum", "dropout", "tokenizer"];
+        for (bytes, seconds) in [(1_000, 1.0), (100_000, 60.0), (10_000_000, 600.0)] {
+            let (recipe, _) = recipe(bytes, seconds);
+            for name in recipe.keys().chain(base.keys()).filter(|name| !chosen.contains(&name.as_str())) {
+                assert_eq!(recipe.get(name), base.get(name), "{name}");
             }
-            // All but the smallest model have theirs. A block has about 12 weights for each square of its width.
-            let is_smallest = weights(&recipe) == (2 * 32 * 32) as f64;
-            assert!(
-                is_smallest || tokens(&recipe) > TOKENS_PER_WEIGHT * 11.0 * weights(&recipe),
-                "{bytes} bytes: {recipe}"
-            );
         }
+    }
+
+    #[test]
+    fn more_time_is_worth_a_larger_model_and_more_tokens() {
+        for bytes in [100_000, 4_000_000, 100_000_000] {
+            let recipes = [1.0, 10.0, 60.0, 300.0, 3600.0].map(|seconds| recipe(bytes, seconds));
+            let sizes = recipes.each_ref().map(|(recipe, _)| number(recipe, "layers") * number(recipe, "heads").pow(2));
+            let trained = recipes.each_ref().map(|(recipe, steps)| tokens(recipe, *steps));
+            assert!(sizes.is_sorted() && sizes[0] < sizes[4], "{bytes}: {sizes:?}");
+            assert!(trained[0] < trained[2] && trained[2] < trained[4], "{bytes}: {trained:?}");
+        }
+    }
+
+    #[test]
+    fn a_vocabulary_grows_with_the_text_and_with_the_time() {
+        let sizes = |bytes: u64, seconds: f64| match tokenizer(bytes, seconds * SECOND) {
+            TokenizerChoice::Bpe(size) => size,
+            _ => 256,
+        };
+        for seconds in [5.0, 60.0, 1000.0] {
+            assert!([0, 10_000, 1_000_000, 10_000_000, u64::MAX].map(|bytes| sizes(bytes, seconds)).is_sorted());
+            assert_eq!(sizes(50_000, seconds), 256);
+        }
+        assert!([0.1, 1.0, 60.0, 1e9].map(|seconds| sizes(100_000_000, seconds)).is_sorted());
+        assert_eq!(sizes(u64::MAX, 1e9), 32_768);
+    }
+
+    #[test]
+    fn a_text_that_is_read_often_has_dropout() {
+        let dropout = |bytes| recipe(bytes, 60.0).0["dropout"].as_float().unwrap();
+        assert_eq!(dropout(100_000_000), 0.0);
+        assert!(dropout(50_000) > 0.0);
     }
 
     #[test]
     fn windows_fit_into_the_validation_text() {
-        let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000.0 };
-        let recipe = text.recipe().unwrap();
-        assert_eq!((number(&recipe, "context"), number(&recipe, "batch")), (30.0, 17.0));
-        let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20.0 };
-        assert_eq!(number(&none.recipe().unwrap(), "context"), 50.0);
+        let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
+        assert_eq!(number(&text.recipe(SECOND).unwrap(), "context"), 30);
+        let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
+        assert_eq!(number(&none.recipe(SECOND).unwrap(), "context"), 50);
     }
 
+    /// Twice the work is twice the steps, and a step of twice the sequences is half the steps, but for Muon's share.
     #[test]
-    fn a_short_run_has_a_low_momentum() {
-        let momentum = |bytes| characters(bytes).recipe().unwrap()["momentum"].as_float().unwrap();
-        let steps = |bytes| number(&characters(bytes).recipe().unwrap(), "steps");
-        assert!(steps(2_000) < 500.0 && steps(10_000_000) > 500.0);
-        assert_eq!((momentum(2_000), momentum(10_000_000)), (0.85, 0.95));
+    fn steps_are_work_over_the_cost_of_one() {
+        let (config, options) = (ModelConfig::gpt2(65), TrainOptions::default());
+        assert_eq!(steps(&config, &options, 2e12), 2 * steps(&config, &options, 1e12));
+        let twice = TrainOptions { batch: 2 * options.batch, ..options.clone() };
+        assert_eq!(step_cost(&config, &twice), 2.0 * step_cost(&config, &options));
+        let muon = TrainOptions { optimizer: OptimizerKind::Muon, ..options.clone() };
+        assert!(step_cost(&config, &muon) > step_cost(&config, &options));
+        assert_eq!(steps(&config, &options, 0.0), 1);
     }
 }

@@ -324,6 +324,7 @@ mod tests {
         lora-alpha = 32.0
         dropout = 0.1
         steps = 77
+        minutes = 5.0
         batch = 7
         shards = 3
         accumulate = 2
@@ -371,6 +372,7 @@ mod tests {
         // Without `..`, so that a new one is missed here.
         let options = TrainOptions {
             steps: 77,
+            minutes: 5.0,
             batch: 7,
             context: Some(33),
             shards: 3,
@@ -421,7 +423,7 @@ mod tests {
         };
         assert_eq!(all.model_config(65, None).unwrap(), config);
         assert_eq!(all.texts(), [vec!["/a.txt".into(), "/b.txt".into()], vec![PathBuf::from("/c.txt")]]);
-        assert_eq!((all.validation_fraction(), all.tokenizer().unwrap()), (Some(0.3), TokenizerChoice::Bpe(300)));
+        assert_eq!((all.validation_fraction(), all.tokenizer().unwrap()), (Some(0.3), Some(TokenizerChoice::Bpe(300))));
     }
 
     /// What was saved is a layer over any recipe, and is never completed again.

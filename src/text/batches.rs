@@ -1,4 +1,4 @@
-//! Windows over a sequence of ids: random ones for training, all of them in order for evaluation.
+//! Windows over a sequence of ids: in random order for training, one after the other for evaluation.
 //!
 //! A window starting at `s` has the inputs `ids[s..s + T]` and the targets `ids[s + 1..s + T + 1]`. In conversations,
 //! only what the assistant says counts as a target.
@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Ids;
 use super::ids::{ENDS, NOT_LEARNED, id};
+use super::permutation::permuted;
 use crate::host::{Result, bail};
 
 /// Windows of the same length.
@@ -123,18 +124,28 @@ impl BatchSampler {
         Self { seed, batch_size, context_len, separator: None }
     }
 
-    /// The batch of a step: windows with random starts in `0..ids.len() - context_len`, with replacement, so that each
-    /// id but the first can be a target. The starts come from ChaCha8 with the seed as key and the step as stream.
+    /// The batch of a step. The windows of all steps, one after the other, are passes over the ids. A pass cuts them from
+    /// a random offset below `context_len` into `(ids.len() - 1) / context_len` windows that do not overlap, but for the
+    /// last, which may be moved back to where the ids end; it visits each once, in random order. So an id is a target once
+    /// in each pass, but for those within `context_len` of either end, some of which a pass leaves out. Offset and order of
+    /// a pass come from ChaCha8 with the seed as key and the number of the pass as stream.
     ///
     /// # Errors
     /// Fewer ids than `context_len + 1`, a size of 0, and a file of ids that can't be read.
     pub fn batch(&self, ids: &Ids, step: u64, device: &Device) -> Result<Batch> {
         check(ids, self.context_len, self.batch_size)?;
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(step);
         // 64 bits on every machine: draws of `usize` may depend on its size.
-        let positions = (ids.len() - self.context_len) as u64;
-        let starts: Vec<usize> = (0..self.batch_size).map(|_| rng.random_range(0..positions) as usize).collect();
+        let [batch_size, context_len, targets] = [self.batch_size, self.context_len, ids.len() - 1].map(|n| n as u64);
+        let (count, last) = (targets / context_len, targets - context_len);
+        let start = |window: u64| {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(window / count);
+            let offset = rng.random_range(0..context_len.min(last + 1));
+            let place = permuted(window % count, count, &rng.random());
+            (offset + place * context_len).min(last) as usize
+        };
+        let first = step.wrapping_mul(batch_size);
+        let starts: Vec<usize> = (0..batch_size).map(|i| start(first.wrapping_add(i))).collect();
         Batch::new(ids, &starts, self.context_len, self.separator, device)
     }
 }
@@ -178,6 +189,8 @@ fn check(ids: &Ids, context_len: usize, batch_size: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     const CPU: Device = Device::Cpu;
@@ -230,20 +243,59 @@ mod tests {
         assert_ne!(starts(sampler, 3), starts(sampler, 4));
         assert_ne!(starts(sampler, 3), starts(BatchSampler { seed: 12, ..sampler }, 3));
         // Pinned: a run resumed by a later version must see the same data.
-        assert_eq!(starts(sampler, 3), [523, 280, 552, 27, 682]);
+        assert_eq!(starts(sampler, 3), [793, 681, 23, 695, 583]);
+    }
+
+    /// 101 ids are 16 windows of 6, with 4 to spare; 4 batches of 4 are a pass.
+    #[test]
+    fn a_pass_visits_every_window_once() {
+        let (ids, sampler) = (ids(101), sampler(4, 6));
+        let pass = |number: u64| -> Vec<u32> {
+            (4 * number..4 * number + 4).flat_map(|step| starts(&sampler.batch(&ids, step, &CPU).unwrap())).collect()
+        };
+        let mut offsets = HashSet::new();
+        for number in 0..50 {
+            let (drawn, mut sorted) = (pass(number), pass(number));
+            sorted.sort_unstable();
+            assert_ne!(drawn, sorted, "pass {number} is in order");
+            let offset = sorted[0];
+            let expected: Vec<u32> = (0..16).map(|place| (offset + 6 * place).min(94)).collect();
+            assert_eq!(sorted, expected, "pass {number}");
+            offsets.insert(offset);
+        }
+        assert_eq!(offsets, (0..6).collect());
+    }
+
+    /// A batch that ends one pass and begins the next, and one of several passes.
+    #[test]
+    fn passes_need_not_be_whole_batches() {
+        let ids = ids(101);
+        let drawn = |batch_size: usize| -> Vec<u32> {
+            let sampler = sampler(batch_size, 6);
+            (0..240 / batch_size as u64).flat_map(|step| starts(&sampler.batch(&ids, step, &CPU).unwrap())).collect()
+        };
+        assert_eq!(drawn(5), drawn(4));
+        assert_eq!(drawn(40), drawn(4));
     }
 
     #[test]
-    fn every_position_is_drawn_about_as_often() {
-        let (ids, sampler) = (ids(17), sampler(13, 6));
-        let mut counts = [0; 11];
-        for step in 0..1000 {
-            let batch = sampler.batch(&ids, step, &CPU).unwrap();
-            starts(&batch).into_iter().for_each(|start| counts[start as usize] += 1);
-        }
-        // 13,000 draws over 11 positions: 1,182 each, with a standard deviation of 33; five of these are allowed either
-        // way.
-        assert!(counts.iter().all(|count| (1018..=1346).contains(count)), "{counts:?}");
+    fn every_id_but_the_first_is_a_target() {
+        let passes = |n: u32, batch_size: usize, passes: u64| {
+            let (ids, sampler, mut counts) = (ids(n), sampler(batch_size, 6), vec![0; n as usize]);
+            for pass in 0..passes {
+                let targets = sampler.batch(&ids, pass, &CPU).unwrap().targets;
+                rows(&targets).concat().into_iter().for_each(|id| counts[id as usize - 1000] += 1);
+            }
+            counts
+        };
+        let counts = passes(101, 16, 200);
+        assert!(counts[0] == 0 && counts[1..].iter().all(|&count| count > 0), "{counts:?}");
+        assert!(counts[6..=94].iter().all(|count| (200..=240).contains(count)), "{counts:?}");
+        // A single window begins anywhere: an id is a target in each fifth of the passes for each such window with it.
+        let counts = passes(11, 1, 5000);
+        let expected = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1].map(|windows| 1000 * windows);
+        // Five standard deviations of the number of one of five windows among 5,000 are 142, of two of five 174.
+        assert!(counts.iter().zip(expected).all(|(count, expected)| (expected - 174..=expected + 174).contains(count)));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod encode_error;
 mod files;
 mod ids;
 mod ids_file;
+mod permutation;
 mod prepare;
 mod reader;
 mod split;

@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, ensure};
-use rand::{Rng, SeedableRng};
+use anyhow::{Result, ensure};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 #[path = "../src/allocator.rs"]
 mod allocator;
@@ -30,6 +30,8 @@ mod allocator;
 mod args;
 #[path = "support/point.rs"]
 mod point;
+#[path = "support/recipes.rs"]
+mod recipes;
 #[path = "../../benches/support/timing.rs"]
 #[allow(dead_code)]
 mod timing;
@@ -37,6 +39,7 @@ mod timing;
 #[allow(dead_code)]
 mod training;
 use point::Score;
+use recipes::{CHOSEN, changed, drawn, rehearsed, resized, shown, with_next_tokenizer};
 
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
 const SIDE_BY_SIDE: usize = 2;
@@ -46,16 +49,6 @@ const ROUNDS: [(u64, usize); 3] = [(10, 0), (60, 6), (300, 2)];
 const DRAWN: usize = 24;
 const LONG: u64 = 1200;
 const LONG_TEXTS: [&str; 2] = ["prose", "code"];
-
-/// Channels and layers, from small to large; a head has 32 channels.
-const SIZES: [[i64; 2]; 10] =
-    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8]];
-const TOKENIZERS: [&str; 9] =
-    ["char", "byte", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096", "bpe:8192", "bpe:16384", "bpe:32768"];
-const CONTEXTS: [i64; 4] = [64, 128, 256, 512];
-const TOKENS_PER_STEP: [i64; 4] = [768, 1536, 3072, 6144];
-const RATES: [f64; 3] = [0.005, 0.01, 0.02];
-const DROPOUTS: [f64; 3] = [0.0, 0.1, 0.2];
 
 /// One line of the results.
 #[derive(Clone, Serialize, Deserialize)]
@@ -67,6 +60,8 @@ struct Line {
     seed: u64,
     recipe: Table,
     score: Score,
+    /// The processor that it ran on.
+    processor: String,
 }
 
 fn main() -> Result<()> {
@@ -91,6 +86,13 @@ fn main() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The name of the processor.
+fn processor() -> String {
+    let mut system = sysinfo::System::new();
+    system.iter_mut().for_each(sysinfo::System::refresh_cpu_all);
+    system.iter().flat_map(|system| system.cpus()).map(|cpu| cpu.brand().trim().into()).next().unwrap_or_default()
 }
 
 /// The results so far.
@@ -135,7 +137,9 @@ impl Search {
         for (seconds, kept) in ROUNDS {
             let automatic = self.automatic(text, seconds)?;
             let points: Vec<Table> = match kept {
-                0 => (0..DRAWN).map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) }).collect(),
+                0 => (0..DRAWN)
+                    .map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) })
+                    .collect(),
                 _ => survivors.iter().take(kept).flat_map(|point| [point.clone(), resized(point, 1)]).collect(),
             };
             let scores = self.run(text, seconds, automatic, &points)?;
@@ -200,6 +204,7 @@ impl Search {
             seed: self.seed,
             recipe: recipe.clone(),
             score: score.clone(),
+            processor: processor(),
         };
         let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
@@ -220,99 +225,6 @@ impl Search {
     }
 }
 
-/// The options that a search chooses, with those that hang on them.
-const CHOSEN: [&str; 21] = [
-    "tokenizer", "layers", "heads", "head-dim", "context", "batch", "dropout", "lr", "matrix-lr", "embedding-lr", "min-lr",
-    "momentum", "optimizer", "schedule", "warmup", "decay", "weight-decay", "matrix-weight-decay", "clip", "ema", "eval-every",
-];
-
-fn set(point: &mut Table, name: &str, value: impl Into<Value>) {
-    point.insert(name.into(), value.into());
-}
-
-fn number(point: &Table, name: &str) -> i64 {
-    point.get(name).and_then(Value::as_integer).unwrap_or_default()
-}
-
-fn set_size(point: &mut Table, [dim, layers]: [i64; 2]) {
-    set(point, "heads", dim / 32);
-    set(point, "layers", layers);
-}
-
-/// Sets the length of the windows, or the tokens of a batch.
-fn set_batch(point: &mut Table, context: i64, tokens: i64) {
-    set(point, "context", context);
-    set(point, "batch", (tokens / context).max(1));
-}
-
-/// A recipe drawn at large.
-fn drawn(rng: &mut ChaCha8Rng) -> Table {
-    let quick = include_str!("../src/presets/quick.toml").parse();
-    let mut point: Table = quick.unwrap_or_default();
-    point.retain(|name, _| CHOSEN.contains(&name));
-    set(&mut point, "decay", 0.6);
-    for what in 0..CHANGES {
-        change(&mut point, what, rng);
-    }
-    point
-}
-
-/// Two changes of a recipe.
-fn changed(recipe: &Table, rng: &mut ChaCha8Rng) -> Table {
-    let mut point = recipe.clone();
-    for what in rand::seq::index::sample(rng, CHANGES, 2) {
-        change(&mut point, what, rng);
-    }
-    point
-}
-
-/// The number of things that can be changed.
-const CHANGES: usize = 6;
-
-fn change(point: &mut Table, what: usize, rng: &mut ChaCha8Rng) {
-    fn one<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
-        all[rng.random_range(0..all.len())]
-    }
-    let (context, tokens) = (number(point, "context"), number(point, "context") * number(point, "batch"));
-    match what {
-        0 => set_size(point, one(&SIZES[..6], rng)),
-        1 => set(point, "tokenizer", one(&TOKENIZERS, rng)),
-        2 => set_batch(point, one(&CONTEXTS, rng), tokens),
-        3 => set_batch(point, context, one(&TOKENS_PER_STEP, rng)),
-        4 => set(point, "lr", one(&RATES, rng)),
-        _ => set(point, "dropout", one(&DROPOUTS, rng)),
-    }
-}
-
-/// A recipe with a model so many sizes larger.
-fn resized(recipe: &Table, by: isize) -> Table {
-    let (dim, layers) = (number(recipe, "heads") * number(recipe, "head-dim"), number(recipe, "layers"));
-    let at = SIZES.iter().position(|&[d, l]| d * d * l >= dim * dim * layers).unwrap_or(SIZES.len() - 1);
-    let mut point = recipe.clone();
-    set_size(&mut point, SIZES[at.saturating_add_signed(by).min(SIZES.len() - 1)]);
-    point
-}
-
-/// A recipe with twice as many tokens, or half as many where there are no more.
-fn with_next_tokenizer(recipe: &Table) -> Table {
-    let at = TOKENIZERS.iter().position(|name| recipe.get("tokenizer").and_then(Value::as_str) == Some(name));
-    let next = at.map_or(2, |at| if at + 1 < TOKENIZERS.len() { at + 1 } else { at - 1 });
-    let mut point = recipe.clone();
-    set(&mut point, "tokenizer", TOKENIZERS[next]);
-    point
-}
-
-/// A recipe in short.
-fn shown(recipe: &Table) -> String {
-    let n = |name| number(recipe, name);
-    let float = |name| recipe.get(name).and_then(Value::as_float).unwrap_or_default();
-    format!(
-        "{} {}x{} T {} B {} lr {} dropout {}",
-        recipe.get("tokenizer").and_then(Value::as_str).unwrap_or_default(),
-        n("layers"), n("heads") * n("head-dim"), n("context"), n("batch"), float("lr"), float("dropout")
-    )
-}
-
 /// The automatic choice beside the best of the search, for each text and time.
 fn print_table(lines: &[Line]) {
     println!("| text | seconds | automatic | bits per byte | best of the search | bits per byte | regret, % |");
@@ -323,14 +235,17 @@ fn print_table(lines: &[Line]) {
     let mut regrets = vec![];
     for (text, seconds) in keys {
         let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
-        let automatic = here().filter(|line| line.is_automatic).next_back();
+        let automatic = here().rfind(|line| line.is_automatic);
         let best = here().filter(|line| !line.is_automatic);
         let best = best.min_by(|a, b| a.score.validation.total_cmp(&b.score.validation));
         let (Some(automatic), Some(best)) = (automatic, best) else { continue };
         let regret = 100.0 * (automatic.score.test / best.score.test - 1.0);
         println!(
             "| {text} | {seconds} | {} | {:.4} | {} | {:.4} | {regret:.1} |",
-            shown(&automatic.recipe), automatic.score.test, shown(&best.recipe), best.score.test
+            shown(&automatic.recipe),
+            automatic.score.test,
+            shown(&best.recipe),
+            best.score.test
         );
         regrets.push(regret);
     }
@@ -342,10 +257,7 @@ fn print_table(lines: &[Line]) {
 fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = training::rehearsal(space.path())?;
-    let mut recipe = drawn(&mut ChaCha8Rng::seed_from_u64(1));
-    set_size(&mut recipe, SIZES[0]);
-    set(&mut recipe, "tokenizer", "byte");
-    set_batch(&mut recipe, 64, 256);
+    let recipe = rehearsed();
     let score = point::run(&text, &text, 0.1, &recipe)?;
     println!("{}: {:.4} bits per byte", shown(&recipe), score.test);
     Ok(())

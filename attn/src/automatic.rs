@@ -4,9 +4,11 @@
 //! the text follow the tokenizer, the sizes of the model and of its batches, the number of steps and the dropout;
 //! docs/recipe.md has the rules and the measurements behind them. All else is the preset `quick`.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Corpus, TokenizerChoice};
+use candle_attention::text::{Corpus, Document, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions};
 use toml::{Table, Value};
 
@@ -15,8 +17,16 @@ use super::settings::{Settings, preset};
 /// The minutes of a run for which nothing else is said.
 pub const MINUTES: f64 = 1.0;
 
+/// The floating-point operations of a minute on two cores, for a run whose number of steps is given: there, no machine
+/// has a say.
+pub const USUAL_WORK: f64 = 3e13;
+
 /// Tokens to train on for each weight.
 const TOKENS_PER_WEIGHT: f64 = 1.5;
+
+/// So often a text can be read before a model without dropout learns it by heart.
+const PASSES_WITHOUT_DROPOUT: f64 = 5.0;
+const MAX_DROPOUT: f64 = 0.3;
 
 /// Channels of a head.
 const HEAD_DIM: i64 = 32;
@@ -63,11 +73,16 @@ impl TextSize {
                 recipe = larger;
             }
         }
-        let steps = self.steps(&recipe, work)?;
-        set(&mut recipe, "momentum", if steps < 1000 { 0.85 } else { 0.95 });
-        let passes = tokens(&recipe, steps) / self.train.max(1.0);
-        set(&mut recipe, "dropout", dropout(passes));
         Ok(recipe)
+    }
+
+    /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often.
+    pub fn for_steps(&self, options: &TrainOptions, steps: u64) -> Table {
+        let doublings = (tokens(options, steps) / self.train.max(1.0) / PASSES_WITHOUT_DROPOUT).log2();
+        let mut recipe = Table::new();
+        set(&mut recipe, "momentum", if steps < 1000 { 0.85 } else { 0.95 });
+        set(&mut recipe, "dropout", (0.05 * doublings).clamp(0.0, MAX_DROPOUT));
+        recipe
     }
 
     /// The recipe with a model of this many channels and layers.
@@ -91,14 +106,18 @@ impl TextSize {
 
     /// Whether there is enough work for a recipe to train on the tokens that its weights need.
     fn is_affordable(&self, recipe: &Table, work: f64) -> Result<bool> {
-        let config = Settings::merged(&[recipe])?.model_config(self.vocab_size, None)?;
-        let steps = self.steps(recipe, work)?;
-        Ok(tokens(recipe, steps) >= TOKENS_PER_WEIGHT * weights(&config))
+        let settings = Settings::merged(&[recipe])?;
+        let config = settings.model_config(self.vocab_size, None)?;
+        Ok(tokens(&settings.train_options()?, self.steps(&settings, work)?) >= TOKENS_PER_WEIGHT * weights(&config))
     }
 
-    fn steps(&self, recipe: &Table, work: f64) -> Result<u64> {
-        let settings = Settings::merged(&[recipe])?;
-        Ok(steps(&settings.model_config(self.vocab_size, None)?, &settings.train_options()?, work))
+    /// The steps of a run: those that are set or, where the time decides, those that so much work allows.
+    pub fn steps(&self, settings: &Settings, work: f64) -> Result<u64> {
+        let options = settings.train_options()?;
+        match settings.minutes() {
+            None => Ok(options.steps),
+            Some(_) => Ok(steps(&settings.model_config(self.vocab_size, None)?, &options, work)),
+        }
     }
 
     /// The longest window of a part of the text that has several: half as long as the one to validate on or, without one,
@@ -114,14 +133,8 @@ fn set(recipe: &mut Table, name: &str, value: impl Into<Value>) {
 }
 
 /// The tokens of so many steps.
-fn tokens(recipe: &Table, steps: u64) -> f64 {
-    let number = |name: &str| recipe.get(name).and_then(Value::as_integer).unwrap_or(1) as f64;
-    number("batch") * number("context") * steps as f64
-}
-
-/// The dropout for a text that is read so often.
-fn dropout(passes: f64) -> f64 {
-    if passes < 4.0 { 0.0 } else { 0.1 }
+fn tokens(options: &TrainOptions, steps: u64) -> f64 {
+    (options.batch * options.context.unwrap_or(1)) as f64 * steps as f64
 }
 
 /// What lets the time decide on the number of steps.
@@ -133,17 +146,26 @@ pub fn open_schedule() -> Table {
     options
 }
 
-/// How the tokenizer is made for so many bytes of text and so many floating-point operations.
-pub fn tokenizer(bytes: u64, work: f64) -> TokenizerChoice {
+/// How the tokenizer is made for these documents and so many floating-point operations: a BPE or, for a short text, its
+/// characters, unless there are more of them than of bytes.
+pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
+    if let Some(size) = vocabulary(documents.iter().map(Document::len).sum(), work) {
+        return TokenizerChoice::Bpe(size);
+    }
+    // What cannot be read is refused later.
+    let texts: Vec<String> = documents.iter().filter_map(|document| document.text().ok()).collect();
+    let characters: HashSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
+    if characters.len() > 256 { TokenizerChoice::Bytes } else { TokenizerChoice::Characters }
+}
+
+/// The tokens of a BPE for so many bytes of text and so many floating-point operations; `None` where it does not pay.
+fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
     /// Bytes of text for each token of a vocabulary.
     const BYTES_PER_TOKEN: f64 = 600.0;
-    /// Floating-point operations for each token of a vocabulary.
-    const WORK_PER_TOKEN: f64 = 6e8;
-    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min(work / WORK_PER_TOKEN);
-    match (9..=15).rev().map(|power| 1 << power).find(|size| *size as f64 <= affordable) {
-        Some(size) => TokenizerChoice::Bpe(size),
-        None => TokenizerChoice::Bytes,
-    }
+    /// Floating-point operations for the square of a vocabulary: a model needs its share of the work.
+    const WORK_PER_SQUARE: f64 = 1.6e5;
+    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min((work / WORK_PER_SQUARE).sqrt());
+    (9..=15).rev().map(|power| 1 << power).find(|size| *size as f64 <= affordable)
 }
 
 /// The steps that so many floating-point operations allow, about.
@@ -182,9 +204,12 @@ mod tests {
     /// The recipe for a text of so many bytes and a run of so many seconds, and its steps.
     fn recipe(bytes: u64, seconds: f64) -> (Table, u64) {
         let work = seconds * SECOND;
-        let size = TextSize::expected(bytes, &tokenizer(bytes, work));
-        let recipe = size.recipe(work).unwrap();
-        let steps = size.steps(&recipe, work).unwrap();
+        let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
+        let size = TextSize::expected(bytes, &tokenizer);
+        let mut recipe = size.recipe(work).unwrap();
+        let settings = Settings::merged(&[&recipe]).unwrap();
+        let steps = size.steps(&settings, work).unwrap();
+        recipe.extend(size.for_steps(&settings.train_options().unwrap(), steps));
         (recipe, steps)
     }
 
@@ -218,7 +243,9 @@ mod tests {
         for bytes in [100_000, 4_000_000, 100_000_000] {
             let recipes = [1.0, 10.0, 60.0, 300.0, 3600.0].map(|seconds| recipe(bytes, seconds));
             let sizes = recipes.each_ref().map(|(recipe, _)| number(recipe, "layers") * number(recipe, "heads").pow(2));
-            let trained = recipes.each_ref().map(|(recipe, steps)| tokens(recipe, *steps));
+            let trained = recipes
+                .each_ref()
+                .map(|(recipe, steps)| tokens(&Settings::merged(&[recipe]).unwrap().train_options().unwrap(), *steps));
             assert!(sizes.is_sorted() && sizes[0] < sizes[4], "{bytes}: {sizes:?}");
             assert!(trained[0] < trained[2] && trained[2] < trained[4], "{bytes}: {trained:?}");
         }
@@ -226,16 +253,21 @@ mod tests {
 
     #[test]
     fn a_vocabulary_grows_with_the_text_and_with_the_time() {
-        let sizes = |bytes: u64, seconds: f64| match tokenizer(bytes, seconds * SECOND) {
-            TokenizerChoice::Bpe(size) => size,
-            _ => 256,
-        };
+        let sizes = |bytes: u64, seconds: f64| vocabulary(bytes, seconds * SECOND);
         for seconds in [5.0, 60.0, 1000.0] {
             assert!([0, 10_000, 1_000_000, 10_000_000, u64::MAX].map(|bytes| sizes(bytes, seconds)).is_sorted());
-            assert_eq!(sizes(50_000, seconds), 256);
+            assert_eq!(sizes(50_000, seconds), None);
         }
         assert!([0.1, 1.0, 60.0, 1e9].map(|seconds| sizes(100_000_000, seconds)).is_sorted());
-        assert_eq!(sizes(u64::MAX, 1e9), 32_768);
+        assert_eq!(sizes(u64::MAX, 1e9), Some(32_768));
+    }
+
+    #[test]
+    fn a_short_text_is_one_of_characters_if_they_are_few() {
+        let chosen = |text: &str| tokenizer(&[Document::new("text", text)], 60.0 * SECOND);
+        assert_eq!(chosen("O gato preto correu."), TokenizerChoice::Characters);
+        let ideographs: String = ('\u{4e00}'..).take(257).collect();
+        assert_eq!(chosen(&ideographs), TokenizerChoice::Bytes);
     }
 
     #[test]

@@ -55,18 +55,27 @@ impl OptionLayers {
 
     /// The settings for a text of this size and the work that can be done on it, or those that do not depend on these.
     fn settings(&self, text: Option<(&TextSize, f64)>) -> Result<Settings> {
-        let is_timed = |table: &Table| table.contains_key("minutes");
-        let recipe = match (&self.preset, text) {
-            (Some(preset), _) => preset.clone(),
-            (None, Some((size, work))) => size.recipe(work)?,
-            (None, None) if is_timed(&self.config) || is_timed(&self.given) => automatic::open_schedule(),
-            (None, None) => Table::new(),
+        let merged = |recipe: &Table| Settings::merged(&[recipe, &self.config, &self.given]);
+        let mut settings = match (&self.preset, text) {
+            (Some(preset), _) => merged(preset)?,
+            (None, Some((size, work))) => {
+                let mut recipe = size.recipe(work)?;
+                let sized = merged(&recipe)?;
+                recipe.extend(size.for_steps(&sized.train_options()?, size.steps(&sized, work)?));
+                merged(&recipe)?
+            }
+            (None, None) if self.sets("minutes") => merged(&automatic::open_schedule())?,
+            (None, None) => merged(&Table::new())?,
         };
-        let mut settings = Settings::merged(&[&recipe, &self.config, &self.given])?;
         if settings.init().is_some() {
             settings.set("context", self.context().cloned().unwrap_or("auto".into()));
         }
         Ok(settings)
+    }
+
+    /// Whether the command line or `--config` sets an option.
+    fn sets(&self, name: &str) -> bool {
+        self.given.contains_key(name) || self.config.contains_key(name)
     }
 
     /// The context length that is asked for; that of a file gives way to an --init on the command line.
@@ -117,7 +126,11 @@ impl OptionLayers {
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
-        let work = 60.0 * settings.minutes().unwrap_or(automatic::MINUTES) * speed::flops()?;
+        let is_timed = settings.minutes().is_some() || self.preset.is_none() && !self.sets("steps");
+        let work = match is_timed {
+            true => 60.0 * settings.minutes().unwrap_or(automatic::MINUTES) * speed::flops()?,
+            false => automatic::USUAL_WORK,
+        };
         if settings.init().is_none() {
             let tokenizer = tokenizer(&settings, &documents, work)?;
             if let TokenizerChoice::File(path) = &tokenizer
@@ -131,7 +144,12 @@ impl OptionLayers {
             if let TokenizerChoice::File(path) = &tokenizer {
                 made = Some(Tokenizer::open(path)?);
             }
-            self.check(&self.settings(Some((&TextSize::expected(bytes(&documents), &tokenizer), work)))?)?;
+            self.check(
+                &self.settings(Some((
+                    &TextSize::expected(documents.iter().map(Document::len).sum(), &tokenizer),
+                    work,
+                )))?,
+            )?;
         }
         let tokenizer = base.as_ref().map(|(_, tokenizer)| tokenizer).or(made.as_ref());
         needed_chat_template(documents.iter().chain(&held_out), tokenizer)?;
@@ -184,11 +202,7 @@ impl OptionLayers {
 
 /// How the tokenizer is made.
 fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<TokenizerChoice> {
-    Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(bytes(documents), work)))
-}
-
-fn bytes(documents: &[Document]) -> u64 {
-    documents.iter().map(Document::len).sum()
+    Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(documents, work)))
 }
 
 /// Sets the number of steps to the one expected, where the time decides on it.

@@ -68,9 +68,6 @@ impl Settings {
                 bail!("--{name}: expected a number from 0 to below 1, got {fraction:?}");
             }
         }
-        if let Some(minutes) = self.minutes().filter(|minutes| !(0.1..=1000.0).contains(minutes)) {
-            bail!("--minutes: expected a number from 0.1 to 1000, got {minutes:?}");
-        }
         self.train_options()?.validate()?;
         if let Some(LoraConfig { rank, alpha, .. }) = self.lora() {
             if self.init().is_none() {

@@ -20,9 +20,9 @@ use toml::Table;
 
 use super::option_layers::{OptionLayers, Prepared, Source};
 use super::progress::{Progress, Times, rounded, text_progress};
+use super::sample::{self, TEMPERATURE};
 use super::settings::{PRESETS, preset};
 use super::signals::{self, Stage};
-use super::sample::{self, TEMPERATURE};
 use super::terminal::{note, one_line, quoted};
 use super::{RunFailed, chart, options, overfit, plan, texts};
 
@@ -64,6 +64,7 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
     signals::listen()?;
     let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
+    options::check_minutes(&given)?;
     if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
         if given.contains_key("texts") {
             bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
@@ -142,7 +143,11 @@ fn go_on(root: &Path, given: &Table, no_samples: bool, out: &mut dyn Write) -> R
     }
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
-        writeln!(out, "{} is already finished at step {step} of {steps}; a larger --steps or --minutes trains on", root.display())?;
+        writeln!(
+            out,
+            "{} is already finished at step {step} of {steps}; a larger --steps or --minutes trains on",
+            root.display()
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let model = || Ok::<_, Error>(Pipeline::new(trainer.model().clone(), Tokenizer::open(root)?));

@@ -102,7 +102,8 @@ mod tests {
     /// A trainer with 40 steps of decay, a validation after every 16 steps, and its pace: 2 s for a step, 10 s for a
     /// validation.
     fn paced() -> (Trainer, Pace) {
-        let (document, choice) = (Document::new("text", "to be or not to be, ".repeat(50)), TokenizerChoice::Characters);
+        let (document, choice) =
+            (Document::new("text", "to be or not to be, ".repeat(50)), TokenizerChoice::Characters);
         let (part, options, store) = (Validation::Fraction(0.1), TextOptions::default(), IdsStore::Temporary);
         let (_, corpus) = prepare(&[document], &part, &choice, options, store, &mut |_| ()).unwrap();
         let config = ModelConfig { context_len: 8, embed_dim: 8, num_heads: 1, num_layers: 1, ..ModelConfig::gpt2(11) };

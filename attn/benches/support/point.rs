@@ -76,7 +76,9 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
         let value = recipe.get(name).and_then(Value::as_integer).with_context(|| name.to_string())?;
         anyhow::Ok(value as usize)
     };
-    let (default, dim) = (ModelConfig::of(Architecture::Qwen3, tokenizer.vocab_size()), count("heads")? * count("head-dim")?);
+    let switch = |name: &str| recipe.get(name).and_then(Value::as_bool).unwrap_or_default();
+    let (default, dim) =
+        (ModelConfig::of(Architecture::Qwen3, tokenizer.vocab_size()), count("heads")? * count("head-dim")?);
     Ok(ModelConfig {
         context_len: count("context")?,
         embed_dim: dim,
@@ -89,7 +91,7 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
         begin_of_text_id: tokenizer.end_of_text_id(),
         end_of_text_id: tokenizer.end_of_text_id(),
         dropout: DropoutRates::all(recipe.get("dropout").and_then(Value::as_float).unwrap_or_default()),
-        residual_init: ResidualInit::Zero,
+        residual_init: if switch("zero-residual") { ResidualInit::Zero } else { ResidualInit::Scaled },
         ..default
     })
 }

@@ -5,23 +5,61 @@ use crate::support::{SMALL, Space};
 #[test]
 fn without_options_all_is_chosen_and_said_before_the_start() {
     let space = Space::new();
-    let (_, told) = space.told("train text.txt --out run");
+    let (_, told) = space.told("train text.txt --minutes 0.1 --out run");
     let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what} is not in {told}"));
-    let start = at("run from step 0 of 100");
+    let start = at("run from step 0 for ");
     for what in [
         "model: qwen3, ",
         "data: ",
-        "recipe: 100 steps of ",
-        "Muon at 0.02, AdamW at 0.01, embeddings at 0.02",
+        "recipe: ",
+        "Muon at 0.03, AdamW at 0.01, embeddings at 0.02",
         "memory: ",
         "a text this short teaches a model little but itself",
     ] {
         assert!(at(what) < start, "{told}");
     }
     let settings = space.settings("run");
-    assert_eq!(settings["architecture"].as_str(), Some("qwen3"));
-    assert_eq!(settings["optimizer"].as_str(), Some("muon"));
-    assert_eq!((&settings["steps"], &settings["matrix-lr"]), (&100.into(), &2.0.into()));
+    let of = |name: &str| settings[name].as_str().unwrap();
+    assert_eq!([of("architecture"), of("optimizer"), of("tokenizer")], ["qwen3", "muon", "char"]);
+}
+
+/// Once its decay has begun, a run has a number of steps, and its settings repeat it: the same rates from the first step on,
+/// the same validations, the same weights.
+#[test]
+fn the_time_settles_the_steps_and_the_settings_repeat_the_run() {
+    let space = Space::new();
+    let small = "--layers 1 --dim 32 --context 16 --batch 2";
+    let (_, told) = space.told(&format!("train text.txt {small} --minutes 0.1 --out run"));
+    let settings = space.settings("run");
+    let last = space.metrics("run").last().unwrap()["step"].as_i64().unwrap();
+    assert_eq!((&settings["minutes"], settings["steps"].as_integer()), (&0.0.into(), Some(last)));
+    assert!(told.contains(&format!("step {last}/{last}  validation loss ")), "{told}");
+    space.works("train --config run/training/settings.toml --out again");
+    crate::support::assert_same("repeated", &space.result("again"), &space.result("run"));
+    // The time can be extended, and steps take its place.
+    let more = space.works("train --resume --out run --minutes 0.12");
+    let settled = space.settings("run")["steps"].as_integer().unwrap();
+    assert!(settled > last && more.contains(&format!("{settled} steps in ")), "{more}");
+    for (given, expected) in [
+        ("--minutes 0.05", "--minutes: expected a number from 0.1 to 1000, got 0.05"),
+        ("--minutes 1001", "--minutes: expected a number from 0.1 to 1000, got 1001"),
+        ("--minutes 1 --steps 5", "--minutes cannot be given with --steps"),
+        ("--minutes 1 --preset gpt2", "--minutes needs --schedule warmup-stable-decay"),
+    ] {
+        space.refuses(&format!("train text.txt {given}"), expected);
+    }
+}
+
+/// After each validation, unless it is turned off.
+#[test]
+fn a_run_says_what_the_model_would_say() {
+    let space = Space::new();
+    let samples = |more: &str| {
+        let (_, told) = space.told(&format!("train text.txt {SMALL} --out run{more}"));
+        space.remove("run");
+        told.lines().filter(|line| line.starts_with("  > ")).count()
+    };
+    assert_eq!((samples(""), samples(" --no-samples")), (2, 0));
 }
 
 /// The recipe decides what an option needs, also where it is chosen by itself.
@@ -75,14 +113,14 @@ fn a_short_run_on_a_large_text_validates_once() {
     let sizes = "--layers 1 --dim 32 --heads 2 --context 32 --batch 4";
     // 12 steps are 1,536 tokens, and the validation text has 262,144. A pass over it costs as much as 683 steps.
     for (steps, validations) in [(12, 1), (6_000, 1), (7_000, 2), (28_000, 5)] {
-        let printed = space.works(&format!("train text.txt {sizes} --steps {steps} --dry-run"));
+        let printed = space.works(&format!("train text.txt {sizes} --tokenizer char --steps {steps} --dry-run"));
         assert!(printed.contains("262,144 for validation"), "{printed}");
         let expected = format!(" ms per step, {validations} x ");
         assert!(printed.contains(&expected), "{steps} steps: {expected} is not in {printed}");
     }
     // A run does what was said.
     space.write("text.txt", &space.read("text.txt")[..300_000]);
-    space.works(&format!("train text.txt {sizes} --steps 12 --out run"));
+    space.works(&format!("train text.txt {sizes} --tokenizer char --steps 12 --out run"));
     let validations = space.metrics("run").iter().filter(|line| line.get("validation_loss").is_some()).count();
     assert_eq!(validations, 1);
 }

@@ -7,7 +7,9 @@ fn a_finished_run_goes_on_with_more_steps() {
     let space = Space::new();
     space.works(&format!("train text.txt {SMALL} --out run"));
     let resume = "train --resume --out run";
-    assert!(space.works(resume).contains("is already finished at step 12 of 12; a larger --steps trains on"));
+    assert!(
+        space.works(resume).contains("is already finished at step 12 of 12; a larger --steps or --minutes trains on")
+    );
     space.works(&format!("{resume} --steps 18"));
     assert_eq!(space.metrics("run").iter().filter(|line| line.get("loss").is_some()).count(), 18);
     assert!(space.works(resume).contains("at step 18 of 18"));
@@ -84,7 +86,10 @@ fn the_options_that_a_resumed_run_may_change_are_listed() {
     let (_, listed) = help.split_once("only these can be changed: ").unwrap();
     let listed: Vec<&str> = listed.split(". Fractions").next().unwrap().split(", ").collect();
     let all = rates.iter().chain(&others);
-    assert_eq!(listed, all.clone().map(|(name, _)| format!("--{name}")).collect::<Vec<_>>());
+    let mut names: Vec<String> = all.clone().map(|(name, _)| format!("--{name}")).collect();
+    // It cannot be given with --steps.
+    names.insert(1, "--minutes".into());
+    assert_eq!(listed, names);
     space.works(&format!("train text.txt {SMALL} --preset quick --out run"));
     let before = space.settings("run");
     let changes: Vec<String> = all.clone().map(|(name, value)| format!("--{name} {value}")).collect();

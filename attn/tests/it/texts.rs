@@ -16,7 +16,7 @@ fn what_is_held_out_depends_on_the_text_alone() {
     for options in
         ["", "--shards 1", "--dim 256", "--context 300 --batch 3", "--threads 1 --layers 1", "--preset quick"]
     {
-        let printed = space.works(&format!("train {options} --dry-run"));
+        let printed = space.works(&format!("train --tokenizer char {options} --dry-run"));
         assert_eq!(split(&printed), [1_085_911, 119_154], "{options}");
     }
     // Of a text, a tenth: of each of its documents' bytes, taken as one.

@@ -1,0 +1,146 @@
+//! The recipes of a search.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use toml::{Table, Value};
+
+/// Channels and layers, from small to large; a head has 32 channels.
+const SIZES: [[i64; 2]; 10] =
+    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8]];
+const TOKENIZERS: [&str; 9] =
+    ["char", "byte", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096", "bpe:8192", "bpe:16384", "bpe:32768"];
+const CONTEXTS: [i64; 4] = [64, 128, 256, 512];
+const TOKENS_PER_STEP: [i64; 4] = [768, 1536, 3072, 6144];
+const RATES: [f64; 3] = [0.005, 0.01, 0.02];
+const DROPOUTS: [f64; 3] = [0.0, 0.1, 0.2];
+
+/// The options that a search chooses, with those that hang on them.
+pub const CHOSEN: [&str; 22] = [
+    "tokenizer",
+    "layers",
+    "heads",
+    "head-dim",
+    "context",
+    "batch",
+    "dropout",
+    "lr",
+    "matrix-lr",
+    "embedding-lr",
+    "min-lr",
+    "momentum",
+    "optimizer",
+    "schedule",
+    "warmup",
+    "decay",
+    "weight-decay",
+    "matrix-weight-decay",
+    "clip",
+    "ema",
+    "eval-every",
+    "zero-residual",
+];
+
+fn set(point: &mut Table, name: &str, value: impl Into<Value>) {
+    point.insert(name.into(), value.into());
+}
+
+fn number(point: &Table, name: &str) -> i64 {
+    point.get(name).and_then(Value::as_integer).unwrap_or_default()
+}
+
+fn set_size(point: &mut Table, [dim, layers]: [i64; 2]) {
+    set(point, "heads", dim / 32);
+    set(point, "layers", layers);
+}
+
+/// Sets the length of the windows, or the tokens of a batch.
+fn set_batch(point: &mut Table, context: i64, tokens: i64) {
+    set(point, "context", context);
+    set(point, "batch", (tokens / context).max(1));
+}
+
+/// What a search chooses, as in the preset `quick`.
+fn quick() -> Table {
+    let preset: Table = include_str!("../../src/presets/quick.toml").parse().unwrap_or_default();
+    preset.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect()
+}
+
+/// A recipe drawn at large.
+pub fn drawn(rng: &mut ChaCha8Rng) -> Table {
+    let mut point = quick();
+    set(&mut point, "decay", 0.6);
+    for what in 0..CHANGES {
+        change(&mut point, what, rng);
+    }
+    point
+}
+
+/// Two changes of a recipe.
+pub fn changed(recipe: &Table, rng: &mut ChaCha8Rng) -> Table {
+    let mut point = recipe.clone();
+    for what in rand::seq::index::sample(rng, CHANGES, 2) {
+        change(&mut point, what, rng);
+    }
+    point
+}
+
+/// The number of things that can be changed.
+const CHANGES: usize = 6;
+
+fn change(point: &mut Table, what: usize, rng: &mut ChaCha8Rng) {
+    fn one<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
+        all[rng.random_range(0..all.len())]
+    }
+    let (context, tokens) = (number(point, "context"), number(point, "context") * number(point, "batch"));
+    match what {
+        0 => set_size(point, one(&SIZES[..6], rng)),
+        1 => set(point, "tokenizer", one(&TOKENIZERS, rng)),
+        2 => set_batch(point, one(&CONTEXTS, rng), tokens),
+        3 => set_batch(point, context, one(&TOKENS_PER_STEP, rng)),
+        4 => set(point, "lr", one(&RATES, rng)),
+        _ => set(point, "dropout", one(&DROPOUTS, rng)),
+    }
+}
+
+/// A recipe with a model so many sizes larger.
+pub fn resized(recipe: &Table, by: isize) -> Table {
+    let (dim, layers) = (number(recipe, "heads") * number(recipe, "head-dim"), number(recipe, "layers"));
+    let at = SIZES.iter().position(|&[d, l]| d * d * l >= dim * dim * layers).unwrap_or(SIZES.len() - 1);
+    let mut point = recipe.clone();
+    set_size(&mut point, SIZES[at.saturating_add_signed(by).min(SIZES.len() - 1)]);
+    point
+}
+
+/// A recipe with twice as many tokens, or half as many where there are no more.
+pub fn with_next_tokenizer(recipe: &Table) -> Table {
+    let at = TOKENIZERS.iter().position(|name| recipe.get("tokenizer").and_then(Value::as_str) == Some(name));
+    let next = at.map_or(2, |at| if at + 1 < TOKENIZERS.len() { at + 1 } else { at - 1 });
+    let mut point = recipe.clone();
+    set(&mut point, "tokenizer", TOKENIZERS[next]);
+    point
+}
+
+/// A recipe in short.
+pub fn shown(recipe: &Table) -> String {
+    let n = |name| number(recipe, name);
+    let float = |name| recipe.get(name).and_then(Value::as_float).unwrap_or_default();
+    format!(
+        "{} {}x{} T {} B {} lr {} dropout {}",
+        recipe.get("tokenizer").and_then(Value::as_str).unwrap_or_default(),
+        n("layers"),
+        n("heads") * n("head-dim"),
+        n("context"),
+        n("batch"),
+        float("lr"),
+        float("dropout")
+    )
+}
+
+/// A tiny recipe.
+pub fn rehearsed() -> Table {
+    let mut recipe = quick();
+    set_size(&mut recipe, SIZES[0]);
+    set(&mut recipe, "tokenizer", "byte");
+    set_batch(&mut recipe, 64, 256);
+    recipe
+}

@@ -1,4 +1,4 @@
-//! How accurate the time is that `attn train --dry-run` measures.
+//! How accurate the time is that `attn train --dry-run` measures or, with `--minutes`, that a run is given.
 //!
 //!     cargo bench --bench forecast -- FILE [long]
 //!
@@ -21,20 +21,21 @@ use timing::{median, ms};
 type Row = (usize, &'static str);
 
 const ROWS: &[Row] = &[
-    (2_000, ""),
-    (20_000, ""),
-    (50_000, ""),
-    (100_000, ""),
-    (400_000, ""),
+    (2_000, "--minutes 0.1"),
+    (50_000, "--minutes 0.1"),
+    (usize::MAX, "--minutes 0.1"),
+    (400_000, "--minutes 0.3"),
     (usize::MAX, ""),
-    (400_000, "--tokenizer bpe:1024"),
+    (usize::MAX, "--dim 192 --minutes 0.5"),
+    (400_000, "--steps 500"),
+    (400_000, "--tokenizer bpe:1024 --steps 500"),
     (20_000, "--preset quick"),
     (usize::MAX, "--preset quick"),
     (usize::MAX, "--preset gpt2 --steps 200"),
     (usize::MAX, "--preset best --steps 100"),
 ];
 const LONG_ROWS: &[Row] =
-    &[(usize::MAX, "--steps 6000"), (usize::MAX, "--preset best --steps 400"), (usize::MAX, "--preset best")];
+    &[(usize::MAX, "--minutes 5"), (usize::MAX, "--steps 6000"), (usize::MAX, "--preset best --steps 400"), (usize::MAX, "--preset best")];
 const RUNS: usize = 3;
 
 fn main() -> Result<()> {

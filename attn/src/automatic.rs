@@ -81,7 +81,7 @@ impl TextSize {
         let doublings = (tokens(options, steps) / self.train.max(1.0) / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
         set(&mut recipe, "momentum", if steps < 1000 { 0.85 } else { 0.95 });
-        set(&mut recipe, "dropout", (0.05 * doublings).clamp(0.0, MAX_DROPOUT));
+        set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT));
         recipe
     }
 
@@ -162,10 +162,11 @@ pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
 fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
     /// Bytes of text for each token of a vocabulary.
     const BYTES_PER_TOKEN: f64 = 600.0;
-    /// Floating-point operations for the square of a vocabulary: a model needs its share of the work.
-    const WORK_PER_SQUARE: f64 = 1.6e5;
-    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min((work / WORK_PER_SQUARE).sqrt());
-    (9..=15).rev().map(|power| 1 << power).find(|size| *size as f64 <= affordable)
+    /// Floating-point operations for the cube of a vocabulary: a model needs most of them for itself.
+    const WORK_PER_CUBE: f64 = 36.0;
+    const SIZES: [usize; 13] = [512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 24_576, 32_768];
+    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min((work / WORK_PER_CUBE).cbrt());
+    SIZES.into_iter().rev().find(|size| *size as f64 <= affordable)
 }
 
 /// The steps that so many floating-point operations allow, about.

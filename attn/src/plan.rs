@@ -57,8 +57,9 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
 pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
     let tokens = options.steps.saturating_mul((options.batch * options.window_len(config)) as u64);
     let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
+    let about = if options.minutes > 0.0 { "about " } else { "" };
     format!(
-        "recipe: {} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
+        "recipe: {about}{} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
         HumanCount(options.steps),
         HumanCount(options.batch as u64),
         options.shards.min(options.batch.div_ceil(options.accumulate)),
@@ -129,7 +130,11 @@ pub fn dry_run(
         Ok((step, validation)) => {
             let validations =
                 options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
-            let total = rounded(start_up + step * options.steps as f64 + validation * validations as f64);
+            let seconds = match options.minutes {
+                0.0 => start_up + step * options.steps as f64 + validation * validations as f64,
+                minutes => 60.0 * minutes,
+            };
+            let total = rounded(seconds);
             format!(
                 "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
                 1e3 * step

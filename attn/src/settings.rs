@@ -462,7 +462,6 @@ mod tests {
                 // Muon and decay are the recipe's already.
                 "optimizer" => "adamw".into(),
                 "schedule" => "linear".into(),
-                "zero-residual" => false.into(),
                 "tie" => true.into(),
                 "layers" => 5.into(),
                 "warmup" | "decay" => 0.15.into(),

@@ -38,8 +38,8 @@ pub fn command() -> Command {
         .args(options::args())
         .args([
             Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS).conflicts_with("resume").help(
-                "Built-in recipe for the options you don't set; without one, sizes, steps and batch are chosen from the length \
-                 of the text, and all else is that of quick. --dry-run prints it",
+                "Built-in recipe for the options you don't set; without one, it is chosen for the text, the time and the \
+                 speed of this machine. --dry-run prints it",
             ),
             path("config").value_name("FILE").conflicts_with("resume").help(
                 "TOML file of these options, such as a run's training/settings.toml, which repeats that run; the command line \

@@ -2,7 +2,7 @@
 //!
 //! The time and the speed of the machine give the floating-point operations that can be made. From these and the length of
 //! the text follow the tokenizer, the sizes of the model and of its batches, the number of steps and the dropout;
-//! docs/recipe.md has the rules and the measurements behind them. All else is the preset `quick`.
+//! docs/recipe.md has the rules and the measurements behind them. All else is in `presets/automatic.toml`.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,8 @@ use candle_attention::text::{Corpus, Document, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions};
 use toml::{Table, Value};
 
-use super::settings::{Settings, preset};
+use super::options;
+use super::settings::Settings;
 
 /// The minutes of a run for which nothing else is said.
 pub const MINUTES: f64 = 1.0;
@@ -27,6 +28,12 @@ const TOKENS_PER_WEIGHT: f64 = 1.5;
 /// So often a text can be read before a model without dropout learns it by heart.
 const PASSES_WITHOUT_DROPOUT: f64 = 5.0;
 const MAX_DROPOUT: f64 = 0.3;
+
+/// The part of a run over which weights are averaged, about.
+const AVERAGED: f64 = 0.15;
+
+/// Steps from which Muon does better with a longer memory.
+const LONG_RUN: u64 = 2000;
 
 /// Channels of a head.
 const HEAD_DIM: i64 = 32;
@@ -76,20 +83,21 @@ impl TextSize {
         Ok(recipe)
     }
 
-    /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often.
+    /// What follows from the number of steps: Muon's momentum, the average of the weights, and dropout where a text is read
+    /// often.
     pub fn for_steps(&self, options: &TrainOptions, steps: u64) -> Table {
         let doublings = (tokens(options, steps) / self.train.max(1.0) / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
-        set(&mut recipe, "momentum", if steps < 1000 { 0.85 } else { 0.95 });
+        set(&mut recipe, "momentum", if steps < LONG_RUN { 0.85 } else { 0.95 });
+        set(&mut recipe, "ema", (1.0 - 1.0 / (AVERAGED * steps as f64)).max(0.0));
         set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT));
         recipe
     }
 
     /// The recipe with a model of this many channels and layers.
     fn sized(&self, [dim, layers]: [i64; 2]) -> Result<Table> {
-        let mut recipe = preset("quick")?;
-        recipe.extend(open_schedule());
-        recipe.remove("tokenizer");
+        let mut recipe = base()?;
+        set(&mut recipe, "minutes", MINUTES);
         let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
         let tokens = 16 * dim;
         for (name, value) in [
@@ -137,13 +145,14 @@ fn tokens(options: &TrainOptions, steps: u64) -> f64 {
     (options.batch * options.context.unwrap_or(1)) as f64 * steps as f64
 }
 
+/// What is the same for all texts.
+fn base() -> Result<Table> {
+    options::parse(include_str!("presets/automatic.toml"))
+}
+
 /// What lets the time decide on the number of steps.
-pub fn open_schedule() -> Table {
-    let mut options = Table::new();
-    set(&mut options, "minutes", MINUTES);
-    set(&mut options, "schedule", "warmup-stable-decay");
-    set(&mut options, "decay", 0.6);
-    options
+pub fn open_schedule() -> Result<Table> {
+    Ok(base()?.into_iter().filter(|(name, _)| ["schedule", "warmup", "decay"].contains(&name.as_str())).collect())
 }
 
 /// How the tokenizer is made for these documents and so many floating-point operations: a BPE or, for a short text, its
@@ -228,9 +237,9 @@ mod tests {
 
     /// Beside what lets the time decide.
     #[test]
-    fn a_recipe_chooses_sizes_batch_momentum_and_dropout() {
-        let base: Table = preset("quick").unwrap().into_iter().chain(open_schedule()).collect();
-        let chosen = ["layers", "heads", "head-dim", "context", "batch", "momentum", "dropout", "tokenizer"];
+    fn a_recipe_is_the_base_and_what_is_chosen() {
+        let base = base().unwrap();
+        let chosen = ["layers", "heads", "head-dim", "context", "batch", "momentum", "dropout", "minutes", "ema"];
         for (bytes, seconds) in [(1_000, 1.0), (100_000, 60.0), (10_000_000, 600.0)] {
             let (recipe, _) = recipe(bytes, seconds);
             for name in recipe.keys().chain(base.keys()).filter(|name| !chosen.contains(&name.as_str())) {

@@ -64,7 +64,7 @@ impl OptionLayers {
                 recipe.extend(size.for_steps(&sized.train_options()?, size.steps(&sized, work)?));
                 merged(&recipe)?
             }
-            (None, None) if self.sets("minutes") => merged(&automatic::open_schedule())?,
+            (None, None) if self.sets("minutes") => merged(&automatic::open_schedule()?)?,
             (None, None) => merged(&Table::new())?,
         };
         if settings.init().is_some() {

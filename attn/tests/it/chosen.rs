@@ -12,7 +12,7 @@ fn without_options_all_is_chosen_and_said_before_the_start() {
         "model: qwen3, ",
         "data: ",
         "recipe: ",
-        "Muon at 0.03, AdamW at 0.01, embeddings at 0.02",
+        "Muon at 0.02, AdamW at 0.01, embeddings at 0.02",
         "memory: ",
         "a text this short teaches a model little but itself",
     ] {

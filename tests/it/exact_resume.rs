@@ -79,7 +79,7 @@ fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
     let isolated = TrainOptions { isolate_documents: true, ..base.clone() };
     let in_bf16 = TrainOptions { precision: Precision::Bf16, ..base.clone() };
     let bare = TrainOptions { shards: 1, clip: 0.0, ..base.clone() };
-    let high = TrainOptions { lr: 0.7, warmup: 1.0, ..base.clone() };
+    let high = TrainOptions { lr: 2.0, warmup: 1.0, ..base.clone() };
     let model = |architecture, dropout| Model { architecture, dropout, has_documents: false };
     let of_documents = Model { has_documents: true, ..model(Architecture::Gpt2, 0.0) };
     let mut all = vec![

@@ -31,7 +31,7 @@ fn silence_residuals(trainer: &Trainer) {
 
 #[test]
 fn muon_learns_one_batch_by_heart() {
-    let options = TrainOptions { lr: 1e-3, statistics_every: 0, ..muon(300) }.for_overfitting();
+    let options = TrainOptions { lr: 1e-3, statistics_every: 0, ..muon(400) }.for_overfitting();
     let (_, mut trainer) = trainer(&options);
     let report = overfit_one_batch(&mut trainer, &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(report.succeeded(), "{report:?}");

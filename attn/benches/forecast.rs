@@ -34,8 +34,12 @@ const ROWS: &[Row] = &[
     (usize::MAX, "--preset gpt2 --steps 200"),
     (usize::MAX, "--preset best --steps 100"),
 ];
-const LONG_ROWS: &[Row] =
-    &[(usize::MAX, "--minutes 5"), (usize::MAX, "--steps 6000"), (usize::MAX, "--preset best --steps 400"), (usize::MAX, "--preset best")];
+const LONG_ROWS: &[Row] = &[
+    (usize::MAX, "--minutes 5"),
+    (usize::MAX, "--steps 6000"),
+    (usize::MAX, "--preset best --steps 400"),
+    (usize::MAX, "--preset best"),
+];
 const RUNS: usize = 3;
 
 fn main() -> Result<()> {

@@ -29,9 +29,6 @@ const TOKENS_PER_WEIGHT: f64 = 1.5;
 const PASSES_WITHOUT_DROPOUT: f64 = 5.0;
 const MAX_DROPOUT: f64 = 0.3;
 
-/// The part of a run over which weights are averaged, about.
-const AVERAGED: f64 = 0.15;
-
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
 
@@ -83,13 +80,11 @@ impl TextSize {
         Ok(recipe)
     }
 
-    /// What follows from the number of steps: Muon's momentum, the average of the weights, and dropout where a text is read
-    /// often.
+    /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often.
     pub fn for_steps(&self, options: &TrainOptions, steps: u64) -> Table {
         let doublings = (tokens(options, steps) / self.train.max(1.0) / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
         set(&mut recipe, "momentum", if steps < LONG_RUN { 0.85 } else { 0.95 });
-        set(&mut recipe, "ema", (1.0 - 1.0 / (AVERAGED * steps as f64)).max(0.0));
         set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT));
         recipe
     }
@@ -239,7 +234,7 @@ mod tests {
     #[test]
     fn a_recipe_is_the_base_and_what_is_chosen() {
         let base = base().unwrap();
-        let chosen = ["layers", "heads", "head-dim", "context", "batch", "momentum", "dropout", "minutes", "ema"];
+        let chosen = ["layers", "heads", "head-dim", "context", "batch", "momentum", "dropout", "minutes"];
         for (bytes, seconds) in [(1_000, 1.0), (100_000, 60.0), (10_000_000, 600.0)] {
             let (recipe, _) = recipe(bytes, seconds);
             for name in recipe.keys().chain(base.keys()).filter(|name| !chosen.contains(&name.as_str())) {

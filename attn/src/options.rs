@@ -145,7 +145,11 @@ pub const TRAINING: &[Opt] = &[
         Number("SHARE"),
         "Share of each target's probability spread over the vocabulary [default: 0]",
     ),
-    opt("ema", Number("DECAY"), "Decay of a moving average of the weights, which then is the model; 0 for none"),
+    opt(
+        "average",
+        Number("FRACTION"),
+        "Span of a moving average of the weights, which then is the model, as a fraction of --steps; 0 for none",
+    ),
     opt(
         "eval-every",
         WholeOrAuto(1),

@@ -342,7 +342,7 @@ mod tests {
         weight-decay = 0.3
         clip = 0.7
         label-smoothing = 0.05
-        ema = 0.99
+        average = 0.25
         eval-every = 11
         patience = 6
         save-every = 2.5
@@ -390,7 +390,7 @@ mod tests {
             embedding_lr: 5.0,
             clip: 0.7,
             label_smoothing: 0.05,
-            ema: 0.99,
+            average: 0.25,
             isolate_documents: true,
             eval_every: Some(11),
             patience: 6,

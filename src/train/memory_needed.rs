@@ -22,7 +22,7 @@ pub(super) fn memory_needed(
     let sequences = options.batch.div_ceil(options.accumulate.max(1));
     let shards = options.shards.min(sequences);
     // Partial sums of the gradients' tree, the average of the weights, the weights before a step with statistics.
-    let more = [options.ema > 0.0, options.statistics_every > 0];
+    let more = [options.average > 0.0, options.statistics_every > 0];
     let sums = shards.saturating_mul(options.accumulate).max(1).ilog2() as usize;
     let sums = if options.accumulate > 1 { sums } else { 0 };
     let copies = shards.saturating_add(4 + sums + more.iter().filter(|one| **one).count());

@@ -118,7 +118,7 @@ fn recipe(trainer: &Trainer) -> String {
         "min-lr",
         "weight-decay",
         "clip",
-        "ema",
+        "average",
         "label-smoothing",
         "seed",
     ];

@@ -36,7 +36,7 @@ impl TrainOptions {
             weight_decay: 0.0,
             matrix_weight_decay: 0.0,
             label_smoothing: 0.0,
-            ema: 0.0,
+            average: 0.0,
             ..self.clone()
         }
     }
@@ -87,7 +87,7 @@ mod tests {
             weight_decay: 0.3,
             matrix_weight_decay: 0.2,
             label_smoothing: 0.1,
-            ema: 0.9,
+            average: 0.9,
             ..kept.clone()
         };
         let expected =

@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(settings["tokenizer"], "char".into());
         assert_eq!(settings["nested"], table("a = 1").into());
         // Also those that are off, or follow from others.
-        assert_eq!((&settings["ema"], &settings["eval-every"]), (&0.0.into(), &"auto".into()));
+        assert_eq!((&settings["average"], &settings["eval-every"]), (&0.0.into(), &"auto".into()));
         for name in CHANGE_THE_RESULT.iter().chain(&KEEP_THE_RESULT) {
             assert!(settings.contains_key(*name), "{name} is no option");
         }

@@ -98,9 +98,10 @@ pub struct TrainOptions {
     /// the validation loss, is `(1 - s) (-log p[target]) + s mean over v of (-log p[v])` (Szegedy et al. 2015,
     /// arXiv:1512.00567).
     pub label_smoothing: f64,
-    /// Decay rate of an exponential moving average of the weights, which is then the model that is validated and saved;
-    /// 0 for none.
-    pub ema: f64,
+    /// The span of a moving average of the weights, which is then the model that is validated and saved; a fraction of
+    /// `steps`, 0 for none. After a step the average moves by `1/n` of the way to the weights, where `n` is this span or,
+    /// if fewer, the number of steps made.
+    pub average: f64,
     /// Whether attention stays within a document where a window spans several. Positions are still counted from the
     /// start of the window.
     pub isolate_documents: bool,
@@ -148,7 +149,7 @@ impl Default for TrainOptions {
             embedding_lr: 1.0,
             clip: 1.0,
             label_smoothing: 0.0,
-            ema: 0.0,
+            average: 0.0,
             isolate_documents: false,
             eval_every: None,
             patience: 0,
@@ -164,10 +165,19 @@ impl Default for TrainOptions {
 impl TrainOptions {
     /// The learning rate over the steps.
     pub fn lr_schedule(&self) -> LrSchedule {
-        let part = |fraction: f64| (fraction * self.steps as f64).round() as u64;
         let &Self { schedule: shape, min_lr: min, .. } = self;
-        let (steps, warmup_steps, decay_steps) = (self.last_step(), part(self.warmup), part(self.decay));
+        let (steps, warmup_steps, decay_steps) = (self.last_step(), self.part(self.warmup), self.part(self.decay));
         LrSchedule { shape, steps, warmup_steps, decay_steps, min }
+    }
+
+    /// A fraction of the steps.
+    fn part(&self, fraction: f64) -> u64 {
+        (fraction * self.steps as f64).round() as u64
+    }
+
+    /// The number of steps that the average of the weights spans after `step` steps.
+    pub(super) fn average_span(&self, step: u64) -> u64 {
+        step.min(self.part(self.average))
     }
 
     /// The last step, which has no number while the time is to decide on it.
@@ -175,16 +185,17 @@ impl TrainOptions {
         if self.minutes > 0.0 { u64::MAX } else { self.steps }
     }
 
-    /// These options for a run that decays from step `step` on, after which they no longer depend on the time.
+    /// These options for a run that decays from step `step` on, after which they no longer depend on the time: all lengths in
+    /// steps are what they were.
     pub(super) fn decaying_from(&self, step: u64, eval_every: u64) -> Self {
-        let LrSchedule { warmup_steps, decay_steps, .. } = self.lr_schedule();
-        let steps = step + decay_steps;
-        let part = |length: u64| length as f64 / steps as f64;
+        let steps = step + self.part(self.decay);
+        let same = |fraction: f64| (self.part(fraction) as f64 / steps as f64).min(1.0);
         Self {
             steps,
             minutes: 0.0,
-            warmup: part(warmup_steps),
-            decay: part(decay_steps),
+            warmup: same(self.warmup),
+            decay: same(self.decay),
+            average: same(self.average),
             eval_every: Some(eval_every),
             ..self.clone()
         }
@@ -264,7 +275,7 @@ impl TrainOptions {
             ("embedding-lr", self.embedding_lr, self.embedding_lr > 0.0, "above 0, a multiple of lr"),
             ("clip", self.clip, self.clip >= 0.0, "of at least 0"),
             ("label-smoothing", self.label_smoothing, (0.0..1.0).contains(&self.label_smoothing), "from 0 to below 1"),
-            ("ema", self.ema, (0.0..1.0).contains(&self.ema), "from 0 to below 1"),
+            ("average", self.average, (0.0..=1.0).contains(&self.average), "from 0 to 1, a fraction of steps"),
             ("minutes", self.minutes, self.minutes >= 0.0, "of at least 0"),
             ("save-every", self.save_every, self.save_every >= 0.0, "of at least 0, in minutes"),
         ] {
@@ -360,7 +371,7 @@ mod tests {
 
     #[test]
     fn options_come_back_from_toml_with_the_names_that_errors_have() {
-        let options = TrainOptions { eval_every: Some(7), isolate_documents: true, ema: 0.99, ..Default::default() };
+        let options = TrainOptions { eval_every: Some(7), isolate_documents: true, average: 0.3, ..Default::default() };
         for options in [options, TrainOptions::default()] {
             let table = toml::Table::try_from(&options).unwrap();
             assert_eq!(table.clone().try_into::<TrainOptions>().unwrap(), options);
@@ -388,12 +399,14 @@ mod tests {
     fn a_run_that_begins_its_decay_has_had_the_rates_of_its_final_options() {
         for (steps, warmup, decay) in [(1000, 0.0333, 0.6), (7, 0.2, 0.5), (1_234_567, 0.01, 0.37), (20, 0.0, 1.0)] {
             let schedule = Schedule::WarmupStableDecay;
-            let open = TrainOptions { steps, minutes: 3.0, warmup, decay, schedule, ..Default::default() };
+            let open =
+                TrainOptions { steps, minutes: 3.0, warmup, decay, schedule, average: 0.15, ..Default::default() };
             let planned = open.lr_schedule();
             for begin in [planned.warmup_steps, planned.warmup_steps + 1, steps, 3 * steps + 11] {
                 let settled = open.decaying_from(begin, 9);
                 settled.validate().unwrap();
                 assert_eq!((settled.steps, settled.minutes), (begin + planned.decay_steps, 0.0));
+                assert_eq!(settled.average_span(u64::MAX), open.average_span(u64::MAX));
                 let settled = settled.lr_schedule();
                 let lengths = |schedule: LrSchedule| (schedule.warmup_steps, schedule.decay_steps);
                 assert_eq!(lengths(settled), lengths(planned), "{steps}, {begin}");
@@ -415,7 +428,7 @@ mod tests {
             (TrainOptions { lr: 0.0, ..default() }, "lr: expected a number above 0, got 0.0"),
             (TrainOptions { lr: f64::NAN, ..default() }, "lr: expected"),
             (TrainOptions { lr: 1e-50, ..default() }, "lr: expected a number above 0, got 1e-50"),
-            (TrainOptions { ema: 1.0 - 1e-12, ..default() }, "ema: expected a number from 0 to below 1"),
+            (TrainOptions { average: 1.1, ..default() }, "average: expected a number from 0 to 1"),
             (TrainOptions { minutes: -1.0, ..default() }, "minutes: expected a number of at least 0"),
             (TrainOptions { minutes: 1.0, ..default() }, "minutes: expected schedule warmup-stable-decay"),
             (TrainOptions { save_every: f64::INFINITY, ..default() }, "save-every: expected"),

@@ -162,7 +162,7 @@ impl Trainer {
         };
         let trainable = model(parameters.var_builder(DType::F32, device))?;
         let vars = parameters.vars();
-        let average = (options.ema > 0.0).then(|| WeightAverage::new(&vars, options.ema)).transpose()?;
+        let average = (options.average > 0.0).then(|| WeightAverage::new(&vars)).transpose()?;
         let shown = average.as_ref().map_or(&parameters, |average| &average.parameters);
         let grouped = vars.iter().map(|(name, var)| (name.clone(), var.clone(), options.group(name, var.rank())));
         let state = TrainState {
@@ -216,7 +216,7 @@ impl Trainer {
         self.optimizer.step(&gradients, &self.rates(learning_rate, scale))?;
         self.state.step = step;
         if let Some(average) = &mut self.average {
-            average.update(&self.vars, step)?;
+            average.update(&self.vars, self.options.average_span(step))?;
         }
         let statistics = before.map(|before| statistics::statistics(&self.vars, &before, &norms)).transpose()?;
         let (tokens, statistics) = (batch.tokens(), statistics.unwrap_or_default());

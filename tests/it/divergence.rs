@@ -125,9 +125,9 @@ fn a_rate_so_high_that_it_diverges_goes_on_to_the_end_with_a_lower_one() {
 #[test]
 fn weights_that_are_not_finite_are_never_saved() {
     let space = tempfile::tempdir().unwrap();
-    for ema in [0.0, 0.9] {
-        let root = space.path().join(format!("{ema}"));
-        let (mut run, mut trainer) = new_run(&root, &TrainOptions { ema, eval_every: Some(50), ..options(9) });
+    for average in [0.0, 0.9] {
+        let root = space.path().join(format!("{average}"));
+        let (mut run, mut trainer) = new_run(&root, &TrainOptions { average, eval_every: Some(50), ..options(9) });
         let norm = trainer.weights()["norm.weight"].clone();
         let good = norm.copy().unwrap();
         let (error, saved) = fail(&mut run, &mut trainer, &mut |step| {

@@ -67,7 +67,7 @@ fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
     let base = TrainOptions { shards: 3, ..options(STEPS) };
     let everything = TrainOptions {
         accumulate: 2,
-        ema: 0.9,
+        average: 0.7,
         label_smoothing: 0.1,
         schedule: Schedule::WarmupStableDecay,
         decay: 0.4,
@@ -85,7 +85,7 @@ fn all_options() -> Vec<(&'static str, Model, TrainOptions)> {
     let mut all = vec![
         ("documents kept apart", of_documents, isolated),
         ("muon", model(Architecture::Qwen3, 0.0), muon.clone()),
-        ("muon with an average", model(Architecture::Llama, 0.0), TrainOptions { ema: 0.8, ..muon }),
+        ("muon with an average", model(Architecture::Llama, 0.0), TrainOptions { average: 0.5, ..muon }),
         ("gpt2", model(Architecture::Gpt2, 0.0), base.clone()),
         ("one shard, no clipping", model(Architecture::Gpt2, 0.0), bare),
         ("dropout", model(Architecture::Qwen3, 0.2), base),
@@ -206,7 +206,7 @@ fn a_checkpoint_that_does_not_belong_to_the_settings_is_refused() {
     let average = "average.blocks.0.attention.k_proj.weight is not as expected";
     let momentum = "momentum.blocks.0.attention.k_proj.weight is not as expected";
     for (file, from, to, expected) in [
-        ("training/settings.toml", "ema = 0.0", "ema = 0.9", average),
+        ("training/settings.toml", "average = 0.0", "average = 0.9", average),
         ("training/settings.toml", "optimizer = \"adamw\"", "optimizer = \"muon\"", momentum),
         ("config.json", "\"n_inner\": 20", "\"n_inner\": 21", "of shape [21, 12], got [20, 12]"),
     ] {

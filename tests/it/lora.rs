@@ -195,7 +195,7 @@ fn new_run(root: &Path, base: &Path, config: &ModelConfig, options: &TrainOption
 type End = (Vec<u64>, Vec<Vec<f64>>, Vec<Vec<f64>>, Vec<u8>);
 
 fn run(root: &Path, base: &Path, config: &ModelConfig, threads: usize, stops: &[u64]) -> End {
-    let options = TrainOptions { shards: 3, accumulate: 2, ema: 0.8, lr: 0.02, ..training::options(12) };
+    let options = TrainOptions { shards: 3, accumulate: 2, average: 0.8, lr: 0.02, ..training::options(12) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let (mut run, mut trainer) = new_run(root, base, config, &options);

@@ -78,7 +78,7 @@ fn a_step_is_made_at_the_rate_of_its_schedule() {
 fn the_average_is_validated_saved_and_resumed() {
     let space = tempfile::tempdir().unwrap();
     let root = space.path().join("run");
-    let options = TrainOptions { ema: 0.8, ..options(11) };
+    let options = TrainOptions { average: 0.4, ..options(11) };
     let (mut run, mut averaged) = new_run(&root, &options);
     run_in(&mut run, &mut averaged, None);
     assert_eq!(averaged.best().unwrap().step, 11);
@@ -86,10 +86,24 @@ fn the_average_is_validated_saved_and_resumed() {
     let published = Pipeline::open(&root, &Device::Cpu).unwrap().model.forward(&ids).unwrap();
     assert_eq!(values(&published), values(&averaged.model().forward(&ids).unwrap()));
     // The weights in training are those of a run without an average, and not the average.
-    let (mut other_run, mut plain) = new_run(&space.path().join("other"), &TrainOptions { ema: 0.0, ..options });
-    run_in(&mut other_run, &mut plain, None);
+    let (mut other_run, mut plain) = new_run(&space.path().join("other"), &TrainOptions { average: 0.0, ..options });
+    let mut expected: Vec<Vec<f64>> = vec![];
+    for step in 1..=11 {
+        run_in(&mut other_run, &mut plain, Some(step));
+        // 0.4 of 11 are 4 steps.
+        let n = step.min(4) as f64;
+        let moved = |(average, weight): (&f64, &f64)| average + (weight - average) / n;
+        expected = match step {
+            1 => weights(&plain),
+            _ => expected.iter().zip(weights(&plain)).map(|(x, y)| x.iter().zip(&y).map(moved).collect()).collect(),
+        };
+    }
     assert_eq!(moments(&averaged), moments(&plain));
-    assert!(weights(&averaged).iter().zip(weights(&plain)).all(|(average, raw)| *average != raw));
+    for (got, expected) in weights(&averaged).concat().into_iter().zip(expected.concat()) {
+        // Each of eleven updates rounds.
+        let allowed = 11.0 * f64::from(f32::EPSILON) * expected.abs().max(1.0);
+        assert!((got - expected).abs() <= allowed, "{got}, expected {expected}");
+    }
     drop(run);
     let (_run, resumed) = resume(&root, "").unwrap();
     assert_eq!(weights(&resumed), weights(&averaged));

@@ -35,7 +35,7 @@ pub const CHOSEN: [&str; 22] = [
     "weight-decay",
     "matrix-weight-decay",
     "clip",
-    "ema",
+    "average",
     "eval-every",
     "zero-residual",
 ];

@@ -181,7 +181,7 @@ const MAY_BE_ZERO: [&str; 22] = [
     "--clip",
     "--save-every",
     "--label-smoothing",
-    "--ema",
+    "--average",
     "--momentum",
     "--matrix-weight-decay",
     "--temperature",

@@ -38,7 +38,7 @@ const BAD: [(&str, &[&str]); 40] = [
     ("--weight-decay", &["-1", "inf", "1e300"]),
     ("--clip", &["-1", "nan"]),
     ("--label-smoothing", &["1", "-0.1"]),
-    ("--ema", &["1", "-0.1"]),
+    ("--average", &["1.1", "-0.1"]),
     ("--eval-every", &["0", "-1", "1.5"]),
     ("--patience", &["-1", "1.5"]),
     ("--save-every", &["-1", "nan", "inf"]),

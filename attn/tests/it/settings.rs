@@ -68,7 +68,7 @@ const GIVEN: [&str; 7] = [
     "text.txt --dim 64 --steps 8400 --validation-fraction 0.3",
     "--preset llama --heads 2 --no-tie --shards 1",
     "text.txt --preset best --lr 0.003 --warmup 0.1 --schedule linear --optimizer adamw",
-    "text.txt --validation other.txt --tokenizer byte --context 40 --batch 3 --steps 40 --ema 0.5 --patience 3 --clip 0",
+    "text.txt --validation other.txt --tokenizer byte --context 40 --batch 3 --steps 40 --average 0.5 --patience 3 --clip 0",
     "text.txt other.txt --preset gpt2 --isolate-documents --eval-every 7 --head-dim 24 --tokenizer bpe:300",
 ];
 
@@ -93,7 +93,7 @@ fn settings_give_the_same_run_again() {
     let small = "--layers 1 --head-dim 8 --heads 2 --context 16 --steps 7 --batch 3";
     for given in [
         "text.txt",
-        "text.txt --preset gpt2 --optimizer muon --accumulate 2 --shards 3 --dropout 0.1 --ema 0.9 --label-smoothing 0.1",
+        "text.txt --preset gpt2 --optimizer muon --accumulate 2 --shards 3 --dropout 0.1 --average 0.9 --label-smoothing 0.1",
         "text.txt --preset quick --validation-fraction 0.2 --statistics-every 3 --warmup 0.2 --seed 9",
         "text.txt other.txt --preset llama --kv-heads 1 --isolate-documents --bias --rope-theta 500 --tokenizer bpe:300",
         "--preset qwen3 --head-dim 6 --no-tie --zero-residual",
@@ -134,14 +134,14 @@ fn a_flag_on_top_of_settings_changes_that_and_what_is_defined_by_it() {
     }
 }
 
-/// Nothing else is chosen anew, in a recipe that is chosen either, but momentum and average by the steps, and dropout by the passes.
+/// Nothing else is chosen anew, in a recipe that is chosen either, but momentum by the steps and dropout by the passes.
 #[test]
 fn giving_two_options_changes_only_those() {
     let space = Space::new();
     for text in ["text.txt --steps 300 --dropout 0", "--steps 300 --dropout 0"] {
         let (chosen, plan) = planned(&space, text);
         for (given, changed) in
-            [("--dim 64 --steps 2400", "dim steps heads momentum ema"), ("--batch 7 --lr 0.002", "batch lr")]
+            [("--dim 64 --steps 2400", "dim steps heads momentum"), ("--batch 7 --lr 0.002", "batch lr")]
         {
             let (with, plan_with) = planned(&space, &format!("{text} {given}"));
             let expected: BTreeSet<String> = changed.split(' ').map(String::from).collect();

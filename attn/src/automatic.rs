@@ -23,7 +23,7 @@ pub const MINUTES: f64 = 1.0;
 pub const USUAL_WORK: f64 = 3e13;
 
 /// Tokens to train on for each weight.
-const TOKENS_PER_WEIGHT: f64 = 1.5;
+const TOKENS_PER_WEIGHT: f64 = 2.0;
 
 /// So often a text can be read before a model without dropout learns it by heart.
 const PASSES_WITHOUT_DROPOUT: f64 = 5.0;

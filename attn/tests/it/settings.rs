@@ -119,7 +119,7 @@ fn a_flag_on_top_of_settings_changes_that_and_what_is_defined_by_it() {
     std::fs::rename(space.path("printed.toml"), space.path("settings.toml")).unwrap();
     for (flag, changed, told) in [
         ("--steps 600", "steps", "600 steps"),
-        ("--lr 0.005", "lr", "Muon at 0.01, AdamW at 0.005, embeddings at 0.01"),
+        ("--lr 0.005", "lr", "Muon at 0.015, AdamW at 0.005, embeddings at 0.01"),
         ("--dim 128", "dim heads", "4 heads, 128 channels"),
         ("--optimizer adamw", "optimizer", "AdamW at 0.01, embeddings"),
         ("--tie --shards 2", "shards tie", "in 2 shards"),

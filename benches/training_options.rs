@@ -40,7 +40,7 @@ const SIDES: &[Side] = &[
     ("in a run folder", |_, _| {}),
     ("statistics every 10 steps", |options, _| options.statistics_every = 10),
     ("statistics every step", |options, _| options.statistics_every = 1),
-    ("average of the weights", |options, _| options.average = 0.14),
+    ("moving average of the weights", |options, _| options.average = 0.15),
     ("dropout 0.1", |_, config| config.dropout = DropoutRates::all(0.1)),
     ("label smoothing 0.1", |options, _| options.label_smoothing = 0.1),
     ("no clipping", |options, _| options.clip = 0.0),

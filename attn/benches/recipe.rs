@@ -51,7 +51,7 @@ const VARIANTS: &[(&str, &str)] = &[
     ("momentum 0.75", "--momentum 0.75"),
     ("matrices at 0.02", "--matrix-lr 2"),
     ("weight decay 0.1", "--weight-decay 0.1 --matrix-weight-decay 0.1"),
-    ("average of the weights, final rate 0.3", "--average 0.14 --min-lr 0.3"),
+    ("moving average of the weights", "--average 0.15"),
     ("no clipping", "--clip 0"),
     ("batch 8", "--batch 8"),
     ("batch 18", "--batch 18"),

@@ -2,10 +2,11 @@
 //!
 //!     python3 benches/texts.py TEXTS && cargo bench --bench search -- TEXTS [SEED] [NAME...]
 //!
-//! For each text of the folder, or those named: 24 recipes for 10 seconds, from the seed, half of them drawn at large and half
-//! the automatic choice with two things changed; the best six and each of them one size larger for a minute; the best two and
-//! each one size larger for 5 minutes; and the automatic choice for each time. For the texts prose and code then, for 20
-//! minutes, the automatic choice, the model one size smaller and one larger, and the next tokenizer.
+//! For each text of the folder, or those named, and round by round for all of them: 24 recipes for 10 seconds, from the seed,
+//! half of them drawn at large and half the automatic choice with two things changed; the best six and each of them one size
+//! larger for a minute; the best two and each one size larger for 5 minutes; and the automatic choice for each time. For the
+//! texts prose and code then, for 20 minutes, the automatic choice, the model one size smaller and one larger, and the next
+//! tokenizer.
 //!
 //! A run takes one thread, and two run side by side. A time is that of the processor, with reading the text and learning its
 //! tokens, so that little depends on what else runs. The validation part chooses; the figure is that of a part of the text
@@ -39,7 +40,7 @@ mod timing;
 #[allow(dead_code)]
 mod training;
 use point::Score;
-use recipes::{CHOSEN, changed, drawn, rehearsed, resized, shown, with_next_tokenizer};
+use recipes::{CHOSEN, changed, drawn, resized, shown, small, with_next_tokenizer};
 
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
 const SIDE_BY_SIDE: usize = 2;
@@ -81,7 +82,10 @@ fn main() -> Result<()> {
                 _ => (1, more),
             };
             let search = Search { folder: folder.into(), seed, lines: Mutex::new(read(Path::new(RESULTS))?) };
-            search.texts(names)?.iter().try_for_each(|text| search.search(text))?;
+            let texts = search.texts(names)?;
+            for rounds in 1..=ROUNDS.len() + 1 {
+                texts.iter().try_for_each(|text| search.search(text, rounds))?;
+            }
             print_table(&search.lines.into_inner().unwrap_or_default());
             Ok(())
         }
@@ -131,10 +135,11 @@ impl Search {
         })
     }
 
-    fn search(&self, text: &str) -> Result<()> {
+    /// The first rounds of a text, and after the last one the long runs.
+    fn search(&self, text: &str, rounds: usize) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut survivors: Vec<Table> = vec![];
-        for (seconds, kept) in ROUNDS {
+        for &(seconds, kept) in ROUNDS.iter().take(rounds) {
             let automatic = self.automatic(text, seconds)?;
             let points: Vec<Table> = match kept {
                 0 => (0..DRAWN)
@@ -147,7 +152,7 @@ impl Search {
             ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
             survivors = ranked.into_iter().map(|(_, point)| point).collect();
         }
-        if LONG_TEXTS.contains(&text) {
+        if rounds > ROUNDS.len() && LONG_TEXTS.contains(&text) {
             let automatic = self.automatic(text, LONG)?;
             let others = [resized(&automatic, -1), resized(&automatic, 1), with_next_tokenizer(&automatic)];
             self.run(text, LONG, automatic, &others)?;
@@ -257,7 +262,7 @@ fn print_table(lines: &[Line]) {
 fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = training::rehearsal(space.path())?;
-    let recipe = rehearsed();
+    let recipe = small();
     let score = point::run(&text, &text, 0.1, &recipe)?;
     println!("{}: {:.4} bits per byte", shown(&recipe), score.test);
     Ok(())

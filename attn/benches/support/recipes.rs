@@ -4,7 +4,10 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use toml::{Table, Value};
 
-/// Channels and layers, from small to large; a head has 32 channels.
+/// Channels of a head.
+const HEAD_DIM: i64 = 32;
+
+/// Channels and layers, from small to large.
 const SIZES: [[i64; 2]; 10] =
     [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8]];
 const TOKENIZERS: [&str; 9] =
@@ -12,6 +15,7 @@ const TOKENIZERS: [&str; 9] =
 const CONTEXTS: [i64; 4] = [64, 128, 256, 512];
 const TOKENS_PER_STEP: [i64; 4] = [768, 1536, 3072, 6144];
 const RATES: [f64; 3] = [0.005, 0.01, 0.02];
+const MOMENTA: [f64; 2] = [0.85, 0.95];
 const DROPOUTS: [f64; 3] = [0.0, 0.1, 0.2];
 
 /// The options that a search chooses, with those that hang on them.
@@ -49,7 +53,7 @@ fn number(point: &Table, name: &str) -> i64 {
 }
 
 fn set_size(point: &mut Table, [dim, layers]: [i64; 2]) {
-    set(point, "heads", dim / 32);
+    set(point, "heads", dim / HEAD_DIM);
     set(point, "layers", layers);
 }
 
@@ -59,19 +63,21 @@ fn set_batch(point: &mut Table, context: i64, tokens: i64) {
     set(point, "batch", (tokens / context).max(1));
 }
 
-/// What a search chooses, as in the preset `quick`.
-fn quick() -> Table {
-    let preset: Table = include_str!("../../src/presets/quick.toml").parse().unwrap_or_default();
-    preset.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect()
+/// What all automatic choices have in common, and a small model.
+pub fn small() -> Table {
+    let preset: Table = include_str!("../../src/presets/automatic.toml").parse().unwrap_or_default();
+    let mut recipe: Table = preset.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect();
+    set(&mut recipe, "head-dim", HEAD_DIM);
+    set(&mut recipe, "tokenizer", "byte");
+    set_size(&mut recipe, SIZES[0]);
+    set_batch(&mut recipe, 64, 256);
+    recipe
 }
 
 /// A recipe drawn at large.
 pub fn drawn(rng: &mut ChaCha8Rng) -> Table {
-    let mut point = quick();
-    set(&mut point, "decay", 0.6);
-    for what in 0..CHANGES {
-        change(&mut point, what, rng);
-    }
+    let mut point = small();
+    (0..CHANGES).for_each(|what| change(&mut point, what, rng));
     point
 }
 
@@ -85,7 +91,7 @@ pub fn changed(recipe: &Table, rng: &mut ChaCha8Rng) -> Table {
 }
 
 /// The number of things that can be changed.
-const CHANGES: usize = 6;
+const CHANGES: usize = 7;
 
 fn change(point: &mut Table, what: usize, rng: &mut ChaCha8Rng) {
     fn one<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
@@ -98,6 +104,7 @@ fn change(point: &mut Table, what: usize, rng: &mut ChaCha8Rng) {
         2 => set_batch(point, one(&CONTEXTS, rng), tokens),
         3 => set_batch(point, context, one(&TOKENS_PER_STEP, rng)),
         4 => set(point, "lr", one(&RATES, rng)),
+        5 => set(point, "momentum", one(&MOMENTA, rng)),
         _ => set(point, "dropout", one(&DROPOUTS, rng)),
     }
 }
@@ -134,13 +141,4 @@ pub fn shown(recipe: &Table) -> String {
         float("lr"),
         float("dropout")
     )
-}
-
-/// A tiny recipe.
-pub fn rehearsed() -> Table {
-    let mut recipe = quick();
-    set_size(&mut recipe, SIZES[0]);
-    set(&mut recipe, "tokenizer", "byte");
-    set_batch(&mut recipe, 64, 256);
-    recipe
 }

@@ -25,8 +25,8 @@ pub const USUAL_WORK: f64 = 3e13;
 /// Tokens to train on for each weight.
 const TOKENS_PER_WEIGHT: f64 = 2.0;
 
-/// So often a text can be read before a model without dropout learns it by heart.
-const PASSES_WITHOUT_DROPOUT: f64 = 5.0;
+/// So often a text can be read without dropout by a model with a weight for each of its tokens.
+const PASSES_WITHOUT_DROPOUT: f64 = 6.0;
 const MAX_DROPOUT: f64 = 0.3;
 
 /// Steps from which Muon does better with a longer memory.
@@ -80,13 +80,17 @@ impl TextSize {
         Ok(recipe)
     }
 
-    /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often.
-    pub fn for_steps(&self, options: &TrainOptions, steps: u64) -> Table {
-        let doublings = (tokens(options, steps) / self.train.max(1.0) / PASSES_WITHOUT_DROPOUT).log2();
+    /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often. A model with many
+    /// weights for each token of the text knows it by heart the sooner.
+    pub fn for_steps(&self, settings: &Settings, steps: u64) -> Result<Table> {
+        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
+        let text = self.train.max(1.0);
+        let passes = tokens(&options, steps) / text;
+        let doublings = (passes * (config.parameter_count() as f64 / text).sqrt() / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
         set(&mut recipe, "momentum", if steps < LONG_RUN { 0.85 } else { 0.95 });
         set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT));
-        recipe
+        Ok(recipe)
     }
 
     /// The recipe with a model of this many channels and layers.
@@ -214,7 +218,7 @@ mod tests {
         let mut recipe = size.recipe(work).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
-        recipe.extend(size.for_steps(&settings.train_options().unwrap(), steps));
+        recipe.extend(size.for_steps(&settings, steps).unwrap());
         (recipe, steps)
     }
 

@@ -61,7 +61,7 @@ impl OptionLayers {
             (None, Some((size, work))) => {
                 let mut recipe = size.recipe(work)?;
                 let sized = merged(&recipe)?;
-                recipe.extend(size.for_steps(&sized.train_options()?, size.steps(&sized, work)?));
+                recipe.extend(size.for_steps(&sized, size.steps(&sized, work)?)?);
                 merged(&recipe)?
             }
             (None, None) if self.sets("minutes") => merged(&automatic::open_schedule()?)?,

@@ -23,7 +23,7 @@ pub const MINUTES: f64 = 1.0;
 pub const USUAL_WORK: f64 = 3e13;
 
 /// Tokens to train on for each weight.
-const TOKENS_PER_WEIGHT: f64 = 2.0;
+const TOKENS_PER_WEIGHT: f64 = 1.5;
 
 /// So often a text can be read without dropout by a model with a weight for each of its tokens.
 const PASSES_WITHOUT_DROPOUT: f64 = 6.0;
@@ -98,7 +98,7 @@ impl TextSize {
         let mut recipe = base()?;
         set(&mut recipe, "minutes", MINUTES);
         let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
-        let tokens = 16 * dim;
+        let tokens = 16 * dim.max(64);
         for (name, value) in [
             ("layers", layers),
             ("heads", dim / HEAD_DIM),
@@ -170,10 +170,11 @@ pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
 fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
     /// Bytes of text for each token of a vocabulary.
     const BYTES_PER_TOKEN: f64 = 600.0;
-    /// Floating-point operations for the cube of a vocabulary: a model needs most of them for itself.
-    const WORK_PER_CUBE: f64 = 36.0;
+    /// The tokens for so many floating-point operations; twice as many are worth 64 times the work.
+    const TOKENS: f64 = 4096.0;
+    const WORK: f64 = 3e12;
     const SIZES: [usize; 13] = [512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 24_576, 32_768];
-    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min((work / WORK_PER_CUBE).cbrt());
+    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min(TOKENS * (work / WORK).powf(1.0 / 6.0));
     SIZES.into_iter().rev().find(|size| *size as f64 <= affordable)
 }
 

@@ -1,8 +1,8 @@
 //! What each part of a recipe contributes: a preset with one change at a time, over three seeds.
 //!
-//!     cargo bench --bench recipe -- tinyshakespeare.txt [--base quick|gpt2|...|auto] [NAME...]
+//!     cargo bench --bench recipe -- tinyshakespeare.txt [--base PRESET] [NAME...]
 //!
-//! The base is the preset `quick` by default; `auto` is the automatic choice for the text. With NAMEs, only variants
+//! The base is the preset `quick` by default. With NAMEs, only variants
 //! with one of them in their name are measured, next to the base.
 //!
 //! In each round, that is for each seed, all variants take turns. For each variant: the validation loss after as many

@@ -14,6 +14,7 @@
 //! goes on where it stopped; the table is of all that is there.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,8 +57,8 @@ const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 struct Line {
     text: String,
     seconds: u64,
-    /// Whether the recipe is the automatic choice.
-    is_automatic: bool,
+    /// The rules that have chosen the recipe, if it is the automatic choice: their fingerprint.
+    rules: Option<u64>,
     seed: u64,
     recipe: Table,
     score: Score,
@@ -90,6 +91,13 @@ fn main() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The fingerprint of the rules of the automatic choice.
+fn rules() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (include_str!("../src/automatic.rs"), include_str!("../src/presets/automatic.toml")).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The name of the processor.
@@ -141,12 +149,19 @@ impl Search {
         let mut survivors: Vec<Table> = vec![];
         for &(seconds, kept) in ROUNDS.iter().take(rounds) {
             let automatic = self.automatic(text, seconds)?;
-            let points: Vec<Table> = match kept {
+            let mut points: Vec<Table> = match kept {
                 0 => (0..DRAWN)
                     .map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) })
                     .collect(),
                 _ => survivors.iter().take(kept).flat_map(|point| [point.clone(), resized(point, 1)]).collect(),
             };
+            // No recipe twice.
+            points = points
+                .iter()
+                .enumerate()
+                .filter(|(i, point)| !points[..*i].contains(point))
+                .map(|(_, point)| point.clone())
+                .collect();
             let scores = self.run(text, seconds, automatic, &points)?;
             let mut ranked: Vec<(f64, Table)> = scores.iter().map(|score| score.validation).zip(points).collect();
             ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -162,7 +177,9 @@ impl Search {
 
     /// The automatic choice, as far as a search chooses.
     fn automatic(&self, text: &str, seconds: u64) -> Result<Table> {
-        if let Some(line) = self.found(|line| line.is_automatic && line.text == text && line.seconds == seconds) {
+        if let Some(line) =
+            self.found(|line| line.rules == Some(rules()) && line.text == text && line.seconds == seconds)
+        {
             return Ok(line.recipe);
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
@@ -178,10 +195,11 @@ impl Search {
 
     /// Runs what has not been run yet, the automatic choice first, and gives the scores of the other points.
     fn run(&self, text: &str, seconds: u64, automatic: Table, points: &[Table]) -> Result<Vec<Score>> {
-        let jobs = Mutex::new([(true, &automatic)].into_iter().chain(points.iter().map(|point| (false, point))));
+        let jobs =
+            Mutex::new([(Some(rules()), &automatic)].into_iter().chain(points.iter().map(|point| (None, point))));
         let work = || -> Result<()> {
-            while let Some((is_automatic, recipe)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
-                self.score(text, seconds, is_automatic, recipe)?;
+            while let Some((rules, recipe)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
+                self.score(text, seconds, rules, recipe)?;
             }
             Ok(())
         };
@@ -189,13 +207,13 @@ impl Search {
             let workers: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(work)).collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
         })?;
-        points.iter().map(|point| self.score(text, seconds, false, point)).collect()
+        points.iter().map(|point| self.score(text, seconds, None, point)).collect()
     }
 
     /// The score of a recipe, from the results or from a run.
-    fn score(&self, text: &str, seconds: u64, is_automatic: bool, recipe: &Table) -> Result<Score> {
+    fn score(&self, text: &str, seconds: u64, rules: Option<u64>, recipe: &Table) -> Result<Score> {
         let is_it = |line: &Line| line.text == text && line.seconds == seconds && line.recipe == *recipe;
-        if let Some(line) = self.found(|line| is_it(line) && line.is_automatic == is_automatic) {
+        if let Some(line) = self.found(|line| is_it(line) && line.rules == rules) {
             return Ok(line.score);
         }
         let score = match self.found(is_it) {
@@ -205,7 +223,7 @@ impl Search {
         let line = Line {
             text: text.into(),
             seconds,
-            is_automatic,
+            rules,
             seed: self.seed,
             recipe: recipe.clone(),
             score: score.clone(),
@@ -240,8 +258,8 @@ fn print_table(lines: &[Line]) {
     let mut regrets = vec![];
     for (text, seconds) in keys {
         let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
-        let automatic = here().rfind(|line| line.is_automatic);
-        let best = here().filter(|line| !line.is_automatic);
+        let automatic = here().rfind(|line| line.rules.is_some());
+        let best = here().filter(|line| line.rules.is_none());
         let best = best.min_by(|a, b| a.score.validation.total_cmp(&b.score.validation));
         let (Some(automatic), Some(best)) = (automatic, best) else { continue };
         let regret = 100.0 * (automatic.score.test / best.score.test - 1.0);

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
+use candle_attention::Memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{Corpus, Document, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions};
@@ -24,6 +25,12 @@ pub const USUAL_WORK: f64 = 3e13;
 
 /// Tokens to train on for each weight.
 const TOKENS_PER_WEIGHT: f64 = 1.5;
+
+/// More weights for each token of the text only learn it by heart.
+const MAX_WEIGHTS_PER_TOKEN: f64 = 10.0;
+
+/// Memory of training for each weight, with its gradients, moments and average.
+const BYTES_PER_WEIGHT: f64 = 64.0;
 
 /// So often a text can be read without dropout by a model with a weight for each of its tokens.
 const PASSES_WITHOUT_DROPOUT: f64 = 6.0;
@@ -96,7 +103,6 @@ impl TextSize {
     /// The recipe with a model of this many channels and layers.
     fn sized(&self, [dim, layers]: [i64; 2]) -> Result<Table> {
         let mut recipe = base()?;
-        set(&mut recipe, "minutes", MINUTES);
         let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
         let tokens = 16 * dim.max(64);
         for (name, value) in [
@@ -111,10 +117,14 @@ impl TextSize {
         Ok(recipe)
     }
 
-    /// Whether there is enough work for a recipe to train on the tokens that its weights need.
+    /// Whether there is enough work for a recipe to train on the tokens that its weights need, and enough text and memory.
     fn is_affordable(&self, recipe: &Table, work: f64) -> Result<bool> {
         let settings = Settings::merged(&[recipe])?;
         let config = settings.model_config(self.vocab_size, None)?;
+        let (parameters, free) = (config.parameter_count() as f64, Memory::now().available as f64);
+        if parameters > MAX_WEIGHTS_PER_TOKEN * self.train || BYTES_PER_WEIGHT * parameters > free {
+            return Ok(false);
+        }
         Ok(tokens(&settings.train_options()?, self.steps(&settings, work)?) >= TOKENS_PER_WEIGHT * weights(&config))
     }
 
@@ -123,7 +133,7 @@ impl TextSize {
         let options = settings.train_options()?;
         match settings.minutes() {
             None => Ok(options.steps),
-            Some(_) => Ok(steps(&settings.model_config(self.vocab_size, None)?, &options, work)),
+            Some(_) => Ok(affordable_steps(&settings.model_config(self.vocab_size, None)?, &options, work)),
         }
     }
 
@@ -146,7 +156,9 @@ fn tokens(options: &TrainOptions, steps: u64) -> f64 {
 
 /// What is the same for all texts.
 fn base() -> Result<Table> {
-    options::parse(include_str!("presets/automatic.toml"))
+    let mut base = options::parse(include_str!("presets/automatic.toml"))?;
+    set(&mut base, "minutes", MINUTES);
+    Ok(base)
 }
 
 /// What lets the time decide on the number of steps.
@@ -155,7 +167,7 @@ pub fn open_schedule() -> Result<Table> {
 }
 
 /// How the tokenizer is made for these documents and so many floating-point operations: a BPE or, for a short text, its
-/// characters, unless there are more of them than of bytes.
+/// characters, unless there are more of them than of bytes, or a single one.
 pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
     if let Some(size) = vocabulary(documents.iter().map(Document::len).sum(), work) {
         return TokenizerChoice::Bpe(size);
@@ -163,7 +175,7 @@ pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
     // What cannot be read is refused later.
     let texts: Vec<String> = documents.iter().filter_map(|document| document.text().ok()).collect();
     let characters: HashSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
-    if characters.len() > 256 { TokenizerChoice::Bytes } else { TokenizerChoice::Characters }
+    if (2..=256).contains(&characters.len()) { TokenizerChoice::Characters } else { TokenizerChoice::Bytes }
 }
 
 /// The tokens of a BPE for so many bytes of text and so many floating-point operations; `None` where it does not pay.
@@ -179,7 +191,7 @@ fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
 }
 
 /// The steps that so many floating-point operations allow, about.
-pub fn steps(config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
+pub fn affordable_steps(config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
     (work / step_cost(config, options)).max(1.0) as u64
 }
 
@@ -256,7 +268,7 @@ mod tests {
             let trained = recipes
                 .each_ref()
                 .map(|(recipe, steps)| tokens(&Settings::merged(&[recipe]).unwrap().train_options().unwrap(), *steps));
-            assert!(sizes.is_sorted() && sizes[0] < sizes[4], "{bytes}: {sizes:?}");
+            assert!(sizes.is_sorted() && sizes[0] < sizes[3], "{bytes}: {sizes:?}");
             assert!(trained[0] < trained[2] && trained[2] < trained[4], "{bytes}: {trained:?}");
         }
     }
@@ -278,6 +290,7 @@ mod tests {
         assert_eq!(chosen("O gato preto correu."), TokenizerChoice::Characters);
         let ideographs: String = ('\u{4e00}'..).take(257).collect();
         assert_eq!(chosen(&ideographs), TokenizerChoice::Bytes);
+        assert_eq!(chosen("aaaa"), TokenizerChoice::Bytes);
     }
 
     #[test]
@@ -299,11 +312,11 @@ mod tests {
     #[test]
     fn steps_are_work_over_the_cost_of_one() {
         let (config, options) = (ModelConfig::gpt2(65), TrainOptions::default());
-        assert_eq!(steps(&config, &options, 2e12), 2 * steps(&config, &options, 1e12));
+        assert_eq!(affordable_steps(&config, &options, 2e12), 2 * affordable_steps(&config, &options, 1e12));
         let twice = TrainOptions { batch: 2 * options.batch, ..options.clone() };
         assert_eq!(step_cost(&config, &twice), 2.0 * step_cost(&config, &options));
         let muon = TrainOptions { optimizer: OptimizerKind::Muon, ..options.clone() };
         assert!(step_cost(&config, &muon) > step_cost(&config, &options));
-        assert_eq!(steps(&config, &options, 0.0), 1);
+        assert_eq!(affordable_steps(&config, &options, 0.0), 1);
     }
 }

@@ -1,5 +1,7 @@
 //! The layers of options (recipe, file, command line), and the way from them to a trainer.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::{ModelConfig, load_weights};
@@ -53,6 +55,12 @@ impl OptionLayers {
         }
     }
 
+    /// Unsets an option.
+    pub fn unset(&mut self, name: &str) {
+        self.given.remove(name);
+        self.config.remove(name);
+    }
+
     /// The settings for a text of this size and the work that can be done on it, or those that do not depend on these.
     fn settings(&self, text: Option<(&TextSize, f64)>) -> Result<Settings> {
         let merged = |recipe: &Table| Settings::merged(&[recipe, &self.config, &self.given]);
@@ -61,7 +69,12 @@ impl OptionLayers {
             (None, Some((size, work))) => {
                 let mut recipe = size.recipe(work)?;
                 let sized = merged(&recipe)?;
-                recipe.extend(size.for_steps(&sized, size.steps(&sized, work)?)?);
+                let steps = size.steps(&sized, work)?;
+                recipe.extend(size.for_steps(&sized, steps)?);
+                if !self.sets("minutes") && sized.has_fixed_length() {
+                    recipe.insert("minutes".into(), 0.0.into());
+                    recipe.insert("steps".into(), (steps as i64).into());
+                }
                 merged(&recipe)?
             }
             (None, None) if self.sets("minutes") => merged(&automatic::open_schedule()?)?,
@@ -126,7 +139,8 @@ impl OptionLayers {
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
-        let is_timed = settings.minutes().is_some() || self.preset.is_none() && !self.sets("steps");
+        let is_chosen = self.preset.is_none() && settings.init().is_none();
+        let is_timed = settings.minutes().is_some() || is_chosen && !self.sets("steps");
         let work = match is_timed {
             true => 60.0 * settings.minutes().unwrap_or(automatic::MINUTES) * speed::flops()?,
             false => automatic::USUAL_WORK,
@@ -159,6 +173,7 @@ impl OptionLayers {
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
         let Source { mut settings, mut documents, held_out, base, work } = source;
+        let started = Instant::now();
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some((init, (mut config, tokenizer))) = settings.init().zip(base) {
             config.dropout = settings.dropout().unwrap_or(config.dropout);
@@ -169,7 +184,7 @@ impl OptionLayers {
             note_missing_separator(&documents, &corpus);
             remarks::note_in_training(&corpus.remarks);
             let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
-            expect_steps(&mut settings, &config, work)?;
+            expect_steps(&mut settings, &config, &corpus, (work, started))?;
             let options = settings.train_options()?;
             let trainer = match base {
                 Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
@@ -193,7 +208,7 @@ impl OptionLayers {
         let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
-        expect_steps(&mut settings, &config, work)?;
+        expect_steps(&mut settings, &config, &corpus, (work, started))?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
@@ -205,11 +220,22 @@ fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<T
     Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(documents, work)))
 }
 
-/// Sets the number of steps to the one expected, where the time decides on it.
-fn expect_steps(settings: &mut Settings, config: &ModelConfig, work: f64) -> Result<()> {
-    if settings.minutes().is_some() {
-        let steps = automatic::steps(config, &settings.train_options()?, work);
-        settings.set("steps", steps as i64);
+/// Sets the number of steps to the one expected, where the time decides on it: what has passed of it since `started` is gone,
+/// and the last validation takes its part.
+fn expect_steps(
+    settings: &mut Settings,
+    config: &ModelConfig,
+    corpus: &Corpus,
+    (work, started): (f64, Instant),
+) -> Result<()> {
+    /// A forward pass takes a third of the time of a training step.
+    const FORWARD: f64 = 1.0 / 3.0;
+    if let Some(minutes) = settings.minutes() {
+        let options = settings.train_options()?;
+        let left = (1.0 - started.elapsed().as_secs_f64() / (60.0 * minutes)).max(0.0);
+        let validation = FORWARD * corpus.validation.len() as f64 / (options.batch * options.window_len(config)) as f64;
+        let steps = automatic::affordable_steps(config, &options, left * work) as f64 - validation;
+        settings.set("steps", steps.max(1.0) as i64);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use super::{RunFailed, plan};
 pub fn run(mut layers: OptionLayers, out: &mut dyn Write) -> Result<ExitCode> {
     /// Several times what a sound model needs.
     const STEPS: i64 = 500;
+    layers.unset("minutes");
     layers.set_default("steps", STEPS.into());
     let Prepared { trainer, tokenizer, .. } = layers.prepare(layers.source()?, IdsStore::Temporary)?;
     note(&plan::description(&trainer, &tokenizer));

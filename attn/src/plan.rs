@@ -130,11 +130,11 @@ pub fn dry_run(
         Ok((step, validation)) => {
             let validations =
                 options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
-            let seconds = match options.minutes {
-                0.0 => start_up + step * options.steps as f64 + validation * validations as f64,
-                minutes => 60.0 * minutes,
-            };
-            let total = rounded(seconds);
+            let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
+            let is_timed = options.minutes > 0.0;
+            let steps = if is_timed { warmup_steps + decay_steps } else { options.steps };
+            let seconds = start_up + step * steps as f64 + validation * validations as f64;
+            let total = rounded(seconds.max(60.0 * options.minutes));
             format!(
                 "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
                 1e3 * step

@@ -212,9 +212,10 @@ impl Progress {
         }
     }
 
-    /// Shows a line.
-    pub fn line(&self, line: &str) {
+    /// Shows a line, whose making counts as nothing that a run does.
+    pub fn line(&mut self, line: &str) {
         self.bar.line(line);
+        self.times.last = Instant::now();
     }
 
     /// After the first second says once how long the run will take.

@@ -15,14 +15,13 @@ pub const TEMPERATURE: f64 = 0.5;
 /// The beginning of what a model says without a prompt, on one line; nothing if it says nothing or cannot.
 pub fn short(pipeline: &Pipeline) -> Option<String> {
     const CHARACTERS: usize = 96;
-    let mut text = vec![];
+    let mut text = String::new();
     let sampling = SamplingOptions { temperature: TEMPERATURE, ..Default::default() };
     let continuation = Continuation { max_tokens: CHARACTERS, sampling, ..Default::default() };
     let result = continuation.write(pipeline, "", &mut |piece| {
-        text.extend_from_slice(piece.text);
-        if text.len() < CHARACTERS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        text += &String::from_utf8_lossy(piece.text);
+        if text.chars().count() < CHARACTERS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    let text = String::from_utf8_lossy(&text);
     let words: Vec<&str> = text.split_whitespace().collect();
     let line: String = words.join(" ").chars().take(CHARACTERS).collect();
     (result.is_ok() && !line.is_empty()).then(|| format!("  > {line}"))

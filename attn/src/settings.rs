@@ -60,6 +60,12 @@ impl Settings {
         self.0.get("minutes").and_then(Value::as_float).filter(|minutes| *minutes != 0.0)
     }
 
+    /// Whether something needs to know the number of steps from the start: a schedule, or patience.
+    pub fn has_fixed_length(&self) -> bool {
+        let patience = self.0.get("patience").and_then(Value::as_integer);
+        self.string("schedule") != "warmup-stable-decay" || patience.is_some_and(|patience| patience > 0)
+    }
+
     /// Checks what can be checked before the text is known.
     pub fn check(&self) -> Result<()> {
         for name in ["dropout", "validation-fraction"] {

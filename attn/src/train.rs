@@ -64,7 +64,7 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
     signals::listen()?;
     let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
-    options::check_minutes(&given)?;
+    options::check_length(&given)?;
     if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
         if given.contains_key("texts") {
             bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
@@ -169,7 +169,12 @@ fn follow(
     }
     let length = match trainer.options() {
         TrainOptions { minutes, steps, .. } if *minutes > 0.0 => {
-            format!("for {}, about {steps} steps", rounded(60.0 * minutes - run.seconds()))
+            let left = (60.0 * minutes - run.seconds()).max(0.0);
+            if trainer.steps_done() == 0 {
+                format!("for {}, about {steps} steps", rounded(left))
+            } else {
+                format!("for {}", rounded(left))
+            }
         }
         options => format!("of {}", options.steps),
     };
@@ -186,7 +191,12 @@ fn follow(
     });
     Stage::Saved.enter();
     let Progress { times, .. } = progress;
-    let (step, steps) = (trainer.steps_done(), trainer.options().steps);
+    // While the time is to decide on it, the number of steps is not known.
+    let of = match trainer.options() {
+        options if options.minutes > 0.0 => String::new(),
+        options => format!(" of {}", options.steps),
+    };
+    let step = trainer.steps_done();
     let resume = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
         Err(error) => {
@@ -195,8 +205,7 @@ fn follow(
         }
         Ok(Outcome::Interrupted) => {
             // The terminal may be gone, which changes nothing.
-            let _ =
-                writeln!(out, "stopped and saved at step {step} of {steps}; to continue: {resume}").and(out.flush());
+            let _ = writeln!(out, "stopped and saved at step {step}{of}; to continue: {resume}").and(out.flush());
             Ok(ExitCode::from(signals::exit_code().unwrap_or(1)))
         }
         Ok(outcome) => {
@@ -205,7 +214,7 @@ fn follow(
                 let (count, patience) = (trainer.validations_without_improvement(), trainer.options().patience);
                 writeln!(
                     out,
-                    "stopped early at step {step} of {steps}: {count} validations without a lower loss (--patience \
+                    "stopped early at step {step}{of}: {count} validations without a lower loss (--patience \
                      {patience}); to continue anyway: {resume} --patience N"
                 )?;
             }

@@ -135,8 +135,8 @@ fn recipe(trainer: &Trainer) -> String {
 
 fn losses(trainer: &Trainer) -> String {
     let (corpus, done, steps) = (trainer.corpus(), trainer.steps_done(), trainer.options().steps);
-    let about = if trainer.options().minutes > 0.0 { "about " } else { "" };
-    let trained = format!("Trained for {done} of {about}{steps} steps.");
+    let of = if trainer.options().minutes > 0.0 { String::new() } else { format!(" of {steps}") };
+    let trained = format!("Trained for {done}{of} steps.");
     match trainer.best() {
         Some(best) => {
             let bits = trainer.validation_bits_per_byte(best.loss);

@@ -1,10 +1,10 @@
 //! How fast a run goes, which decides when its decay begins if the run has to end at a certain time.
 //!
 //! With `s` seconds left, `t` seconds for a step and `v` for a validation and its checkpoint, one every `e` steps and one at
-//! the end, the decay of `d` steps begins as soon as
+//! the end, the decay of `d` steps begins after the first step `b` for which
 //!
 //! ```text
-//! d t + ceil(d / e) v >= s
+//! d t + (ceil((b + d) / e) - floor(b / e)) v >= s
 //! ```
 
 use std::time::{Duration, Instant};
@@ -67,10 +67,10 @@ impl Pace {
     /// Whether the decay has to begin now for the run to end in `left` seconds.
     pub(super) fn decay_is_due(&self, trainer: &Trainer, left: f64) -> bool {
         let schedule = trainer.options().lr_schedule();
-        let decay = schedule.decay_steps;
-        let validations = decay.div_ceil(trainer.eval_interval());
+        let (done, decay, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
+        let validations = (done + decay).div_ceil(every) - done / every;
         let needed = |step: f64| decay as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
-        trainer.steps_done() >= schedule.warmup_steps && self.step.seconds().is_some_and(|step| needed(step) >= left)
+        done >= schedule.warmup_steps && self.step.seconds().is_some_and(|step| needed(step) >= left)
     }
 
     /// The steps that the run is expected to make if it has to end in `left` seconds.
@@ -129,6 +129,10 @@ mod tests {
         let (trainer, pace) = paced();
         // 40 steps and 3 validations.
         assert!(!pace.decay_is_due(&trainer, 110.1) && pace.decay_is_due(&trainer, 110.0));
+        let mut trainer = trainer;
+        // Steps 30 to 70 end in validations at 32, 48, 64 and 70.
+        trainer.state.step = 30;
+        assert!(!pace.decay_is_due(&trainer, 120.1) && pace.decay_is_due(&trainer, 120.0));
         assert!(!Pace::new().decay_is_due(&trainer, 0.0), "before the first step nothing is known");
         let left = pace.seconds_left(&trainer, None).unwrap();
         assert!(left <= 300.0 && left > 200.0, "{left}");

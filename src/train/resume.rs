@@ -35,6 +35,14 @@ pub fn resume(
     if options.last_step() < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
+    if changes.contains_key("minutes") && 60.0 * options.minutes <= seconds {
+        bail_option!(
+            "minutes",
+            "expected more than the {:.2} that the run has taken, got {}",
+            seconds / 60.0,
+            options.minutes
+        );
+    }
     let (config, base) = model_files(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");
     let corpus = Corpus::open(&ids, progress)?;

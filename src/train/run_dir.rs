@@ -58,7 +58,7 @@ pub(super) struct CheckpointState {
     pub(super) trainer: TrainState,
     /// The length of the metrics at this checkpoint.
     pub(super) metrics_bytes: u64,
-    /// Seconds of training so far.
+    /// Seconds since the run was created, over all its sessions.
     pub(super) seconds: f64,
 }
 
@@ -260,7 +260,7 @@ impl RunDir {
         self.metrics.add(line)
     }
 
-    /// Seconds of training so far, earlier sessions included.
+    /// Seconds since the run was created, those between sessions excluded.
     pub fn seconds(&self) -> f64 {
         self.metrics.seconds()
     }

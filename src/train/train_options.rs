@@ -1,5 +1,7 @@
 //! The options of a training run.
 
+use std::ops::RangeInclusive;
+
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +52,8 @@ pub struct TrainOptions {
     pub steps: u64,
     /// The time of the run, if that decides on its length; 0 once it has, and where `steps` does. The warm-up and the decay
     /// have the lengths that they have for the expected `steps`; the peak rate is kept until the time that is left is what
-    /// the decay takes. Then `steps` becomes the number that this gives.
+    /// the decay takes. Then `steps` becomes the number that this gives. [`train`](super::train) does so; a loop of one's own
+    /// that only calls [`Trainer::step`](super::Trainer::step) stays at the peak rate.
     pub minutes: f64,
     /// Sequences per step (B).
     pub batch: usize,
@@ -240,6 +243,8 @@ impl TrainOptions {
     /// # Errors
     /// The first option out of bounds, with what it expects and what it got.
     pub fn validate(&self) -> Result<()> {
+        /// Shorter runs are no runs, and longer ones are of another kind.
+        const MINUTES: RangeInclusive<f64> = 0.1..=1000.0;
         for (name, value, max) in [
             ("steps", self.steps, i64::MAX as u64),
             ("batch", self.batch as u64, 1 << 24),
@@ -276,7 +281,7 @@ impl TrainOptions {
             ("clip", self.clip, self.clip >= 0.0, "of at least 0"),
             ("label-smoothing", self.label_smoothing, (0.0..1.0).contains(&self.label_smoothing), "from 0 to below 1"),
             ("average", self.average, (0.0..=1.0).contains(&self.average), "from 0 to 1, a fraction of steps"),
-            ("minutes", self.minutes, self.minutes >= 0.0, "of at least 0"),
+            ("minutes", self.minutes, self.minutes == 0.0 || MINUTES.contains(&self.minutes), "from 0.1 to 1000, or 0"),
             ("save-every", self.save_every, self.save_every >= 0.0, "of at least 0, in minutes"),
         ] {
             // Updates are computed in `f32`, where a number must be neither infinite nor rounded to zero or one.
@@ -289,6 +294,9 @@ impl TrainOptions {
         }
         if self.minutes > 0.0 && self.schedule != Schedule::WarmupStableDecay {
             bail_option!("minutes", "expected schedule warmup-stable-decay, which can begin its decay at any step");
+        }
+        if self.minutes > 0.0 && self.patience > 0 {
+            bail_option!("patience", "expected 0 for a run of a given time, got {}", self.patience);
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
             bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);
@@ -429,7 +437,10 @@ mod tests {
             (TrainOptions { lr: f64::NAN, ..default() }, "lr: expected"),
             (TrainOptions { lr: 1e-50, ..default() }, "lr: expected a number above 0, got 1e-50"),
             (TrainOptions { average: 1.1, ..default() }, "average: expected a number from 0 to 1"),
-            (TrainOptions { minutes: -1.0, ..default() }, "minutes: expected a number of at least 0"),
+            (
+                TrainOptions { minutes: -1.0, ..default() },
+                "minutes: expected a number from 0.1 to 1000, or 0, got -1.0",
+            ),
             (TrainOptions { minutes: 1.0, ..default() }, "minutes: expected schedule warmup-stable-decay"),
             (TrainOptions { save_every: f64::INFINITY, ..default() }, "save-every: expected"),
             (TrainOptions { seed: u64::MAX, ..default() }, "seed: expected at most"),

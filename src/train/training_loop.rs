@@ -58,7 +58,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let (mut pace, mut stop) = (Pace::new(), false);
     loop {
-        let paused = Instant::now();
+        let turn = Instant::now();
         // Before the first step too, for a run that was interrupted in a validation.
         let (step, is_due) = (trainer.steps_done(), trainer.validation_is_due());
         if is_due {
@@ -83,22 +83,24 @@ pub fn train(
         if stop {
             return Ok(Outcome::Interrupted);
         }
-        if is_due {
-            pace.validated(paused.elapsed());
-        }
         if pace.seconds_left(trainer, run.as_deref()).is_some_and(|left| pace.decay_is_due(trainer, left)) {
             trainer.begin_decay();
             run.as_mut().map_or(Ok(()), |run| run.settle(trainer))?;
+            // A decay of no steps ends the run here.
+            continue;
         }
-        let started = Instant::now();
+        let begun = if is_due { Instant::now() } else { turn };
+        if is_due {
+            pace.validated(begun - turn);
+        }
         let batch = trainer.next_batch()?;
         let mut report = trainer.step(&batch)?;
-        pace.stepped(started.elapsed());
         if let Some(left) = pace.seconds_left(trainer, run.as_deref()) {
             report.steps = pace.expected_steps(trainer, left);
         }
         run.as_mut().map_or(Ok(()), |run| run.log(Line::of_step(&report)))?;
         stop |= on_event(Event::Step(&report)).is_break();
+        pace.stepped(begun.elapsed());
     }
 }
 

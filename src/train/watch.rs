@@ -87,7 +87,7 @@ impl Watch {
     pub(super) fn is_due(step: u64, steps: u64) -> bool {
         let of = |i: u64| (steps as f64 * (i as f64 / MAPS as f64).powi(2)).round() as u64;
         let nearest = (MAPS as f64 * (step as f64 / steps as f64).sqrt()).round() as u64;
-        of(nearest) == step
+        nearest <= MAPS && of(nearest) == step
     }
 
     /// Writes the map of `model` after `step` steps.

@@ -7,9 +7,9 @@ use toml::{Table, Value};
 /// Channels of a head.
 const HEAD_DIM: i64 = 32;
 
-/// Channels and layers, from small to large.
-const SIZES: [[i64; 2]; 10] =
-    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8]];
+/// Channels and layers, from small to large, as in `src/automatic.rs`.
+const SIZES: [[i64; 2]; 11] =
+    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8], [512, 8]];
 const TOKENIZERS: [&str; 9] =
     ["char", "byte", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096", "bpe:8192", "bpe:16384", "bpe:32768"];
 const CONTEXTS: [i64; 4] = [64, 128, 256, 512];
@@ -19,7 +19,7 @@ const MOMENTA: [f64; 2] = [0.85, 0.95];
 const DROPOUTS: [f64; 3] = [0.0, 0.1, 0.2];
 
 /// The options that a search chooses, with those that hang on them.
-pub const CHOSEN: [&str; 22] = [
+pub const CHOSEN: [&str; 20] = [
     "tokenizer",
     "layers",
     "heads",
@@ -38,9 +38,7 @@ pub const CHOSEN: [&str; 22] = [
     "decay",
     "weight-decay",
     "matrix-weight-decay",
-    "clip",
     "average",
-    "eval-every",
     "zero-residual",
 ];
 

@@ -36,18 +36,70 @@ fn the_time_settles_the_steps_and_the_settings_repeat_the_run() {
     assert!(told.contains(&format!("step {last}/{last}  validation loss ")), "{told}");
     space.works("train --config run/training/settings.toml --out again");
     crate::support::assert_same("repeated", &space.result("again"), &space.result("run"));
-    // The time can be extended, and steps take its place.
-    let more = space.works("train --resume --out run --minutes 0.12");
+    // The time can be extended.
+    let more = space.works("train --resume --out run --minutes 0.25");
     let settled = space.settings("run")["steps"].as_integer().unwrap();
     assert!(settled > last && more.contains(&format!("{settled} steps in ")), "{more}");
+    space.refuses("train --resume --out run --minutes 0.1", "--minutes: expected more than the 0.");
+}
+
+#[test]
+fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
+    let space = Space::new();
     for (given, expected) in [
-        ("--minutes 0.05", "--minutes: expected a number from 0.1 to 1000, got 0.05"),
-        ("--minutes 1001", "--minutes: expected a number from 0.1 to 1000, got 1001"),
+        ("--minutes 0.05", "--minutes: expected a number from 0.1 to 1000, or 0, got 0.05"),
+        ("--minutes 1001", "--minutes: expected a number from 0.1 to 1000, or 0, got 1001"),
+        ("--minutes 0", "--minutes: expected a number from 0.1 to 1000, got 0"),
         ("--minutes 1 --steps 5", "--minutes cannot be given with --steps"),
         ("--minutes 1 --preset gpt2", "--minutes needs --schedule warmup-stable-decay"),
+        ("--minutes 1 --schedule linear", "--minutes needs --schedule warmup-stable-decay"),
+        ("--minutes 1 --patience 2", "--patience: expected 0 for a run of a given time, got 2"),
     ] {
         space.refuses(&format!("train text.txt {given}"), expected);
     }
+    for given in ["--schedule cosine", "--schedule constant", "--patience 3"] {
+        let printed = space.works(&format!("train text.txt {given} --dry-run"));
+        let settings: toml::Table = printed.parse().unwrap();
+        assert_eq!(settings["minutes"], 0.0.into(), "{given}");
+        assert!(settings["steps"].as_integer().unwrap() > 100, "{given}: {printed}");
+    }
+}
+
+/// A run in its constant stretch can be stopped and go on, or be given a number of steps; one without a decay ends with a
+/// validation.
+#[test]
+fn a_timed_run_is_resumed_given_steps_and_ended_without_a_decay() {
+    let space = Space::new();
+    let small = "--layers 1 --dim 32 --context 16 --batch 2 --eval-every 50";
+    let mut child = space.command(&format!("train text.txt {small} --minutes 2 --out run")).spawn().unwrap();
+    while space.checkpoints("run").last().is_none_or(|step| *step == 0) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    crate::support::interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(space.settings("run")["minutes"], 2.0.into());
+    let done = *space.checkpoints("run").last().unwrap();
+    space.works(&format!("train --resume --out run --steps {}", done + 7));
+    let settings = space.settings("run");
+    assert_eq!((&settings["minutes"], settings["steps"].as_integer()), (&0.0.into(), Some(done as i64 + 7)));
+
+    space.works(&format!("train text.txt {small} --minutes 0.1 --decay 0 --eval-every 1000000 --out flat"));
+    let (last, steps) = (space.metrics("flat").last().cloned().unwrap(), space.settings("flat")["steps"].as_integer());
+    assert!(last.get("validation_loss").is_some() && last["step"].as_i64() == steps, "{last}");
+}
+
+/// With a preset, with a model to start from, and for a check of one batch.
+#[test]
+fn a_time_goes_with_presets_and_models() {
+    let space = Space::new();
+    space.works("train text.txt --preset quick --layers 1 --minutes 0.1 --out run");
+    assert_eq!(space.settings("run")["minutes"], 0.0.into());
+    space.works("train text.txt --init run --minutes 0.1 --out next");
+    let settings = space.settings("next");
+    assert_eq!((&settings["minutes"], settings["schedule"].as_str()), (&0.0.into(), Some("warmup-stable-decay")));
+    assert!(space.works(&format!("train text.txt {SMALL} --overfit-one-batch --steps 300")).contains("memorised"));
+    space.works("train text.txt --preset quick --tokenizer auto --steps 3 --out auto");
+    assert_eq!(space.settings("auto")["tokenizer"].as_str(), Some("char"));
 }
 
 /// After each validation, unless it is turned off.

@@ -172,10 +172,18 @@ pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
     if let Some(size) = vocabulary(documents.iter().map(Document::len).sum(), work) {
         return TokenizerChoice::Bpe(size);
     }
-    // What cannot be read is refused later.
-    let texts: Vec<String> = documents.iter().filter_map(|document| document.text().ok()).collect();
-    let characters: HashSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
-    if (2..=256).contains(&characters.len()) { TokenizerChoice::Characters } else { TokenizerChoice::Bytes }
+    let mut characters = HashSet::new();
+    for document in documents {
+        match document.text() {
+            Ok(text) => characters.extend(text.chars()),
+            // Refused later, with its place.
+            Err(_) => return TokenizerChoice::Characters,
+        }
+    }
+    match characters.len() {
+        1 | 257.. => TokenizerChoice::Bytes,
+        _ => TokenizerChoice::Characters,
+    }
 }
 
 /// The tokens of a BPE for so many bytes of text and so many floating-point operations; `None` where it does not pay.

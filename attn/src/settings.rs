@@ -327,7 +327,7 @@ mod tests {
         lora-alpha = 32.0
         dropout = 0.1
         steps = 77
-        minutes = 5.0
+        minutes = 0.0
         batch = 7
         shards = 3
         accumulate = 2
@@ -370,12 +370,14 @@ mod tests {
         let mut expected = names.clone();
         expected.remove("init");
         expected.remove("lora");
+        // It cannot be given with patience.
+        expected.remove("minutes");
         assert_eq!(differing(&defaults, &all), expected);
 
         // Without `..`, so that a new one is missed here.
         let options = TrainOptions {
             steps: 77,
-            minutes: 5.0,
+            minutes: 0.0,
             batch: 7,
             context: Some(33),
             shards: 3,

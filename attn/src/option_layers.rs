@@ -13,7 +13,7 @@ use candle_core::Device;
 use toml::{Table, Value};
 
 use super::automatic::{self, TextSize};
-use super::progress::text_progress;
+use super::progress::{rounded, text_progress};
 use super::settings::Settings;
 use super::terminal::note;
 use super::{options, remarks, speed, texts};
@@ -221,22 +221,26 @@ fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<T
 }
 
 /// Sets the number of steps to the one expected, where the time decides on it: what has passed of it since `started` is gone,
-/// and the last validation takes its part.
+/// and validations take their part.
 fn expect_steps(
     settings: &mut Settings,
     config: &ModelConfig,
     corpus: &Corpus,
     (work, started): (f64, Instant),
 ) -> Result<()> {
-    /// A forward pass takes a third of the time of a training step.
-    const FORWARD: f64 = 1.0 / 3.0;
-    if let Some(minutes) = settings.minutes() {
-        let options = settings.train_options()?;
-        let left = (1.0 - started.elapsed().as_secs_f64() / (60.0 * minutes)).max(0.0);
-        let validation = FORWARD * corpus.validation.len() as f64 / (options.batch * options.window_len(config)) as f64;
-        let steps = automatic::affordable_steps(config, &options, left * work) as f64 - validation;
-        settings.set("steps", steps.max(1.0) as i64);
+    /// What is left to train, however long reading has taken.
+    const LEAST: f64 = 0.3;
+    let (Some(minutes), options) = (settings.minutes(), settings.train_options()?) else { return Ok(()) };
+    let seconds = started.elapsed().as_secs_f64();
+    let left = 1.0 - seconds / (60.0 * minutes);
+    if left < LEAST {
+        note(&format!("reading the text took {}: the run will take longer than {minutes} minutes", rounded(seconds)));
     }
+    let steps = automatic::affordable_steps(config, &options, left.max(LEAST) * work) as f64;
+    let validation = options.validation_steps(corpus.validation.len(), options.window_len(config));
+    // By default those before the last take a tenth of the steps at most.
+    let others = options.eval_every.map_or(0.05, |every| validation / every as f64);
+    settings.set("steps", ((steps - validation) / (1.0 + others)).max(1.0) as i64);
     Ok(())
 }
 

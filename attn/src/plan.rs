@@ -135,8 +135,14 @@ pub fn dry_run(
             let steps = if is_timed { warmup_steps + decay_steps } else { options.steps };
             let seconds = start_up + step * steps as f64 + validation * validations as f64;
             let total = rounded(seconds.max(60.0 * options.minutes));
+            // What is chosen rests on the speed of one product, and this on a step.
+            let fitting = (60.0 * options.minutes - start_up - validation * validations as f64) / step;
+            let fitting = match is_timed {
+                true => format!(", {} steps", HumanCount((fitting as u64).max(steps))),
+                false => String::new(),
+            };
             format!(
-                "time: about {total} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
+                "time: about {total}{fitting} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
                 1e3 * step
             )
         }

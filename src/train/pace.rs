@@ -81,11 +81,10 @@ impl Pace {
         trainer.steps_done() + (steps as u64).max(trainer.options().lr_schedule().decay_steps)
     }
 
-    /// A forward pass takes about a third of the time of a training step.
     fn validation_seconds(&self, trainer: &Trainer, step: f64) -> f64 {
         let (options, tokens) = (trainer.options(), trainer.corpus().validation.len());
-        let trained = options.batch * options.window_len(trainer.config());
-        self.validation.seconds().unwrap_or(tokens as f64 / (3 * trained) as f64 * step)
+        let steps = options.validation_steps(tokens, options.window_len(trainer.config()));
+        self.validation.seconds().unwrap_or(steps * step)
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::frozen_base::FrozenBase;
 use super::run_dir::{CheckpointState, Latest, tensors};
 use super::trainer::audit_of;
-use super::{RunDir, Trainer, settings_file};
+use super::{RunDir, TrainOptions, Trainer, settings_file};
 use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
 use crate::model::{ModelConfig, own_adapter};
 use crate::nn::Parameters;
@@ -31,17 +31,13 @@ pub fn resume(
 ) -> Result<(Trainer, RunDir, Vec<Error>)> {
     let Latest { state: CheckpointState { trainer: state, metrics_bytes, seconds }, mut tensors, damaged, lock } =
         RunDir::latest(root, device)?;
-    let (settings, options) = settings_file::read(&root.join("training"), changes)?;
+    let (settings, mut options) = settings_file::read(&root.join("training"), changes)?;
+    if changes.contains_key("minutes") {
+        let (_, saved) = settings_file::read(&root.join("training"), &toml::Table::new())?;
+        options = with_time(options, &saved, state.step, seconds)?;
+    }
     if options.last_step() < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
-    }
-    if changes.contains_key("minutes") && 60.0 * options.minutes <= seconds {
-        bail_option!(
-            "minutes",
-            "expected more than the {:.2} that the run has taken, got {}",
-            seconds / 60.0,
-            options.minutes
-        );
     }
     let (config, base) = model_files(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");
@@ -58,6 +54,29 @@ pub fn resume(
     }
     let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
     Ok((trainer, run, damaged))
+}
+
+/// The options of a run that gets another time, after so many steps and seconds: the lengths of warm-up and average stay, and
+/// the decay is the same part of the steps that are expected now, as far as there is time for it.
+fn with_time(options: TrainOptions, saved: &TrainOptions, step: u64, seconds: f64) -> Result<TrainOptions> {
+    let is_settled = saved.minutes == 0.0;
+    if is_settled && step < saved.steps {
+        bail_option!("minutes", "its decay has begun, so that the run has {} steps; --steps changes that", saved.steps);
+    }
+    let left = 60.0 * options.minutes - seconds;
+    if left <= 0.0 {
+        let (taken, minutes) = (seconds / 60.0, options.minutes);
+        bail_option!("minutes", "expected more than the {taken:.2} that the run has taken, got {minutes}");
+    }
+    if step == 0 || options.minutes == saved.minutes {
+        return Ok(options);
+    }
+    let steps_left = step as f64 / seconds * left;
+    let steps = step as f64 + steps_left;
+    let same = |fraction: f64| (fraction * saved.steps as f64 / steps).min(1.0);
+    let (warmup, average) = (same(options.warmup), same(options.average));
+    let decay = options.decay.min(steps_left / steps);
+    Ok(TrainOptions { steps: steps as u64, warmup, average, decay, ..options })
 }
 
 /// The configuration of the model of the run in `root` and, if the run trains adapters, the model below them, whose weights
@@ -127,4 +146,34 @@ fn restore(trainer: &mut Trainer, saved: &mut BTreeMap<String, Tensor>) -> Resul
         }
     }
     Ok(trainer.optimizer.restore(saved)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_time_is_another_number_of_steps_and_as_much_of_a_decay() {
+        let saved =
+            TrainOptions { steps: 1000, minutes: 5.0, warmup: 0.1, decay: 0.6, average: 0.15, ..Default::default() };
+        let with = |saved: &TrainOptions, minutes: f64, step, seconds| {
+            with_time(TrainOptions { minutes, ..saved.clone() }, saved, step, seconds)
+        };
+        // 200 steps in 50 s: 480 in two minutes, 280 of which are left.
+        let options = with(&saved, 2.0, 200, 50.0).unwrap();
+        assert_eq!((options.steps, options.minutes, options.warmup), (480, 2.0, 100.0 / 480.0));
+        assert_eq!((options.decay, options.average), (280.0 / 480.0, 150.0 / 480.0));
+        let options = with(&saved, 10.0, 200, 50.0).unwrap();
+        assert_eq!((options.steps, options.decay), (2400, 0.6));
+        assert_eq!(with(&saved, 5.0, 200, 50.0).unwrap(), saved, "the same time changes nothing");
+        let settled = TrainOptions { minutes: 0.0, ..saved.clone() };
+        assert!(with(&settled, 2.0, 1000, 60.0).is_ok());
+        for (saved, minutes, step, expected) in [
+            (&saved, 0.8, 200, "minutes: expected more than the 0.83 that the run has taken, got 0.8"),
+            (&settled, 2.0, 999, "minutes: its decay has begun, so that the run has 1000 steps; --steps changes that"),
+        ] {
+            let error = with(saved, minutes, step, 50.0).unwrap_err().to_string();
+            assert_eq!(error, expected);
+        }
+    }
 }

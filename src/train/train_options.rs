@@ -165,6 +165,9 @@ impl Default for TrainOptions {
     }
 }
 
+/// The part of the time of a training step that a forward pass takes.
+const FORWARD: f64 = 1.0 / 3.0;
+
 impl TrainOptions {
     /// The learning rate over the steps.
     pub fn lr_schedule(&self) -> LrSchedule {
@@ -228,10 +231,15 @@ impl TrainOptions {
         BatchSampler { separator, ..BatchSampler::new(self.seed, self.batch, self.window_len(config)) }
     }
 
+    /// The steps that take as long as a validation of `tokens` tokens, about; `context_len` tokens are a sequence.
+    pub fn validation_steps(&self, tokens: usize, context_len: usize) -> f64 {
+        /// A step of fewer tokens is hardly faster.
+        const FEWEST: usize = 256;
+        FORWARD * tokens as f64 / (self.batch * context_len).max(FEWEST) as f64
+    }
+
     /// Steps between validations of `tokens` tokens each, with sequences of `context_len` tokens.
     pub fn eval_interval(&self, tokens: usize, context_len: usize) -> u64 {
-        /// A forward pass takes a third of the time of a training step.
-        const FORWARD: f64 = 1.0 / 3.0;
         let trained = self.steps as f64 * self.batch as f64 * context_len as f64;
         let affordable = 0.1 * trained / (FORWARD * tokens as f64);
         let before_the_last = affordable.min(4.0) as u64;
@@ -296,7 +304,11 @@ impl TrainOptions {
             bail_option!("minutes", "expected schedule warmup-stable-decay, which can begin its decay at any step");
         }
         if self.minutes > 0.0 && self.patience > 0 {
-            bail_option!("patience", "expected 0 for a run of a given time, got {}", self.patience);
+            bail_option!(
+                "patience",
+                "expected 0 for a run of a given time, or a number of steps, got {}",
+                self.patience
+            );
         }
         if self.schedule == Schedule::WarmupStableDecay && self.warmup + self.decay > 1.0 {
             bail_option!("warmup", "expected at most 1 together with decay, got {} and {}", self.warmup, self.decay);

@@ -16,7 +16,7 @@ fn bad_input_is_one_line_and_leaves_nothing_behind() {
         ("train empty.txt", "empty.txt, got an empty file"),
         ("train short.txt --tokenizer byte", "expected a training text of at least 2 tokens, got 1"),
         ("train latin1.txt", "latin1.txt: expected utf-8"),
-        ("train same.txt", "expected a text of at least two different tokens"),
+        ("train same.txt --tokenizer char", "expected a text of at least two different tokens"),
         ("train text.txt --batch 16000000 --context 100", "MB of memory, and there are"),
         ("train text.txt --dim 1000000 --heads 1", "MB of memory, and there are"),
         ("train text.txt --preset llama --dim 1000000 --heads 2", "MB of memory, and there are"),

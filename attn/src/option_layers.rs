@@ -151,7 +151,7 @@ impl OptionLayers {
                 && !path.exists()
             {
                 bail!(
-                    "--tokenizer: expected char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                    "--tokenizer: expected auto, char, byte, bpe:N or the path of a tokenizer.json, got {}",
                     path.display()
                 );
             }

@@ -167,18 +167,12 @@ fn follow(
     if trainer.lora().is_none() {
         note_excused(trainer.config());
     }
-    let length = match trainer.options() {
-        TrainOptions { minutes, steps, .. } if *minutes > 0.0 => {
-            let left = (60.0 * minutes - run.seconds()).max(0.0);
-            if trainer.steps_done() == 0 {
-                format!("for {}, about {steps} steps", rounded(left))
-            } else {
-                format!("for {}", rounded(left))
-            }
-        }
-        options => format!("of {}", options.steps),
+    let time = match trainer.options().minutes {
+        0.0 => String::new(),
+        minutes => format!(" for {}", rounded((60.0 * minutes - run.seconds()).max(0.0))),
     };
-    note(&format!("{} from step {} {length}", one_line(&root.display().to_string()), trainer.steps_done()));
+    let (name, of) = (one_line(&root.display().to_string()), of_steps(trainer.options()));
+    note(&format!("{name} from step {}{of}{time}", trainer.steps_done()));
     let mut progress = Progress::new(&trainer);
     Stage::Training.enter();
     let outcome = train(&mut trainer, Some(&mut run), &mut |event| {
@@ -191,11 +185,7 @@ fn follow(
     });
     Stage::Saved.enter();
     let Progress { times, .. } = progress;
-    // While the time is to decide on it, the number of steps is not known.
-    let of = match trainer.options() {
-        options if options.minutes > 0.0 => String::new(),
-        options => format!(" of {}", options.steps),
-    };
+    let of = of_steps(trainer.options());
     let step = trainer.steps_done();
     let resume = format!("attn train --resume --out {}", quoted(&root));
     match outcome {
@@ -222,6 +212,11 @@ fn follow(
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The number of steps of a run, which is not known while the time is to decide on it.
+fn of_steps(options: &TrainOptions) -> String {
+    if options.minutes > 0.0 { String::new() } else { format!(" of {}", options.steps) }
 }
 
 /// Lists the tensors that the gradient audit excuses, by reason.

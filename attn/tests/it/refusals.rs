@@ -77,7 +77,7 @@ fn bad_input_to_a_trained_model_is_one_line() {
         ("train text.txt --resume --out run", "TEXT cannot be given with --resume"),
         ("train --resume --out run --batch 3", "--batch: cannot be changed when resuming"),
         ("train text.txt --init run --context 17", "--context: expected at most 16, the model's own, got 17"),
-        ("train text.txt --tokenizer nowhere", "--tokenizer: expected char, byte, bpe:N"),
+        ("train text.txt --tokenizer nowhere", "--tokenizer: expected auto, char, byte, bpe:N"),
         ("train text.txt --tokenizer bpe:2", "--tokenizer: expected a bpe of 256"),
         ("train text.txt --dim 30 --head-dim 4", "--dim: expected a multiple of --head-dim 4, got 30"),
         ("train - --validation -", "--validation: expected other texts than standard input"),

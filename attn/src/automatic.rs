@@ -24,7 +24,7 @@ pub const MINUTES: f64 = 1.0;
 pub const USUAL_WORK: f64 = 3e13;
 
 /// Tokens to train on for each weight.
-const TOKENS_PER_WEIGHT: f64 = 1.5;
+const TOKENS_PER_WEIGHT: f64 = 2.0;
 
 /// More weights for each token of the text only learn it by heart.
 const MAX_WEIGHTS_PER_TOKEN: f64 = 10.0;

@@ -38,6 +38,8 @@ pub struct Source {
     base: Option<(ModelConfig, Tokenizer)>,
     /// The floating-point operations that fit into the time of the run.
     work: f64,
+    /// The minutes of the run, if they decide on its sizes.
+    minutes: Option<f64>,
 }
 
 /// All that a run starts from.
@@ -139,12 +141,9 @@ impl OptionLayers {
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
-        let is_chosen = self.preset.is_none() && settings.init().is_none();
-        let is_timed = settings.minutes().is_some() || is_chosen && !self.sets("steps");
-        let work = match is_timed {
-            true => 60.0 * settings.minutes().unwrap_or(automatic::MINUTES) * speed::flops()?,
-            false => automatic::USUAL_WORK,
-        };
+        let is_chosen = self.preset.is_none() && settings.init().is_none() && !self.sets("steps");
+        let minutes = settings.minutes().or(Some(automatic::MINUTES).filter(|_| is_chosen));
+        let work = minutes.map_or(Ok(automatic::USUAL_WORK), |minutes| anyhow::Ok(60.0 * minutes * speed::flops()?))?;
         if settings.init().is_none() {
             let tokenizer = tokenizer(&settings, &documents, work)?;
             if let TokenizerChoice::File(path) = &tokenizer
@@ -167,13 +166,16 @@ impl OptionLayers {
         }
         let tokenizer = base.as_ref().map(|(_, tokenizer)| tokenizer).or(made.as_ref());
         needed_chat_template(documents.iter().chain(&held_out), tokenizer)?;
-        Ok(Source { settings, documents, held_out, base, work })
+        Ok(Source { settings, documents, held_out, base, work, minutes })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { mut settings, mut documents, held_out, base, work } = source;
+        let Source { mut settings, mut documents, held_out, base, work, minutes } = source;
         let started = Instant::now();
+        // What is left of the work once the text has been read.
+        let left =
+            |work: f64| work * minutes.map_or(1.0, |minutes| time_left(minutes, started.elapsed().as_secs_f64()));
         let (progress, device) = (&mut text_progress(), &Device::Cpu);
         if let Some((init, (mut config, tokenizer))) = settings.init().zip(base) {
             config.dropout = settings.dropout().unwrap_or(config.dropout);
@@ -184,7 +186,7 @@ impl OptionLayers {
             note_missing_separator(&documents, &corpus);
             remarks::note_in_training(&corpus.remarks);
             let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
-            expect_steps(&mut settings, &config, &corpus, (work, started))?;
+            expect_steps(&mut settings, &config, &corpus, left(work))?;
             let options = settings.train_options()?;
             let trainer = match base {
                 Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
@@ -203,12 +205,13 @@ impl OptionLayers {
         }
         note_missing_separator(&documents, &corpus);
         remarks::note_in_training(&corpus.remarks);
+        let work = left(work);
         settings = self.settings(Some((&TextSize::new(&corpus, tokenizer.vocab_size()), work)))?;
         settings.set("tokenizer", choice.to_string());
         let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
-        expect_steps(&mut settings, &config, &corpus, (work, started))?;
+        expect_steps(&mut settings, &config, &corpus, work)?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
@@ -220,26 +223,27 @@ fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<T
     Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(documents, work)))
 }
 
-/// Sets the number of steps to the one expected, where the time decides on it: what has passed of it since `started` is gone,
-/// and validations take their part.
-fn expect_steps(
-    settings: &mut Settings,
-    config: &ModelConfig,
-    corpus: &Corpus,
-    (work, started): (f64, Instant),
-) -> Result<()> {
+/// The part of the minutes of a run that is left after so many seconds of reading, with a note if it is too small.
+fn time_left(minutes: f64, seconds: f64) -> f64 {
     /// What is left to train, however long reading has taken.
     const LEAST: f64 = 0.3;
-    let (Some(minutes), options) = (settings.minutes(), settings.train_options()?) else { return Ok(()) };
-    let seconds = started.elapsed().as_secs_f64();
     let left = 1.0 - seconds / (60.0 * minutes);
     if left < LEAST {
         note(&format!("reading the text took {}: the run will take longer than {minutes} minutes", rounded(seconds)));
     }
-    let steps = automatic::affordable_steps(config, &options, left.max(LEAST) * work) as f64;
+    left.max(LEAST)
+}
+
+/// Sets the number of steps to the one expected, where the time decides on it: validations take their part of the work.
+fn expect_steps(settings: &mut Settings, config: &ModelConfig, corpus: &Corpus, work: f64) -> Result<()> {
+    if settings.minutes().is_none() {
+        return Ok(());
+    }
+    let options = settings.train_options()?;
     let validation = options.validation_steps(corpus.validation.len(), options.window_len(config));
     // By default those before the last take a tenth of the steps at most.
     let others = options.eval_every.map_or(0.05, |every| validation / every as f64);
+    let steps = automatic::affordable_steps(config, &options, work) as f64;
     settings.set("steps", ((steps - validation) / (1.0 + others)).max(1.0) as i64);
     Ok(())
 }

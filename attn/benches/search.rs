@@ -11,7 +11,7 @@
 //! A run takes one thread, and two run side by side. A time is that of the processor, with reading the text and learning its
 //! tokens, so that little depends on what else runs. The validation part chooses; the figure is that of a part of the text
 //! that neither training nor choosing saw. Results are appended to `search.jsonl` beside this program, from which a search
-//! goes on where it stopped; the table is of all that is there.
+//! goes on where it stopped; the table, at the start and at the end, is of all that is there.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -82,6 +82,7 @@ fn main() -> Result<()> {
                 Some((seed, names)) if seed.parse::<u64>().is_ok() => (seed.parse()?, names),
                 _ => (1, more),
             };
+            print_table(&read(Path::new(RESULTS))?);
             let search = Search { folder: folder.into(), seed, lines: Mutex::new(read(Path::new(RESULTS))?) };
             let texts = search.texts(names)?;
             for rounds in 1..=ROUNDS.len() + 1 {
@@ -271,6 +272,9 @@ fn print_table(lines: &[Line]) {
             best.score.test
         );
         regrets.push(regret);
+    }
+    if regrets.is_empty() {
+        return;
     }
     let worst = regrets.iter().fold(0.0, |worst: f64, &regret| worst.max(regret));
     println!("\nmedian {:.1} %, worst {worst:.1} %", timing::median(regrets));

@@ -30,6 +30,8 @@ use toml::Table;
 mod allocator;
 #[path = "../../benches/support/args.rs"]
 mod args;
+#[path = "../src/model_sizes.rs"]
+mod model_sizes;
 #[path = "support/point.rs"]
 mod point;
 #[path = "support/recipes.rs"]
@@ -82,8 +84,9 @@ fn main() -> Result<()> {
                 Some((seed, names)) if seed.parse::<u64>().is_ok() => (seed.parse()?, names),
                 _ => (1, more),
             };
-            print_table(&read(Path::new(RESULTS))?);
-            let search = Search { folder: folder.into(), seed, lines: Mutex::new(read(Path::new(RESULTS))?) };
+            let lines = read(Path::new(RESULTS))?;
+            print_table(&lines);
+            let search = Search { folder: folder.into(), seed, lines: Mutex::new(lines) };
             let texts = search.texts(names)?;
             for rounds in 1..=ROUNDS.len() + 1 {
                 texts.iter().try_for_each(|text| search.search(text, rounds))?;
@@ -97,7 +100,8 @@ fn main() -> Result<()> {
 /// The fingerprint of the rules of the automatic choice.
 fn rules() -> u64 {
     let mut hasher = DefaultHasher::new();
-    (include_str!("../src/automatic.rs"), include_str!("../src/presets/automatic.toml")).hash(&mut hasher);
+    let rules = [include_str!("../src/automatic.rs"), include_str!("../src/model_sizes.rs")];
+    (rules, include_str!("../src/presets/automatic.toml")).hash(&mut hasher);
     hasher.finish()
 }
 

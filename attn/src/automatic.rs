@@ -13,6 +13,7 @@ use candle_attention::text::{Corpus, Document, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions};
 use toml::{Table, Value};
 
+use super::model_sizes::{HEAD_DIM, SIZES};
 use super::options;
 use super::settings::Settings;
 
@@ -38,13 +39,6 @@ const MAX_DROPOUT: f64 = 0.3;
 
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
-
-/// Channels of a head.
-const HEAD_DIM: i64 = 32;
-
-/// Channels and layers of models, from small to large.
-const SIZES: [[i64; 2]; 11] =
-    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8], [512, 8]];
 
 /// The length of a text in tokens.
 #[derive(Clone, Copy, Debug)]
@@ -77,10 +71,11 @@ impl TextSize {
 
     /// The recipe for this text and so many floating-point operations.
     pub fn recipe(&self, work: f64) -> Result<Table> {
-        let mut recipe = self.sized(SIZES[0])?;
+        let (base, free) = (base()?, Memory::now().available as f64);
+        let mut recipe = self.sized(&base, SIZES[0]);
         for sizes in &SIZES[1..] {
-            let larger = self.sized(*sizes)?;
-            if self.is_affordable(&larger, work)? {
+            let larger = self.sized(&base, *sizes);
+            if self.is_affordable(&larger, work, free)? {
                 recipe = larger;
             }
         }
@@ -101,8 +96,8 @@ impl TextSize {
     }
 
     /// The recipe with a model of this many channels and layers.
-    fn sized(&self, [dim, layers]: [i64; 2]) -> Result<Table> {
-        let mut recipe = base()?;
+    fn sized(&self, base: &Table, [dim, layers]: [i64; 2]) -> Table {
+        let mut recipe = base.clone();
         let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
         let tokens = 16 * dim.max(64);
         for (name, value) in [
@@ -114,14 +109,15 @@ impl TextSize {
         ] {
             set(&mut recipe, name, value);
         }
-        Ok(recipe)
+        recipe
     }
 
-    /// Whether there is enough work for a recipe to train on the tokens that its weights need, and enough text and memory.
-    fn is_affordable(&self, recipe: &Table, work: f64) -> Result<bool> {
+    /// Whether there is enough work for a recipe to train on the tokens that its weights need, enough text, and
+    /// `free` bytes of memory enough.
+    fn is_affordable(&self, recipe: &Table, work: f64, free: f64) -> Result<bool> {
         let settings = Settings::merged(&[recipe])?;
         let config = settings.model_config(self.vocab_size, None)?;
-        let (parameters, free) = (config.parameter_count() as f64, Memory::now().available as f64);
+        let parameters = config.parameter_count() as f64;
         if parameters > MAX_WEIGHTS_PER_TOKEN * self.train || BYTES_PER_WEIGHT * parameters > free {
             return Ok(false);
         }

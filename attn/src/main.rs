@@ -13,6 +13,7 @@ mod eval;
 mod example;
 mod generate;
 mod inspect;
+mod model_sizes;
 mod option_layers;
 mod options;
 mod out_file;

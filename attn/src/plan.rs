@@ -57,7 +57,7 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
 pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> String {
     let tokens = options.steps.saturating_mul((options.batch * options.window_len(config)) as u64);
     let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
-    let about = if options.minutes > 0.0 { "about " } else { "" };
+    let about = if options.is_timed() { "about " } else { "" };
     format!(
         "recipe: {about}{} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
         HumanCount(options.steps),
@@ -131,13 +131,12 @@ pub fn dry_run(
             let validations =
                 options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
             let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
-            let is_timed = options.minutes > 0.0;
-            let steps = if is_timed { warmup_steps + decay_steps } else { options.steps };
+            let steps = if options.is_timed() { warmup_steps + decay_steps } else { options.steps };
             let seconds = start_up + step * steps as f64 + validation * validations as f64;
             let total = rounded(seconds.max(60.0 * options.minutes));
             // What is chosen rests on the speed of one product, and this on a step.
             let fitting = (60.0 * options.minutes - start_up - validation * validations as f64) / step;
-            let fitting = match is_timed {
+            let fitting = match options.is_timed() {
                 true => format!(", {} steps", HumanCount((fitting as u64).max(steps))),
                 false => String::new(),
             };

@@ -216,7 +216,7 @@ fn follow(
 
 /// The number of steps of a run, which is not known while the time is to decide on it.
 fn of_steps(options: &TrainOptions) -> String {
-    if options.minutes > 0.0 { String::new() } else { format!(" of {}", options.steps) }
+    if options.is_timed() { String::new() } else { format!(" of {}", options.steps) }
 }
 
 /// Lists the tensors that the gradient audit excuses, by reason.

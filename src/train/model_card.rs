@@ -135,7 +135,7 @@ fn recipe(trainer: &Trainer) -> String {
 
 fn losses(trainer: &Trainer) -> String {
     let (corpus, done, steps) = (trainer.corpus(), trainer.steps_done(), trainer.options().steps);
-    let of = if trainer.options().minutes > 0.0 { String::new() } else { format!(" of {steps}") };
+    let of = if trainer.options().is_timed() { String::new() } else { format!(" of {steps}") };
     let trained = format!("Trained for {done}{of} steps.");
     match trainer.best() {
         Some(best) => {

@@ -61,7 +61,8 @@ impl Pace {
     /// The seconds that are left, if the time is to decide on the number of steps: those of `run` count from its creation.
     pub(super) fn seconds_left(&self, trainer: &Trainer, run: Option<&RunDir>) -> Option<f64> {
         let passed = run.map_or(self.begun.elapsed().as_secs_f64(), RunDir::seconds);
-        Some(60.0 * trainer.options().minutes - passed).filter(|_| trainer.options().minutes > 0.0)
+        let options = trainer.options();
+        options.is_timed().then_some(60.0 * options.minutes - passed)
     }
 
     /// Whether the decay has to begin now for the run to end in `left` seconds.

@@ -59,8 +59,7 @@ pub fn resume(
 /// The options of a run that gets another time, after so many steps and seconds: the lengths of warm-up and average stay, and
 /// the decay is the same part of the steps that are expected now, as far as there is time for it.
 fn with_time(options: TrainOptions, saved: &TrainOptions, step: u64, seconds: f64) -> Result<TrainOptions> {
-    let is_settled = saved.minutes == 0.0;
-    if is_settled && step < saved.steps {
+    if !saved.is_timed() && step < saved.steps {
         bail_option!("minutes", "its decay has begun, so that the run has {} steps; --steps changes that", saved.steps);
     }
     let left = 60.0 * options.minutes - seconds;

@@ -186,9 +186,14 @@ impl TrainOptions {
         step.min(self.part(self.average))
     }
 
+    /// Whether the time is still to decide on the number of steps.
+    pub fn is_timed(&self) -> bool {
+        self.minutes > 0.0
+    }
+
     /// The last step, which has no number while the time is to decide on it.
     pub(super) fn last_step(&self) -> u64 {
-        if self.minutes > 0.0 { u64::MAX } else { self.steps }
+        if self.is_timed() { u64::MAX } else { self.steps }
     }
 
     /// These options for a run that decays from step `step` on, after which they no longer depend on the time: all lengths in
@@ -300,10 +305,10 @@ impl TrainOptions {
                 bail_option!(name, "expected a number {allowed}, got {value:?}");
             }
         }
-        if self.minutes > 0.0 && self.schedule != Schedule::WarmupStableDecay {
+        if self.is_timed() && self.schedule != Schedule::WarmupStableDecay {
             bail_option!("minutes", "expected schedule warmup-stable-decay, which can begin its decay at any step");
         }
-        if self.minutes > 0.0 && self.patience > 0 {
+        if self.is_timed() && self.patience > 0 {
             bail_option!(
                 "patience",
                 "expected 0 for a run of a given time, or a number of steps, got {}",

@@ -4,12 +4,8 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use toml::{Table, Value};
 
-/// Channels of a head.
-const HEAD_DIM: i64 = 32;
+use crate::model_sizes::{HEAD_DIM, SIZES};
 
-/// Channels and layers, from small to large, as in `src/automatic.rs`.
-const SIZES: [[i64; 2]; 11] =
-    [[32, 2], [64, 2], [64, 3], [96, 3], [128, 4], [192, 4], [192, 6], [256, 6], [320, 8], [384, 8], [512, 8]];
 const TOKENIZERS: [&str; 9] =
     ["char", "byte", "bpe:512", "bpe:1024", "bpe:2048", "bpe:4096", "bpe:8192", "bpe:16384", "bpe:32768"];
 const CONTEXTS: [i64; 4] = [64, 128, 256, 512];

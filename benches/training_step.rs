@@ -6,9 +6,8 @@
 //! `-- A` measures that row alone. Without the variable there are no torch columns; torch.compile also needs a C++ compiler. If
 //! `CANDLE_ATTENTION_OTHER_BUILD` is set to the program of this bench built with other flags, it adds a column.
 //!
-//! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is 6 *
-//! (weights of the matrix products, a tied head counted once) * B * T floating-point operations, and 7 * L * B * T^2 *
-//! C for causal attention, at the rate that `gemm` reaches on large matrices in the same round.
+//! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is that of
+//! `support/flops.rs`, at the rate that `gemm` reaches on large matrices in the same round.
 
 use anyhow::{Context, Result, bail};
 use candle_attention::model::ModelConfig;
@@ -25,11 +24,12 @@ mod support {
     pub mod composed;
     pub mod composed_attention;
     pub mod contest;
+    pub mod flops;
     pub mod peer;
     pub mod rivals;
     pub mod timing;
 }
-use support::{args, arithmetic, composed::Composed, contest::Contest, peer, rivals, timing};
+use support::{args, arithmetic, composed::Composed, contest::Contest, flops::flops, peer, rivals, timing};
 
 /// A model and a batch: L, H, C, T and B; steps per turn, and turns.
 struct Row {
@@ -154,14 +154,4 @@ fn trainer(config: &ModelConfig, batch: usize, precision: Precision) -> Result<T
         prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
     let options = TrainOptions { batch, shards: peer::threads(), precision, ..Default::default() };
     Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
-}
-
-/// Floating-point operations of a step.
-fn flops(config: &ModelConfig, batch_size: usize) -> f64 {
-    let matrices =
-        config.parameters().into_iter().filter(|(name, shape)| shape.len() == 2 && !name.starts_with("position"));
-    let weights: usize = matrices.map(|(_, shape)| shape[0] * shape[1]).sum();
-    let (b, t, c, l) =
-        (batch_size as f64, config.context_len as f64, config.embed_dim as f64, config.num_layers as f64);
-    6.0 * weights as f64 * b * t + 7.0 * l * b * t * t * c
 }

@@ -1,0 +1,120 @@
+//! An hour of training a model of 17 million weights on a large text: speed, memory and loss, from its first tenth to its last.
+//!
+//!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
+//!
+//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
+//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the arithmetic limit is that of
+//! `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices before the run and after it. A spike would
+//! be a loss far above the mean of the 50 before it. Memory is the most that was resident, once a second.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use candle_attention::generate::Pipeline;
+use serde_json::Value;
+use sysinfo::{Pid, ProcessesToUpdate, System};
+use toml::Table;
+
+#[path = "../src/allocator.rs"]
+mod allocator;
+#[path = "../../benches/support/args.rs"]
+mod args;
+#[path = "../../benches/support/arithmetic.rs"]
+mod arithmetic;
+#[path = "../../benches/support/flops.rs"]
+mod flops;
+#[path = "../../benches/support/timing.rs"]
+#[allow(dead_code)]
+mod timing;
+#[path = "support/training.rs"]
+#[allow(dead_code)]
+mod training;
+
+const MINUTES: &str = "60";
+const MODEL: [&str; 8] = ["--tokenizer", "bpe:4096", "--layers", "8", "--heads", "6", "--head-dim", "64"];
+const ROWS: usize = 10;
+/// Losses with whose mean the next one is compared.
+const BEFORE: usize = 50;
+
+fn main() -> Result<()> {
+    allocator::keep_freed_memory();
+    let (_, args) = args::read();
+    let space = tempfile::tempdir()?;
+    let run = space.path().join("run");
+    let Some(text) = args.first() else {
+        let text = training::rehearsal(space.path())?;
+        return report(
+            &text,
+            &["--steps", "80", "--batch", "2", "--context", "16", "--dim", "32", "--layers", "1"],
+            &run,
+        );
+    };
+    let minutes = args.get(1).map_or(MINUTES, |minutes| minutes);
+    report(Path::new(text), &[&MODEL[..], &["--minutes", minutes]].concat(), &run)
+}
+
+/// Trains with these options, and prints the table.
+fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
+    // Milliseconds of a billion operations.
+    let before = arithmetic::limit_ms(1e9);
+    let memory = train(text, options, run)?;
+    let limit_ms = f64::midpoint(before, arithmetic::limit_ms(1e9));
+    let settings: Table = std::fs::read_to_string(run.join("training/settings.toml"))?.parse()?;
+    let batch = settings["batch"].as_integer().context("expected a batch")? as usize;
+    let (config, _) = Pipeline::open_config(run)?;
+    let tokens = (batch * config.context_len) as f64;
+    let limit = tokens * 1e12 / (flops::flops(&config, batch) * limit_ms);
+    let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl"))?;
+    let all = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let steps: Vec<&Value> = all.iter().filter(|line| line["loss"].is_number()).collect();
+    let number = |line: &Value, name| line[name].as_f64().unwrap_or(f64::NAN);
+    let losses: Vec<f64> = steps.iter().map(|line| number(line, "loss")).collect();
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+
+    println!("{} parameters, {batch} sequences of {} tokens", config.parameter_count(), config.context_len);
+    println!("| minute | step | mean loss | highest above the {BEFORE} before, % | tokens/s | of the limit | MiB |");
+    println!("|{}", "---|".repeat(7));
+    for row in 1..=ROWS {
+        let at = |row: usize| (steps.len() - 1) * row / ROWS;
+        let (from, to) = (at(row - 1), at(row));
+        let [first, last] = [from, to].map(|i| number(steps[i], "seconds"));
+        let learned = (number(steps[to], "step") - number(steps[from], "step")) * tokens;
+        let excess = |i: usize| losses[i] / mean(&losses[i.saturating_sub(BEFORE)..i]) - 1.0;
+        let highest = (from + 1..=to).filter(|&i| i >= BEFORE).map(excess).fold(f64::NAN, f64::max);
+        let rate = learned / (last - first);
+        let here = memory.iter().filter(|(second, _)| (first..=last).contains(second));
+        println!(
+            "| {:.1} | {} | {:.3} | {:.1} | {rate:.0} | {:.2} | {:.0} |",
+            last / 60.0,
+            number(steps[to], "step"),
+            mean(&losses[from + 1..=to]),
+            100.0 * highest,
+            rate / limit,
+            here.map(|sample| sample.1).fold(f64::NAN, f64::max)
+        );
+    }
+    let validations = all.iter().map(|line| number(line, "validation_bits_per_byte")).filter(|bits| !bits.is_nan());
+    let validations: Vec<String> = validations.map(|bits| format!("{bits:.4}")).collect();
+    println!("\nbits per byte of the validation part: {}", validations.join(", "));
+    Ok(())
+}
+
+/// Trains in a process of its own, and gives its resident memory in MiB at so many seconds since its start.
+fn train(text: &Path, options: &[&str], run: &Path) -> Result<Vec<(f64, f64)>> {
+    let mut command = training::command("auto");
+    command.args(options).arg("--out").arg(run).arg(text).stdout(Stdio::null()).stderr(Stdio::null());
+    let (begun, mut child) = (Instant::now(), command.spawn()?);
+    let (mut system, id, mut memory) = (System::new()?, Pid::from_u32(child.id()), vec![]);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "attn train: {status}");
+            return Ok(memory);
+        }
+        system.refresh_processes(ProcessesToUpdate::Some(&[id]), true);
+        let bytes = system.process(id).map_or(0, |process| process.memory());
+        memory.push((begun.elapsed().as_secs_f64(), bytes as f64 / f64::from(1 << 20)));
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}

@@ -9,11 +9,8 @@
 //! A turn is the median of some steps after an uncounted one, a figure the median of the turns. The arithmetic is that of
 //! `support/flops.rs`, at the rate that `gemm` reaches on large matrices in the same round.
 
-use anyhow::{Context, Result, bail};
-use candle_attention::model::ModelConfig;
-use candle_attention::text::{Document, IdsStore, TextOptions, Validation, prepare};
-use candle_attention::train::{Precision, TrainOptions, Trainer};
-use candle_core::Device;
+use anyhow::{Context, Result};
+use candle_attention::train::Precision;
 
 #[path = "../attn/src/allocator.rs"]
 mod allocator;
@@ -27,24 +24,11 @@ mod support {
     pub mod flops;
     pub mod peer;
     pub mod rivals;
+    pub mod steps;
     pub mod timing;
 }
-use support::{args, arithmetic, composed::Composed, contest::Contest, flops::flops, peer, rivals, timing};
-
-/// A model and a batch: L, H, C, T and B; steps per turn, and turns.
-struct Row {
-    name: &'static str,
-    architecture: &'static str,
-    sizes: [usize; 5],
-    steps: usize,
-    turns: usize,
-}
-
-const CPU: Row = Row { name: "A: ", architecture: "gpt2", sizes: [4, 4, 128, 64, 12], steps: 20, turns: 9 };
-const BABY: Row = Row { name: "B: ", architecture: "gpt2", sizes: [6, 6, 384, 256, 8], steps: 3, turns: 7 };
-/// A llama of SmolLM2-135M's shape, of one sequence.
-const SMOL: Row = Row { name: "C: ", architecture: "llama", sizes: [30, 9, 576, 128, 1], steps: 1, turns: 7 };
-const TINY: Row = Row { name: "", architecture: "gpt2", sizes: [2, 2, 8, 16, 3], steps: 1, turns: 1 };
+use support::steps::{BABY, CPU, Row, SMOL, TINY, config, median_ms, trainer};
+use support::{args, arithmetic, composed::Composed, contest::Contest, flops::flops, peer, rivals};
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
@@ -96,24 +80,6 @@ fn contest(row: &Row) -> Result<Contest> {
     Ok(contest)
 }
 
-/// The configuration of a row.
-fn config(architecture: &str, sizes: &[usize]) -> Result<(ModelConfig, usize)> {
-    let &[num_layers, num_heads, embed_dim, context_len, batch_size] = sizes else {
-        bail!("expected five sizes, got {}", sizes.len());
-    };
-    let sized = |config: ModelConfig| ModelConfig { num_layers, num_heads, embed_dim, context_len, ..config };
-    let config = match architecture {
-        "gpt2" => ModelConfig { hidden_dim: 4 * embed_dim, ..sized(ModelConfig::gpt2(65)) },
-        _ => ModelConfig {
-            hidden_dim: 8 * embed_dim / 3,
-            num_kv_heads: Some(num_heads / 3),
-            tie_embeddings: true,
-            ..sized(ModelConfig::llama(49152))
-        },
-    };
-    Ok((config, batch_size))
-}
-
 /// Answers as the side: to a number of steps with their median in milliseconds.
 fn serve(side: &str) -> Result<()> {
     let (name, model) = side.split_once(' ').context("expected a side and its model")?;
@@ -128,7 +94,8 @@ fn serve(side: &str) -> Result<()> {
         }
         _ => {
             let precision = if name == "bf16" { Precision::Bf16 } else { Precision::F32 };
-            let mut trainer = trainer(&config, batch_size, precision)?;
+            // A shard for each thread.
+            let mut trainer = trainer(&config, batch_size, peer::threads(), precision)?;
             peer::serve(|steps| {
                 median_ms(steps, || {
                     let batch = trainer.next_batch()?;
@@ -137,21 +104,4 @@ fn serve(side: &str) -> Result<()> {
             })
         }
     }
-}
-
-/// The median of this many steps, after an uncounted one.
-fn median_ms<T>(steps: &str, mut step: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
-    step()?;
-    let times = (0..steps.parse()?).map(|_: usize| timing::ms(&mut step)).collect::<Result<_>>()?;
-    Ok(vec![timing::median(times)])
-}
-
-/// A trainer with one shard for each thread, on an arbitrary text of 65 characters.
-fn trainer(config: &ModelConfig, batch: usize, precision: Precision) -> Result<Trainer> {
-    let text: Vec<u8> = (0..100_000u64).map(|i| b'0' + (i * i % 9973 % 65) as u8).collect();
-    let (documents, validation) = ([Document::new("text", text)], Validation::Fraction(0.0));
-    let (_, corpus) =
-        prepare(&documents, &validation, &"char".parse()?, TextOptions::default(), IdsStore::Temporary, &mut |_| {})?;
-    let options = TrainOptions { batch, shards: peer::threads(), precision, ..Default::default() };
-    Ok(Trainer::new(config, &options, corpus, &Device::Cpu)?)
 }

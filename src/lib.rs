@@ -30,6 +30,7 @@
 //! | [`nn`] | layers, those of candle-nn among them under its names; [weights of other libraries](nn::mapping) |
 //! | [`ops`] | the differentiable functions they are made of, each with its formula |
 //! | [`optim`] | AdamW and Muon, as [`candle_nn::Optimizer`] and as single steps; schedules, clipping |
+//! | [`processes`] | gradients of several processes, with the same bits on any number |
 #![cfg_attr(
     feature = "lm",
     doc = "| [`model`] | with `lm`: the decoder (gpt2, llama, qwen3), its Hugging Face and GGUF files |"
@@ -68,6 +69,7 @@
 //! |---|---|
 //! | none | the layers, `ops` and `optim` |
 //! | `lm` | language models: `model`, `text`, `generate`, `inspect`, `train` |
+//! | `mpi` | processes that MPI starts; needs an MPI and libclang to build |
 //! | `accelerate`, `cuda`, `cudnn`, `metal`, `mkl` | candle's own of these names |
 //!
 //! # Devices
@@ -106,6 +108,7 @@ mod cpu;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod processes;
 
 #[cfg(feature = "lm")]
 pub mod generate;

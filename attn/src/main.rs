@@ -20,6 +20,7 @@ mod out_file;
 mod overfit;
 mod pages;
 mod plan;
+mod processes;
 mod progress;
 mod remarks;
 mod sample;
@@ -111,9 +112,13 @@ fn main() -> ExitCode {
         Err(error) => {
             signals::wait_for_end();
             terminal::note(&format!("attn: {}", terminal::one_line(&message(&error))));
-            ExitCode::from(if error.is::<RunFailed>() { 1 } else { 2 })
+            exit_code(&error).into()
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<RunFailed>() { 1 } else { 2 }
 }
 
 /// The causes of an error, with options as they are typed.

@@ -15,7 +15,7 @@ use indicatif::{DecimalBytes, HumanCount};
 
 use super::progress::rounded;
 use super::settings::Settings;
-use super::terminal::note;
+use super::terminal::{counted, note};
 
 /// Model and data, on a line each.
 pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
@@ -38,13 +38,13 @@ pub fn description(trainer: &Trainer, tokenizer: &Tokenizer) -> String {
         format!("\nadapters: rank {rank}, alpha {alpha}: {trained} parameters, which alone are trained")
     });
     format!(
-        "model: {}, {} parameters: {} layers, {} heads{kv_heads}, {} channels, context {}{window}{adapters}\n\
+        "model: {}, {} parameters: {}, {}{kv_heads}, {}, context {}{window}{adapters}\n\
          data: {} tokens for training{learned}, {} for validation; vocabulary of {} ({})",
         config.architecture.model_type(),
         count(config.parameter_count()),
-        config.num_layers,
-        config.num_heads,
-        config.embed_dim,
+        counted(config.num_layers, "layer"),
+        counted(config.num_heads, "head"),
+        counted(config.embed_dim, "channel"),
         config.context_len,
         count(corpus.train.len()),
         count(corpus.validation.len()),
@@ -59,10 +59,10 @@ pub fn recipe(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> 
     let dropout = Some(config.dropout.residual).filter(|rate| *rate > 0.0);
     let about = if options.is_timed() { "about " } else { "" };
     format!(
-        "recipe: {about}{} steps of {} sequences in {} shards: {} tokens, {:.2} passes over the text; {}; {}{}",
-        HumanCount(options.steps),
-        HumanCount(options.batch as u64),
-        options.shards.min(options.batch.div_ceil(options.accumulate)),
+        "recipe: {about}{} of {} in {}: {} tokens, {:.2} passes over the text; {}; {}{}",
+        counted(options.steps as usize, "step"),
+        counted(options.batch, "sequence"),
+        counted(options.shards.min(options.batch.div_ceil(options.accumulate)), "shard"),
         HumanCount(tokens),
         tokens as f64 / corpus.train.len() as f64,
         optimizer(options),
@@ -92,7 +92,8 @@ fn product(lr: f64, factor: f64) -> f32 {
 
 fn schedule(options: &TrainOptions) -> String {
     let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
-    let (warmup, end) = (format!("warm-up over {warmup_steps} steps"), product(options.lr, options.min_lr));
+    let (warmup, end) =
+        (format!("warm-up over {}", counted(warmup_steps as usize, "step")), product(options.lr, options.min_lr));
     match options.schedule {
         Schedule::Cosine => format!("{warmup}, cosine decay to {end}"),
         Schedule::Linear => format!("{warmup}, linear decay to {end}"),
@@ -126,30 +127,31 @@ pub fn dry_run(
     let watch = watch(&trainer, tokenizer)?.map_or(String::new(), |line| format!("{line}\n"));
     let mut lines = format!("{model}\n{recipe}\n{memory}\n{watch}");
     let start_up = started.elapsed().as_secs_f64();
+    let every = options.eval_interval(corpus.validation.len(), options.window_len(&config));
     lines += &match measure(trainer) {
-        Ok((step, validation)) => {
-            let validations =
-                options.steps.div_ceil(options.eval_interval(corpus.validation.len(), options.window_len(&config)));
-            let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
-            let steps = if options.is_timed() { warmup_steps + decay_steps } else { options.steps };
-            let seconds = start_up + step * steps as f64 + validation * validations as f64;
-            let total = rounded(seconds.max(60.0 * options.minutes));
-            // What is chosen rests on the speed of one product, and this on a step.
-            let fitting = (60.0 * options.minutes - start_up - validation * validations as f64) / step;
-            let fitting = match options.is_timed() {
-                true => format!(", {} steps", HumanCount((fitting as u64).max(steps))),
-                false => String::new(),
-            };
-            format!(
-                "time: about {total}{fitting} ({:.1} ms per step, {validations} x {validation:.2} s for validation)",
-                1e3 * step
-            )
-        }
+        Ok(measured) => time(&options, options.steps.div_ceil(every), start_up, measured),
         Err(error) => format!("time: unknown: a step to measure it failed: {error}"),
     };
+    remarks(&corpus).iter().for_each(|remark| lines += &format!("\n{remark}"));
     lines.lines().try_for_each(|line| writeln!(out, "# {line}"))?;
     write!(out, "\n{}", settings.to_toml()?)?;
     Ok(())
+}
+
+/// How long the run will take, on one line: `start_up` seconds until the first step, and the seconds of a step and of each of
+/// the validations.
+fn time(options: &TrainOptions, validations: u64, start_up: f64, (step, validation): (f64, f64)) -> String {
+    let validating = validation * validations as f64;
+    let each = format!("({:.1} ms per step, {validations} x {validation:.2} s for validation)", 1e3 * step);
+    if !options.is_timed() {
+        return format!("time: about {} {each}", rounded(start_up + step * options.steps as f64 + validating));
+    }
+    let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
+    let (fewest, seconds) = (warmup_steps + decay_steps, 60.0 * options.minutes);
+    // What is chosen rests on the speed of one product, and this on a step.
+    let fitting = ((seconds - start_up - validating) / step) as u64;
+    let total = rounded(seconds.max(start_up + step * fewest as f64 + validating));
+    format!("time: about {total}, {} {each}", counted(fitting.max(fewest) as usize, "step"))
 }
 
 /// The seconds of a step and of a validation, from a second of each.
@@ -187,13 +189,20 @@ pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) -> Result<()> {
     note(&recipe(config, corpus, options));
     note(&memory(trainer));
     watch.iter().for_each(|line| note(line));
+    remarks(corpus).iter().for_each(|remark| note(remark));
+    Ok(())
+}
+
+/// What a text cannot do.
+fn remarks(corpus: &Corpus) -> Vec<&'static str> {
+    let mut remarks = vec![];
     if corpus.train.len() < 10_000 {
-        note("a text this short teaches a model little but itself");
+        remarks.push("a text this short teaches a model little but itself");
     }
     if corpus.validation.is_empty() {
-        note(
+        remarks.push(
             "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
         );
     }
-    Ok(())
+    remarks
 }

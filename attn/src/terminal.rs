@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::HumanCount;
 
@@ -34,8 +35,23 @@ pub fn takes_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Whether this process says nothing, as another does.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From here on [`note`] writes nothing.
+pub fn silence() {
+    IS_SILENT.store(true, Ordering::Relaxed);
+}
+
 /// Writes a line to standard error. If it cannot be written, nothing is lost that matters.
 pub fn note(line: &str) {
+    if !IS_SILENT.load(Ordering::Relaxed) {
+        report(line);
+    }
+}
+
+/// The same, also of a silent process.
+pub fn report(line: &str) {
     let _ = writeln!(io::stderr(), "{}", plain(line));
 }
 

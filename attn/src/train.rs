@@ -4,15 +4,17 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_attention::Error;
 use candle_attention::generate::{Continuation, Pipeline, SamplingOptions};
 use candle_attention::model::ModelConfig;
+use candle_attention::processes::Processes;
 use candle_attention::text::{IdsStore, Tokenizer};
 use candle_attention::train::{
-    CHANGE_THE_RESULT, Event, KEEP_THE_RESULT, Outcome, RunDir, TrainOptions, Trainer, resume, train,
+    CHANGE_THE_RESULT, Event, KEEP_THE_RESULT, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume, train,
 };
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -24,7 +26,7 @@ use super::sample::{self, TEMPERATURE};
 use super::settings::{PRESETS, preset};
 use super::signals::{self, Stage};
 use super::terminal::{note, one_line, quoted};
-use super::{RunFailed, chart, options, overfit, plan, texts};
+use super::{RunFailed, chart, options, overfit, plan, processes, texts};
 
 /// The command line of `attn train`.
 pub fn command() -> Command {
@@ -60,16 +62,48 @@ pub fn command() -> Command {
         ])
 }
 
-/// Trains a model, or resumes a run. The process started at `started`.
+/// Trains a model, or resumes a run, together with the other processes that `mpirun` has started. The process started at
+/// `started`.
 pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Result<ExitCode> {
-    signals::listen()?;
+    let processes = processes::start()?;
+    let checked = processes::check(&*processes, matches).and_then(|()| signals::listen());
+    let result = checked.and_then(|()| match processes.rank() {
+        0 => lead_run(matches, &processes, started, out),
+        _ => join_run(&processes),
+    });
+    processes::conclude(&*processes, result)
+}
+
+/// What all processes but the first do.
+fn join_run(processes: &Arc<dyn Processes>) -> Result<ExitCode> {
+    let mut trainer = join(processes.clone(), &Device::Cpu)?;
+    if trainer.is_finished() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Stage::Training.enter();
+    train(&mut trainer, None, &mut |_| asked_to_stop()).map_err(|error| RunFailed(error.to_string()))?;
+    Stage::Complete.enter();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a signal asks to stop.
+fn asked_to_stop() -> ControlFlow<()> {
+    if signals::exit_code().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+fn lead_run(
+    matches: &ArgMatches,
+    processes: &Arc<dyn Processes>,
+    started: Instant,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
     let (given, root) = (options::given(matches), matches.get_one::<PathBuf>("out"));
     options::check_length(&given)?;
     if let Some(root) = root.filter(|_| matches.get_flag("resume")) {
         if given.contains_key("texts") {
             bail!("TEXT cannot be given with --resume: the run goes on with the texts that it has");
         }
-        return go_on(root, &given, matches.get_flag("no-samples"), out);
+        return go_on(root, &given, matches.get_flag("no-samples"), processes, out);
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
     let preset = matches.get_one::<String>("preset").map(|name| preset(name)).transpose()?;
@@ -85,9 +119,10 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
         return Ok(ExitCode::SUCCESS);
     }
     let mut run = create(root.map(PathBuf::as_path), source.settings.texts()[0].first().map(PathBuf::as_path))?;
-    match begin(&layers, source, &mut run) {
-        Ok((trainer, tokenizer)) => {
+    match begin(&layers, source, &mut run, processes.count()) {
+        Ok((mut trainer, tokenizer)) => {
             Stage::Saved.enter();
+            share(&run, &mut trainer, processes)?;
             let samples = (!matches.get_flag("no-samples")).then(|| Pipeline::new(trainer.model().clone(), tokenizer));
             follow(trainer, run, samples, started, out)
         }
@@ -100,8 +135,9 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 }
 
 /// Reads the texts into the folder of a new run, and writes its first checkpoint.
-fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir) -> Result<(Trainer, Tokenizer)> {
+fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir, processes: usize) -> Result<(Trainer, Tokenizer)> {
     let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
+    trainer.check_processes(processes)?;
     plan::announce(&trainer, &tokenizer)?;
     settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
@@ -128,9 +164,15 @@ fn create(root: Option<&Path>, text: Option<&Path>) -> Result<RunDir> {
 }
 
 /// `attn train --resume`.
-fn go_on(root: &Path, given: &Table, no_samples: bool, out: &mut dyn Write) -> Result<ExitCode> {
+fn go_on(
+    root: &Path,
+    given: &Table,
+    no_samples: bool,
+    processes: &Arc<dyn Processes>,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
     Stage::Saved.enter();
-    let (trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
+    let (mut trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
     options::check_effect(given, &Table::try_from(trainer.options())?)?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names = given.keys().map(String::as_str);
@@ -141,6 +183,7 @@ fn go_on(root: &Path, given: &Table, no_samples: bool, out: &mut dyn Write) -> R
     if given.contains_key("watch") {
         note("changed: watch; maps of another text are gone, and those of this one begin here");
     }
+    share(&run, &mut trainer, processes)?;
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
         writeln!(
@@ -153,6 +196,15 @@ fn go_on(root: &Path, given: &Table, no_samples: bool, out: &mut dyn Write) -> R
     let model = || Ok::<_, Error>(Pipeline::new(trainer.model().clone(), Tokenizer::open(root)?));
     let samples = (!no_samples).then(model).transpose()?;
     follow(trainer, run, samples, Instant::now(), out)
+}
+
+/// Shares the run with the other processes, if there are any.
+fn share(run: &RunDir, trainer: &mut Trainer, processes: &Arc<dyn Processes>) -> Result<()> {
+    if processes.count() > 1 {
+        lead(run, trainer, processes.clone())?;
+        note(&format!("{} processes", processes.count()));
+    }
+    Ok(())
 }
 
 /// Trains to the end or the first Ctrl-C, with a sample of `model`, the one in training, after each validation, and reports.
@@ -181,7 +233,7 @@ fn follow(
             // A sample is no reason to end a run.
             sample::short(model).iter().for_each(|text| progress.line(text));
         }
-        if signals::exit_code().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        asked_to_stop()
     });
     Stage::Saved.enter();
     let Progress { times, .. } = progress;

@@ -9,7 +9,7 @@ use super::storage::{has_kernel, precise, values};
 
 /// Elements of a block. Sums over elements are taken block by block, and the sums of the blocks added in order: so
 /// their bits do not depend on how the blocks are divided among threads or processes.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// Rows of a block of [`sum_rows`].
 pub(crate) const ROWS: usize = 32;
@@ -39,13 +39,18 @@ pub(crate) fn total(tensor: &Tensor) -> Result<f64> {
 
 /// The Euclidean norm of a slice.
 pub(crate) fn norm_of(values: &[f32]) -> f64 {
+    block_sums_of_squares(values).iter().sum::<f64>().sqrt()
+}
+
+/// The sums of the squares of each block.
+pub(crate) fn block_sums_of_squares(values: &[f32]) -> Vec<f64> {
     const TOGETHER: usize = CHUNK / BLOCK;
     let mut blocks = vec![0.0; values.len().div_ceil(BLOCK)];
     for_each_chunk(&mut blocks, TOGETHER, |piece, sums| {
         let blocks = values[piece * TOGETHER * BLOCK..].chunks(BLOCK);
         sums.iter_mut().zip(blocks).for_each(|(sum, block)| *sum = sum_of_squares(block));
     });
-    blocks.iter().sum::<f64>().sqrt()
+    blocks
 }
 
 fn sum_of_squares(block: &[f32]) -> f64 {

@@ -18,6 +18,17 @@ pub enum Rule {
     Muon,
 }
 
+impl Rule {
+    /// What an optimizer keeps of each variable: the beginnings of the names in its state.
+    #[cfg(feature = "lm")]
+    pub(crate) fn state(self) -> &'static [&'static str] {
+        match self {
+            Self::AdamW => &["first_moment", "second_moment"],
+            Self::Muon => &["momentum"],
+        }
+    }
+}
+
 /// How a variable is updated. Which variables form a group is the caller's choice: nothing here looks at names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Group {

@@ -8,6 +8,7 @@ use crate::cpu::parallel::{map, threads};
 use crate::host::{Result, bail};
 use crate::model::{CausalLm, DropoutSource, ForwardContext};
 use crate::ops::CrossEntropyOptions;
+use crate::processes::{Alone, Processes, gather};
 use crate::text::{Batch, Ids, windows};
 
 /// Tokens in a batch of an evaluation: enough for large matrix products, few enough to need little memory.
@@ -75,46 +76,67 @@ pub fn evaluate(
     separator: Option<u32>,
     on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<Evaluation>> {
-    evaluate_windows(model, ids, (model.config().context_len, drop_last), separator, on_batch)
+    evaluate_windows(model, ids, (model.config().context_len, drop_last), separator, &Alone, on_batch)
 }
 
-/// [`evaluate`] with windows of `context_len` tokens, of which a shorter last one is left out with `drop_last`.
+/// [`evaluate`] with windows of `context_len` tokens, of which a shorter last one is left out with `drop_last`. Several processes
+/// take turns, batch by batch, and then `on_batch` cannot break off.
 pub(super) fn evaluate_windows(
     model: &CausalLm,
     ids: &Ids,
     (context_len, drop_last): (usize, bool),
     separator: Option<u32>,
+    processes: &dyn Processes,
     on_batch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<Evaluation>> {
     let device: &Device = model.device();
     let batch_size = (VALIDATION_BATCH_TOKENS / context_len).max(1);
-    let mut batches = windows(ids, (batch_size, context_len), drop_last, separator, device)?.peekable();
+    let mut batches = windows(ids, (batch_size, context_len), drop_last, separator, device)?.enumerate().peekable();
     let total = if drop_last { (ids.len() - 1) / context_len * context_len } else { ids.len() - 1 };
-    let (mut nats, mut tokens, mut done) = (0.0, 0, 0);
+    let (mut own, mut done) = (vec![], 0);
     while batches.peek().is_some() {
-        // Side by side, each on one thread, then added in order.
+        // Side by side, each on one thread.
         let mut group: Vec<Batch> = vec![];
         while group.len() < 2 * threads()
-            && let Some(batch) = batches.next()
+            && let Some((i, batch)) = batches.next()
         {
-            group.push(batch?);
-            done += group.last().map_or(0, Batch::tokens);
-            if on_batch(done, total).is_break() {
+            let batch = batch?;
+            done += batch.tokens();
+            if i % processes.count() != processes.rank() {
+                continue;
+            }
+            if on_batch(done, total).is_break() && processes.count() == 1 {
                 return Ok(None);
             }
+            group.push(batch);
         }
         let losses = map(group.len(), |i| {
             let loss = loss(model, &group[i], None, &CrossEntropyOptions::default())?;
-            Ok(f64::from(loss.to_scalar::<f32>()?))
+            let learned = group[i].learned()?;
+            Ok([f64::from(loss.to_scalar::<f32>()?) * learned as f64, learned as f64])
         });
-        for (batch, loss) in group.iter().zip(losses.into_iter().collect::<candle_core::Result<Vec<f64>>>()?) {
-            let learned = batch.learned()?;
-            nats += loss * learned as f64;
-            tokens += learned;
-        }
+        own.extend(losses.into_iter().collect::<Result<Vec<_>>>()?);
     }
-    if tokens == 0 {
+    let [nats, tokens] = in_order(&own, processes)?;
+    if tokens == 0.0 {
         bail!("evaluate: expected a token that counts, as in an assistant's turn, got none");
     }
-    Ok(Some(Evaluation { loss: nats / tokens as f64, tokens }))
+    Ok(Some(Evaluation { loss: nats / tokens, tokens: tokens as usize }))
+}
+
+/// The sums of the nats and tokens of all batches, in their order: of this process and of the others.
+fn in_order(own: &[[f64; 2]], processes: &dyn Processes) -> Result<[f64; 2]> {
+    let own: Vec<u8> = own.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
+    let all = gather(processes, &own)?;
+    /// Of a batch.
+    const BYTES: usize = size_of::<[f64; 2]>();
+    let mut sums = [0.0; 2];
+    // A turn of the processes, of which the last may not be whole.
+    for turn in 0..all[0].len().div_ceil(BYTES) {
+        for batch in all.iter().filter_map(|all| all.get(turn * BYTES..(turn + 1) * BYTES)) {
+            let numbers = batch.as_chunks().0.iter().map(|&number| f64::from_le_bytes(number));
+            sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+        }
+    }
+    Ok(sums)
 }

@@ -11,6 +11,7 @@ use crate::cpu::sums::add;
 use crate::host::{Error, Result};
 use crate::model::{CausalLm, DropoutSource};
 use crate::ops::{CrossEntropyOptions, bf16_products, record};
+use crate::processes::{Root, Tree};
 use crate::text::Batch;
 
 /// The loss of a batch, in nats per token, and its gradients, in the order of the variables.
@@ -19,10 +20,7 @@ pub(super) struct LossAndGradients {
     pub(super) gradients: Vec<Tensor>,
 }
 
-/// The mean loss of a batch and its gradients, in `accumulate` rounds of `shards` shards. Within a round each shard runs
-/// forward and backward on a thread of its own, or on all if there are few shards; rounds run one after the other. Shards are added over a fixed binary tree,
-/// so the bits of the result depend on where the batch is cut, but not on threads or rounds. Each is divided by the number
-/// of targets that count in the whole batch; if none does, loss and gradients are 0.
+/// The mean loss of a batch and its gradients, with the bits that [`sum_of_shards`] gives them.
 pub(super) fn loss_and_gradients(
     model: &CausalLm,
     vars: &[(String, Var)],
@@ -30,32 +28,63 @@ pub(super) fn loss_and_gradients(
     options: &TrainOptions,
     dropout: DropoutSource,
 ) -> Result<LossAndGradients> {
+    let all = 0..options.shards_of(batch.size()).len();
+    let sum = sum_of_shards(model, vars, batch, options, dropout, all)?.finish(LossAndGradients::plus)?;
+    sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))
+}
+
+/// The loss and gradients of some shards of a batch, as far as they are complete subtrees of the sum of all: of those of an
+/// index in `own`. As many as a round of `accumulate` has are computed side by side, each forward and backward on a thread of
+/// its own, or on all if there are few. So the bits of the sum depend on where the batch is cut, but not on threads, rounds or
+/// processes. Each shard is divided by the number of targets that count in the whole batch; if none does, loss and gradients
+/// are 0.
+pub(super) fn sum_of_shards(
+    model: &CausalLm,
+    vars: &[(String, Var)],
+    batch: &Batch,
+    options: &TrainOptions,
+    dropout: DropoutSource,
+    own: Range<usize>,
+) -> Result<Tree<LossAndGradients>> {
     let cross_entropy = CrossEntropyOptions {
         normalizer: Some(batch.learned()? as f64),
         label_smoothing: options.label_smoothing,
         ..Default::default()
     };
-    let mut sum = TreeSum::default();
-    for round in cut(0..batch.size(), options.accumulate) {
-        let shards = cut(round, options.shards);
-        let part = |i: usize| {
-            let Range { start, end } = shards[i];
-            let dropout = DropoutSource { first_sequence: start as u64, ..dropout };
-            let batch = batch.narrow(start, end - start)?;
-            let gradients = || of_shard(model, vars, &batch, dropout, &cross_entropy);
-            match options.precision {
-                Precision::F32 => gradients(),
-                Precision::Bf16 => bf16_products(gradients)?,
-            }
-        };
+    let shards = options.shards_of(batch.size());
+    let part = |i: usize| {
+        let Range { start, end } = shards[i];
+        let dropout = DropoutSource { first_sequence: start as u64, ..dropout };
+        let batch = batch.narrow(start, end - start)?;
+        let gradients = || of_shard(model, vars, &batch, dropout, &cross_entropy);
+        match options.precision {
+            Precision::F32 => gradients(),
+            Precision::Bf16 => bf16_products(gradients)?,
+        }
+    };
+    let mut tree = Tree::default();
+    let mut push = |first: usize, sum: Result<LossAndGradients>| {
+        tree.push(Root { first, level: 0, sum: sum? }, LossAndGradients::plus)
+    };
+    let at_once = options.shards.min(batch.size().div_ceil(options.accumulate)).max(1);
+    for first in own.clone().step_by(at_once) {
+        let count = at_once.min(own.end - first);
         // Shards side by side scale better than the parts of an operation, if they keep most threads at work.
-        if shards.len() > 1 && 2 * shards.len() >= threads() {
-            map(shards.len(), part).into_iter().try_for_each(|part| sum.push(part?))?;
+        if count > 1 && 2 * count >= threads() {
+            (first..).zip(map(count, |i| part(first + i))).try_for_each(|(i, sum)| push(i, sum))?;
         } else {
-            (0..shards.len()).try_for_each(|i| sum.push(part(i)?))?;
+            (first..first + count).try_for_each(|i| push(i, part(i)))?;
         }
     }
-    sum.finish()
+    Ok(tree)
+}
+
+impl TrainOptions {
+    /// The shards of a batch of so many sequences: in each of `accumulate` rounds `shards` ranges of them, or fewer where
+    /// there are fewer sequences.
+    pub(super) fn shards_of(&self, batch: usize) -> Vec<Range<usize>> {
+        cut(0..batch, self.accumulate).into_iter().flat_map(|round| cut(round, self.shards)).collect()
+    }
 }
 
 /// Divides a range into at most `count` parts whose lengths differ by at most one.
@@ -103,44 +132,8 @@ fn collect(
     Ok(LossAndGradients { loss: f64::from(loss.to_scalar::<f32>()?), gradients })
 }
 
-/// Adds parts over a binary tree on their index: 0 and 1, 2 and 3, then these sums, and so on. Part `i` is pushed as the
-/// `i`-th; what is kept are the roots of the complete trees so far, one for each binary digit of their number.
-#[derive(Default)]
-struct TreeSum {
-    roots: Vec<Option<LossAndGradients>>,
-}
-
-impl TreeSum {
-    fn push(&mut self, part: LossAndGradients) -> Result<()> {
-        let mut root = part;
-        for place in &mut self.roots {
-            match place.take() {
-                Some(before) => root = before.plus(root)?,
-                None => {
-                    *place = Some(root);
-                    return Ok(());
-                }
-            }
-        }
-        self.roots.push(Some(root));
-        Ok(())
-    }
-
-    /// The sum of all parts: the smaller trees, which came later, are added to the larger ones.
-    fn finish(self) -> Result<LossAndGradients> {
-        let mut sum: Option<LossAndGradients> = None;
-        for root in self.roots.into_iter().flatten() {
-            sum = Some(match sum {
-                Some(sum) => root.plus(sum)?,
-                None => root,
-            });
-        }
-        sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))
-    }
-}
-
 impl LossAndGradients {
-    fn plus(self, other: Self) -> Result<Self> {
+    pub(super) fn plus(self, other: Self) -> Result<Self> {
         let sums = map(self.gradients.len(), |i| add(&self.gradients[i], &other.gradients[i]));
         Ok(Self { loss: self.loss + other.loss, gradients: sums.into_iter().collect::<candle_core::Result<_>>()? })
     }
@@ -154,34 +147,6 @@ mod tests {
     use crate::nn::{LoraConfig, Parameters};
     use crate::text::windows;
     use candle_core::{DType, Device};
-
-    /// A sum of strings would tell the order; numbers of very different size tell it by what they lose.
-    #[test]
-    fn parts_are_added_over_a_tree_on_their_index() {
-        let part =
-            |loss: f64| LossAndGradients { loss, gradients: vec![Tensor::new(&[loss as f32], &Device::Cpu).unwrap()] };
-        let values = [1e8f64, 1.0, -1e8, 3.0, 0.1, 1e7, 5.0];
-        let of = |n: usize| {
-            let mut sum = TreeSum::default();
-            values[..n].iter().for_each(|value| sum.push(part(*value)).unwrap());
-            let LossAndGradients { loss, gradients } = sum.finish().unwrap();
-            (loss, gradients[0].to_vec1::<f32>().unwrap()[0])
-        };
-        let [a, b, c, d, e, f, g] = values.map(|value| value as f32);
-        let expected = [
-            a,
-            a + b,
-            (a + b) + c,
-            (a + b) + (c + d),
-            ((a + b) + (c + d)) + e,
-            ((a + b) + (c + d)) + (e + f),
-            ((a + b) + (c + d)) + ((e + f) + g),
-        ];
-        for (n, expected) in (1..).zip(expected) {
-            assert_eq!(of(n).1, expected, "{n} parts");
-        }
-        assert!(TreeSum::default().finish().is_err());
-    }
 
     #[test]
     fn ranges_are_cut_evenly() {

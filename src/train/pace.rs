@@ -65,8 +65,13 @@ impl Pace {
         options.is_timed().then_some(60.0 * options.minutes - passed)
     }
 
+    /// Whether the time decides on the number of steps, and the decay has to begin now.
+    pub(super) fn decays_now(&self, trainer: &Trainer, run: Option<&RunDir>) -> bool {
+        self.seconds_left(trainer, run).is_some_and(|left| self.decay_is_due(trainer, left))
+    }
+
     /// Whether the decay has to begin now for the run to end in `left` seconds.
-    pub(super) fn decay_is_due(&self, trainer: &Trainer, left: f64) -> bool {
+    fn decay_is_due(&self, trainer: &Trainer, left: f64) -> bool {
         let schedule = trainer.options().lr_schedule();
         let (done, decay, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
         let validations = (done + decay).div_ceil(every) - done / every;

@@ -6,8 +6,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::frozen_base::FrozenBase;
-use super::run_dir::{CheckpointState, Latest, tensors};
-use super::trainer::audit_of;
+use super::run_dir::{CheckpointState, Latest};
+use super::trainer::{TrainState, audit_of};
 use super::{RunDir, TrainOptions, Trainer, settings_file};
 use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
 use crate::model::{ModelConfig, own_adapter};
@@ -39,21 +39,34 @@ pub fn resume(
     if options.last_step() < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
+    let mut trainer = trainer_at(root, state, &mut tensors, &options, device, progress)?;
+    let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
+    Ok((trainer, run, damaged))
+}
+
+/// The trainer of the run in `root` with the state and the tensors of a checkpoint.
+pub(super) fn trainer_at(
+    root: &Path,
+    state: TrainState,
+    tensors: &mut BTreeMap<String, Tensor>,
+    options: &TrainOptions,
+    device: &Device,
+    progress: &mut dyn FnMut(TextProgress),
+) -> Result<Trainer> {
     let (config, base) = model_files(root, state.base.as_deref(), device)?;
     let ids = root.join("training/ids.safetensors");
     let corpus = Corpus::open(&ids, progress)?;
     if state.corpus != corpus.fingerprint {
         return Err(Error::corrupt(&ids, "they are not the ids that the run was trained on"));
     }
-    let parameters = Parameters::restored(weights(&tensors, "weight", &config, base.as_ref()))?;
-    let mut trainer = Trainer::from_parameters(parameters, base, &config, &options, corpus, device)?;
-    restore(&mut trainer, &mut tensors)?;
+    let parameters = Parameters::restored(weights(tensors, "weight", &config, base.as_ref()))?;
+    let mut trainer = Trainer::from_parameters(parameters, base, &config, options, corpus, device)?;
+    restore(&mut trainer, tensors)?;
     trainer.state = state;
     if trainer.state.audit.is_over() {
         trainer.state.audit = audit_of(&config, &trainer.vars);
     }
-    let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
-    Ok((trainer, run, damaged))
+    Ok(trainer)
 }
 
 /// The options of a run that gets another time, after so many steps and seconds: the lengths of warm-up and average stay, and
@@ -127,7 +140,7 @@ pub(super) fn weights(
 /// Puts averages and optimizer state back into their places.
 fn restore(trainer: &mut Trainer, saved: &mut BTreeMap<String, Tensor>) -> Result<()> {
     let described = |tensor: &Tensor| (tensor.dims().to_vec(), tensor.dtype());
-    let expected = tensors(trainer);
+    let expected = trainer.tensors()?;
     let is_as_saved = |(name, tensor): &(&String, &Tensor)| saved.get(*name).map(described) == Some(described(tensor));
     let missing: Vec<String> = expected
         .iter()

@@ -36,6 +36,7 @@ use super::ownership::{is_of_a_run, lock, not_a_run, occupied, remove_created};
 use super::trainer::{TrainState, Trainer};
 use super::watch::Watch;
 use super::{checkpoint, model_card, settings_file};
+use crate::cpu::sums::euclidean_norm;
 use crate::host::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS};
 use crate::host::{Error, Result, disk, input};
 use crate::model::{TensorFile, adapter_json, base_files, save_adapter, save_weights_with};
@@ -272,13 +273,14 @@ impl RunDir {
     }
 
     /// Writes a checkpoint, then the weights at the root if they are the best or there are no best yet; removes older
-    /// checkpoints, and later ones, which are damaged: those steps were made again.
+    /// checkpoints, and later ones, which are damaged: those steps were made again. Of several processes the first does this,
+    /// and the others call [`Trainer::tensors`], to give it theirs.
     ///
     /// # Errors
     /// If a weight is not finite, or something cannot be written. The checkpoint before stays intact.
     pub fn save(&mut self, trainer: &Trainer) -> Result<()> {
-        trainer.check_weights()?;
-        let (training, step) = (self.training(), trainer.steps_done());
+        let (training, step, tensors) = (self.training(), trainer.steps_done(), trainer.tensors()?);
+        check_finite(&tensors, step)?;
         self.metrics.save()?;
         let state = CheckpointState {
             trainer: trainer.state.clone(),
@@ -286,7 +288,7 @@ impl RunDir {
             seconds: self.seconds(),
         };
         let state = serde_json::to_string(&state).map_err(|error| Error::Input(error.to_string()))?;
-        checkpoint::write(&checkpoint::path(&training, step), &state, &tensors(trainer))?;
+        checkpoint::write(&checkpoint::path(&training, step), &state, &tensors)?;
         self.saved = Some((step, Instant::now()));
         if trainer.best().is_none_or(|best| best.step == step) {
             self.publish(trainer)?;
@@ -351,14 +353,20 @@ pub(super) struct Latest {
     pub(super) lock: File,
 }
 
-/// The tensors of a checkpoint, by name.
-pub(super) fn tensors(trainer: &Trainer) -> BTreeMap<String, Tensor> {
-    let average = trainer.average.iter().flat_map(|average| &average.vars);
-    let named = |kind: &'static str| {
-        move |(name, var): &(String, candle_core::Var)| (format!("{kind}.{name}"), var.as_detached_tensor())
-    };
-    let weights = trainer.vars.iter().map(named("weight"));
-    weights.chain(average.map(named("average"))).chain(trainer.optimizer_state()).collect()
+/// Refuses weights that are not finite: nothing could be learned from them.
+fn check_finite(tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
+    let is_weight = |name: &&str| *name == "weight" || *name == "average";
+    let parts = tensors.iter().filter_map(|(name, tensor)| Some((name.split_once('.')?, name, tensor)));
+    let (weights, moments): (Vec<_>, Vec<_>) = parts.partition(|((kind, _), ..)| is_weight(kind));
+    // The moments last: where they are not finite, it mostly began with a weight.
+    for ((kind, of), name, tensor) in weights.into_iter().chain(moments) {
+        let norm = euclidean_norm(tensor)?;
+        if !norm.is_finite() {
+            let name = if is_weight(&kind) { of } else { name };
+            return Err(Error::Diverged { step, what: format!("the weight {name}"), value: norm });
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn parse(path: &Path, state: &str) -> Result<CheckpointState> {

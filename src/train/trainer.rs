@@ -10,15 +10,16 @@ use super::audit::Audit;
 use super::average::WeightAverage;
 use super::evaluate::evaluate_windows;
 use super::frozen_base::FrozenBase;
-use super::gradients::{LossAndGradients, loss_and_gradients};
+use super::gradients::{LossAndGradients, sum_of_shards};
 use super::memory_needed::{check_memory, memory_needed};
+use super::part::{Part, Summed, Trained};
 use super::statistics::{self, TensorStatistics};
 use super::{Best, TrainOptions, bits_per_byte};
-use crate::cpu::sums::euclidean_norm;
 use crate::host::{Error, Result};
 use crate::model::{CausalLm, DropoutRates, DropoutSource, ModelConfig};
 use crate::nn::{LoraConfig, Parameters};
 use crate::optim::{Optimizer, Rates, clip_factor, global_norm};
+use crate::processes::{Alone, Processes, share};
 use crate::text::{Batch, BatchSampler, Corpus};
 
 /// A model in training: makes one step at a time and validates.
@@ -34,6 +35,8 @@ pub struct Trainer {
     pub(super) base: Option<FrozenBase>,
     pub(super) average: Option<WeightAverage>,
     pub(super) optimizer: Optimizer,
+    /// What this process updates, if there are others.
+    pub(super) part: Option<Part>,
     corpus: Corpus,
     options: TrainOptions,
     pub(super) state: TrainState,
@@ -178,6 +181,7 @@ impl Trainer {
             model: model(shown.frozen(DType::F32, device))?,
             base,
             optimizer: Optimizer::new(grouped)?,
+            part: None,
             vars,
             trainable,
             average,
@@ -202,9 +206,8 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
         let step = self.state.step + 1;
         let dropout = DropoutSource { seed: self.options.seed, step: self.state.step, first_sequence: 0 };
-        let LossAndGradients { loss, gradients } =
-            loss_and_gradients(&self.trainable, &self.vars, batch, &self.options, dropout)?;
-        let (norms, gradient_norm) = global_norm(&gradients)?;
+        let Summed { loss, norms, gradients } = self.gradients(batch, dropout)?;
+        let gradient_norm = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
         self.check(loss, &norms)?;
         if batch.learned()? > 0 {
             self.state.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))?;
@@ -214,6 +217,9 @@ impl Trainer {
         let every = self.options.statistics_every;
         let before = (every > 0 && step.is_multiple_of(every)).then(|| statistics::copies(&self.vars)).transpose()?;
         self.optimizer.step(&gradients, &self.rates(learning_rate, scale))?;
+        if let Some(part) = &self.part {
+            part.publish()?;
+        }
         self.state.step = step;
         if let Some(average) = &mut self.average {
             average.update(&self.vars, self.options.average_span(step))?;
@@ -222,6 +228,20 @@ impl Trainer {
         let (tokens, statistics) = (batch.tokens(), statistics.unwrap_or_default());
         let steps = self.options.steps;
         Ok(StepReport { step, steps, loss, learning_rate, gradient_norm, tokens, statistics })
+    }
+
+    /// The loss of a batch and its gradients: of what this process updates.
+    fn gradients(&self, batch: &Batch, dropout: DropoutSource) -> Result<Summed> {
+        let shards = self.options.shards_of(batch.size()).len();
+        let own = share(shards, self.processes());
+        let tree = sum_of_shards(&self.trainable, &self.vars, batch, &self.options, dropout, own)?;
+        if let Some(part) = &self.part {
+            return part.sum(tree, shards);
+        }
+        let sum = tree.finish(LossAndGradients::plus)?;
+        let LossAndGradients { loss, gradients } =
+            sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))?;
+        Ok(Summed { loss, norms: global_norm(&gradients)?.0, gradients })
     }
 
     /// Stops at a loss or gradient that is not finite.
@@ -256,7 +276,8 @@ impl Trainer {
     ) -> Result<Option<ValidationReport>> {
         let (step, ids) = (self.state.step, &self.corpus.validation);
         let BatchSampler { context_len, separator, .. } = self.sampler();
-        let evaluation = evaluate_windows(&self.model, ids, (context_len, true), separator, on_batch)?;
+        let evaluation =
+            evaluate_windows(&self.model, ids, (context_len, true), separator, self.processes(), on_batch)?;
         let Some(evaluation) = evaluation else { return Ok(None) };
         let loss = evaluation.loss;
         if !loss.is_finite() {
@@ -304,17 +325,15 @@ impl Trainer {
         self.options.patience > 0 && self.state.without_improvement >= self.options.patience
     }
 
-    /// Refuses weights that are not finite: nothing could be learned from them.
-    pub(super) fn check_weights(&self) -> Result<()> {
-        let averaged = self.average.iter().flat_map(|average| &average.vars);
-        let weights = self.vars.iter().chain(averaged).map(|(name, var)| (name.clone(), var.as_detached_tensor()));
-        for (name, tensor) in weights.chain(self.optimizer.state()) {
-            let norm = euclidean_norm(&tensor)?;
-            if !norm.is_finite() {
-                return Err(Error::Diverged { step: self.state.step, what: format!("the weight {name}"), value: norm });
-            }
-        }
-        Ok(())
+    /// The processes that share the work.
+    pub(super) fn processes(&self) -> &dyn Processes {
+        self.part.as_ref().map_or(&Alone, |part| &*part.processes)
+    }
+
+    /// What is trained, and how.
+    pub(super) fn trained(&self) -> Vec<Trained> {
+        let group = |(name, var): &(String, Var)| (name.clone(), var.clone(), self.options.group(name, var.rank()));
+        self.vars.iter().map(group).collect()
     }
 
     fn sampler(&self) -> BatchSampler {
@@ -377,10 +396,23 @@ impl Trainer {
         shown.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
     }
 
-    /// The optimizer's state, by name: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates,
-    /// `momentum.NAME` for Muon's.
-    pub fn optimizer_state(&self) -> Vec<(String, Tensor)> {
-        self.optimizer.state()
+    /// All tensors of a checkpoint, by name: `weight.NAME`, `average.NAME` if the options ask for one, and the optimizer's
+    /// state: `first_moment.NAME` and `second_moment.NAME` for tensors that AdamW updates, `momentum.NAME` for Muon's. Of
+    /// several processes the first gets it all, the others none of the optimizer's state.
+    ///
+    /// # Errors
+    /// If the processes cannot exchange it.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let average = self.average.iter().flat_map(|average| &average.vars);
+        let named = |kind: &'static str| {
+            move |(name, var): &(String, Var)| (format!("{kind}.{name}"), var.as_detached_tensor())
+        };
+        let weights = self.vars.iter().map(named("weight")).chain(average.map(named("average")));
+        let optimizer = match &self.part {
+            None => self.optimizer.state(),
+            Some(part) => part.gather_state(&self.optimizer)?,
+        };
+        Ok(weights.chain(optimizer).collect())
     }
 }
 

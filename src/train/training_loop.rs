@@ -7,6 +7,7 @@ use super::metrics::Line;
 use super::pace::Pace;
 use super::{RunDir, StepReport, Trainer, ValidationReport};
 use crate::host::Result;
+use crate::processes::Processes;
 
 /// What [`train`] reports while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,9 @@ pub enum Outcome {
 /// sessions, or without it from now on. The number of steps is settled then, in the options and in the run's settings, which
 /// repeat the run exactly.
 ///
+/// Of several processes ([`Trainer::divide`]) each calls this, the first with the run's folder, if there is one. Each may stop
+/// the run, after the same step; a validation is then finished.
+///
 /// # Errors
 /// If a step or a validation fails, or a checkpoint cannot be written. A failing run saves nothing: the last checkpoint
 /// stands, and [`resume`](super::resume) goes on from it, with a lower rate if the run has diverged.
@@ -70,12 +74,25 @@ pub fn train(
         if is_over {
             trainer.state.audit.conclude()?;
         }
+        let saves = is_due || run.as_ref().is_some_and(|run| run.is_save_due(trainer));
+        let decays = pace.decays_now(trainer, run.as_deref());
+        let own = Turn { stop, saves, decays, has_run: run.is_some() };
+        let mut all = own.agreed(trainer.processes())?;
+        stop = all.stop;
         // After the validation, so that the checkpoint knows of it.
-        if let Some(run) = &mut run
-            && (is_due || stop || run.is_save_due(trainer))
-        {
-            run.save(trainer)?;
-            stop |= on_event(Event::Saved(step)).is_break();
+        if all.has_run && (all.saves || stop) {
+            match &mut run {
+                Some(run) => {
+                    run.save(trainer)?;
+                    stop |= on_event(Event::Saved(step)).is_break();
+                }
+                // The first process writes them.
+                None => drop(trainer.tensors()?),
+            }
+            // It has taken time.
+            let decays = pace.decays_now(trainer, run.as_deref());
+            all = Turn { stop, decays, ..all }.agreed(trainer.processes())?;
+            stop = all.stop;
         }
         if is_over {
             return Ok(if trainer.is_finished() { Outcome::Finished } else { Outcome::StoppedEarly });
@@ -83,7 +100,7 @@ pub fn train(
         if stop {
             return Ok(Outcome::Interrupted);
         }
-        if pace.seconds_left(trainer, run.as_deref()).is_some_and(|left| pace.decay_is_due(trainer, left)) {
+        if all.decays {
             trainer.begin_decay();
             run.as_mut().map_or(Ok(()), |run| run.settle(trainer))?;
             // A decay of no steps ends the run here.
@@ -104,6 +121,29 @@ pub fn train(
     }
 }
 
+/// What to do in a turn.
+#[derive(Clone, Copy)]
+struct Turn {
+    stop: bool,
+    /// Whether a checkpoint is due.
+    saves: bool,
+    decays: bool,
+    /// Whether there is a folder to save it in.
+    has_run: bool,
+}
+
+impl Turn {
+    /// What all processes do: stop, if one of them wants to, and else what the first says, whose clock counts and which has the
+    /// run's folder.
+    fn agreed(self, processes: &dyn Processes) -> Result<Self> {
+        let own = [self.stop, self.saves, self.decays, self.has_run].map(u8::from);
+        let mut all = vec![[0; 4]; processes.count()];
+        processes.all_gather(&own, all.as_flattened_mut(), &vec![own.len(); processes.count()])?;
+        let [_, saves, decays, has_run] = all[0].map(|answer| answer > 0);
+        Ok(Self { stop: all.iter().any(|[stop, ..]| *stop > 0), saves, decays, has_run })
+    }
+}
+
 /// Validates, if there is something to validate on; says whether to stop.
 fn validate(
     trainer: &mut Trainer,
@@ -114,8 +154,14 @@ fn validate(
         trainer.state.validated = trainer.steps_done();
         return Ok(ControlFlow::Continue(()));
     }
-    let report = trainer.validate(&mut |done, total| on_event(Event::Validating { done, total }))?;
+    let mut stop = false;
+    let report = trainer.validate(&mut |done, total| {
+        let flow = on_event(Event::Validating { done, total });
+        stop |= flow.is_break();
+        flow
+    })?;
     let Some(report) = report else { return Ok(ControlFlow::Break(())) };
     run.as_mut().map_or(Ok(()), |run| run.log(Line::of_validation(&report)))?;
-    Ok(on_event(Event::Validation(&report)))
+    stop |= on_event(Event::Validation(&report)).is_break();
+    Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
 }

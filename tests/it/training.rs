@@ -113,7 +113,10 @@ pub fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
 
 /// The optimizer's state, tensor by tensor.
 pub fn moments(trainer: &Trainer) -> Vec<Vec<f64>> {
-    trainer.optimizer_state().iter().map(|(_, tensor)| values(tensor)).collect()
+    let tensors = trainer.tensors().unwrap();
+    let kinds = ["first_moment.", "second_moment.", "momentum."];
+    let is_state = |name: &String| kinds.iter().any(|kind| name.starts_with(kind));
+    tensors.iter().filter(|(name, _)| is_state(name)).map(|(_, tensor)| values(tensor)).collect()
 }
 
 /// Overwrites a weight, which takes a trainer without a moving average.

@@ -124,7 +124,7 @@ fn options_are_given_on_top_of_the_recipe() {
         ("--kv-heads 1 --heads 2", "2 heads (1 for keys and values)"),
         ("--rope-theta 500 --head-dim 6 --dim 30 --heads 2", "2 heads, 30 channels"),
         ("--decay 0.5 --steps 40", "decay to 0.003 over the last 20"),
-        ("--preset best --momentum 0.5 --dim 64", "1 heads, 64 channels"),
+        ("--preset best --momentum 0.5 --dim 64", "1 head, 64 channels"),
         ("--preset llama --heads 6", "6 heads (2 for keys and values), 192 channels"),
         ("--preset gpt2 --optimizer muon --matrix-lr 10", "Muon at 0.01, AdamW at 0.001; warm-up"),
         ("--preset gpt2 --lr 0.003 --steps 1000", "AdamW at 0.003; warm-up over 50 steps, cosine decay to 0.0003"),

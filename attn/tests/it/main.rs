@@ -29,6 +29,8 @@ mod tokenizers;
 
 #[cfg(unix)]
 mod kills;
+#[cfg(all(target_os = "linux", feature = "mpi"))]
+mod mpirun;
 #[cfg(unix)]
 mod signals;
 #[cfg(unix)]

@@ -1,0 +1,106 @@
+//! The processes that `mpirun` has started: what they agree on before a run, and how they end.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use candle_attention::processes::{Alone, Processes, gather};
+use candle_attention::train::agree;
+use clap::ArgMatches;
+
+use super::terminal::{note, one_line};
+use super::{exit_code, message, signals, terminal};
+
+/// The processes that train together: those that a launcher has started, or this one alone.
+pub fn start() -> Result<Arc<dyn Processes>> {
+    /// Where launchers say how many there are, and which this is: Open MPI; MPICH and Intel MPI; Slurm with PMIx.
+    const PLACES: [[&str; 2]; 3] = [
+        ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"],
+        ["PMI_SIZE", "PMI_RANK"],
+        ["SLURM_STEP_NUM_TASKS", "PMIX_RANK"],
+    ];
+    let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+    let place = PLACES.iter().find_map(|[count, rank]| Some((number(count)?, number(rank)?)));
+    match place {
+        Some((count, rank)) if count > 1 => {
+            if rank > 0 {
+                terminal::silence();
+            }
+            start_mpi(count)
+        }
+        _ => Ok(Arc::new(Alone)),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn start_mpi(count: usize) -> Result<Arc<dyn Processes>> {
+    let mpi = candle_attention::processes::Mpi::start()?;
+    if mpi.count() != count {
+        bail!("the launcher started {count} processes, of which MPI finds {}: they are of different MPIs", mpi.count());
+    }
+    Ok(Arc::new(mpi))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn start_mpi(count: usize) -> Result<Arc<dyn Processes>> {
+    bail!("this is one of {count} processes, and was built without MPI: cargo install --path attn --features mpi")
+}
+
+/// Refuses processes with other arguments or of another version, and notes other processors.
+pub fn check(processes: &dyn Processes, matches: &ArgMatches) -> Result<()> {
+    if processes.count() == 1 {
+        return Ok(());
+    }
+    let version = ("the version of attn".to_string(), env!("CARGO_PKG_VERSION").to_string());
+    agree(processes, &BTreeMap::from([version]))?;
+    let value = |id: &clap::Id| {
+        let name = if *id == "texts" { "TEXT".to_string() } else { format!("--{id}") };
+        let values = matches.get_raw(id.as_str()).into_iter().flatten();
+        (name, values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(" "))
+    };
+    // A machine may have more cores than another.
+    agree(processes, &matches.ids().filter(|id| **id != "threads").map(value).collect())?;
+    for name in ["dry-run", "overfit-one-batch"] {
+        if matches.get_flag(name) {
+            bail!("--{name}: expected a single process, got {}", processes.count());
+        }
+    }
+    let processors = gather(processes, processor().as_bytes())?;
+    if let Some(rank) = processors.iter().position(|other| *other != processors[0]) {
+        let [first, other] = [0, rank].map(|rank| String::from_utf8_lossy(&processors[rank]));
+        note(&format!(
+            "process {rank} runs on {}, process 0 on {}: processors of another kind round differently, so that another number \
+             of processes gives other bits",
+            one_line(&other),
+            one_line(&first)
+        ));
+    }
+    Ok(())
+}
+
+/// The name of the processor, and which of its instructions are asked for.
+fn processor() -> String {
+    let Ok(mut system) = sysinfo::System::new() else { return String::new() };
+    system.refresh_cpu_all();
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
+    std::env::var("CANDLE_ATTENTION_SIMD").map_or(name.clone(), |simd| format!("{name} ({simd})"))
+}
+
+/// Ends all processes if one has failed, which would leave the others waiting.
+pub fn conclude(processes: &dyn Processes, result: Result<ExitCode>) -> Result<ExitCode> {
+    /// What fails on all of them is told by the first.
+    const TURN: Duration = Duration::from_secs(1);
+    let Err(error) = result else { return result };
+    if processes.count() == 1 {
+        return Err(error);
+    }
+    signals::wait_for_end();
+    if processes.rank() > 0 {
+        std::thread::sleep(TURN);
+    }
+    let what = format!("attn: process {}: {}", processes.rank(), one_line(&message(&error)));
+    terminal::report(&what);
+    processes.abort(exit_code(&error))
+}

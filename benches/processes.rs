@@ -1,0 +1,194 @@
+//! Milliseconds of a training step on two processes of one thread each, compared with one process of one thread and of two;
+//! bytes that a step moves; and what a model of the network makes of this on more machines.
+//!
+//!     cargo bench -p candle-attention --features lm,mpi --bench processes
+//!     mpirun ... target/release/deps/processes-* step B 5
+//!     cargo bench -p candle-attention --features lm,mpi --bench processes -- model
+//!
+//! Every side cuts the batch into two shards, or one for each of more processes. In each round every side runs once, in processes of its own, that end before the
+//! next begins; a figure is the median of the rounds, a ratio that of the ratios within a round. `step` is one side, for any
+//! number of processes: it prints the median of so many steps, and the megabytes that the first process sends in one.
+//!
+//! The model: with W weights, N processes, R operations per second and process, B bytes per second and L seconds of latency, a step of K
+//! tokens takes
+//!
+//! ```text
+//! 6 W K / (N R)  +  2 (N - 1) / N  4 W / B  +  3 (N - 1) L
+//! ```
+//!
+//! for the arithmetic, the slices of gradients and of weights, and three exchanges with each other process, of which the one of norms
+//! is short. Efficiency is the first term's share.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_attention::processes::{Mpi, Processes};
+use candle_attention::train::Precision;
+
+#[path = "../attn/src/allocator.rs"]
+mod allocator;
+
+mod support {
+    pub mod args;
+    pub mod steps;
+    pub mod timing;
+}
+use support::steps::{BABY, CPU, Row, SMOL, TINY, config, median_ms, trainer};
+use support::{args, timing::median};
+
+fn main() -> Result<()> {
+    allocator::keep_freed_memory();
+    let (is_bench, args) = args::read();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["step", name, steps] => step(&row(name)?, steps),
+        ["model"] => {
+            print_model();
+            Ok(())
+        }
+        _ if is_bench => [CPU, BABY, two_of(SMOL)].iter().try_for_each(compare),
+        _ => {
+            print_model();
+            compare(&TINY)
+        }
+    }
+}
+
+/// With a sequence for each process.
+fn two_of(row: Row) -> Row {
+    let [layers, heads, channels, context, _] = row.sizes;
+    Row { sizes: [layers, heads, channels, context, 2], ..row }
+}
+
+fn row(name: &str) -> Result<Row> {
+    let rows = [CPU, BABY, two_of(SMOL), Row { name: "tiny: ", ..TINY }];
+    let found = rows.into_iter().find(|row| row.name.trim_end_matches(": ") == name);
+    found.with_context(|| format!("expected A, B, C or tiny, got {name}"))
+}
+
+/// The processes of MPI, with a count of the bytes that go to others.
+struct Counted {
+    mpi: Mpi,
+    sent: AtomicUsize,
+}
+
+impl Processes for Counted {
+    fn rank(&self) -> usize {
+        self.mpi.rank()
+    }
+
+    fn count(&self) -> usize {
+        self.mpi.count()
+    }
+
+    fn abort(&self, code: u8) -> ! {
+        self.mpi.abort(code)
+    }
+
+    fn all_to_all(
+        &self,
+        send: &[u8],
+        sent: &[usize],
+        receive: &mut [u8],
+        received: &[usize],
+    ) -> candle_core::Result<()> {
+        self.sent.fetch_add(send.len() - sent[self.rank()], Ordering::Relaxed);
+        self.mpi.all_to_all(send, sent, receive, received)
+    }
+
+    fn all_gather(&self, own: &[u8], all: &mut [u8], received: &[usize]) -> candle_core::Result<()> {
+        self.sent.fetch_add(own.len() * (self.count() - 1), Ordering::Relaxed);
+        self.mpi.all_gather(own, all, received)
+    }
+}
+
+/// One side: prints the median of so many steps in milliseconds, and the megabytes that this process sends in one.
+fn step(row: &Row, steps: &str) -> Result<()> {
+    let processes = Arc::new(Counted { mpi: Mpi::start()?, sent: AtomicUsize::new(0) });
+    let sizes = row.sizes;
+    let (config, batch) = config(row.architecture, &sizes)?;
+    let mut trainer = trainer(&config, batch, processes.count().max(2), Precision::F32)?;
+    if processes.count() > 1 {
+        trainer.divide(processes.clone())?;
+    }
+    let before = processes.sent.load(Ordering::Relaxed);
+    let ms = median_ms(steps, || {
+        let batch = trainer.next_batch()?;
+        Ok(trainer.step(&batch)?)
+    })?;
+    let all_steps = 1 + steps.parse::<usize>()?;
+    let sent = (processes.sent.load(Ordering::Relaxed) - before) as f64 / all_steps as f64;
+    if processes.rank() == 0 {
+        println!("{} {}", ms[0], sent / 1e6);
+    }
+    Ok(())
+}
+
+/// Prints a row of the comparison.
+fn compare(row: &Row) -> Result<()> {
+    let name = match row.name {
+        "" => "tiny",
+        name => name.trim_end_matches(": "),
+    };
+    let program = std::env::current_exe()?;
+    let run = |processes: usize, threads: usize| -> Result<[f64; 2]> {
+        let mut command = Command::new("mpirun");
+        for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
+            command.env(name, "1");
+        }
+        command.args(["-np", &processes.to_string()]).arg(&program).args(["step", name, &row.steps.to_string()]);
+        command.env("RAYON_NUM_THREADS", threads.to_string()).env("CANDLE_NUM_THREADS", "1");
+        // By default a process is bound to as many cores as it has neighbours.
+        command.env("OMPI_MCA_hwloc_base_binding_policy", if processes == 1 { "none" } else { "core" });
+        let output = command.output().context("mpirun")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8(output.stdout)?;
+        let numbers = printed.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+        let &[ms, sent] = &numbers[..] else { bail!("expected two numbers, got {printed:?}") };
+        Ok([ms, sent])
+    };
+    let sides = [(1, 1), (1, 2), (2, 1)];
+    let rounds = (0..row.turns).map(|_| sides.iter().map(|&(n, t)| run(n, t)).collect::<Result<Vec<_>>>());
+    let rounds = rounds.collect::<Result<Vec<_>>>()?;
+    let of = |number: &dyn Fn(&Vec<[f64; 2]>) -> f64| median(rounds.iter().map(number).collect());
+    if name == "A" || name == "tiny" {
+        println!("| ms a step | one thread | two threads | times as fast | two processes | times as fast | MB sent |");
+        println!("|{}", "---|".repeat(7));
+    }
+    println!(
+        "| {}{:?} | {:.1} | {:.1} | {:.2} | {:.1} | {:.2} | {:.2} |",
+        row.name,
+        row.sizes,
+        of(&|round| round[0][0]),
+        of(&|round| round[1][0]),
+        of(&|round| round[0][0] / round[1][0]),
+        of(&|round| round[2][0]),
+        of(&|round| round[0][0] / round[2][0]),
+        of(&|round| round[2][1])
+    );
+    Ok(())
+}
+
+/// Efficiency on machines of 16 cores, and the batch that has four fifths of it.
+fn print_model() {
+    /// Operations per second of a machine: those of a step of B on one core here, times 16 and what threads lose.
+    const RATE: f64 = 16.0 * 0.8 * 230e9;
+    /// Seconds from one process to another and back.
+    const LATENCY: f64 = 30e-6;
+    println!("| weights | tokens a step | Gbit/s | N = 2 | 4 | 16 | 64 | 256 | tokens for 0.8 of 256 |");
+    println!("|{}", "---|".repeat(9));
+    for (weights, tokens) in [(1e6, 4e3), (135e6, 5e5), (1e9, 1e6)] {
+        for gigabits in [10.0, 100.0] {
+            let arithmetic = |tokens: f64, n: f64| 6.0 * weights * tokens / (n * RATE);
+            let exchange =
+                |n: f64| 2.0 * (n - 1.0) / n * 4.0 * weights / (gigabits * 1e9 / 8.0) + 3.0 * (n - 1.0) * LATENCY;
+            let efficiency = |n: f64| arithmetic(tokens, n) / (arithmetic(tokens, n) + exchange(n));
+            let cells: String =
+                [2.0, 4.0, 16.0, 64.0, 256.0].iter().map(|&n| format!(" {:.2} |", efficiency(n))).collect();
+            // 0.8 where the arithmetic takes four times as long as the exchange.
+            let enough = 4.0 * exchange(256.0) * 256.0 * RATE / (6.0 * weights);
+            println!("| {weights:.0e} | {tokens:.0e} | {gigabits} |{cells} {enough:.1e} |");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Several processes on one run: the first has its folder, and gives the others what they need of it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::resume::trainer_at;
+use super::run_dir::parse;
+use super::{RunDir, Trainer, checkpoint, settings_file};
+use crate::host::file_names::{ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG};
+use crate::host::{Error, Result};
+use crate::processes::{Processes, gather};
+
+/// Bytes of a file that are sent together.
+const TOGETHER: u64 = 1 << 26;
+
+/// Shares the run of the first process with the others, which call [`join`] at the same time: its ids, its settings and the
+/// checkpoint that `trainer` is at. From here on [`train`](super::train()) divides the work among all of them.
+///
+/// # Errors
+/// If the files cannot be read or sent, and those of [`Trainer::divide`].
+pub fn lead(run: &RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) -> Result<()> {
+    let (root, step) = (run.root(), trainer.steps_done());
+    let mut names: Vec<String> = match trainer.lora() {
+        None => vec![CONFIG.into()],
+        Some(_) => vec![ADAPTER_CONFIG.into(), format!("training/{CONFIG}")],
+    };
+    if root.join(GENERATION_CONFIG).exists() {
+        names.push(GENERATION_CONFIG.into());
+    }
+    names.extend(["training/settings.toml".into(), "training/ids.safetensors".into(), checkpoint_name(step)]);
+    let size = |name: String| {
+        let path = root.join(&name);
+        let len = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+        Ok((name, len))
+    };
+    let files: Vec<(String, u64)> = names.into_iter().map(size).collect::<Result<_>>()?;
+    let json = serde_json::to_vec(&(step, &files)).map_err(|error| Error::Input(error.to_string()))?;
+    gather(&*processes, &json)?;
+    for (name, len) in files {
+        let path = root.join(&name);
+        let mut file = File::open(&path).map_err(Error::io("read", &path))?;
+        each_part(len, |part| {
+            let mut bytes = vec![0; part];
+            file.read_exact(&mut bytes).map_err(Error::io("read", &path))?;
+            broadcast(&*processes, &mut bytes)
+        })?;
+    }
+    trainer.divide(processes)
+}
+
+/// Joins the run of the first process, which calls [`lead`] at the same time. A model below adapters (LoRA) has to be where it is
+/// for the first.
+///
+/// # Errors
+/// If the files cannot be received or kept for a moment in the folder for temporary files, and those of [`Trainer::divide`].
+pub fn join(processes: Arc<dyn Processes>, device: &Device) -> Result<Trainer> {
+    let all = gather(&*processes, &[])?;
+    let (step, files): (u64, Vec<(String, u64)>) =
+        serde_json::from_slice(&all[0]).map_err(|error| Error::Input(error.to_string()))?;
+    let folder = tempfile::tempdir().map_err(Error::io("create a folder in", &std::env::temp_dir()))?;
+    let training = folder.path().join("training");
+    fs::create_dir(&training).map_err(Error::io("create", &training))?;
+    for (name, len) in files {
+        let path = folder.path().join(name);
+        let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+        each_part(len, |part| {
+            let mut bytes = vec![0; part];
+            broadcast(&*processes, &mut bytes)?;
+            file.write_all(&bytes).map_err(Error::io("write", &path))
+        })?;
+    }
+    let path = folder.path().join(checkpoint_name(step));
+    let (state, mut tensors) = checkpoint::read(&path, device)?;
+    let (_, options) = settings_file::read(&training, &toml::Table::new())?;
+    let state = parse(&path, &state)?.trainer;
+    // The ids stay open when the folder is gone.
+    let mut trainer = trainer_at(folder.path(), state, &mut tensors, &options, device, &mut |_| ())?;
+    trainer.divide(processes)?;
+    Ok(trainer)
+}
+
+fn checkpoint_name(step: u64) -> String {
+    checkpoint::path(Path::new("training"), step).to_string_lossy().into_owned()
+}
+
+/// Calls `send` with the length of each part of a file of so many bytes.
+fn each_part(len: u64, mut send: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    (0..len).step_by(TOGETHER as usize).try_for_each(|start| send((len - start).min(TOGETHER) as usize))
+}
+
+/// Sends the bytes of the first process to all.
+fn broadcast(processes: &dyn Processes, bytes: &mut [u8]) -> Result<()> {
+    let mut received = vec![0; processes.count()];
+    received[0] = bytes.len();
+    let own = if processes.rank() == 0 { bytes.to_vec() } else { vec![] };
+    Ok(processes.all_gather(&own, bytes, &received)?)
+}

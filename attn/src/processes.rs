@@ -89,13 +89,21 @@ fn processor() -> String {
 }
 
 /// Ends all processes if one has failed, which would leave the others waiting.
-pub fn conclude(processes: &dyn Processes, result: Result<ExitCode>) -> Result<ExitCode> {
+pub fn conclude(processes: Arc<dyn Processes>, result: Result<ExitCode>) -> Result<ExitCode> {
     /// What fails on all of them is told by the first.
     const TURN: Duration = Duration::from_secs(1);
-    let Err(error) = result else { return result };
     if processes.count() == 1 {
-        return Err(error);
+        return result;
     }
+    let error = match result {
+        Ok(ExitCode::SUCCESS) => return result,
+        Ok(code) => {
+            // To part from one another they would need the launcher, which waits for their end.
+            std::mem::forget(processes);
+            return Ok(code);
+        }
+        Err(error) => error,
+    };
     signals::wait_for_end();
     if processes.rank() > 0 {
         std::thread::sleep(TURN);

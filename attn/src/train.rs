@@ -71,7 +71,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
         0 => lead_run(matches, &processes, started, out),
         _ => join_run(&processes),
     });
-    processes::conclude(&*processes, result)
+    processes::conclude(processes, result)
 }
 
 /// What all processes but the first do.
@@ -81,9 +81,17 @@ fn join_run(processes: &Arc<dyn Processes>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     Stage::Training.enter();
-    train(&mut trainer, None, &mut |_| asked_to_stop()).map_err(|error| RunFailed(error.to_string()))?;
-    Stage::Complete.enter();
-    Ok(ExitCode::SUCCESS)
+    let outcome = train(&mut trainer, None, &mut |_| asked_to_stop()).map_err(|error| RunFailed(error.to_string()))?;
+    Stage::Saved.enter();
+    Ok(match outcome {
+        Outcome::Interrupted => stopped(),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// The exit code of a run that was stopped: also for those whose neighbour got the signal.
+fn stopped() -> ExitCode {
+    ExitCode::from(signals::exit_code().unwrap_or(1))
 }
 
 /// Whether a signal asks to stop.
@@ -248,7 +256,7 @@ fn follow(
         Ok(Outcome::Interrupted) => {
             // The terminal may be gone, which changes nothing.
             let _ = writeln!(out, "stopped and saved at step {step}{of}; to continue: {resume}").and(out.flush());
-            Ok(ExitCode::from(signals::exit_code().unwrap_or(1)))
+            Ok(stopped())
         }
         Ok(outcome) => {
             Stage::Complete.enter();

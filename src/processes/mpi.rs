@@ -56,6 +56,13 @@ fn places(bytes: &[usize]) -> Result<(Vec<i32>, Vec<i32>)> {
     Ok((bytes.iter().map(|&bytes| bytes as i32).collect(), starts.map(|start| start as i32).collect()))
 }
 
+/// The same bytes: where there are none, at the address of one. That of an empty vector may be 1, which is `MPI_IN_PLACE` in Open
+/// MPI.
+fn at_an_address(bytes: &[u8]) -> &[u8] {
+    static ONE: [u8; 1] = [0];
+    if bytes.is_empty() { &ONE[..0] } else { bytes }
+}
+
 impl Processes for Mpi {
     fn rank(&self) -> usize {
         self.rank
@@ -70,15 +77,19 @@ impl Processes for Mpi {
     }
 
     fn all_to_all(&self, send: &[u8], sent: &[usize], receive: &mut [u8], received: &[usize]) -> Result<()> {
-        let (sent, received) = (places(sent)?, places(received)?);
+        let (sent, received, mut one) = (places(sent)?, places(received)?, [0]);
+        let send = Partition::new(at_an_address(send), sent.0, sent.1);
+        let receive = if receive.is_empty() { &mut one[..0] } else { receive };
         let mut receive = PartitionMut::new(receive, received.0, received.1);
-        SimpleCommunicator::world().all_to_all_varcount_into(&Partition::new(send, sent.0, sent.1), &mut receive);
+        SimpleCommunicator::world().all_to_all_varcount_into(&send, &mut receive);
         Ok(())
     }
 
     fn all_gather(&self, own: &[u8], all: &mut [u8], received: &[usize]) -> Result<()> {
-        let (counts, starts) = places(received)?;
-        SimpleCommunicator::world().all_gather_varcount_into(own, &mut PartitionMut::new(all, counts, starts));
+        let ((counts, starts), mut one) = (places(received)?, [0]);
+        let all = if all.is_empty() { &mut one[..0] } else { all };
+        let mut all = PartitionMut::new(all, counts, starts);
+        SimpleCommunicator::world().all_gather_varcount_into(at_an_address(own), &mut all);
         Ok(())
     }
 }

@@ -2,12 +2,13 @@
 //! bytes that a step moves; and what a model of the network makes of this on more machines.
 //!
 //!     cargo bench -p candle-attention --features lm,mpi --bench processes
-//!     mpirun ... target/release/deps/processes-* step B 5
+//!     mpirun ... target/release/deps/processes-* step B 5 2
 //!     cargo bench -p candle-attention --features lm,mpi --bench processes -- model
 //!
-//! Every side cuts the batch into two shards, or one for each of more processes. In each round every side runs once, in processes of its own, that end before the
-//! next begins; a figure is the median of the rounds, a ratio that of the ratios within a round. `step` is one side, for any
-//! number of processes: it prints the median of so many steps, and the megabytes that the first process sends in one.
+//! Every side cuts the batch into two shards. In each round every side runs once, in processes of its own, that end before the next
+//! begins; a figure is the median of the rounds, a ratio that of the ratios within a round. `step` is one side, for any number of
+//! processes: it prints the median of so many steps of so many shards, and the megabytes that the process that sends most sends in one.
+//! A table of these follows, for A with eight shards, beside 2 (N - 1) / N times the size of the weights.
 //!
 //! The model: with W weights, N processes, R operations per second and process, B bytes per second and L seconds of latency, a step of K
 //! tokens takes
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_attention::processes::{Mpi, Processes};
+use candle_attention::processes::{Mpi, Processes, gather};
 use candle_attention::train::Precision;
 
 #[path = "../attn/src/allocator.rs"]
@@ -42,12 +43,15 @@ fn main() -> Result<()> {
     allocator::keep_freed_memory();
     let (is_bench, args) = args::read();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["step", name, steps] => step(&row(name)?, steps),
+        ["step", name, steps, shards] => step(&row(name)?, steps, shards.parse()?),
         ["model"] => {
             print_model();
             Ok(())
         }
-        _ if is_bench => [CPU, BABY, two_of(SMOL)].iter().try_for_each(compare),
+        _ if is_bench => {
+            [CPU, BABY, two_of(SMOL)].iter().try_for_each(compare)?;
+            print_bytes()
+        }
         _ => {
             print_model();
             compare(&TINY)
@@ -93,7 +97,7 @@ impl Processes for Counted {
         receive: &mut [u8],
         received: &[usize],
     ) -> candle_core::Result<()> {
-        self.sent.fetch_add(send.len() - sent[self.rank()], Ordering::Relaxed);
+        self.sent.fetch_add(send.len(), Ordering::Relaxed);
         self.mpi.all_to_all(send, sent, receive, received)
     }
 
@@ -103,12 +107,12 @@ impl Processes for Counted {
     }
 }
 
-/// One side: prints the median of so many steps in milliseconds, and the megabytes that this process sends in one.
-fn step(row: &Row, steps: &str) -> Result<()> {
+/// One side: prints the median of so many steps in milliseconds, and the megabytes that the process that sends most sends in one.
+fn step(row: &Row, steps: &str, shards: usize) -> Result<()> {
     let processes = Arc::new(Counted { mpi: Mpi::start()?, sent: AtomicUsize::new(0) });
     let sizes = row.sizes;
     let (config, batch) = config(row.architecture, &sizes)?;
-    let mut trainer = trainer(&config, batch, processes.count().max(2), Precision::F32)?;
+    let mut trainer = trainer(&config, batch, shards, Precision::F32)?;
     if processes.count() > 1 {
         trainer.divide(processes.clone())?;
     }
@@ -119,8 +123,10 @@ fn step(row: &Row, steps: &str) -> Result<()> {
     })?;
     let all_steps = 1 + steps.parse::<usize>()?;
     let sent = (processes.sent.load(Ordering::Relaxed) - before) as f64 / all_steps as f64;
+    let all = gather(&processes.mpi, &sent.to_le_bytes())?;
+    let sent = all.iter().flat_map(|sent| sent.as_chunks().0.iter().map(|&sent| f64::from_le_bytes(sent)));
     if processes.rank() == 0 {
-        println!("{} {}", ms[0], sent / 1e6);
+        println!("{} {}", ms[0], sent.fold(0.0, f64::max) / 1e6);
     }
     Ok(())
 }
@@ -131,25 +137,9 @@ fn compare(row: &Row) -> Result<()> {
         "" => "tiny",
         name => name.trim_end_matches(": "),
     };
-    let program = std::env::current_exe()?;
-    let run = |processes: usize, threads: usize| -> Result<[f64; 2]> {
-        let mut command = Command::new("mpirun");
-        for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
-            command.env(name, "1");
-        }
-        command.args(["-np", &processes.to_string()]).arg(&program).args(["step", name, &row.steps.to_string()]);
-        command.env("RAYON_NUM_THREADS", threads.to_string()).env("CANDLE_NUM_THREADS", "1");
-        // By default a process is bound to as many cores as it has neighbours.
-        command.env("OMPI_MCA_hwloc_base_binding_policy", if processes == 1 { "none" } else { "core" });
-        let output = command.output().context("mpirun")?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let printed = String::from_utf8(output.stdout)?;
-        let numbers = printed.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
-        let &[ms, sent] = &numbers[..] else { bail!("expected two numbers, got {printed:?}") };
-        Ok([ms, sent])
-    };
     let sides = [(1, 1), (1, 2), (2, 1)];
-    let rounds = (0..row.turns).map(|_| sides.iter().map(|&(n, t)| run(n, t)).collect::<Result<Vec<_>>>());
+    let run = |&(processes, threads): &(usize, usize)| run(name, row.steps, 2, processes, threads);
+    let rounds = (0..row.turns).map(|_| sides.iter().map(run).collect::<Result<Vec<_>>>());
     let rounds = rounds.collect::<Result<Vec<_>>>()?;
     let of = |number: &dyn Fn(&Vec<[f64; 2]>) -> f64| median(rounds.iter().map(number).collect());
     if name == "A" || name == "tiny" {
@@ -167,6 +157,39 @@ fn compare(row: &Row) -> Result<()> {
         of(&|round| round[0][0] / round[2][0]),
         of(&|round| round[2][1])
     );
+    Ok(())
+}
+
+/// What `step` prints, on so many processes of so many threads.
+fn run(name: &str, steps: usize, shards: usize, processes: usize, threads: usize) -> Result<[f64; 2]> {
+    let mut command = Command::new("mpirun");
+    // Also for root, and with fewer cores than processes.
+    for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"] {
+        command.env(name, "1");
+    }
+    command.args(["-np", &processes.to_string()]).arg(std::env::current_exe()?);
+    command.args(["step", name, &steps.to_string(), &shards.to_string()]);
+    command.env("RAYON_NUM_THREADS", threads.to_string()).env("CANDLE_NUM_THREADS", "1");
+    // By default a process is bound to one core.
+    command.env("OMPI_MCA_hwloc_base_binding_policy", if processes == 2 { "core" } else { "none" });
+    let output = command.output().context("mpirun")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout)?;
+    let numbers = printed.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+    let &[ms, sent] = &numbers[..] else { bail!("expected two numbers, got {printed:?}") };
+    Ok([ms, sent])
+}
+
+/// What a process sends in a step, for numbers of processes that divide the shards and others.
+fn print_bytes() -> Result<()> {
+    let (config, _) = config(CPU.architecture, &CPU.sizes)?;
+    let weights = 4e-6 * config.parameter_count() as f64;
+    println!("\n| processes, of 8 shards | MB sent | least | ratio |\n|{}", "---|".repeat(4));
+    for processes in 2..=8 {
+        let [_, sent] = run("A", 1, 8, processes, 1)?;
+        let least = 2.0 * (processes - 1) as f64 / processes as f64 * weights;
+        println!("| {processes} | {sent:.2} | {least:.2} | {:.2} |", sent / least);
+    }
     Ok(())
 }
 

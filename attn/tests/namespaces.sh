@@ -33,7 +33,9 @@ limit() {
             loss)
                 ip netns exec "$namespace" nft -f - <<NFT
 table inet lossy { chain out { type filter hook output priority 0;
-    oifname mpi0 numgen random mod 10000 < $(awk "BEGIN { print int(100 * ${2%\%}) }") drop } }
+    oifname mpi0 numgen random mod 10000 < $(awk "BEGIN { print int(100 * ${2%\%}) }") drop
+    }
+}
 NFT
                 ;;
             *) echo "$1 needs the kernel's netem" >&2; exit 1 ;;
@@ -72,5 +74,5 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 list=$(IFS=,; echo "${hosts[*]}")
 ip netns exec "$prefix-1" unshare --uts sh -c 'hostname node1; exec "$@"' sh \
     mpirun -np "$count" --host "$list" --map-by node --bind-to none --mca plm_rsh_agent "$space/agent" \
-    --mca btl tcp,self --mca pml ob1 --mca btl_tcp_if_include 10.213.7.0/24 --mca oob_tcp_if_include 10.213.7.0/24 \
+    --mca btl tcp,self --mca btl_tcp_links 2 --mca pml ob1 --mca btl_tcp_if_include 10.213.7.0/24 --mca oob_tcp_if_include 10.213.7.0/24 \
     -x RAYON_NUM_THREADS -x CANDLE_NUM_THREADS "$@"

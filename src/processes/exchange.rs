@@ -1,5 +1,6 @@
 //! What the processes exchange in a step: slices of gradients, and of updated weights.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
@@ -36,14 +37,18 @@ fn take<'a>(rest: &mut &'a mut [u8], len: usize) -> &'a mut [u8] {
     rest.split_off_mut(..len).unwrap_or_default()
 }
 
-/// Ranges of the elements of all processes: in each, every process sends about [`TOGETHER`] numbers.
+/// Ranges of the elements of all processes: in each, every process sends about [`together`] numbers.
 fn rounds(division: &Division, copies: usize) -> impl Iterator<Item = Range<usize>> {
-    /// Numbers that are sent together: few enough for buffers to stay small, enough for latency not to matter.
-    const TOGETHER: usize = 1 << 23;
     let count = division.pieces.len();
     let longest = (0..count).map(|rank| division.len(rank)).max().unwrap_or_default();
-    let len = (TOGETHER / (count * copies.max(1))).next_multiple_of(BLOCK);
+    let len = (together(count) / (count * copies.max(1))).next_multiple_of(BLOCK);
     (0..longest).step_by(len).map(move |start| start..start + len)
+}
+
+/// Numbers that a process sends together: few enough to stay in a processor's cache, and for each other process enough for latency
+/// not to matter.
+fn together(count: usize) -> usize {
+    (1 << 20).max(count << 16)
 }
 
 fn elements(pieces: &[Piece]) -> usize {
@@ -63,36 +68,79 @@ pub(crate) fn reduce(
     let contiguous = |root: &Root<Vec<Tensor>>| root.sum.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>();
     let own = own.iter().map(contiguous).collect::<Result<Vec<_>>>()?;
     let own = own.iter().map(|root| root.iter().map(values).collect()).collect::<Result<Vec<Vec<_>>>>()?;
-    let mut sums = Vec::with_capacity(division.len(rank));
+    let mut sums: Vec<Vec<f32>> = division.pieces[rank].iter().map(|piece| vec![0.0; piece.len]).collect();
     let (mut send, mut receive) = (vec![], vec![]);
     for range in rounds(division, all.iter().map(Vec::len).max().unwrap_or_default()) {
         let pieces: Vec<Vec<Piece>> = (0..count).map(|rank| division.within(rank, &range)).collect();
-        let sent: Vec<usize> = pieces.iter().map(|pieces| 4 * own.len() * elements(pieces)).collect();
-        let len = elements(&pieces[rank]);
-        let received: Vec<usize> = all.iter().map(|subtrees| 4 * subtrees.len() * len).collect();
+        // What is for this process is there.
+        let bytes =
+            |roots: usize, to: usize, from: usize| if to == from { 0 } else { 4 * roots * elements(&pieces[to]) };
+        let sent: Vec<usize> = (0..count).map(|to| bytes(own.len(), to, rank)).collect();
+        let received: Vec<usize> = (0..count).map(|from| bytes(all[from].len(), rank, from)).collect();
         send.resize(sent.iter().sum(), 0);
         receive.resize(received.iter().sum(), 0);
         let mut rest = &mut send[..];
-        for (pieces, root) in pieces.iter().flat_map(|pieces| own.iter().map(move |root| (pieces, root))) {
-            pieces.iter().for_each(|piece| write(take(&mut rest, 4 * piece.len), &root[piece.tensor][piece.range()]));
+        for (to, root) in (0..count).filter(|&to| to != rank).flat_map(|to| own.iter().map(move |root| (to, root))) {
+            for piece in &pieces[to] {
+                write(take(&mut rest, 4 * piece.len), &root[piece.tensor][piece.range()]);
+            }
         }
         processes.all_to_all(&send, &sent, &mut receive, &received)?;
-        let (mut tree, mut rest) = (Tree::default(), &receive[..]);
-        for &(first, level) in all.iter().flatten() {
-            let mut sum = vec![0.0; len];
-            Bytes(rest.split_off(..4 * len).unwrap_or_default()).read(&mut sum);
-            tree.push(Root { first, level, sum }, add)?;
+        // For each subtree of all processes its numbers in this range, piece by piece.
+        let (mut rest, mut own) = (&receive[..], own.iter());
+        let mut parts = Vec::with_capacity(all.len());
+        for (from, _) in
+            all.iter().enumerate().flat_map(|(from, subtrees)| subtrees.iter().map(move |root| (from, root)))
+        {
+            let root = if from == rank { own.next() } else { None };
+            let part = pieces[rank].iter().map(|piece| match root {
+                Some(root) => Part::Own(&root[piece.tensor][piece.range()]),
+                None => Part::Received(Bytes(rest.split_off(..4 * piece.len).unwrap_or_default())),
+            });
+            parts.push(part.collect::<Vec<_>>());
         }
-        sums.extend(tree.finish(add)?.unwrap_or_default());
+        for (i, piece) in pieces[rank].iter().enumerate() {
+            let at = place(division, rank, piece);
+            let start = piece.start - division.pieces[rank][at].start;
+            for_each_chunk(&mut sums[at][start..start + piece.len], CHUNK, |chunk, out| {
+                let range = chunk * CHUNK..chunk * CHUNK + out.len();
+                let mut tree = Tree::default();
+                for (&(first, level), part) in all.iter().flatten().zip(&parts) {
+                    let Ok(()) = tree.push(Root { first, level, sum: part[i].values(&range) }, add);
+                }
+                let Ok(sum) = tree.finish(add);
+                out.copy_from_slice(&sum.unwrap_or_default());
+            });
+        }
     }
-    let mut rest = &sums[..];
-    let pieces = division.pieces[rank].iter();
-    Ok(pieces.map(|piece| rest.split_off(..piece.len).unwrap_or_default().to_vec()).collect())
+    Ok(sums)
 }
 
-fn add(mut a: Vec<f32>, b: Vec<f32>) -> Result<Vec<f32>> {
-    for_each_chunk(&mut a, CHUNK, |i, a| a.iter_mut().zip(&b[i * CHUNK..]).for_each(|(a, b)| *a += b));
+/// Numbers of this process or of another.
+enum Part<'a> {
+    Own(&'a [f32]),
+    Received(Bytes<'a>),
+}
+
+impl Part<'_> {
+    fn values(&self, range: &Range<usize>) -> Vec<f32> {
+        match self {
+            Self::Own(values) => values[range.clone()].to_vec(),
+            Self::Received(Bytes(bytes)) => {
+                bytes.as_chunks().0[range.clone()].iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+            }
+        }
+    }
+}
+
+fn add(mut a: Vec<f32>, b: Vec<f32>) -> std::result::Result<Vec<f32>, Infallible> {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
     Ok(a)
+}
+
+/// Where a process has the piece that this is a part of: it has one piece of a tensor at most.
+fn place(division: &Division, rank: usize, piece: &Piece) -> usize {
+    division.pieces[rank].binary_search_by_key(&piece.tensor, |place| place.tensor).unwrap_or_default()
 }
 
 /// Gives the numbers of all processes to `put`, piece by piece: of this process those of its pieces are `own`.
@@ -104,7 +152,6 @@ pub(crate) fn all_gather(
 ) -> Result<()> {
     let (rank, count) = (processes.rank(), processes.count());
     let (mut send, mut all) = (vec![], vec![]);
-    let places = &division.pieces[rank];
     for range in rounds(division, 1) {
         let pieces: Vec<Vec<Piece>> = (0..count).map(|rank| division.within(rank, &range)).collect();
         let received: Vec<usize> = pieces.iter().map(|pieces| 4 * elements(pieces)).collect();
@@ -112,9 +159,8 @@ pub(crate) fn all_gather(
         all.resize(received.iter().sum(), 0);
         let mut rest = &mut send[..];
         for piece in &pieces[rank] {
-            // A process has one piece of a tensor at most.
-            let at = places.binary_search_by_key(&piece.tensor, |place| place.tensor).unwrap_or_default();
-            let start = piece.start - places[at].start;
+            let at = place(division, rank, piece);
+            let start = piece.start - division.pieces[rank][at].start;
             write(take(&mut rest, 4 * piece.len), &own[at][start..start + piece.len]);
         }
         processes.all_gather(&send, &mut all, &received)?;

@@ -14,9 +14,10 @@ use crate::processes::{Processes, threads::on_threads};
 use crate::text::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
 use crate::train::{Event, OptimizerKind, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume, train};
 
+/// A text whose validation part is several batches.
 fn corpus(store: IdsStore) -> (Tokenizer, Corpus) {
     let documents = ["to be or not to be, that is the question; ", "whether it is nobler in the mind to suffer "]
-        .map(|text| Document::new("text", text.repeat(12)));
+        .map(|text| Document::new("text", text.repeat(600)));
     let (validation, choice) = (Validation::Fraction(0.2), "byte".parse().unwrap());
     prepare(&documents, &validation, &choice, TextOptions::default(), store, &mut |_| ()).unwrap()
 }

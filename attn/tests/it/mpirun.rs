@@ -85,6 +85,17 @@ fn any_number_of_processes_gives_the_files_of_one() {
     }
 }
 
+/// The model below the adapters is read by each process.
+#[test]
+fn adapters_are_trained_with_the_same_bits() {
+    let space = Space::new();
+    space.works(&format!("{RUN} --steps 10 --out base"));
+    let line = "train text.txt --init base --lora 3 --batch 4 --steps 10 --eval-every 5 --threads 1 --out";
+    space.works(&format!("{line} alone"));
+    works(&space, 3, &format!("{line} run"));
+    assert_same("adapters", &space.result("run"), &space.result("alone"));
+}
+
 /// The processes that `mpirun` has started.
 fn children(mpirun: &Running) -> Vec<i32> {
     let id = mpirun.0.id();

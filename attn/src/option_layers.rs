@@ -70,6 +70,8 @@ impl OptionLayers {
             (Some(preset), _) => merged(preset)?,
             (None, Some((size, work))) => {
                 let mut recipe = size.recipe(work)?;
+                let context = self.context().and_then(Value::as_integer);
+                recipe.extend(size.step_of(&merged(&recipe)?, context)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;
                 recipe.extend(size.for_steps(&sized, steps)?);

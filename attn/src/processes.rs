@@ -13,6 +13,9 @@ use clap::ArgMatches;
 use super::terminal::{note, one_line};
 use super::{exit_code, message, signals, terminal};
 
+/// How long the others wait before they tell of an error: what fails on all of them is told by the first, which ends them.
+const TURN: Duration = Duration::from_secs(3);
+
 /// The processes that train together: those that a launcher has started, or this one alone.
 pub fn start() -> Result<Arc<dyn Processes>> {
     /// Where launchers say how many there are, and which this is: Open MPI; MPICH and Intel MPI; Slurm with PMIx.
@@ -25,10 +28,13 @@ pub fn start() -> Result<Arc<dyn Processes>> {
     let place = PLACES.iter().find_map(|[count, rank]| Some((number(count)?, number(rank)?)));
     match place {
         Some((count, rank)) if count > 1 => {
-            if rank > 0 {
-                terminal::silence();
+            let started = start_mpi(count);
+            match (rank, &started) {
+                (0, _) => {}
+                (_, Ok(_)) => terminal::silence(),
+                (_, Err(_)) => std::thread::sleep(TURN),
             }
-            start_mpi(count)
+            started
         }
         _ => Ok(Arc::new(Alone)),
     }
@@ -64,7 +70,7 @@ pub fn check(processes: &dyn Processes, matches: &ArgMatches) -> Result<()> {
     agree(processes, &matches.ids().filter(|id| **id != "threads").map(value).collect())?;
     for name in ["dry-run", "overfit-one-batch"] {
         if matches.get_flag(name) {
-            bail!("--{name}: expected a single process, got {}", processes.count());
+            bail!("--{name}: expected a single process, got {}; start it without mpirun", processes.count());
         }
     }
     let processors = gather(processes, processor().as_bytes())?;
@@ -90,8 +96,6 @@ fn processor() -> String {
 
 /// Ends all processes if one has failed, which would leave the others waiting.
 pub fn conclude(processes: Arc<dyn Processes>, result: Result<ExitCode>) -> Result<ExitCode> {
-    /// What fails on all of them is told by the first.
-    const TURN: Duration = Duration::from_secs(1);
     if processes.count() == 1 {
         return result;
     }

@@ -75,4 +75,4 @@ list=$(IFS=,; echo "${hosts[*]}")
 ip netns exec "$prefix-1" unshare --uts sh -c 'hostname node1; exec "$@"' sh \
     mpirun -np "$count" --host "$list" --map-by node --bind-to none --mca plm_rsh_agent "$space/agent" \
     --mca btl tcp,self --mca btl_tcp_links 2 --mca pml ob1 --mca btl_tcp_if_include 10.213.7.0/24 --mca oob_tcp_if_include 10.213.7.0/24 \
-    -x RAYON_NUM_THREADS -x CANDLE_NUM_THREADS "$@"
+    ${RAYON_NUM_THREADS:+-x RAYON_NUM_THREADS} ${CANDLE_NUM_THREADS:+-x CANDLE_NUM_THREADS} "$@"

@@ -42,7 +42,9 @@ impl Trainer {
     pub fn check_processes(&self, count: usize) -> Result<()> {
         let shards = self.options().shards_of(self.options().batch).len();
         if count > shards {
-            bail!("expected at most {shards} processes, one for each shard of a batch, got {count}; see --shards");
+            bail!(
+                "expected at most {shards} processes, one for each shard of a batch, got {count}; see --shards and --batch"
+            );
         }
         Ok(())
     }

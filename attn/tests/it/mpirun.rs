@@ -178,7 +178,7 @@ fn a_request_to_stop_is_saved_or_leaves_the_last_checkpoint() {
 fn processes_that_do_not_fit_together_are_refused_by_name() {
     let space = Space::new();
     let output = processes(&space, 5, &format!("{RUN} --steps 4 --out run")).output().unwrap();
-    refuse(&output, "expected at most 4 processes, one for each shard of a batch, got 5; see --shards");
+    refuse(&output, "expected at most 4 processes, one for each shard of a batch, got 5; see --shards and --batch");
     assert!(!space.path("run").exists());
     let attn = env!("CARGO_BIN_EXE_attn");
     for (one, other, expected) in [

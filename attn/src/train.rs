@@ -99,6 +99,7 @@ fn asked_to_stop() -> ControlFlow<()> {
     if signals::exit_code().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
+/// What the first process does, or the only one.
 fn lead_run(
     matches: &ArgMatches,
     processes: &Arc<dyn Processes>,

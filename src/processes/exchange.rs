@@ -94,8 +94,8 @@ pub(crate) fn reduce(
         {
             let root = if from == rank { own.next() } else { None };
             let part = pieces[rank].iter().map(|piece| match root {
-                Some(root) => Part::Own(&root[piece.tensor][piece.range()]),
-                None => Part::Received(Bytes(rest.split_off(..4 * piece.len).unwrap_or_default())),
+                Some(root) => Source::Own(&root[piece.tensor][piece.range()]),
+                None => Source::Received(Bytes(rest.split_off(..4 * piece.len).unwrap_or_default())),
             });
             parts.push(part.collect::<Vec<_>>());
         }
@@ -117,12 +117,12 @@ pub(crate) fn reduce(
 }
 
 /// Numbers of this process or of another.
-enum Part<'a> {
+enum Source<'a> {
     Own(&'a [f32]),
     Received(Bytes<'a>),
 }
 
-impl Part<'_> {
+impl Source<'_> {
     fn values(&self, range: &Range<usize>) -> Vec<f32> {
         match self {
             Self::Own(values) => values[range.clone()].to_vec(),

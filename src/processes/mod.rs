@@ -33,6 +33,8 @@ pub(crate) use self::exchange::Bytes;
 pub(crate) use self::exchange::{all_gather, reduce};
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
+#[cfg(feature = "lm")]
+pub(crate) use self::tree::subtrees;
 pub(crate) use self::tree::{Root, Tree};
 
 /// Processes that train together, and how bytes get from one to another: the last two methods have to be called by all of
@@ -170,6 +172,14 @@ pub fn gather(processes: &dyn Processes, own: &[u8]) -> Result<Vec<Vec<u8>>> {
     processes.all_gather(own, &mut all, &lengths)?;
     let mut rest = &all[..];
     Ok(lengths.iter().map(|&length| rest.split_off(..length).unwrap_or_default().to_vec()).collect())
+}
+
+/// The numbers of all processes.
+#[cfg(feature = "lm")]
+pub(crate) fn gather_numbers(processes: &dyn Processes, own: &[f64]) -> Result<Vec<Vec<f64>>> {
+    let own: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let numbers = |bytes: Vec<u8>| bytes.as_chunks().0.iter().map(|&number| f64::from_le_bytes(number)).collect();
+    Ok(gather(processes, &own)?.into_iter().map(numbers).collect())
 }
 
 #[cfg(test)]

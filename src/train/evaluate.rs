@@ -8,7 +8,7 @@ use crate::cpu::parallel::{map, threads};
 use crate::host::{Result, bail};
 use crate::model::{CausalLm, DropoutSource, ForwardContext};
 use crate::ops::CrossEntropyOptions;
-use crate::processes::{Alone, Processes, gather};
+use crate::processes::{Alone, Processes, gather_numbers};
 use crate::text::{Batch, Ids, windows};
 
 /// Tokens in a batch of an evaluation: enough for large matrix products, few enough to need little memory.
@@ -126,16 +126,12 @@ pub(super) fn evaluate_windows(
 
 /// The sums of the nats and tokens of all batches, in their order: of this process and of the others.
 fn in_order(own: &[[f64; 2]], processes: &dyn Processes) -> Result<[f64; 2]> {
-    let own: Vec<u8> = own.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
-    let all = gather(processes, &own)?;
-    /// Of a batch.
-    const BYTES: usize = size_of::<[f64; 2]>();
+    let all = gather_numbers(processes, own.as_flattened())?;
     let mut sums = [0.0; 2];
     // A turn of the processes, of which the last may not be whole.
-    for turn in 0..all[0].len().div_ceil(BYTES) {
-        for batch in all.iter().filter_map(|all| all.get(turn * BYTES..(turn + 1) * BYTES)) {
-            let numbers = batch.as_chunks().0.iter().map(|&number| f64::from_le_bytes(number));
-            sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+    for turn in 0..all[0].len() / 2 {
+        for batch in all.iter().filter_map(|all| all.as_chunks::<2>().0.get(turn)) {
+            sums.iter_mut().zip(batch).for_each(|(sum, number)| *sum += number);
         }
     }
     Ok(sums)

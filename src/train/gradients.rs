@@ -29,8 +29,7 @@ pub(super) fn loss_and_gradients(
     dropout: DropoutSource,
 ) -> Result<LossAndGradients> {
     let all = 0..options.shards_of(batch.size()).len();
-    let sum = sum_of_shards(model, vars, batch, options, dropout, all)?.finish(LossAndGradients::plus)?;
-    sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))
+    LossAndGradients::of(sum_of_shards(model, vars, batch, options, dropout, all)?)
 }
 
 /// The loss and gradients of some shards of a batch, as far as they are complete subtrees of the sum of all: of those of an
@@ -133,7 +132,13 @@ fn collect(
 }
 
 impl LossAndGradients {
-    pub(super) fn plus(self, other: Self) -> Result<Self> {
+    /// The sum of all shards.
+    pub(super) fn of(shards: Tree<Self>) -> Result<Self> {
+        let sum = shards.finish(Self::plus)?;
+        sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))
+    }
+
+    fn plus(self, other: Self) -> Result<Self> {
         let sums = map(self.gradients.len(), |i| add(&self.gradients[i], &other.gradients[i]));
         Ok(Self { loss: self.loss + other.loss, gradients: sums.into_iter().collect::<candle_core::Result<_>>()? })
     }

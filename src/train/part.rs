@@ -11,7 +11,9 @@ use crate::cpu::storage::{change, values};
 use crate::cpu::sums::{BLOCK, block_sums_of_squares};
 use crate::host::{Result, bail};
 use crate::optim::{Group, Optimizer, Rule};
-use crate::processes::{Division, Piece, Processes, Root, Shape, Tree, all_gather, gather, reduce};
+use crate::processes::{
+    Division, Piece, Processes, Root, Shape, Tree, all_gather, gather_numbers, reduce, share_of, subtrees,
+};
 
 /// A trainable tensor, and how it is updated.
 pub(super) type Trained = (String, Var, Group);
@@ -107,22 +109,20 @@ impl Part {
     pub(super) fn sum(&self, own: Tree<LossAndGradients>, shards: usize) -> Result<Summed> {
         let (mut losses, mut roots) = (vec![], vec![]);
         for Root { first, level, sum: LossAndGradients { loss, gradients } } in own.roots() {
-            losses.push(Root { first, level, sum: loss });
+            losses.push(loss);
             roots.push(Root { first, level, sum: gradients });
         }
         let sums = reduce(&*self.processes, &self.division, shards, roots)?;
-        // The losses with their places in the tree, then the sums of the squares of blocks.
-        let mut numbers: Vec<f64> = vec![losses.len() as f64];
-        numbers.extend(losses.iter().flat_map(|root| [root.first as f64, f64::from(root.level), root.sum]));
+        // The losses, then the sums of the squares of blocks.
+        let mut numbers: Vec<f64> = losses;
         numbers.extend(sums.iter().flat_map(|sum| block_sums_of_squares(sum)));
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let (mut tree, mut blocks) = (Tree::default(), vec![vec![]; self.trained.len()]);
-        for (bytes, pieces) in gather(&*self.processes, &bytes)?.iter().zip(&self.division.pieces) {
-            let mut numbers = bytes.as_chunks().0.iter().map(|&number| f64::from_le_bytes(number));
-            let count = numbers.next().unwrap_or_default() as usize;
-            let losses: Vec<f64> = numbers.by_ref().take(3 * count).collect();
-            for &[first, level, sum] in losses.as_chunks().0 {
-                tree.push(Root { first: first as usize, level: level as u32, sum }, add)?;
+        let all = gather_numbers(&*self.processes, &numbers)?;
+        for (rank, (numbers, pieces)) in all.into_iter().zip(&self.division.pieces).enumerate() {
+            let mut numbers = numbers.into_iter();
+            let share = share_of(shards, rank, self.processes.count());
+            for ((first, level), sum) in subtrees(share).into_iter().zip(numbers.by_ref()) {
+                tree.push(Root { first, level, sum }, add)?;
             }
             for piece in pieces {
                 blocks[piece.tensor].extend(numbers.by_ref().take(piece.len.div_ceil(BLOCK)));

@@ -238,9 +238,7 @@ impl Trainer {
         if let Some(part) = &self.part {
             return part.sum(tree, shards);
         }
-        let sum = tree.finish(LossAndGradients::plus)?;
-        let LossAndGradients { loss, gradients } =
-            sum.ok_or_else(|| Error::Input("expected a batch of at least one sequence, got none".into()))?;
+        let LossAndGradients { loss, gradients } = LossAndGradients::of(tree)?;
         Ok(Summed { loss, norms: global_norm(&gradients)?.0, gradients })
     }
 

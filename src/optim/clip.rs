@@ -20,8 +20,13 @@ use crate::cpu::sums::euclidean_norm;
 /// ```
 pub fn global_norm(tensors: &[Tensor]) -> Result<(Vec<f64>, f64)> {
     let norms: Vec<f64> = map(tensors.len(), |i| euclidean_norm(&tensors[i])).into_iter().collect::<Result<_>>()?;
-    let all = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+    let all = norm_of_all(&norms);
     Ok((norms, all))
+}
+
+/// The norm of all elements of tensors with these norms.
+pub(crate) fn norm_of_all(norms: &[f64]) -> f64 {
+    norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt()
 }
 
 /// The factor on gradients of global norm `norm` that brings it down to `max_norm`: `max_norm / (norm + 1e-6)` above it, as in

@@ -15,6 +15,8 @@ mod schedule;
 
 pub use adamw::{AdamWStep, Moments, adamw};
 pub use cautious::Cautious;
+#[cfg(feature = "lm")]
+pub(crate) use clip::norm_of_all;
 pub use clip::{clip_factor, global_norm};
 pub use group_optimizer::{AdamW, GroupOptimizer, Hyperparameters, Muon, ParamGroup, ParamsAdamW, ParamsMuon};
 pub use moving_average::moving_average;

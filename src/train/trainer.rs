@@ -18,7 +18,7 @@ use super::{Best, TrainOptions, bits_per_byte};
 use crate::host::{Error, Result};
 use crate::model::{CausalLm, DropoutRates, DropoutSource, ModelConfig};
 use crate::nn::{LoraConfig, Parameters};
-use crate::optim::{Optimizer, Rates, clip_factor, global_norm};
+use crate::optim::{Optimizer, Rates, clip_factor, global_norm, norm_of_all};
 use crate::processes::{Alone, Processes, share};
 use crate::text::{Batch, BatchSampler, Corpus};
 
@@ -167,7 +167,6 @@ impl Trainer {
         let vars = parameters.vars();
         let average = (options.average > 0.0).then(|| WeightAverage::new(&vars)).transpose()?;
         let shown = average.as_ref().map_or(&parameters, |average| &average.parameters);
-        let grouped = vars.iter().map(|(name, var)| (name.clone(), var.clone(), options.group(name, var.rank())));
         let state = TrainState {
             step: 0,
             validated: 0,
@@ -180,7 +179,7 @@ impl Trainer {
         Ok(Self {
             model: model(shown.frozen(DType::F32, device))?,
             base,
-            optimizer: Optimizer::new(grouped)?,
+            optimizer: Optimizer::new(trained(&vars, options))?,
             part: None,
             vars,
             trainable,
@@ -207,7 +206,7 @@ impl Trainer {
         let step = self.state.step + 1;
         let dropout = DropoutSource { seed: self.options.seed, step: self.state.step, first_sequence: 0 };
         let Summed { loss, norms, gradients } = self.gradients(batch, dropout)?;
-        let gradient_norm = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        let gradient_norm = norm_of_all(&norms);
         self.check(loss, &norms)?;
         if batch.learned()? > 0 {
             self.state.audit.observe(self.vars.iter().map(|(name, _)| name).zip(norms.iter().copied()))?;
@@ -330,8 +329,7 @@ impl Trainer {
 
     /// What is trained, and how.
     pub(super) fn trained(&self) -> Vec<Trained> {
-        let group = |(name, var): &(String, Var)| (name.clone(), var.clone(), self.options.group(name, var.rank()));
-        self.vars.iter().map(group).collect()
+        trained(&self.vars, &self.options)
     }
 
     fn sampler(&self) -> BatchSampler {
@@ -412,6 +410,11 @@ impl Trainer {
         };
         Ok(weights.chain(optimizer).collect())
     }
+}
+
+fn trained(vars: &[(String, Var)], options: &TrainOptions) -> Vec<Trained> {
+    let group = |(name, var): &(String, Var)| (name.clone(), var.clone(), options.group(name, var.rank()));
+    vars.iter().map(group).collect()
 }
 
 /// The audit of the tensors in training, without those whose gradient is zero for any data.

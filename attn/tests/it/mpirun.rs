@@ -1,7 +1,6 @@
 //! The command on several processes, as `mpirun` starts them: the result of one process, whatever happens to them. The command of
 //! these tests is built with the feature `mpi`; they need Linux and an `mpirun`.
 
-use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,15 +42,6 @@ fn refuse(output: &Output, expected: &str) {
     assert_eq!(output.status.code(), Some(2), "{told}");
     let said: Vec<&str> = told.lines().filter(|line| line.starts_with("attn: ")).collect();
     assert!(said.len() == 1 && said[0].contains(expected), "expected {expected:?} once in {told}");
-}
-
-/// A run's result without checkpoints before the last, of which there may be others where it was interrupted.
-fn result(space: &Space, run: &str) -> BTreeMap<String, Vec<u8>> {
-    let mut result = space.result(run);
-    for old in space.checkpoints(run).iter().rev().skip(1) {
-        result.remove(&format!("training/step-{old:08}.safetensors")).unwrap();
-    }
-    result
 }
 
 /// Goes on with the run, or begins it, on so many processes.
@@ -112,7 +102,7 @@ fn a_process_that_is_killed_ends_all_and_the_run_goes_on_with_any_number() {
     let space = Space::new();
     let line = format!("{RUN} --steps 3000 --eval-every 500 --save-every 0.002");
     space.works(&format!("{line} --out alone"));
-    let expected = result(&space, "alone");
+    let expected = space.last_result("alone");
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (mut kills, mut in_training, mut finished) = (0, 0, 0);
     while kills < KILLS || in_training < KILLS_IN_TRAINING {
@@ -124,7 +114,7 @@ fn a_process_that_is_killed_ends_all_and_the_run_goes_on_with_any_number() {
         if job.0.try_wait().unwrap().is_some() || children.is_empty() {
             let output = job.end();
             assert!(output.status.success(), "after {kills} kills: {}", String::from_utf8_lossy(&output.stderr));
-            assert_same(&format!("after {kills} kills"), &result(&space, "run"), &expected);
+            assert_same(&format!("after {kills} kills"), &space.last_result("run"), &expected);
             space.remove("run");
             finished += 1;
             continue;
@@ -144,7 +134,7 @@ fn a_process_that_is_killed_ends_all_and_the_run_goes_on_with_any_number() {
     }
     let output = next(&space, 3, &line).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_same(&format!("after {kills} kills, {finished} finished"), &result(&space, "run"), &expected);
+    assert_same(&format!("after {kills} kills, {finished} finished"), &space.last_result("run"), &expected);
 }
 
 /// Where `mpirun` leaves them the time, they stop after the same step and save; where it does not, the last checkpoint is whole.
@@ -153,7 +143,8 @@ fn a_request_to_stop_is_saved_or_leaves_the_last_checkpoint() {
     // Weights after a step do not depend on how many there will be. Validations are few: while `mpirun` waits it reads nothing of
     // what is printed, and a process with a full pipe would wait too.
     const EVERY: u64 = 100;
-    let line = RUN.replace("--eval-every 10", &format!("--eval-every {EVERY} --preset gpt2 --schedule constant --warmup 0"));
+    let line =
+        RUN.replace("--eval-every 10", &format!("--eval-every {EVERY} --preset gpt2 --schedule constant --warmup 0"));
     for patience in [Some("5"), None] {
         let space = Space::new();
         let mut command = processes(&space, 2, &format!("{line} --steps 1000000 --out run"));
@@ -172,7 +163,7 @@ fn a_request_to_stop_is_saved_or_leaves_the_last_checkpoint() {
         let resumed = processes(&space, 3, &format!("train --resume --out run --steps {steps} --threads 1")).output();
         assert!(resumed.unwrap().status.success());
         space.works(&format!("{line} --steps {steps} --out alone"));
-        assert_same(&format!("{patience:?}"), &result(&space, "run"), &result(&space, "alone"));
+        assert_same(&format!("{patience:?}"), &space.last_result("run"), &space.last_result("alone"));
     }
 }
 

@@ -128,6 +128,15 @@ impl Space {
         }
         files
     }
+
+    /// [`Self::result`] with the last checkpoint alone: which ones there are before it depends on when the run was ended.
+    pub fn last_result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
+        let mut result = self.result(run);
+        for old in self.checkpoints(run).iter().rev().skip(1) {
+            result.remove(&format!("training/step-{old:08}.safetensors")).unwrap();
+        }
+        result
+    }
 }
 
 /// The command with its signals as by default, also where the tests run under nohup or in the background of a script.

@@ -6,6 +6,7 @@ pub(crate) mod base_files;
 mod block;
 mod causal_lm;
 mod config;
+mod config_file;
 mod context;
 mod decoder;
 mod gguf;

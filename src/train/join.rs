@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
+use super::latest::parse;
 use super::resume::trainer_at;
-use super::run_dir::parse;
 use super::{RunDir, Trainer, checkpoint, settings_file};
 use crate::host::file_names::{ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG};
 use crate::host::{Error, Result};
@@ -75,7 +75,7 @@ pub fn join(processes: Arc<dyn Processes>, device: &Device) -> Result<Trainer> {
     }
     let path = folder.path().join(checkpoint_name(step));
     let (state, mut tensors) = checkpoint::read(&path, device)?;
-    let (_, options) = settings_file::read(&training, &toml::Table::new())?;
+    let (_, options) = settings_file::read(&training)?;
     let state = parse(&path, &state)?.trainer;
     // The ids stay open when the folder is gone.
     let mut trainer = trainer_at(folder.path(), state, &mut tensors, &options, device, &mut |_| ())?;

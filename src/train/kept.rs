@@ -4,8 +4,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use super::latest::parse;
 use super::resume::{model_files, weights};
-use super::run_dir::{held, parse};
+use super::run_dir::held;
 use super::{Best, checkpoint, ownership, watch};
 use crate::host::file_names::{ADAPTER_WEIGHTS, WEIGHTS};
 use crate::host::{Result, input};

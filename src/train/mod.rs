@@ -31,6 +31,7 @@ mod frozen_base;
 mod gradients;
 mod join;
 mod kept;
+mod latest;
 mod memory_needed;
 pub mod metrics;
 mod model_card;

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::frozen_base::FrozenBase;
-use super::run_dir::{CheckpointState, Latest};
+use super::latest::{CheckpointState, Latest, latest};
 use super::trainer::{TrainState, audit_of};
 use super::{RunDir, TrainOptions, Trainer, settings_file};
 use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
@@ -30,10 +30,10 @@ pub fn resume(
     progress: &mut dyn FnMut(TextProgress),
 ) -> Result<(Trainer, RunDir, Vec<Error>)> {
     let Latest { state: CheckpointState { trainer: state, metrics_bytes, seconds }, mut tensors, damaged, lock } =
-        RunDir::latest(root, device)?;
-    let (settings, mut options) = settings_file::read(&root.join("training"), changes)?;
+        latest(root, device)?;
+    let (settings, saved) = settings_file::read(&root.join("training"))?;
+    let (settings, mut options) = settings_file::with(settings, changes)?;
     if changes.contains_key("minutes") {
-        let (_, saved) = settings_file::read(&root.join("training"), &toml::Table::new())?;
         options = with_time(options, &saved, state.step, seconds)?;
     }
     if options.last_step() < state.step {

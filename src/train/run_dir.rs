@@ -28,12 +28,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::latest::CheckpointState;
 use super::metrics::{Line, Metrics};
-use super::ownership::{is_of_a_run, lock, not_a_run, occupied, remove_created};
-use super::trainer::{TrainState, Trainer};
+use super::ownership::{lock, occupied, remove_created};
+use super::trainer::Trainer;
 use super::watch::Watch;
 use super::{checkpoint, model_card, settings_file};
 use crate::cpu::sums::euclidean_norm;
@@ -50,17 +51,6 @@ pub struct Best {
     pub step: u64,
     /// Its validation loss, in nats per token.
     pub loss: f64,
-}
-
-/// The state in a checkpoint's metadata.
-#[derive(Serialize, Deserialize)]
-pub(super) struct CheckpointState {
-    #[serde(flatten)]
-    pub(super) trainer: TrainState,
-    /// The length of the metrics at this checkpoint.
-    pub(super) metrics_bytes: u64,
-    /// Seconds since the run was created, over all its sessions.
-    pub(super) seconds: f64,
 }
 
 /// The folder of a run in training. While it is open, its lock is held.
@@ -112,35 +102,6 @@ impl RunDir {
         let (root, creates) = (root.to_path_buf(), Some(is_root_new));
         let settings = toml::Table::new();
         Ok(Self { root, metrics, settings, base: None, saved: None, watch: None, creates, _lock })
-    }
-
-    /// Locks the folder of an earlier run and reads its latest checkpoint that verifies. Nothing changes yet.
-    pub(super) fn latest(root: &Path, device: &Device) -> Result<Latest> {
-        let training = root.join("training");
-        if !is_of_a_run(&training) {
-            return Err(not_a_run(root));
-        }
-        if checkpoint::steps(&training)?.is_empty() {
-            return Err(match occupied(root) {
-                Error::Exists(_) => Error::Input(format!(
-                    "{} has no checkpoints: they were removed, or the run is one of an earlier version",
-                    root.display()
-                )),
-                error => error,
-            });
-        }
-        let lock = lock(root, false)?;
-        checkpoint::remove_unfinished(&training)?;
-        let mut damaged = vec![];
-        for step in checkpoint::steps(&training)? {
-            let path = checkpoint::path(&training, step);
-            match checkpoint::read(&path, device).and_then(|(state, tensors)| Ok((parse(&path, &state)?, tensors))) {
-                Ok((state, tensors)) => return Ok(Latest { state, tensors, damaged, lock }),
-                Err(error @ Error::Corrupt { .. }) => damaged.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(damaged.into_iter().next().unwrap_or_else(|| Error::Unfinished(root.to_path_buf())))
     }
 
     /// The path of the run.
@@ -343,16 +304,6 @@ impl Drop for RunDir {
     }
 }
 
-/// What [`RunDir::latest`] has read.
-pub(super) struct Latest {
-    pub(super) state: CheckpointState,
-    pub(super) tensors: BTreeMap<String, Tensor>,
-    /// Newer checkpoints that are not what was written.
-    pub(super) damaged: Vec<Error>,
-    /// The lock, which is held.
-    pub(super) lock: File,
-}
-
 /// Refuses weights that are not finite: nothing could be learned from them.
 fn check_finite(tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
     let is_weight = |name: &&str| *name == "weight" || *name == "average";
@@ -367,8 +318,4 @@ fn check_finite(tensors: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-pub(super) fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
-    serde_json::from_str(state).map_err(|error| Error::corrupt(path, error))
 }

@@ -92,5 +92,5 @@ fn settings(root: &Path) -> Result<(Table, TrainOptions)> {
     if !is_of_a_run(&training) {
         return Err(not_a_run(root));
     }
-    settings_file::read(&training, &Table::new())
+    settings_file::read(&training)
 }

@@ -25,16 +25,15 @@ pub const CHANGE_THE_RESULT: [&str; 12] = [
 /// watches, and when it stops.
 pub const KEEP_THE_RESULT: [&str; 6] = ["eval-every", "patience", "save-every", "keep", "statistics-every", "watch"];
 
-/// The options among the settings of a run in the folder `training`, with these changes.
+/// The settings of a run in the folder `training`, and the options among them.
 ///
 /// # Errors
-/// If the file cannot be read or holds no options, a change is neither in [`CHANGE_THE_RESULT`] nor in
-/// [`KEEP_THE_RESULT`], or an option is out of its bounds.
-pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Table, TrainOptions)> {
+/// If the file cannot be read or does not hold all options, or one is out of its bounds.
+pub(super) fn read(training: &Path) -> Result<(toml::Table, TrainOptions)> {
     let path = training.join("settings.toml");
     let text = input::read_text(&input::inside(training, "settings.toml")?, input::MAX_CONFIG_BYTES)?;
     let damaged = |error: toml::de::Error| Error::corrupt(&path, error.message());
-    let mut table: toml::Table = toml::from_str(&text).map_err(damaged)?;
+    let table: toml::Table = toml::from_str(&text).map_err(damaged)?;
     let all = toml::Table::try_from(TrainOptions::default()).map_err(|error| Error::Input(error.to_string()))?;
     if let Some(missing) = all.keys().find(|name| !table.contains_key(*name)) {
         return Err(Error::corrupt(
@@ -42,7 +41,16 @@ pub(super) fn read(training: &Path, changes: &toml::Table) -> Result<(toml::Tabl
             format!("it does not say {missing}: it is damaged, or of an earlier version"),
         ));
     }
-    let _: TrainOptions = table.clone().try_into().map_err(damaged)?;
+    let options: TrainOptions = table.clone().try_into().map_err(damaged)?;
+    options.validate()?;
+    Ok((table, options))
+}
+
+/// These settings with other values of some options, and all options then.
+///
+/// # Errors
+/// If a change is neither in [`CHANGE_THE_RESULT`] nor in [`KEEP_THE_RESULT`], or an option is out of its bounds.
+pub(super) fn with(mut table: toml::Table, changes: &toml::Table) -> Result<(toml::Table, TrainOptions)> {
     for (name, value) in changes {
         if !CHANGE_THE_RESULT.contains(&&**name) && !KEEP_THE_RESULT.contains(&&**name) {
             bail_option!(name, "cannot be changed when resuming");
@@ -82,7 +90,7 @@ mod tests {
     fn changed(others: &str, changes: &str) -> Result<(toml::Table, TrainOptions)> {
         let space = tempfile::tempdir().unwrap();
         write(space.path(), &table(others), &TrainOptions { seed: 7, ..Default::default() }).unwrap();
-        read(space.path(), &table(changes))
+        with(read(space.path())?.0, &table(changes))
     }
 
     #[test]
@@ -127,10 +135,10 @@ mod tests {
         let path = space.path().join("settings.toml");
         for damaged in ["lr = ", "lr = \"x\""] {
             std::fs::write(&path, damaged).unwrap();
-            let error = read(space.path(), &table("lr = 0.1")).unwrap_err();
+            let error = read(space.path()).unwrap_err();
             assert!(matches!(&error, Error::Corrupt { path: its, .. } if *its == path), "{damaged}: {error:?}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(read(space.path(), &toml::Table::new()).unwrap_err().to_string().contains("settings.toml"));
+        assert!(read(space.path()).unwrap_err().to_string().contains("settings.toml"));
     }
 }

@@ -10,8 +10,9 @@ use tokenizers::normalizer::Range;
 use tokenizers::tokenizer::Result as LibraryResult;
 use tokenizers::{Model, ModelWrapper, NormalizedString, OffsetType, PreTokenizer, Token, Tokenizer as HfTokenizer};
 
+use super::Encoded;
+use super::decode::outside_vocabulary;
 use super::guard::guarded;
-use super::{Encoded, outside_vocabulary};
 use crate::host::{Error, Result};
 use crate::text::encode_error::EncodeError;
 

@@ -4,8 +4,9 @@ use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, tokenizer::DecodeStream,
 };
 
+use super::decode::outside_vocabulary;
 use super::guard::guarded;
-use super::{Tokenizer, clean_up, outside_vocabulary};
+use super::{Tokenizer, clean_up};
 use crate::host::Result;
 
 /// Decodes ids one at a time: the texts it returns, concatenated, are [`Tokenizer::decode`] of all ids, and an id costs

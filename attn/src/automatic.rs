@@ -7,10 +7,9 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use candle_attention::Memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{Corpus, Document, TokenizerChoice};
-use candle_attention::train::{OptimizerKind, TrainOptions};
+use candle_attention::train::{OptimizerKind, TrainOptions, memory_needed};
 use toml::{Table, Value};
 
 use super::model_sizes::{HEAD_DIM, SIZES};
@@ -30,11 +29,8 @@ const TOKENS_PER_WEIGHT: f64 = 2.0;
 /// More weights for each token of the text only learn it by heart.
 const MAX_WEIGHTS_PER_TOKEN: f64 = 10.0;
 
-/// Memory of training for each weight, with its gradients, moments and average.
-const BYTES_PER_WEIGHT: f64 = 64.0;
-
 /// So often a text can be read without dropout by a model with a weight for each of its tokens.
-const PASSES_WITHOUT_DROPOUT: f64 = 6.0;
+const PASSES_WITHOUT_DROPOUT: f64 = 16.0;
 const MAX_DROPOUT: f64 = 0.3;
 
 /// Steps from which Muon does better with a longer memory.
@@ -69,13 +65,13 @@ impl TextSize {
         Self { train, validation, vocab_size }
     }
 
-    /// The recipe for this text and so many floating-point operations.
-    pub fn recipe(&self, work: f64) -> Result<Table> {
-        let (base, free) = (base()?, Memory::now().available as f64);
+    /// The recipe for this text, so many floating-point operations and so many bytes of memory.
+    pub fn recipe(&self, work: f64, memory: usize) -> Result<Table> {
+        let base = base()?;
         let mut recipe = self.sized(&base, SIZES[0]);
         for sizes in &SIZES[1..] {
             let larger = self.sized(&base, *sizes);
-            if self.is_affordable(&larger, work, free)? {
+            if self.is_affordable(&larger, work, memory)? {
                 recipe = larger;
             }
         }
@@ -84,14 +80,14 @@ impl TextSize {
 
     /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often. A model with many
     /// weights for each token of the text knows it by heart the sooner.
-    pub fn for_steps(&self, settings: &Settings, steps: u64) -> Result<Table> {
+    pub fn recipe_for_steps(&self, settings: &Settings, steps: u64) -> Result<Table> {
         let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
         let text = self.train.max(1.0);
-        let passes = tokens(&options, steps) / text;
+        let passes = steps as f64 * tokens_of_step(&config, &options) / text;
         let doublings = (passes * (config.parameter_count() as f64 / text).sqrt() / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
         set(&mut recipe, "momentum", if steps < LONG_RUN { 0.85 } else { 0.95 });
-        set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT));
+        set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT) + 0.0);
         Ok(recipe)
     }
 
@@ -101,17 +97,17 @@ impl TextSize {
         for (name, value) in [("layers", layers), ("heads", dim / HEAD_DIM), ("head-dim", HEAD_DIM)] {
             set(&mut recipe, name, value);
         }
-        recipe.extend(self.step(dim, None));
+        recipe.extend(self.batch(dim, None));
         recipe
     }
 
     /// What follows from the number of channels, where it is set: the length of a window, unless that is set too, and the windows
     /// of a step.
-    pub fn step_of(&self, settings: &Settings, context: Option<i64>) -> Result<Table> {
-        Ok(self.step(settings.model_config(self.vocab_size, None)?.embed_dim as i64, context))
+    pub fn batch_of(&self, settings: &Settings, context: Option<i64>) -> Result<Table> {
+        Ok(self.batch(settings.model_config(self.vocab_size, None)?.embed_dim as i64, context))
     }
 
-    fn step(&self, dim: i64, context: Option<i64>) -> Table {
+    fn batch(&self, dim: i64, context: Option<i64>) -> Table {
         let usual = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
         let (context, tokens, mut recipe) = (context.unwrap_or(usual).max(1), 16 * dim.max(64), Table::new());
         set(&mut recipe, "context", context);
@@ -120,15 +116,14 @@ impl TextSize {
     }
 
     /// Whether there is enough work for a recipe to train on the tokens that its weights need, enough text, and
-    /// `free` bytes of memory enough.
-    fn is_affordable(&self, recipe: &Table, work: f64, free: f64) -> Result<bool> {
+    /// `memory` bytes enough.
+    fn is_affordable(&self, recipe: &Table, work: f64, memory: usize) -> Result<bool> {
         let settings = Settings::merged(&[recipe])?;
-        let config = settings.model_config(self.vocab_size, None)?;
-        let parameters = config.parameter_count() as f64;
-        if parameters > MAX_WEIGHTS_PER_TOKEN * self.train || BYTES_PER_WEIGHT * parameters > free {
-            return Ok(false);
-        }
-        Ok(tokens(&settings.train_options()?, self.steps(&settings, work)?) >= TOKENS_PER_WEIGHT * weights(&config))
+        let (config, options) = (settings.model_config(self.vocab_size, None)?, settings.train_options()?);
+        let steps = work / step_cost(&config, &options);
+        Ok(config.parameter_count() as f64 <= MAX_WEIGHTS_PER_TOKEN * self.train
+            && memory_needed(&config, &options, None) <= memory
+            && steps * tokens_of_step(&config, &options) >= TOKENS_PER_WEIGHT * weights(&config))
     }
 
     /// The steps of a run: those that are set or, where the time decides, those that so much work allows.
@@ -136,15 +131,18 @@ impl TextSize {
         let options = settings.train_options()?;
         match settings.minutes() {
             None => Ok(options.steps),
-            Some(_) => Ok(affordable_steps(&settings.model_config(self.vocab_size, None)?, &options, work)),
+            Some(_) => {
+                let config = settings.model_config(self.vocab_size, None)?;
+                Ok(affordable_steps(&config, &options, self.validation as usize, work))
+            }
         }
     }
 
-    /// The longest window of a part of the text that has several: half as long as the one to validate on or, without one,
-    /// as the text.
+    /// The longest window of which the shorter part of the text, training or validation, has two; at least 2, as a sequence of
+    /// one token has nothing to attend to.
     pub fn max_context(&self) -> usize {
-        let part = if self.validation > 0.0 { self.validation } else { self.train };
-        (part as usize / 2).max(1)
+        let shorter = if self.validation > 0.0 { self.validation.min(self.train) } else { self.train };
+        (shorter as usize / 2).max(2)
     }
 }
 
@@ -152,9 +150,8 @@ fn set(recipe: &mut Table, name: &str, value: impl Into<Value>) {
     recipe.insert(name.into(), value.into());
 }
 
-/// The tokens of so many steps.
-fn tokens(options: &TrainOptions, steps: u64) -> f64 {
-    (options.batch * options.context.unwrap_or(1)) as f64 * steps as f64
+fn tokens_of_step(config: &ModelConfig, options: &TrainOptions) -> f64 {
+    options.batch as f64 * options.window_len(config) as f64
 }
 
 /// What is the same for all texts.
@@ -169,23 +166,45 @@ pub fn open_schedule() -> Result<Table> {
     Ok(base()?.into_iter().filter(|(name, _)| ["schedule", "warmup", "decay"].contains(&name.as_str())).collect())
 }
 
-/// How the tokenizer is made for these documents and so many floating-point operations: a BPE or, for a short text, its
-/// characters, unless there are more of them than of bytes, or a single one.
+/// How the tokenizer is made for these documents and so many floating-point operations: a BPE, or characters for a short text
+/// and for one whose many characters it would mostly spell byte by byte; bytes where there are too many characters for that
+/// too, or a single one.
 pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
-    if let Some(size) = vocabulary(documents.iter().map(Document::len).sum(), work) {
-        return TokenizerChoice::Bpe(size);
+    let Characters { different, all, bytes } = Characters::of(documents);
+    let is_script_of_many = |tokens: usize| bytes >= 2 * all && tokens < 2 * different;
+    match vocabulary(documents.iter().map(Document::len).sum(), work) {
+        Some(tokens) if !is_script_of_many(tokens) => TokenizerChoice::Bpe(tokens),
+        _ if (2..=256).contains(&different) || different > 1 && all >= 10 * different => TokenizerChoice::Characters,
+        _ => TokenizerChoice::Bytes,
     }
-    let mut characters = HashSet::new();
-    for document in documents {
-        match document.text() {
-            Ok(text) => characters.extend(text.chars()),
-            // Refused later, with its place.
-            Err(_) => return TokenizerChoice::Characters,
+}
+
+/// The characters at the beginning of a text.
+#[derive(Default)]
+struct Characters {
+    different: usize,
+    all: usize,
+    bytes: usize,
+}
+
+impl Characters {
+    fn of(documents: &[Document]) -> Self {
+        /// So many bytes say enough, and are counted in less than a tenth of a second.
+        const MOST: u64 = 1 << 22;
+        let (mut counted, mut different) = (Self::default(), HashSet::new());
+        for document in documents {
+            let left = MOST - counted.bytes as u64;
+            if left == 0 {
+                break;
+            }
+            // What cannot be read, or is not UTF-8, is refused later, with its place.
+            let bytes = document.first_bytes(left).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            different.extend(text.chars());
+            counted.all += text.chars().count();
+            counted.bytes += bytes.len();
         }
-    }
-    match characters.len() {
-        1 | 257.. => TokenizerChoice::Bytes,
-        _ => TokenizerChoice::Characters,
+        Self { different: different.len(), ..counted }
     }
 }
 
@@ -201,9 +220,12 @@ fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
     SIZES.into_iter().rev().find(|size| *size as f64 <= affordable)
 }
 
-/// The steps that so many floating-point operations allow, about.
-pub fn affordable_steps(config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
-    (work / step_cost(config, options)).max(1.0) as u64
+/// The steps that so many floating-point operations allow, about, with the validations on so many tokens between them.
+pub fn affordable_steps(config: &ModelConfig, options: &TrainOptions, validation: usize, work: f64) -> u64 {
+    let validation = options.validation_steps(validation, options.window_len(config));
+    // By default those before the last take a tenth of the steps at most.
+    let others = options.eval_every.map_or(0.05, |every| validation / every as f64);
+    ((work / step_cost(config, options) - validation) / (1.0 + others)).max(1.0) as u64
 }
 
 /// The floating-point operations of a step, as many more as the products of narrow matrices are slower.
@@ -239,10 +261,10 @@ mod tests {
         let work = seconds * SECOND;
         let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
         let size = TextSize::expected(bytes, &tokenizer);
-        let mut recipe = size.recipe(work).unwrap();
+        let mut recipe = size.recipe(work, usize::MAX).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
-        recipe.extend(size.for_steps(&settings, steps).unwrap());
+        recipe.extend(size.recipe_for_steps(&settings, steps).unwrap());
         (recipe, steps)
     }
 
@@ -252,7 +274,7 @@ mod tests {
             for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
                 for seconds in [1.0, 60.0, 60_000.0] {
                     let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
-                    Settings::merged(&[&size.recipe(seconds * SECOND).unwrap()]).unwrap().check().unwrap();
+                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX).unwrap()]).unwrap().check().unwrap();
                 }
             }
         }
@@ -278,7 +300,7 @@ mod tests {
             let sizes = recipes.each_ref().map(|(recipe, _)| number(recipe, "layers") * number(recipe, "heads").pow(2));
             let trained = recipes
                 .each_ref()
-                .map(|(recipe, steps)| tokens(&Settings::merged(&[recipe]).unwrap().train_options().unwrap(), *steps));
+                .map(|(recipe, steps)| *steps as i64 * number(recipe, "batch") * number(recipe, "context"));
             assert!(sizes.is_sorted() && sizes[0] < sizes[3], "{bytes}: {sizes:?}");
             assert!(trained[0] < trained[2] && trained[2] < trained[4], "{bytes}: {trained:?}");
         }
@@ -302,6 +324,20 @@ mod tests {
         let ideographs: String = ('\u{4e00}'..).take(257).collect();
         assert_eq!(chosen(&ideographs), TokenizerChoice::Bytes);
         assert_eq!(chosen("aaaa"), TokenizerChoice::Bytes);
+        assert_eq!(chosen(&ideographs.repeat(10)), TokenizerChoice::Characters);
+    }
+
+    /// A BPE of 1000 tokens has 744 beside those of the bytes.
+    #[test]
+    fn a_script_of_many_characters_has_a_token_for_each() {
+        let chosen = |first: char, count: u32| {
+            let alphabet: Vec<char> = (0..count).filter_map(|i| char::from_u32(u32::from(first) + i)).collect();
+            let text: String = alphabet.iter().cycle().take(700_000 / first.len_utf8()).collect();
+            tokenizer(&[Document::new("text", text)], 60.0 * SECOND)
+        };
+        assert_eq!(chosen('\u{4e00}', 1400), TokenizerChoice::Characters);
+        assert_eq!(chosen('\u{4e00}', 300), TokenizerChoice::Bpe(1024));
+        assert_eq!(chosen('a', 20), TokenizerChoice::Bpe(1024));
     }
 
     #[test]
@@ -314,20 +350,37 @@ mod tests {
     #[test]
     fn windows_fit_into_the_validation_text() {
         let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
-        assert_eq!(number(&text.recipe(SECOND).unwrap(), "context"), 30);
+        assert_eq!(number(&text.recipe(SECOND, usize::MAX).unwrap(), "context"), 30);
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
-        assert_eq!(number(&none.recipe(SECOND).unwrap(), "context"), 50);
+        assert_eq!(number(&none.recipe(SECOND, usize::MAX).unwrap(), "context"), 50);
+        let short = TextSize { train: 100.0, validation: 10_000.0, vocab_size: 20 };
+        assert_eq!((short.max_context(), TextSize { validation: 3.0, ..short }.max_context()), (50, 2));
+    }
+
+    /// By the estimate that refuses a run.
+    #[test]
+    fn a_model_fits_into_memory() {
+        let size = TextSize::expected(100_000_000, &TokenizerChoice::Bpe(4096));
+        let models = [usize::MAX, 300_000_000, 150_000_000].map(|memory| {
+            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory).unwrap()]).unwrap();
+            let config = settings.model_config(4096, None).unwrap();
+            assert!(memory_needed(&config, &settings.train_options().unwrap(), None) <= memory);
+            config.parameter_count()
+        });
+        assert!(models[0] > models[1] && models[1] > models[2], "{models:?}");
     }
 
     /// Twice the work is twice the steps, and a step of twice the sequences is half the steps, but for Muon's share.
     #[test]
     fn steps_are_work_over_the_cost_of_one() {
         let (config, options) = (ModelConfig::gpt2(65), TrainOptions::default());
-        assert_eq!(affordable_steps(&config, &options, 2e12), 2 * affordable_steps(&config, &options, 1e12));
+        let steps = |validation: usize, work: f64| affordable_steps(&config, &options, validation, work);
+        assert!(steps(0, 2e12).abs_diff(2 * steps(0, 1e12)) <= 1);
+        assert!(steps(100_000, 1e12) < steps(0, 1e12), "a validation takes its part");
         let twice = TrainOptions { batch: 2 * options.batch, ..options.clone() };
         assert_eq!(step_cost(&config, &twice), 2.0 * step_cost(&config, &options));
         let muon = TrainOptions { optimizer: OptimizerKind::Muon, ..options.clone() };
         assert!(step_cost(&config, &muon) > step_cost(&config, &options));
-        assert_eq!(affordable_steps(&config, &options, 0.0), 1);
+        assert_eq!(steps(0, 0.0), 1);
     }
 }

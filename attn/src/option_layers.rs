@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use candle_attention::Memory;
 use candle_attention::generate::Pipeline;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::text::{
@@ -65,16 +66,25 @@ impl OptionLayers {
 
     /// The settings for a text of this size and the work that can be done on it, or those that do not depend on these.
     fn settings(&self, text: Option<(&TextSize, f64)>) -> Result<Settings> {
-        let merged = |recipe: &Table| Settings::merged(&[recipe, &self.config, &self.given]);
+        let merged = |recipe: &Table| {
+            let mut settings = Settings::merged(&[recipe, &self.config, &self.given])?;
+            // A length that is chosen is what `auto` asks for.
+            if let (Some(context), None) = (recipe.get("context"), self.context()) {
+                settings.set("context", context.clone());
+            }
+            anyhow::Ok(settings)
+        };
         let mut settings = match (&self.preset, text) {
             (Some(preset), _) => merged(preset)?,
             (None, Some((size, work))) => {
-                let mut recipe = size.recipe(work)?;
+                // Where the number of steps is given, no machine has a say.
+                let memory = if self.sets("steps") { usize::MAX } else { Memory::now().available };
+                let mut recipe = size.recipe(work, memory)?;
                 let context = self.context().and_then(Value::as_integer);
-                recipe.extend(size.step_of(&merged(&recipe)?, context)?);
+                recipe.extend(size.batch_of(&merged(&recipe)?, context)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;
-                recipe.extend(size.for_steps(&sized, steps)?);
+                recipe.extend(size.recipe_for_steps(&sized, steps)?);
                 if !self.sets("minutes") && sized.has_fixed_length() {
                     recipe.insert("minutes".into(), 0.0.into());
                     recipe.insert("steps".into(), (steps as i64).into());
@@ -108,8 +118,7 @@ impl OptionLayers {
         let shortest = parts.into_iter().filter(|len| *len > 1).min().unwrap_or_default();
         let context = settings.train_options()?.context.unwrap_or(max);
         if self.context().is_none() && (1..=context).contains(&shortest) {
-            // A sequence of one token has nothing to attend to.
-            let fitting = TextSize::new(corpus, 0).max_context().max(2).min(shortest - 1);
+            let fitting = TextSize::new(corpus, 0).max_context().min(shortest - 1);
             settings.set("context", fitting as i64);
             return Ok(Some(format!(
                 "this text is short: sequences of {fitting} tokens instead of {context} (--context)"
@@ -236,17 +245,13 @@ fn time_left(minutes: f64, seconds: f64) -> f64 {
     left.max(LEAST)
 }
 
-/// Sets the number of steps to the one expected, where the time decides on it: validations take their part of the work.
+/// Sets the number of steps to the one expected, where the time decides on it.
 fn expect_steps(settings: &mut Settings, config: &ModelConfig, corpus: &Corpus, work: f64) -> Result<()> {
     if settings.minutes().is_none() {
         return Ok(());
     }
-    let options = settings.train_options()?;
-    let validation = options.validation_steps(corpus.validation.len(), options.window_len(config));
-    // By default those before the last take a tenth of the steps at most.
-    let others = options.eval_every.map_or(0.05, |every| validation / every as f64);
-    let steps = automatic::affordable_steps(config, &options, work) as f64;
-    settings.set("steps", ((steps - validation) / (1.0 + others)).max(1.0) as i64);
+    let steps = automatic::affordable_steps(config, &settings.train_options()?, corpus.validation.len(), work);
+    settings.set("steps", steps as i64);
     Ok(())
 }
 

@@ -97,7 +97,7 @@ pub const TRAINING: &[Opt] = &[
         "minutes",
         Number("MINUTES"),
         "Time of the run, from 0.1 to 1000: decides on what you don't set of the sizes and on the number of steps \
-         [default: 1, unless --steps or a preset says how many]",
+         [default: 1; with --steps, a preset or --init, as many steps as these say]",
     ),
     opt("steps", Whole(1), "Number of optimizer steps, however long they take"),
     opt("batch", Whole(1), "Sequences per step"),
@@ -117,7 +117,11 @@ pub const TRAINING: &[Opt] = &[
     opt("isolate-documents", Switch, "Keep attention within a document where a window spans several"),
     opt("lora", Whole(0), "Train adapters (LoRA) of rank N for the model of --init, which stays as it is; 0 for none"),
     opt("lora-alpha", NumberOrAuto("ALPHA"), "Scale the adapters by ALPHA / N [default: twice --lora]"),
-    opt("dropout", NumberOrAuto("RATE"), "Dropout rate, from 0 to below 1 [default: 0, or that of --init]"),
+    opt(
+        "dropout",
+        NumberOrAuto("RATE"),
+        "Dropout rate, from 0 to below 1 [default: more the more often the text is read, or that of a preset or of --init]",
+    ),
     opt("lr", Number("RATE"), "Peak learning rate"),
     opt("min-lr", Number("FACTOR"), "Final learning rate, as a multiple of --lr"),
     opt("warmup", Number("FRACTION"), "Warm-up of the learning rate, as a fraction of --steps"),

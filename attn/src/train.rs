@@ -56,7 +56,7 @@ pub fn command() -> Command {
                 "Print the model, recipe, memory and measured time, then exit; the output is a file for --config",
             ),
             switch("no-samples").help("Do not show after each validation what the model would say"),
-            switch("overfit-one-batch").conflicts_with_all(["resume", "out", "dry-run"]).help(
+            switch("overfit-one-batch").conflicts_with_all(["resume", "out", "dry-run", "minutes"]).help(
                 "Sanity check for a new model: train on one batch until it is memorised, and report whether that worked",
             ),
         ])
@@ -181,8 +181,12 @@ fn go_on(
     out: &mut dyn Write,
 ) -> Result<ExitCode> {
     Stage::Saved.enter();
+    // Before the run takes the changes; a file that cannot be read is refused there.
+    if let Ok(mut settings) = options::read(&root.join("training/settings.toml")) {
+        settings.extend(given.clone());
+        options::check_effect(given, &settings)?;
+    }
     let (mut trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
-    options::check_effect(given, &Table::try_from(trainer.options())?)?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names = given.keys().map(String::as_str);
     let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
@@ -216,7 +220,7 @@ fn share(run: &RunDir, trainer: &mut Trainer, processes: &Arc<dyn Processes>) ->
     Ok(())
 }
 
-/// Trains to the end or the first Ctrl-C, with a sample of `model`, the one in training, after each validation, and reports.
+/// Trains to the end or a request to stop, with a sample of `model`, the one in training, after each validation, and reports.
 fn follow(
     mut trainer: Trainer,
     mut run: RunDir,

@@ -178,6 +178,14 @@ impl Document {
         }
     }
 
+    /// The first bytes, at most so many.
+    ///
+    /// # Errors
+    /// If it can't be read or has changed.
+    pub fn first_bytes(&self, most: u64) -> Result<Vec<u8>> {
+        self.read(0..self.len().min(most))
+    }
+
     /// Reads a range of the bytes into memory.
     pub(super) fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -8,17 +8,12 @@ use crate::model::ModelConfig;
 use crate::nn::LoraConfig;
 use crate::text::Corpus;
 
-/// The bytes of memory that training takes, about: the ids of the text that are in memory; weights, the gradients of each
-/// shard and two moments; what a step keeps for its backward pass, which is the tensors of each block and a few of C
-/// channels before and after them; and a validation batch in each thread, whose memory the allocator keeps.
-pub(super) fn memory_needed(
-    config: &ModelConfig,
-    corpus: &Corpus,
-    options: &TrainOptions,
-    lora: Option<&LoraConfig>,
-) -> usize {
+/// The bytes of memory that training takes, about, without the ids of the text: weights, the gradients of each shard and two
+/// moments; what a step keeps for its backward pass, which is the tensors of each block and a few of C channels before and
+/// after them; and a validation batch in each thread, whose memory the allocator keeps. With `lora`, adapters of this size are
+/// what is trained.
+pub fn memory_needed(config: &ModelConfig, options: &TrainOptions, lora: Option<&LoraConfig>) -> usize {
     const PROGRAM: usize = 60_000_000;
-    let ids = (corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()) / size_of::<f32>();
     let sequences = options.batch.div_ceil(options.accumulate.max(1));
     let shards = options.shards.min(sequences);
     // Partial sums of the gradients' tree, the average of the weights, the weights before a step with statistics.
@@ -34,10 +29,15 @@ pub(super) fn memory_needed(
     let floats_per_position = config.num_layers.saturating_mul(block_floats(config)) + 5 * config.embed_dim;
     let window = options.window_len(config);
     let positions = sequences.saturating_mul(window);
-    let floats = positions.saturating_mul(floats_per_position).saturating_add(state).saturating_add(ids);
+    let floats = positions.saturating_mul(floats_per_position).saturating_add(state);
     let validated = VALIDATION_BATCH_TOKENS.max(window).saturating_mul(threads());
     let floats = floats.saturating_add(validated.saturating_mul(6 * config.embed_dim + 2 * config.hidden_dim));
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
+}
+
+/// The bytes of the ids of the text that are in memory.
+pub(super) fn ids_in_memory(corpus: &Corpus) -> usize {
+    corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()
 }
 
 /// Refuses a run that needs more memory than this machine has.
@@ -47,7 +47,8 @@ pub(super) fn check_memory(
     options: &TrainOptions,
     lora: Option<&LoraConfig>,
 ) -> Result<()> {
-    let (needed, total) = (memory_needed(config, corpus, options, lora), Memory::now().total);
+    let (needed, total) =
+        (memory_needed(config, options, lora).saturating_add(ids_in_memory(corpus)), Memory::now().total);
     if needed > total {
         let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
         bail!(

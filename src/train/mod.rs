@@ -54,6 +54,7 @@ pub use evaluate::{Evaluation, bits_per_byte, evaluate};
 pub use frozen_base::FrozenBase;
 pub use join::{join, lead};
 pub use kept::{best_of, kept_model, kept_steps, watched_map, watched_steps};
+pub use memory_needed::memory_needed;
 pub use one_batch::{OverfitReport, overfit_one_batch};
 pub use resume::resume;
 pub use run_dir::{Best, RunDir};

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::frozen_base::FrozenBase;
 use super::latest::{CheckpointState, Latest, latest};
 use super::trainer::{TrainState, audit_of};
-use super::{RunDir, TrainOptions, Trainer, settings_file};
+use super::{RunDir, TrainOptions, Trainer, metrics, settings_file};
 use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
 use crate::model::{ModelConfig, own_adapter};
 use crate::nn::Parameters;
@@ -34,7 +34,11 @@ pub fn resume(
     let (settings, saved) = settings_file::read(&root.join("training"))?;
     let (settings, mut options) = settings_file::with(settings, changes)?;
     if changes.contains_key("minutes") {
-        options = with_time(options, &saved, state.step, seconds)?;
+        let pace = pace(root, state.step, seconds).unwrap_or_else(|| match saved.is_timed() {
+            true => saved.steps as f64 / (60.0 * saved.minutes),
+            false => state.step as f64 / seconds,
+        });
+        options = with_time(options, &saved, (state.step, seconds), pace)?;
     }
     if options.last_step() < state.step {
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
@@ -69,25 +73,38 @@ pub(super) fn trainer_at(
     Ok(trainer)
 }
 
-/// The options of a run that gets another time, after so many steps and seconds: the lengths of warm-up and average stay, and
-/// the decay is the same part of the steps that are expected now, as far as there is time for it.
-fn with_time(options: TrainOptions, saved: &TrainOptions, step: u64, seconds: f64) -> Result<TrainOptions> {
+/// The steps that the run in `root` has made in a second since the first of them, before which the text was read.
+fn pace(root: &Path, step: u64, seconds: f64) -> Option<f64> {
+    let first = metrics::lines(&root.join("training/metrics.jsonl")).ok()?.next()?.ok()?;
+    let pace = step.checked_sub(first.step)? as f64 / (seconds - first.seconds);
+    Some(pace).filter(|pace| pace.is_finite() && *pace > 0.0)
+}
+
+/// The options of a run that gets another time, after so many steps and seconds, at a pace of so many steps a second: the
+/// lengths of warm-up and average stay, and the decay is the same part of the steps that are expected now, as far as there is
+/// time for it.
+fn with_time(
+    options: TrainOptions,
+    saved: &TrainOptions,
+    (step, seconds): (u64, f64),
+    pace: f64,
+) -> Result<TrainOptions> {
     if !saved.is_timed() && step < saved.steps {
-        bail_option!("minutes", "its decay has begun, so that the run has {} steps; --steps changes that", saved.steps);
+        bail_option!("minutes", "the run has {} steps, which no time changes now; --steps does", saved.steps);
     }
     let left = 60.0 * options.minutes - seconds;
     if left <= 0.0 {
         let (taken, minutes) = (seconds / 60.0, options.minutes);
         bail_option!("minutes", "expected more than the {taken:.2} that the run has taken, got {minutes}");
     }
-    if step == 0 || options.minutes == saved.minutes {
+    if options.minutes == saved.minutes {
         return Ok(options);
     }
-    let steps_left = step as f64 / seconds * left;
+    let steps_left = pace * left;
     let steps = step as f64 + steps_left;
     let same = |fraction: f64| (fraction * saved.steps as f64 / steps).min(1.0);
-    let (warmup, average) = (same(options.warmup), same(options.average));
-    let decay = options.decay.min(steps_left / steps);
+    let warmup = if options.warmup == saved.warmup { same(saved.warmup) } else { options.warmup };
+    let (decay, average) = (options.decay.min(steps_left / steps).min(1.0 - warmup), same(options.average));
     Ok(TrainOptions { steps: steps as u64, warmup, average, decay, ..options })
 }
 
@@ -163,13 +180,22 @@ fn restore(trainer: &mut Trainer, saved: &mut BTreeMap<String, Tensor>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optim::Schedule;
 
     #[test]
     fn another_time_is_another_number_of_steps_and_as_much_of_a_decay() {
-        let saved =
-            TrainOptions { steps: 1000, minutes: 5.0, warmup: 0.1, decay: 0.6, average: 0.15, ..Default::default() };
+        let saved = TrainOptions {
+            steps: 1000,
+            minutes: 5.0,
+            schedule: Schedule::WarmupStableDecay,
+            warmup: 0.1,
+            decay: 0.6,
+            average: 0.15,
+            ..Default::default()
+        };
+        // At 4 steps a second.
         let with = |saved: &TrainOptions, minutes: f64, step, seconds| {
-            with_time(TrainOptions { minutes, ..saved.clone() }, saved, step, seconds)
+            with_time(TrainOptions { minutes, ..saved.clone() }, saved, (step, seconds), 4.0)
         };
         // 200 steps in 50 s: 480 in two minutes, 280 of which are left.
         let options = with(&saved, 2.0, 200, 50.0).unwrap();
@@ -178,11 +204,17 @@ mod tests {
         let options = with(&saved, 10.0, 200, 50.0).unwrap();
         assert_eq!((options.steps, options.decay), (2400, 0.6));
         assert_eq!(with(&saved, 5.0, 200, 50.0).unwrap(), saved, "the same time changes nothing");
+        // All of the 240 steps are left, 100 of them for the warm-up.
+        let options = with(&saved, 1.0, 0, 0.0).unwrap();
+        assert_eq!((options.steps, options.warmup, options.decay), (240, 100.0 / 240.0, 1.0 - 100.0 / 240.0));
+        assert!(options.validate().is_ok());
+        let warmer = TrainOptions { minutes: 10.0, warmup: 0.2, ..saved.clone() };
+        assert_eq!(with_time(warmer, &saved, (200, 50.0), 4.0).unwrap().warmup, 0.2, "what is given stays");
         let settled = TrainOptions { minutes: 0.0, ..saved.clone() };
         assert!(with(&settled, 2.0, 1000, 60.0).is_ok());
         for (saved, minutes, step, expected) in [
             (&saved, 0.8, 200, "minutes: expected more than the 0.83 that the run has taken, got 0.8"),
-            (&settled, 2.0, 999, "minutes: its decay has begun, so that the run has 1000 steps; --steps changes that"),
+            (&settled, 2.0, 999, "minutes: the run has 1000 steps, which no time changes now; --steps does"),
         ] {
             let error = with(saved, minutes, step, 50.0).unwrap_err().to_string();
             assert_eq!(error, expected);

@@ -163,9 +163,6 @@ impl Default for TrainOptions {
     }
 }
 
-/// The part of the time of a training step that a forward pass takes.
-const FORWARD: f64 = 1.0 / 3.0;
-
 impl TrainOptions {
     /// The learning rate over the steps.
     pub fn lr_schedule(&self) -> LrSchedule {
@@ -236,6 +233,8 @@ impl TrainOptions {
 
     /// The steps that take as long as a validation of `tokens` tokens, about; `context_len` tokens are a sequence.
     pub fn validation_steps(&self, tokens: usize, context_len: usize) -> f64 {
+        /// The part of the time of a step that a forward pass takes.
+        const FORWARD: f64 = 1.0 / 3.0;
         /// A step of fewer tokens is hardly faster.
         const FEWEST: usize = 256;
         FORWARD * tokens as f64 / (self.batch * context_len).max(FEWEST) as f64
@@ -243,8 +242,7 @@ impl TrainOptions {
 
     /// Steps between validations of `tokens` tokens each, with sequences of `context_len` tokens.
     pub fn eval_interval(&self, tokens: usize, context_len: usize) -> u64 {
-        let trained = self.steps as f64 * self.batch as f64 * context_len as f64;
-        let affordable = 0.1 * trained / (FORWARD * tokens as f64);
+        let affordable = 0.1 * self.steps as f64 / self.validation_steps(tokens, context_len);
         let before_the_last = affordable.min(4.0) as u64;
         self.eval_every.unwrap_or_else(|| self.steps.div_ceil(before_the_last + 1))
     }

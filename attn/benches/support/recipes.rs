@@ -114,10 +114,12 @@ pub fn resized(recipe: &Table, by: isize) -> Table {
 
 /// A recipe with twice as many tokens, or half as many where there are no more.
 pub fn with_next_tokenizer(recipe: &Table) -> Table {
-    let at = TOKENIZERS.iter().position(|name| recipe.get("tokenizer").and_then(Value::as_str) == Some(name));
-    let next = at.map_or(2, |at| if at + 1 < TOKENIZERS.len() { at + 1 } else { at - 1 });
+    const MOST: i64 = 32_768;
+    let tokens =
+        recipe.get("tokenizer").and_then(Value::as_str).and_then(|name| name.strip_prefix("bpe:")?.parse().ok());
+    let next = tokens.map_or(512, |tokens: i64| if 2 * tokens <= MOST { 2 * tokens } else { tokens / 2 });
     let mut point = recipe.clone();
-    set(&mut point, "tokenizer", TOKENIZERS[next]);
+    set(&mut point, "tokenizer", format!("bpe:{next}"));
     point
 }
 

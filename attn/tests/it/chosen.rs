@@ -183,8 +183,8 @@ fn a_short_run_on_a_large_text_validates_once() {
     });
     space.write("text.txt", words.collect::<String>());
     let sizes = "--layers 1 --dim 32 --heads 2 --context 32 --batch 4";
-    // 12 steps are 1,536 tokens, and the validation text has 262,144. A pass over it costs as much as 683 steps.
-    for (steps, validations) in [(12, 1), (6_000, 1), (7_000, 2), (28_000, 5)] {
+    // A step of 128 tokens takes as long as one of 256, and a pass over the validation text, which has 262,144, as long as 341 steps.
+    for (steps, validations) in [(12, 1), (3_000, 1), (3_500, 2), (14_000, 5)] {
         let printed = space.works(&format!("train text.txt {sizes} --tokenizer char --steps {steps} --dry-run"));
         assert!(printed.contains("262,144 for validation"), "{printed}");
         let expected = format!(" ms per step, {validations} x ");

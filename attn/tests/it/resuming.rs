@@ -57,6 +57,17 @@ fn a_run_starts_from_the_model_of_another() {
     assert!(!space.settings("runs/e").contains_key("dim"));
 }
 
+/// The run is as it was, also its settings.
+#[test]
+fn a_change_that_is_refused_changes_nothing() {
+    let space = Space::new();
+    space.works(&format!("train text.txt --preset gpt2 {SMALL} --out run"));
+    let before = space.settings("run");
+    space.refuses("train --resume --out run --lr 0.5 --matrix-lr 3 --steps 20", "--matrix-lr needs --optimizer muon");
+    space.refuses("train --resume --out run --decay 0.5 --steps 20", "--decay needs --schedule warmup-stable-decay");
+    assert_eq!(space.settings("run"), before);
+}
+
 /// Every option that the help of `--resume` lists is taken, and no other.
 #[test]
 fn the_options_that_a_resumed_run_may_change_are_listed() {

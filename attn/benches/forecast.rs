@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         // As a test.
         None => {
             let text = "The cat that the children saw ran down the street.\n".repeat(200);
-            (text.into_bytes(), vec![(usize::MAX, "--steps 300 --dim 32 --layers 1")])
+            (text.into_bytes(), vec![(usize::MAX, "--steps 300 --dim 32 --layers 1"), (usize::MAX, "--minutes 0.1")])
         }
     };
     println!("| bytes of text | options | expected, s | took, s | took / expected | lowest, highest |");
@@ -88,10 +88,10 @@ fn train(text: &[u8], options: &str, space: &Path) -> Result<(f64, f64)> {
     Ok((seconds(expected).context("expected a number and a unit of time")?, took / 1e3))
 }
 
-/// The seconds in a text that starts with a time, such as `2 min (26.0 ms per step)`.
+/// The seconds in a text that starts with a time, such as `2 min (26.0 ms per step)` or `2 min, 4,000 steps`.
 fn seconds(text: &str) -> Option<f64> {
     let (number, rest) = text.split_once(' ')?;
-    let unit = match rest.split(' ').next()? {
+    let unit = match rest.split([' ', ',']).next()? {
         "s" => 1.0,
         "min" => 60.0,
         "h" => 3600.0,

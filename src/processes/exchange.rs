@@ -9,7 +9,7 @@ use super::division::Piece;
 use super::tree::{Root, Tree, subtrees};
 use super::{Division, Processes, share_of};
 use crate::cpu::parallel::{CHUNK, for_each_chunk};
-use crate::cpu::storage::values;
+use crate::cpu::storage::{Values, values};
 use crate::cpu::sums::BLOCK;
 
 /// The bytes of some numbers, as they travel: in little-endian order.
@@ -79,41 +79,60 @@ pub(crate) fn reduce(
         let received: Vec<usize> = (0..count).map(|from| bytes(all[from].len(), rank, from)).collect();
         send.resize(sent.iter().sum(), 0);
         receive.resize(received.iter().sum(), 0);
-        let mut rest = &mut send[..];
-        for (to, root) in (0..count).filter(|&to| to != rank).flat_map(|to| own.iter().map(move |root| (to, root))) {
-            for piece in &pieces[to] {
-                write(take(&mut rest, 4 * piece.len), &root[piece.tensor][piece.range()]);
-            }
-        }
+        pack(&mut send, &own, &pieces, rank);
         processes.all_to_all(&send, &sent, &mut receive, &received)?;
-        // For each subtree of all processes its numbers in this range, piece by piece.
-        let (mut rest, mut own) = (&receive[..], own.iter());
-        let mut parts = Vec::with_capacity(all.len());
-        for (from, _) in
-            all.iter().enumerate().flat_map(|(from, subtrees)| subtrees.iter().map(move |root| (from, root)))
-        {
-            let root = if from == rank { own.next() } else { None };
-            let part = pieces[rank].iter().map(|piece| match root {
-                Some(root) => Source::Own(&root[piece.tensor][piece.range()]),
-                None => Source::Received(Bytes(rest.split_off(..4 * piece.len).unwrap_or_default())),
-            });
-            parts.push(part.collect::<Vec<_>>());
-        }
+        let parts = parts(&receive, &own, &all, &pieces[rank], rank);
         for (i, piece) in pieces[rank].iter().enumerate() {
             let at = place(division, rank, piece);
             let start = piece.start - division.pieces[rank][at].start;
-            for_each_chunk(&mut sums[at][start..start + piece.len], CHUNK, |chunk, out| {
-                let range = chunk * CHUNK..chunk * CHUNK + out.len();
-                let mut tree = Tree::default();
-                for (&(first, level), part) in all.iter().flatten().zip(&parts) {
-                    let Ok(()) = tree.push(Root { first, level, sum: part[i].values(&range) }, add);
-                }
-                let Ok(sum) = tree.finish(add);
-                out.copy_from_slice(&sum.unwrap_or_default());
-            });
+            let of_piece: Vec<&Source> = parts.iter().map(|part| &part[i]).collect();
+            add_up(&mut sums[at][start..start + piece.len], &all.concat(), &of_piece);
         }
     }
     Ok(sums)
+}
+
+/// Writes what the other processes add of the subtrees `own`: process by process, subtree by subtree, piece by piece.
+fn pack(mut send: &mut [u8], own: &[Vec<Values<'_>>], pieces: &[Vec<Piece>], rank: usize) {
+    for (_, pieces) in pieces.iter().enumerate().filter(|(to, _)| *to != rank) {
+        for (root, piece) in own.iter().flat_map(|root| pieces.iter().map(move |piece| (root, piece))) {
+            write(take(&mut send, 4 * piece.len), &root[piece.tensor][piece.range()]);
+        }
+    }
+}
+
+/// The numbers of each subtree of all processes, in their order, piece by piece; what others have [packed](pack) is `received`.
+fn parts<'a>(
+    mut received: &'a [u8],
+    own: &'a [Vec<Values<'_>>],
+    all: &[Vec<(usize, u32)>],
+    pieces: &[Piece],
+    rank: usize,
+) -> Vec<Vec<Source<'a>>> {
+    let mut parts = Vec::with_capacity(all.iter().map(Vec::len).sum());
+    for (from, subtrees) in all.iter().enumerate() {
+        for (i, _) in subtrees.iter().enumerate() {
+            let part = pieces.iter().map(|piece| match from == rank {
+                true => Source::Own(&own[i][piece.tensor][piece.range()]),
+                false => Source::Received(Bytes(received.split_off(..4 * piece.len).unwrap_or_default())),
+            });
+            parts.push(part.collect());
+        }
+    }
+    parts
+}
+
+/// Adds up the parts of these subtrees, each given by its first shard and its level, over the tree of all.
+fn add_up(sums: &mut [f32], subtrees: &[(usize, u32)], parts: &[&Source]) {
+    for_each_chunk(sums, CHUNK, |chunk, out| {
+        let range = chunk * CHUNK..chunk * CHUNK + out.len();
+        let mut tree = Tree::default();
+        for (&(first, level), part) in subtrees.iter().zip(parts) {
+            let Ok(()) = tree.push(Root { first, level, sum: part.values(&range) }, add);
+        }
+        let Ok(sum) = tree.finish(add);
+        out.copy_from_slice(&sum.unwrap_or_default());
+    });
 }
 
 /// Numbers of this process or of another.

@@ -36,7 +36,7 @@ impl ModelConfig {
     /// Parses the text of a `config.json`.
     ///
     /// # Errors
-    /// If it is not JSON, its `model_type` is not an [`Architecture`], or it asks for something this crate does not
+    /// If it is not JSON, its `model_type` is not an [`Architecture`](super::Architecture), or it asks for something this crate does not
     /// compute.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         json::parse(json)

@@ -29,7 +29,7 @@ pub enum Precision {
     /// In `f32`.
     #[default]
     F32,
-    /// Linear layers in bf16, summed in `f32`: [`ops::bf16_products`].
+    /// Linear layers in bf16, summed in `f32`: [`ops::bf16_products`](crate::ops::bf16_products).
     Bf16,
 }
 

@@ -1,8 +1,8 @@
 //! The recipe that `attn train` chooses for a text, a time and a machine.
 //!
-//! The time and the speed of the machine give the floating-point operations that can be made. From these and the length of
-//! the text follow the tokenizer, the sizes of the model and of its batches, the number of steps and the dropout;
-//! docs/recipe.md has the rules and the measurements behind them. All else is in `presets/automatic.toml`.
+//! The time and the speed of the machine give the floating-point operations that can be made. From these, the length of
+//! the text and the memory that is free follow the tokenizer, the sizes of the model and of its batches, the number of steps,
+//! momentum and dropout; docs/recipe.md has the rules and the measurements behind them. All else is in `presets/automatic.toml`.
 
 use std::collections::HashSet;
 
@@ -87,6 +87,7 @@ impl TextSize {
         let doublings = (passes * (config.parameter_count() as f64 / text).sqrt() / PASSES_WITHOUT_DROPOUT).log2();
         let mut recipe = Table::new();
         set(&mut recipe, "momentum", if steps < LONG_RUN { 0.85 } else { 0.95 });
+        // Rounding can give -0.0, which would be shown.
         set(&mut recipe, "dropout", ((5.0 * doublings).round() / 100.0).clamp(0.0, MAX_DROPOUT) + 0.0);
         Ok(recipe)
     }

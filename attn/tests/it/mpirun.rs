@@ -126,10 +126,11 @@ fn a_process_that_is_killed_ends_all_and_the_run_goes_on_with_any_number() {
         let output = job.end();
         assert!(killed.elapsed() < Duration::from_secs(20), "the others took {:?} to end", killed.elapsed());
         if !output.status.success() {
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert!(told.contains("rank"), "{told}");
+            let (told, trained) = (String::from_utf8_lossy(&output.stderr), space.checkpoints("run") != before);
+            // Of a process that had not joined the others yet, Open MPI sometimes gives no rank.
+            assert!(told.contains("rank") || !trained && told.contains("1 process returned"), "{told}");
             kills += 1;
-            in_training += usize::from(space.checkpoints("run") != before);
+            in_training += usize::from(trained);
         }
     }
     let output = next(&space, 3, &line).output().unwrap();

@@ -65,6 +65,7 @@ pub(crate) fn reduce(
 ) -> Result<Vec<Vec<f32>>> {
     let (rank, count) = (processes.rank(), processes.count());
     let all: Vec<Vec<(usize, u32)>> = (0..count).map(|rank| subtrees(share_of(shards, rank, count))).collect();
+    let in_order = all.concat();
     let contiguous = |root: &Root<Vec<Tensor>>| root.sum.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>();
     let own = own.iter().map(contiguous).collect::<Result<Vec<_>>>()?;
     let own = own.iter().map(|root| root.iter().map(values).collect()).collect::<Result<Vec<Vec<_>>>>()?;
@@ -86,7 +87,7 @@ pub(crate) fn reduce(
             let at = place(division, rank, piece);
             let start = piece.start - division.pieces[rank][at].start;
             let of_piece: Vec<&Source> = parts.iter().map(|part| &part[i]).collect();
-            add_up(&mut sums[at][start..start + piece.len], &all.concat(), &of_piece);
+            add_up(&mut sums[at][start..start + piece.len], &in_order, &of_piece);
         }
     }
     Ok(sums)

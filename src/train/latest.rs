@@ -62,6 +62,7 @@ pub(super) fn latest(root: &Path, device: &Device) -> Result<Latest> {
     Err(damaged.into_iter().next().unwrap_or_else(|| Error::Unfinished(root.to_path_buf())))
 }
 
+/// The state of the checkpoint `path`.
 pub(super) fn parse(path: &Path, state: &str) -> Result<CheckpointState> {
     serde_json::from_str(state).map_err(|error| Error::corrupt(path, error))
 }

@@ -35,9 +35,15 @@ pub fn memory_needed(config: &ModelConfig, options: &TrainOptions, lora: Option<
     floats.saturating_mul(size_of::<f32>()).saturating_add(PROGRAM)
 }
 
-/// The bytes of the ids of the text that are in memory.
-pub(super) fn ids_in_memory(corpus: &Corpus) -> usize {
-    corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory()
+/// The same with the ids of the text that are in memory.
+pub(super) fn memory_with_text(
+    config: &ModelConfig,
+    corpus: &Corpus,
+    options: &TrainOptions,
+    lora: Option<&LoraConfig>,
+) -> usize {
+    let ids = corpus.train.bytes_in_memory() + corpus.validation.bytes_in_memory();
+    memory_needed(config, options, lora).saturating_add(ids)
 }
 
 /// Refuses a run that needs more memory than this machine has.
@@ -47,8 +53,7 @@ pub(super) fn check_memory(
     options: &TrainOptions,
     lora: Option<&LoraConfig>,
 ) -> Result<()> {
-    let (needed, total) =
-        (memory_needed(config, options, lora).saturating_add(ids_in_memory(corpus)), Memory::now().total);
+    let (needed, total) = (memory_with_text(config, corpus, options, lora), Memory::now().total);
     if needed > total {
         let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
         bail!(

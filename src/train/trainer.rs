@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::Audit;
 use super::average::WeightAverage;
 use super::frozen_base::FrozenBase;
-use super::memory_needed::{check_memory, ids_in_memory, memory_needed};
+use super::memory_needed::{check_memory, memory_with_text};
 use super::part::{Part, Trained};
 use super::{Best, TrainOptions};
 use crate::host::Result;
@@ -202,7 +202,7 @@ impl Trainer {
 
     /// The bytes of memory that training takes, about.
     pub fn memory_needed(&self) -> usize {
-        memory_needed(self.config(), &self.options, self.lora()) + ids_in_memory(&self.corpus)
+        memory_with_text(self.config(), &self.corpus, &self.options, self.lora())
     }
 
     /// The data.

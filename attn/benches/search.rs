@@ -4,14 +4,15 @@
 //!
 //! For each text of the folder, or those named, and round by round for all of them: 24 recipes for 10 seconds, from the seed,
 //! half of them drawn at large and half the automatic choice with two things changed; the best six and each of them one size
-//! larger for a minute; the best two and each one size larger for 5 minutes; and the automatic choice for each time. For the
-//! texts prose and code then, for 20 minutes, the automatic choice, the model one size smaller and one larger, and the next
-//! tokenizer.
+//! larger for a minute; for 5 minutes the best with the model of the automatic choice, and the automatic choice with a model
+//! one size smaller and one larger, and with the next tokenizer (what wins in seconds is much too small for minutes). For the
+//! texts prose and code then, for 20 minutes, the last three. The automatic choice itself runs for each time.
 //!
 //! A run takes one thread, and two run side by side. A time is that of the processor, with reading the text and learning its
 //! tokens, so that little depends on what else runs. The validation part chooses; the figure is that of a part of the text
 //! that neither training nor choosing saw. Results are appended to `search.jsonl` beside this program, from which a search
-//! goes on where it stopped; the table, at the start and at the end, is of all that is there.
+//! goes on where it stopped; the table, at the start and at the end, is of all that is there. A round of a text is of one
+//! processor: what another one has found is not run again, and the next round begins from it.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -43,15 +44,17 @@ mod timing;
 #[allow(dead_code)]
 mod training;
 use point::Score;
-use recipes::{CHOSEN, changed, drawn, resized, shown, small, with_next_tokenizer};
+use recipes::{CHOSEN, changed, drawn, resized, shown, small, with_model_of, with_next_tokenizer};
 
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
 const SIDE_BY_SIDE: usize = 2;
 
-/// Seconds of a round, and how many recipes of the round before go on, each with a larger one.
-const ROUNDS: [(u64, usize); 3] = [(10, 0), (60, 6), (300, 2)];
+/// Seconds of the rounds.
+const ROUNDS: [u64; 4] = [10, 60, 300, 1200];
+/// Recipes of the first round, and how many of them go on.
 const DRAWN: usize = 24;
-const LONG: u64 = 1200;
+const KEPT: usize = 6;
+/// The texts that have the last round.
 const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 
 /// One line of the results.
@@ -86,11 +89,9 @@ fn main() -> Result<()> {
             };
             let lines = read(Path::new(RESULTS))?;
             print_table(&lines);
-            let search = Search { folder: folder.into(), seed, lines: Mutex::new(lines) };
+            let search = Search { folder: folder.into(), seed, processor: processor(), lines: Mutex::new(lines) };
             let texts = search.texts(names)?;
-            for rounds in 1..=ROUNDS.len() + 1 {
-                texts.iter().try_for_each(|text| search.search(text, rounds))?;
-            }
+            search.search(&texts)?;
             print_table(&search.lines.into_inner().unwrap_or_default());
             Ok(())
         }
@@ -118,9 +119,17 @@ fn read(path: &Path) -> Result<Vec<Line>> {
     Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
 }
 
+/// Recipes by their score, the lowest first.
+fn ranked(scored: impl Iterator<Item = (f64, Table)>) -> Vec<Table> {
+    let mut scored: Vec<_> = scored.collect();
+    scored.sort_by(|a, b| a.0.total_cmp(&b.0));
+    scored.into_iter().map(|(_, recipe)| recipe).collect()
+}
+
 struct Search {
     folder: PathBuf,
     seed: u64,
+    processor: String,
     lines: Mutex<Vec<Line>>,
 }
 
@@ -148,36 +157,56 @@ impl Search {
         })
     }
 
-    /// The first rounds of a text, and after the last one the long runs.
-    fn search(&self, text: &str, rounds: usize) -> Result<()> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        let mut survivors: Vec<Table> = vec![];
-        for &(seconds, kept) in ROUNDS.iter().take(rounds) {
-            let automatic = self.automatic(text, seconds)?;
-            let mut points: Vec<Table> = match kept {
-                0 => (0..DRAWN)
-                    .map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) })
-                    .collect(),
-                _ => survivors.iter().take(kept).flat_map(|point| [point.clone(), resized(point, 1)]).collect(),
-            };
-            // No recipe twice.
-            points = points
-                .iter()
-                .enumerate()
-                .filter(|(i, point)| !points[..*i].contains(point))
-                .map(|(_, point)| point.clone())
-                .collect();
-            let scores = self.run(text, seconds, automatic, &points)?;
-            let mut ranked: Vec<(f64, Table)> = scores.iter().map(|score| score.validation).zip(points).collect();
-            ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-            survivors = ranked.into_iter().map(|(_, point)| point).collect();
-        }
-        if rounds > ROUNDS.len() && LONG_TEXTS.contains(&text) {
-            let automatic = self.automatic(text, LONG)?;
-            let others = [resized(&automatic, -1), resized(&automatic, 1), with_next_tokenizer(&automatic)];
-            self.run(text, LONG, automatic, &others)?;
+    /// Round by round for all texts.
+    fn search(&self, texts: &[String]) -> Result<()> {
+        let mut best: Vec<Vec<Table>> = vec![vec![]; texts.len()];
+        for (round, &seconds) in ROUNDS.iter().enumerate() {
+            let is_last = round + 1 == ROUNDS.len();
+            let mut searched = vec![];
+            for (text, best) in
+                texts.iter().zip(&mut best).filter(|(text, _)| !is_last || LONG_TEXTS.contains(&text.as_str()))
+            {
+                let elsewhere = self.found_elsewhere(text, seconds);
+                // The automatic choice times the machine: it is made before anything runs.
+                if elsewhere.is_empty() {
+                    searched.push((text, self.automatic(text, seconds)?, best));
+                } else {
+                    *best = elsewhere;
+                }
+            }
+            for (text, automatic, best) in searched {
+                *best = self.round(round, text, automatic, best)?;
+            }
         }
         Ok(())
+    }
+
+    /// One round of a text, from the best recipes of the round before. Gives its own, the best first.
+    fn round(&self, round: usize, text: &str, automatic: Table, best: &[Table]) -> Result<Vec<Table>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let neighbours =
+            || [resized(&automatic, -1), resized(&automatic, 1), with_next_tokenizer(&automatic)].into_iter();
+        let points: Vec<Table> = match round {
+            0 => (0..DRAWN).map(|i| if i % 2 == 0 { drawn(&mut rng) } else { changed(&automatic, &mut rng) }).collect(),
+            1 => best.iter().take(KEPT).flat_map(|point| [point.clone(), resized(point, 1)]).collect(),
+            2 => best.iter().take(1).map(|point| with_model_of(point, &automatic)).chain(neighbours()).collect(),
+            _ => neighbours().collect(),
+        };
+        // No recipe twice.
+        let is_new = |(i, point): &(usize, &Table)| !points[..*i].contains(point);
+        let points: Vec<Table> = points.iter().enumerate().filter(is_new).map(|(_, point)| point.clone()).collect();
+        let scores = self.run(text, ROUNDS[round], automatic, &points)?;
+        Ok(ranked(scores.iter().map(|score| score.validation).zip(points)))
+    }
+
+    /// The recipes of a round that another processor has run and this one has not, the best first.
+    fn found_elsewhere(&self, text: &str, seconds: u64) -> Vec<Table> {
+        let Ok(lines) = self.lines.lock() else { return vec![] };
+        let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
+        if here().any(|line| line.processor == self.processor) {
+            return vec![];
+        }
+        ranked(here().filter(|line| line.rules.is_none()).map(|line| (line.score.validation, line.recipe.clone())))
     }
 
     /// The automatic choice, as far as a search chooses.
@@ -195,7 +224,8 @@ impl Search {
     }
 
     fn found(&self, is_wanted: impl Fn(&Line) -> bool) -> Option<Line> {
-        self.lines.lock().ok()?.iter().rev().find(|line| is_wanted(line)).cloned()
+        let is_wanted = |line: &&Line| line.processor == self.processor && is_wanted(line);
+        self.lines.lock().ok()?.iter().rev().find(is_wanted).cloned()
     }
 
     /// Runs what has not been run yet, the automatic choice first, and gives the scores of the other points.
@@ -232,7 +262,7 @@ impl Search {
             seed: self.seed,
             recipe: recipe.clone(),
             score: score.clone(),
-            processor: processor(),
+            processor: self.processor.clone(),
         };
         let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
@@ -255,21 +285,23 @@ impl Search {
 
 /// The automatic choice beside the best of the search, for each text and time.
 fn print_table(lines: &[Line]) {
-    println!("| text | seconds | automatic | bits per byte | best of the search | bits per byte | regret, % |");
-    println!("|{}", "---|".repeat(7));
-    let mut keys: Vec<(&str, u64)> = lines.iter().map(|line| (&*line.text, line.seconds)).collect();
+    println!(
+        "| text | seconds | processor | automatic | bits per byte | best of the search | bits per byte | regret, % |"
+    );
+    println!("|{}", "---|".repeat(8));
+    let mut keys: Vec<_> = lines.iter().map(|line| (&*line.text, line.seconds, &*line.processor)).collect();
     keys.sort_unstable();
     keys.dedup();
     let mut regrets = vec![];
-    for (text, seconds) in keys {
-        let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
+    for key @ (text, seconds, processor) in keys {
+        let here = || lines.iter().filter(|line| (&*line.text, line.seconds, &*line.processor) == key);
         let automatic = here().rfind(|line| line.rules.is_some());
         let best = here().filter(|line| line.rules.is_none());
         let best = best.min_by(|a, b| a.score.validation.total_cmp(&b.score.validation));
         let (Some(automatic), Some(best)) = (automatic, best) else { continue };
         let regret = 100.0 * (automatic.score.test / best.score.test - 1.0);
         println!(
-            "| {text} | {seconds} | {} | {:.4} | {} | {:.4} | {regret:.1} |",
+            "| {text} | {seconds} | {processor} | {} | {:.4} | {} | {:.4} | {regret:.1} |",
             shown(&automatic.recipe),
             automatic.score.test,
             shown(&best.recipe),

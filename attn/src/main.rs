@@ -79,7 +79,10 @@ fn main() -> ExitCode {
     let started = Instant::now();
     allocator::keep_freed_memory();
     candle_attention::text::hide_caught_panics();
-    let matches = command().args_override_self(true).get_matches();
+    let matches = command().args_override_self(true).try_get_matches().unwrap_or_else(|error| {
+        processes::wait_for_turn();
+        error.exit()
+    });
     // SAFETY: no other thread runs yet that could read the environment. candle and rayon read these variables later,
     // when they start their pools.
     unsafe {

@@ -1,6 +1,7 @@
 //! The processes that `mpirun` has started: what they agree on before a run, and how they end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,33 +11,42 @@ use candle_attention::processes::{Alone, Processes, gather};
 use candle_attention::train::agree;
 use clap::ArgMatches;
 
-use super::terminal::{note, one_line};
+use super::terminal::{note, one_line, quoted};
 use super::{exit_code, message, signals, terminal};
-
-/// How long the others wait before they tell of an error: what fails on all of them is told by the first, which ends them.
-const TURN: Duration = Duration::from_secs(3);
 
 /// The processes that train together: those that a launcher has started, or this one alone.
 pub fn start() -> Result<Arc<dyn Processes>> {
-    /// Where launchers say how many there are, and which this is: Open MPI; MPICH and Intel MPI; Slurm with PMIx.
-    const PLACES: [[&str; 2]; 3] = [
+    let Some((count, rank)) = place() else { return Ok(Arc::new(Alone)) };
+    let started = start_mpi(count);
+    match &started {
+        Ok(_) if rank > 0 => terminal::silence(),
+        Ok(_) => {}
+        Err(_) => wait_for_turn(),
+    }
+    started
+}
+
+/// How many processes a launcher has started, if they are several, and which this is.
+fn place() -> Option<(usize, usize)> {
+    /// Where launchers say so: Open MPI; MPICH and Intel MPI; Slurm, with PMIx and without.
+    const PLACES: [[&str; 2]; 4] = [
         ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"],
         ["PMI_SIZE", "PMI_RANK"],
         ["SLURM_STEP_NUM_TASKS", "PMIX_RANK"],
+        ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID"],
     ];
     let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
     let place = PLACES.iter().find_map(|[count, rank]| Some((number(count)?, number(rank)?)));
-    match place {
-        Some((count, rank)) if count > 1 => {
-            let started = start_mpi(count);
-            match (rank, &started) {
-                (0, _) => {}
-                (_, Ok(_)) => terminal::silence(),
-                (_, Err(_)) => std::thread::sleep(TURN),
-            }
-            started
-        }
-        _ => Ok(Arc::new(Alone)),
+    place.filter(|(count, _)| *count > 1)
+}
+
+/// Waits before an error is told: what fails on several processes is told by the first of them, which ends the others meanwhile.
+pub fn wait_for_turn() {
+    const TURN: Duration = Duration::from_secs(3);
+    /// As long as an end takes to get from one process to another.
+    const BETWEEN: Duration = Duration::from_millis(500);
+    if let Some((_, rank @ 1..)) = place() {
+        std::thread::sleep(TURN + BETWEEN * rank.min(20) as u32);
     }
 }
 
@@ -64,7 +74,7 @@ pub fn check(processes: &dyn Processes, matches: &ArgMatches) -> Result<()> {
     let value = |id: &clap::Id| {
         let name = if *id == "texts" { "TEXT".to_string() } else { format!("--{id}") };
         let values = matches.get_raw(id.as_str()).into_iter().flatten();
-        (name, values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(" "))
+        (name, values.map(|value| quoted(Path::new(value))).collect::<Vec<_>>().join(" "))
     };
     // A machine may have more cores than another.
     agree(processes, &matches.ids().filter(|id| **id != "threads").map(value).collect())?;
@@ -109,9 +119,7 @@ pub fn conclude(processes: Arc<dyn Processes>, result: Result<ExitCode>) -> Resu
         Err(error) => error,
     };
     signals::wait_for_end();
-    if processes.rank() > 0 {
-        std::thread::sleep(TURN);
-    }
+    wait_for_turn();
     let what = format!("attn: process {}: {}", processes.rank(), one_line(&message(&error)));
     terminal::report(&what);
     processes.abort(exit_code(&error))

@@ -76,7 +76,7 @@ pub fn run(matches: &ArgMatches, started: Instant, out: &mut dyn Write) -> Resul
 
 /// What all processes but the first do.
 fn join_run(processes: &Arc<dyn Processes>) -> Result<ExitCode> {
-    let mut trainer = join(processes.clone(), &Device::Cpu)?;
+    let mut trainer = join(processes.clone())?;
     if trainer.is_finished() {
         return Ok(ExitCode::SUCCESS);
     }

@@ -73,6 +73,14 @@ impl Division {
         self.pieces[rank].iter().map(|piece| piece.len).sum()
     }
 
+    /// The elements of a tensor that a process has, as far as they lie in a range of them.
+    #[cfg(feature = "lm")]
+    pub(crate) fn within_tensor(&self, rank: usize, tensor: usize, range: &Range<usize>) -> Range<usize> {
+        let piece = self.pieces[rank].iter().find(|piece| piece.tensor == tensor);
+        let Range { start, end } = piece.map_or(0..0, Piece::range);
+        start.clamp(range.start, range.end)..end.clamp(range.start, range.end)
+    }
+
     /// The pieces of a process, as far as they lie in a range of its elements.
     pub(super) fn within(&self, rank: usize, range: &Range<usize>) -> Vec<Piece> {
         let mut before = 0;

@@ -46,9 +46,9 @@ fn rounds(division: &Division, copies: usize) -> impl Iterator<Item = Range<usiz
 }
 
 /// Numbers that a process sends together: few enough to stay in a processor's cache, and for each other process enough for latency
-/// not to matter.
+/// to matter little. In tests every exchange has several rounds.
 fn together(count: usize) -> usize {
-    (1 << 20).max(count << 16)
+    if cfg!(test) { BLOCK } else { (1 << 20).max(count << 16) }
 }
 
 fn elements(pieces: &[Piece]) -> usize {

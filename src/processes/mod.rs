@@ -23,7 +23,7 @@ mod tree;
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Shape as TensorShape, Tensor, bail};
 
 #[cfg(feature = "lm")]
 pub(crate) use self::division::Piece;
@@ -38,7 +38,7 @@ pub(crate) use self::tree::subtrees;
 pub(crate) use self::tree::{Root, Tree};
 
 /// Processes that train together, and how bytes get from one to another: the last two methods have to be called by all of
-/// them.
+/// them, in the same order.
 pub trait Processes: Send + Sync {
     /// The number of this process, from 0.
     fn rank(&self) -> usize;
@@ -102,11 +102,16 @@ pub(crate) fn share_of(shards: usize, rank: usize, count: usize) -> Range<usize>
 }
 
 /// The sum of the gradients of all `shards` shards of a batch, on every process, with the same bits on any number of them.
-/// `own` are those of the shards of this process, in order, each with a gradient of every variable: `f32` on the CPU.
+/// `own` gives those of the shards of this process, in order, each with a gradient of every variable: `f32` on the CPU. They
+/// are added as they come, so that few are in memory at once.
+///
+/// The sum is the gradient of the batch if the loss of a shard is its part of the batch's: a sum over sequences divided by those of the
+/// batch. All processes need the same weights to begin with, as from one seed.
 ///
 /// # Errors
-/// If there are fewer shards than processes, `own` is not this process's [`share`], or the gradients of two shards differ in
-/// their shapes.
+/// If there are fewer shards than processes, `own` gives an error or not this process's [`share`], or the gradients of two shards differ
+/// in their shapes. All processes get an error then, and none is left waiting; only if the exchange itself fails has
+/// [`Processes::abort`] to end the others.
 ///
 /// ```
 /// use candle_attention::processes::{Alone, Processes, share, sum_gradients};
@@ -117,46 +122,79 @@ pub(crate) fn share_of(shards: usize, rank: usize, count: usize) -> Range<usize>
 /// let weight = Var::ones(3, DType::F32, &Device::Cpu)?;
 /// // A batch of four sequences, each of them a shard.
 /// let batch = Tensor::arange(0f32, 12f32, &Device::Cpu)?.reshape((4, 3))?;
-/// let mut own = vec![];
-/// for shard in share(4, &processes) {
+/// let own = share(4, &processes).map(|shard| {
 ///     let loss = (batch.get(shard)? * weight.as_tensor())?.sum_all()?;
-///     own.push(vec![loss.backward()?.get(&weight).expect("a gradient").clone()]);
-/// }
+///     Ok(vec![loss.backward()?.get(&weight).expect("a gradient").clone()])
+/// });
 /// let gradients = sum_gradients(&processes, 4, own)?;
 /// assert_eq!(gradients[0].to_vec1::<f32>()?, [18.0, 22.0, 26.0]);
 /// # Ok(())
 /// # }
 /// ```
-pub fn sum_gradients(processes: &dyn Processes, shards: usize, own: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>> {
-    let (share, count) = (share(shards, processes), processes.count());
-    if shards < count {
-        bail!("sum_gradients: expected at least a shard for each of {count} processes, got {shards}");
-    }
-    if own.len() != share.len() {
-        let (rank, got) = (processes.rank(), own.len());
-        bail!("sum_gradients: expected the gradients of shards {share:?} from process {rank}, got those of {got}");
-    }
-    let shapes: Vec<_> = own[0].iter().map(|tensor| tensor.shape().clone()).collect();
-    let mut tree = Tree::default();
-    for (first, gradients) in share.zip(own) {
-        if gradients.iter().map(Tensor::shape).ne(&shapes) {
-            bail!("sum_gradients: expected gradients of the same shapes from every shard");
-        }
-        tree.push(Root { first, level: 0, sum: gradients }, |a, b| {
-            a.iter().zip(&b).map(|(a, b)| crate::cpu::sums::add(a, b)).collect::<Result<Vec<_>>>()
-        })?;
+pub fn sum_gradients(
+    processes: &dyn Processes,
+    shards: usize,
+    own: impl IntoIterator<Item = Result<Vec<Tensor>>>,
+) -> Result<Vec<Tensor>> {
+    let summed = if shards < processes.count() {
+        Err(Error::msg(format!("expected at least a shard for each of {} processes, got {shards}", processes.count())))
+    } else {
+        sum_own(share(shards, processes), own)
+    };
+    // What has to be the same on all of them, or why a process has nothing to exchange.
+    let told = match &summed {
+        Ok((_, shapes)) => format!("gradients of {shards} shards, of shapes {shapes:?}"),
+        Err(error) => format!("an error: {}", without_backtrace(error)),
+    };
+    let all = gather(processes, told.as_bytes())?;
+    let (roots, shapes) = summed?;
+    if let Some(rank) = all.iter().position(|other| other != told.as_bytes()) {
+        let (own, other) = (processes.rank(), String::from_utf8_lossy(&all[rank]));
+        bail!("sum_gradients: process {own} has {told}; process {rank} has {other}");
     }
     let elements = shapes.iter().map(|shape| Shape { elements: shape.elem_count(), whole: None });
-    let division = Division::new(&elements.collect::<Vec<_>>(), count);
-    let sums = reduce(processes, &division, shards, tree.roots())?;
+    let division = Division::new(&elements.collect::<Vec<_>>(), processes.count());
+    let sums = reduce(processes, &division, shards, roots)?;
     let mut all: Vec<Vec<f32>> = shapes.iter().map(|shape| vec![0.0; shape.elem_count()]).collect();
     let own: Vec<&[f32]> = sums.iter().map(Vec::as_slice).collect();
     all_gather(processes, &division, &own, &mut |piece, values| {
         values.read(&mut all[piece.tensor][piece.range()]);
         Ok(())
     })?;
-    let device = candle_core::Device::Cpu;
-    all.into_iter().zip(shapes).map(|(values, shape)| Tensor::from_vec(values, shape, &device)).collect()
+    all.into_iter().zip(shapes).map(|(values, shape)| Tensor::from_vec(values, shape, &Device::Cpu)).collect()
+}
+
+fn without_backtrace(error: &Error) -> &Error {
+    match error {
+        Error::WithBacktrace { inner, .. } => without_backtrace(inner),
+        error => error,
+    }
+}
+
+/// The sums of a process's own shards, as far as the order allows, and the shapes of the gradients.
+fn sum_own(
+    share: Range<usize>,
+    own: impl IntoIterator<Item = Result<Vec<Tensor>>>,
+) -> Result<(Vec<Root<Vec<Tensor>>>, Vec<TensorShape>)> {
+    let (mut tree, mut shapes, mut given) = (Tree::default(), vec![], 0);
+    for (i, gradients) in own.into_iter().enumerate() {
+        let gradients = gradients?;
+        let of_shard: Vec<_> = gradients.iter().map(|tensor| tensor.shape().clone()).collect();
+        if i > 0 && of_shard != shapes {
+            bail!("expected gradients of the same shapes from every shard");
+        }
+        if let Some(other) = gradients.iter().find(|tensor| tensor.dtype() != DType::F32 || !tensor.device().is_cpu()) {
+            bail!("expected gradients in f32 on the CPU, got {:?} on {:?}", other.dtype(), other.device().location());
+        }
+        (shapes, given) = (of_shard, i + 1);
+        tree.push(Root { first: share.start + i, level: 0, sum: gradients }, |a, b| {
+            a.iter().zip(&b).map(|(a, b)| crate::cpu::sums::add(a, b)).collect::<Result<Vec<_>>>()
+        })?;
+    }
+    if given != share.len() {
+        bail!("expected the gradients of shards {share:?}, got those of {given}");
+    }
+    Ok((tree.roots(), shapes))
 }
 
 /// The bytes of all processes, each of any length, on every process.

@@ -1,5 +1,7 @@
 //! Processes that MPI has started: `mpirun -np N program`.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use candle_core::{Result, bail};
 use mpi::Threading;
 use mpi::datatype::{Partition, PartitionMut};
@@ -9,10 +11,13 @@ use mpi::traits::*;
 
 use super::Processes;
 
-/// All processes of an MPI job. They can exchange until this is dropped, which waits for all of them or, in a panic, ends them.
+/// All processes of an MPI job. They can exchange until this is dropped, on the thread that started it, which waits for all of
+/// them or, in a panic, ends them.
 pub struct Mpi {
     rank: usize,
     count: usize,
+    /// One thread at a time may call it.
+    turn: Mutex<()>,
     _universe: Universe,
 }
 
@@ -29,7 +34,16 @@ impl Mpi {
             bail!("mpi: expected an MPI that any thread can call, got one of {threading:?}");
         }
         let world = universe.world();
-        Ok(Self { rank: world.rank() as usize, count: world.size() as usize, _universe: universe })
+        Ok(Self {
+            rank: world.rank() as usize,
+            count: world.size() as usize,
+            turn: Mutex::default(),
+            _universe: universe,
+        })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,6 +95,7 @@ impl Processes for Mpi {
         let send = Partition::new(at_an_address(send), sent.0, sent.1);
         let receive = if receive.is_empty() { &mut one[..0] } else { receive };
         let mut receive = PartitionMut::new(receive, received.0, received.1);
+        let _turn = self.turn();
         SimpleCommunicator::world().all_to_all_varcount_into(&send, &mut receive);
         Ok(())
     }
@@ -89,6 +104,7 @@ impl Processes for Mpi {
         let ((counts, starts), mut one) = (places(received)?, [0]);
         let all = if all.is_empty() { &mut one[..0] } else { all };
         let mut all = PartitionMut::new(all, counts, starts);
+        let _turn = self.turn();
         SimpleCommunicator::world().all_gather_varcount_into(at_an_address(own), &mut all);
         Ok(())
     }

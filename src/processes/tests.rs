@@ -38,7 +38,7 @@ fn gradients_are_added_over_the_same_tree_on_any_number_of_processes() {
         let expected = bits(&over_the_tree(0..shards));
         for count in 1..=shards {
             let all = on_threads(count, |processes| {
-                let own = share(shards, &*processes).map(gradients).collect();
+                let own = share(shards, &*processes).map(|shard| Ok(gradients(shard)));
                 bits(&sum_gradients(&*processes, shards, own).unwrap())
             });
             assert!(all.iter().all(|got| *got == expected), "{shards} shards on {count} processes");
@@ -46,15 +46,33 @@ fn gradients_are_added_over_the_same_tree_on_any_number_of_processes() {
     }
 }
 
+/// By all processes, so that none waits for another.
 #[test]
-fn gradients_of_other_shards_or_shapes_are_refused() {
-    let error = |own| sum_gradients(&Alone, 2, own).unwrap_err().to_string();
-    assert!(error(vec![gradients(0)]).contains("of shards 0..2 from process 0, got those of 1"));
-    let mut other = gradients(1);
-    other.swap(0, 1);
-    assert!(error(vec![gradients(0), other]).contains("of the same shapes"));
-    let too_few = on_threads(2, |processes| sum_gradients(&*processes, 1, vec![]).is_err());
-    assert_eq!(too_few, [true; 2]);
+fn gradients_that_do_not_fit_together_are_refused() {
+    let refused = |count: usize, shards: usize, own: fn(usize) -> Result<Vec<Tensor>>| {
+        on_threads(count, |processes| {
+            let own: Vec<_> = share(shards, &*processes).map(own).collect();
+            sum_gradients(&*processes, shards, own).unwrap_err().to_string()
+        })
+    };
+    let others = |shard: usize| {
+        let mut gradients = gradients(shard);
+        if shard == 1 {
+            gradients.swap(0, 1);
+        }
+        Ok(gradients)
+    };
+    assert!(refused(1, 2, others)[0].contains("of the same shapes from every shard"));
+    let told = refused(2, 2, others);
+    assert!(told.iter().all(|told| told.contains("process 0 has") && told.contains("[97, 131], [3, 5]")), "{told:?}");
+    let told = refused(2, 2, |shard| if shard == 1 { bail!("no gradient") } else { Ok(gradients(shard)) });
+    assert!(told[0].contains("process 1 has an error: no gradient") && told[1].starts_with("no gradient"), "{told:?}");
+    let told = refused(3, 2, |shard| Ok(gradients(shard)));
+    assert!(told.iter().all(|told| told.contains("at least a shard for each of 3 processes, got 2")), "{told:?}");
+    let too_few = on_threads(2, |processes| sum_gradients(&*processes, 4, [Ok(gradients(0))]).unwrap_err().to_string());
+    assert!(too_few[1].contains("of shards 2..4, got those of 1"), "{too_few:?}");
+    let f64s = vec![Tensor::zeros(3, DType::F64, &Device::Cpu).unwrap()];
+    assert!(sum_gradients(&Alone, 1, [Ok(f64s)]).unwrap_err().to_string().contains("got F64"));
 }
 
 #[test]
@@ -75,10 +93,4 @@ fn every_shard_has_one_process_and_every_process_a_shard() {
             assert_eq!(shares.into_iter().flatten().collect::<Vec<_>>(), (0..shards).collect::<Vec<_>>());
         }
     }
-}
-
-#[test]
-fn a_device_other_than_the_cpu_or_another_dtype_is_an_error() {
-    let own = vec![vec![Tensor::zeros(3, DType::F64, &Device::Cpu).unwrap()]];
-    assert!(sum_gradients(&Alone, 1, own).is_err());
 }

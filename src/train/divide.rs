@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Trainer;
 use super::part::Part;
+use crate::cpu::sums::BLOCK;
 use crate::host::{Error, Result, bail};
 use crate::processes::{Processes, gather};
 
@@ -22,8 +23,9 @@ impl Trainer {
     pub fn divide(&mut self, processes: Arc<dyn Processes>) -> Result<()> {
         agree(&*processes, &self.described()?)?;
         self.check_processes(processes.count())?;
-        if !self.model().device().is_cpu() {
-            bail!("expected the CPU, for several processes");
+        let device = self.model().device();
+        if !device.is_cpu() {
+            bail!("expected the CPU, for several processes, got {:?}", device.location());
         }
         let json = |error: serde_json::Error| Error::Input(error.to_string());
         let states = gather(&*processes, &serde_json::to_vec(&self.state).map_err(json)?)?;
@@ -57,14 +59,18 @@ impl Trainer {
             options.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         let mut checksum = 0;
         for (_, var) in &self.vars {
-            let bytes: Vec<u8> = var.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
-            checksum = crc32c::crc32c_append(checksum, &bytes);
+            for chunk in var.flatten_all()?.to_vec1::<f32>()?.chunks(BLOCK) {
+                let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
+                checksum = crc32c::crc32c_append(checksum, &bytes);
+            }
         }
         values.extend([
             ("the version of candle-attention".into(), env!("CARGO_PKG_VERSION").into()),
             ("the model".into(), self.config().to_json()?),
             ("the texts".into(), self.corpus().fingerprint.clone()),
             ("the checksum of the weights".into(), format!("{checksum:08x}")),
+            ("the checksum of the model below the adapters".into(), self.state.base.clone().unwrap_or_default()),
+            ("the device".into(), format!("{:?}", self.model().device().location())),
         ]);
         Ok(values)
     }

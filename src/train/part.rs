@@ -79,28 +79,39 @@ impl Part {
 
     /// The optimizer's state of all processes, on the first; the others get none. All have to call it.
     pub(super) fn gather_state(&self, optimizer: &Optimizer) -> Result<Vec<(String, Tensor)>> {
-        let (processes, own) = (&*self.processes, optimizer.state().into_iter().collect::<BTreeMap<_, _>>());
+        let own: BTreeMap<_, _> = optimizer.state().into_iter().collect();
         let mut all = vec![];
         for (i, (name, var, group)) in self.trained.iter().enumerate() {
             for kind in group.rule.state() {
                 let name = format!("{kind}.{name}");
-                let own: Vec<f32> = own.get(&name).map_or(Ok(vec![]), |tensor| tensor.flatten_all()?.to_vec1())?;
-                let send: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-                let mut sent = vec![0; processes.count()];
-                sent[0] = send.len();
-                let pieces = self.division.pieces.iter();
-                let bytes = |pieces: &Vec<Piece>| {
-                    4 * pieces.iter().filter(|piece| piece.tensor == i).map(|piece| piece.len).sum::<usize>()
-                };
-                let is_first = processes.rank() == 0;
-                let received: Vec<usize> = pieces.map(|pieces| if is_first { bytes(pieces) } else { 0 }).collect();
-                let mut receive = vec![0; received.iter().sum()];
-                processes.all_to_all(&send, &sent, &mut receive, &received)?;
-                if is_first {
-                    let values: Vec<f32> = receive.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+                let own = own.get(&name).map_or(Ok(vec![]), |tensor| tensor.flatten_all()?.to_vec1())?;
+                let values = self.gather_tensor(i, &own)?;
+                if self.processes.rank() == 0 {
                     all.push((name, Tensor::from_vec(values, var.shape(), &Device::Cpu)?));
                 }
             }
+        }
+        Ok(all)
+    }
+
+    /// The numbers of all processes for a tensor, on the first: of this process those of its piece are `own`.
+    fn gather_tensor(&self, tensor: usize, own: &[f32]) -> Result<Vec<f32>> {
+        /// Numbers that are sent together: MPI counts bytes with 31 bits.
+        const TOGETHER: usize = if cfg!(test) { BLOCK } else { 1 << 24 };
+        let (rank, count) = (self.processes.rank(), self.processes.count());
+        let elements = self.trained[tensor].1.elem_count();
+        let (mut own, mut all) = (own, vec![]);
+        for start in (0..elements).step_by(TOGETHER) {
+            let range = start..(start + TOGETHER).min(elements);
+            let len = |rank: usize| self.division.within_tensor(rank, tensor, &range).len();
+            let part = own.split_off(..len(rank)).unwrap_or_default();
+            let send: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let to_first = |rank: usize, len: usize| if rank == 0 { 4 * len } else { 0 };
+            let sent: Vec<usize> = (0..count).map(|to| to_first(to, part.len())).collect();
+            let received: Vec<usize> = (0..count).map(|from| to_first(rank, len(from))).collect();
+            let mut receive = vec![0; received.iter().sum()];
+            self.processes.all_to_all(&send, &sent, &mut receive, &received)?;
+            all.extend(receive.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)));
         }
         Ok(all)
     }

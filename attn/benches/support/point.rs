@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use candle_attention::generate::Pipeline;
@@ -53,7 +54,7 @@ pub fn run(text: &Path, test: &Path, budget: f64, recipe: &Table) -> Result<Scor
     let config = config(recipe, &tokenizer)?;
     let mut options: TrainOptions = recipe.clone().try_into()?;
     (options.shards, options.steps, options.minutes) = (1, 1, 0.0);
-    let (prepared, [step, pass]) = (seconds(), costs(&config, &options, &corpus)?);
+    let (prepared, [step, pass]) = (seconds(), costs(&config, &options, &corpus, budget)?);
     let measured = seconds();
     // The other validations take a tenth at most, and mostly less.
     options.steps = ((budget - prepared - pass) / (1.05 * step)).max(20.0) as u64;
@@ -102,24 +103,33 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     })
 }
 
-/// The seconds of a step and of a validation, from half a second of each.
-fn costs(config: &ModelConfig, options: &TrainOptions, corpus: &Corpus) -> Result<[f64; 2]> {
-    const TIME: f64 = 0.5;
+/// The seconds of a step and of a validation, from those that took the least in a fiftieth of the budget: what else ran
+/// meanwhile costs no recipe a step.
+fn costs(config: &ModelConfig, options: &TrainOptions, corpus: &Corpus, budget: f64) -> Result<[f64; 2]> {
+    const BURST: Duration = Duration::from_millis(50);
+    let time = Duration::from_secs_f64((budget / 50.0).max(0.5));
     let mut trainer = Trainer::new(config, options, corpus.clone(), &Device::Cpu)?;
     let batch = trainer.next_batch()?;
     trainer.step(&batch)?;
-    let (begun, mut steps) = (seconds(), 0);
-    while steps < 3 || seconds() - begun < TIME {
-        trainer.step(&batch)?;
-        steps += 1;
+    let (begun, mut step) = (Instant::now(), Duration::MAX);
+    while begun.elapsed() < time {
+        let (started, mut steps) = (Instant::now(), 0);
+        while steps == 0 || started.elapsed() < BURST {
+            trainer.step(&batch)?;
+            steps += 1;
+        }
+        step = step.min(started.elapsed() / steps);
     }
-    let step = (seconds() - begun) / f64::from(steps);
-    let (begun, mut share) = (seconds(), 1.0);
+    let (begun, mut before, mut validation) = (Instant::now(), (Instant::now(), 0), f64::INFINITY);
     trainer.validate(&mut |done, total| {
-        share = done as f64 / total as f64;
-        if seconds() - begun < TIME { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let share = (done - before.1) as f64 / total as f64;
+        if share > 0.0 {
+            validation = validation.min(before.0.elapsed().as_secs_f64() / share);
+            before = (Instant::now(), done);
+        }
+        if begun.elapsed() < time { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    Ok([step, (seconds() - begun) / share])
+    Ok([step.as_secs_f64(), validation])
 }
 
 /// Bits per byte over all documents. A character for which the tokenizer has no token costs its bits in UTF-8.

@@ -112,6 +112,13 @@ pub fn resized(recipe: &Table, by: isize) -> Table {
     point
 }
 
+/// A recipe with the model of another.
+pub fn with_model_of(recipe: &Table, other: &Table) -> Table {
+    let mut point = recipe.clone();
+    ["layers", "heads"].into_iter().for_each(|name| set(&mut point, name, number(other, name)));
+    point
+}
+
 /// A recipe with twice as many tokens, or half as many where there are no more.
 pub fn with_next_tokenizer(recipe: &Table) -> Table {
     const MOST: i64 = 32_768;

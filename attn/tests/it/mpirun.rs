@@ -186,6 +186,26 @@ fn processes_that_do_not_fit_together_are_refused_by_name() {
     }
     let output = processes(&space, 2, "train missing.txt --steps 4 --out run").output().unwrap();
     refuse(&output, "missing.txt");
+    let output = processes(&space, 2, "train text.txt --steps zero").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(told.matches("invalid value 'zero'").count(), 1, "{told}");
     let line = format!("{RUN} --steps 4 --out text.txt");
     refuse(&processes(&space, 3, &line).output().unwrap(), "text.txt");
+}
+
+/// The others do not wait for it.
+#[test]
+fn what_only_one_process_meets_is_told_with_its_rank() {
+    let space = Space::new();
+    let attn = env!("CARGO_BIN_EXE_attn");
+    let with = |variable: &str| {
+        let line = format!("{RUN} --steps 4 --out run");
+        mpirun(&space, &format!("-np 1 {attn} {line} : -np 1 -x {variable} {attn} {line}")).output().unwrap()
+    };
+    refuse(&with("TMPDIR=missing"), "attn: process 1: cannot create a folder in missing");
+    std::fs::remove_dir_all(space.path("run")).unwrap();
+    // Processors of two kinds.
+    let output = with("CANDLE_ATTENTION_SIMD=scalar");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("another number of processes gives other bits"), "{told}");
 }

@@ -150,7 +150,11 @@ mod linux {
 #[test]
 fn one_of_several_processes_is_refused_without_mpi() {
     let space = Space::new();
-    for [count, rank] in [["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"], ["PMI_SIZE", "PMI_RANK"]] {
+    for [count, rank] in [
+        ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"],
+        ["PMI_SIZE", "PMI_RANK"],
+        ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID"],
+    ] {
         let started = |number: &str| {
             let mut command = space.command("train text.txt --out run");
             command.env(count, "2").env(rank, number).output().unwrap()

@@ -139,7 +139,7 @@ fn session(root: &Path, options: &TrainOptions, count: usize, stops: (usize, u64
         let rank = processes.rank();
         let (mut trainer, mut run) = match rank {
             0 => first(root, options, processes).map(|(trainer, run)| (trainer, Some(run))),
-            _ => join(processes, &Device::Cpu).map(|trainer| (trainer, None)),
+            _ => join(processes).map(|trainer| (trainer, None)),
         }
         .unwrap();
         let outcome = train(&mut trainer, run.as_mut(), &mut |event| match event {

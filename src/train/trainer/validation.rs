@@ -25,7 +25,7 @@ pub struct ValidationReport {
 impl Trainer {
     /// The loss over the whole validation part: all non-overlapping windows of the length trained on. `on_batch` is told,
     /// before each batch, how many of how many tokens are done or in progress, and may break off: then there is no
-    /// result.
+    /// result. After [`Trainer::divide`] each process is told of its own batches, and none can break off.
     ///
     /// # Errors
     /// If the corpus has no validation part, or the loss is not finite.

@@ -125,7 +125,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::testing::randn;
+    use crate::cpu::testing::{randn, without_kernels};
 
     /// Beside 1e16 a 1 is lost, two together are not.
     #[test]
@@ -150,6 +150,8 @@ mod tests {
                 // All terms are positive: each of the n additions rounds once, and the root halves the relative error.
                 let allowed = expected * f64::EPSILON * xs.elem_count() as f64 / 2.0;
                 assert!((got - expected).abs() <= allowed, "{shape:?}: {got}, expected {expected} ± {allowed:e}");
+                // With second derivatives too, as on several processes.
+                assert_eq!(without_kernels(|| euclidean_norm(xs)).unwrap(), got);
             }
         }
     }

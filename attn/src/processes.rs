@@ -54,7 +54,11 @@ pub fn wait_for_turn() {
 fn start_mpi(count: usize) -> Result<Arc<dyn Processes>> {
     let mpi = candle_attention::processes::Mpi::start()?;
     if mpi.count() != count {
-        bail!("the launcher started {count} processes, of which MPI finds {}: they are of different MPIs", mpi.count());
+        bail!(
+            "the launcher started {count} processes, of which MPI finds {}: it is of another MPI, or of none; start them with \
+             mpirun, or with srun --mpi=pmix where Slurm has it",
+            mpi.count()
+        );
     }
     Ok(Arc::new(mpi))
 }

@@ -14,7 +14,7 @@ use candle_attention::model::ModelConfig;
 use candle_attention::processes::Processes;
 use candle_attention::text::{IdsStore, Tokenizer};
 use candle_attention::train::{
-    CHANGE_THE_RESULT, Event, KEEP_THE_RESULT, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume, train,
+    CHANGE_THE_RESULT, Event, KEEP_THE_RESULT, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume_on, train,
 };
 use candle_core::Device;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -128,10 +128,9 @@ fn lead_run(
         return Ok(ExitCode::SUCCESS);
     }
     let mut run = create(root.map(PathBuf::as_path), source.settings.texts()[0].first().map(PathBuf::as_path))?;
-    match begin(&layers, source, &mut run, processes.count()) {
-        Ok((mut trainer, tokenizer)) => {
+    match begin(&layers, source, &mut run, processes) {
+        Ok((trainer, tokenizer)) => {
             Stage::Saved.enter();
-            share(&run, &mut trainer, processes)?;
             let samples = (!matches.get_flag("no-samples")).then(|| Pipeline::new(trainer.model().clone(), tokenizer));
             follow(trainer, run, samples, started, out)
         }
@@ -143,13 +142,20 @@ fn lead_run(
     }
 }
 
-/// Reads the texts into the folder of a new run, and writes its first checkpoint.
-fn begin(layers: &OptionLayers, source: Source, run: &mut RunDir, processes: usize) -> Result<(Trainer, Tokenizer)> {
-    let Prepared { trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
-    trainer.check_processes(processes)?;
+/// Reads the texts into the folder of a new run, writes its first checkpoint, and shares it with the other processes.
+fn begin(
+    layers: &OptionLayers,
+    source: Source,
+    run: &mut RunDir,
+    processes: &Arc<dyn Processes>,
+) -> Result<(Trainer, Tokenizer)> {
+    let Prepared { mut trainer, tokenizer, settings } = layers.prepare(source, IdsStore::File(&run.ids_path()))?;
+    trainer.check_processes(processes.count())?;
     plan::announce(&trainer, &tokenizer)?;
     settings.init().iter().for_each(|base| run.start_from(base));
     run.begin(&tokenizer, &trainer, &settings.absolute()?)?;
+    lead(run, &mut trainer, processes.clone())?;
+    note_processes(&**processes);
     Ok((trainer, tokenizer))
 }
 
@@ -186,7 +192,7 @@ fn go_on(
         settings.extend(given.clone());
         options::check_effect(given, &settings)?;
     }
-    let (mut trainer, run, damaged) = resume(root, given, &Device::Cpu, &mut text_progress())?;
+    let (trainer, run, damaged) = resume_on(processes.clone(), root, given, &Device::Cpu, &mut text_progress())?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names = given.keys().map(String::as_str);
     let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
@@ -196,7 +202,7 @@ fn go_on(
     if given.contains_key("watch") {
         note("changed: watch; maps of another text are gone, and those of this one begin here");
     }
-    share(&run, &mut trainer, processes)?;
+    note_processes(&**processes);
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
         writeln!(
@@ -211,13 +217,11 @@ fn go_on(
     follow(trainer, run, samples, Instant::now(), out)
 }
 
-/// Shares the run with the other processes, if there are any.
-fn share(run: &RunDir, trainer: &mut Trainer, processes: &Arc<dyn Processes>) -> Result<()> {
+/// Says how many processes train together, if they are several.
+fn note_processes(processes: &dyn Processes) {
     if processes.count() > 1 {
-        lead(run, trainer, processes.clone())?;
         note(&format!("{} processes", processes.count()));
     }
-    Ok(())
 }
 
 /// Trains to the end or a request to stop, with a sample of `model`, the one in training, after each validation, and reports.

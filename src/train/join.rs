@@ -14,6 +14,8 @@ use crate::host::file_names::{ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG};
 use crate::host::{Error, Result};
 use crate::processes::{Processes, gather};
 
+const SETTINGS: &str = "training/settings.toml";
+
 /// Bytes of a file that are sent together.
 const TOGETHER: u64 = if cfg!(test) { 1000 } else { 1 << 26 };
 
@@ -21,9 +23,23 @@ const TOGETHER: u64 = if cfg!(test) { 1000 } else { 1 << 26 };
 /// checkpoint that `trainer` is at. From here on [`train`](super::train()) divides the work among all of them.
 ///
 /// # Errors
-/// If the files cannot be read or sent, and those of [`Trainer::divide`].
-pub fn lead(run: &RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) -> Result<()> {
-    let (root, step) = (run.root(), trainer.steps_done());
+/// If the files cannot be read or sent, and those of [`Trainer::divide`]. A new run is removed when it is dropped then.
+pub fn lead(run: &mut RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) -> Result<()> {
+    let (root, settings) = (run.root().to_path_buf(), run.settings().clone());
+    share(&root, &settings, trainer, processes).inspect_err(|_| run.let_go())
+}
+
+/// Shares the run in `root` with all processes, if there are others, with these settings in place of its own.
+pub(super) fn share(
+    root: &Path,
+    settings: &toml::Table,
+    trainer: &mut Trainer,
+    processes: Arc<dyn Processes>,
+) -> Result<()> {
+    if processes.count() == 1 {
+        return Ok(());
+    }
+    let settings = settings_file::merged(settings, trainer.options())?.to_string();
     let mut names: Vec<String> = match trainer.lora() {
         None => vec![CONFIG.into()],
         Some(_) => vec![ADAPTER_CONFIG.into(), format!("training/{CONFIG}")],
@@ -31,18 +47,22 @@ pub fn lead(run: &RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) 
     if root.join(GENERATION_CONFIG).exists() {
         names.push(GENERATION_CONFIG.into());
     }
-    names.extend(["training/settings.toml".into(), "training/ids.safetensors".into(), checkpoint_name(step)]);
+    names.extend(["training/ids.safetensors".into(), checkpoint_name(trainer.steps_done())]);
     let size = |name: String| {
         let path = root.join(&name);
         let len = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
         Ok((name, len))
     };
-    let files: Vec<(String, u64)> = names.into_iter().map(size).collect::<Result<_>>()?;
-    let json = serde_json::to_vec(&(step, &files)).map_err(|error| Error::Input(error.to_string()))?;
+    let mut files: Vec<(String, u64)> = names.into_iter().map(size).collect::<Result<_>>()?;
+    files.push((SETTINGS.into(), settings.len() as u64));
+    let json = serde_json::to_vec(&(trainer.steps_done(), &files)).map_err(|error| Error::Input(error.to_string()))?;
     gather(&*processes, &json)?;
     for (name, len) in files {
         let path = root.join(&name);
-        let mut file = File::open(&path).map_err(Error::io("read", &path))?;
+        let mut file: Box<dyn Read> = match &*name {
+            SETTINGS => Box::new(settings.as_bytes()),
+            _ => Box::new(File::open(&path).map_err(Error::io("read", &path))?),
+        };
         each_part(len, |part| {
             let mut bytes = vec![0; part];
             file.read_exact(&mut bytes).map_err(Error::io("read", &path))?;

@@ -56,7 +56,7 @@ pub use join::{join, lead};
 pub use kept::{best_of, kept_model, kept_steps, watched_map, watched_steps};
 pub use memory_needed::memory_needed;
 pub use one_batch::{OverfitReport, overfit_one_batch};
-pub use resume::resume;
+pub use resume::{resume, resume_on};
 pub use run_dir::{Best, RunDir};
 pub use run_start::{first_batch, gradients, initial_weights};
 pub use settings_file::{CHANGE_THE_RESULT, KEEP_THE_RESULT};

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::frozen_base::FrozenBase;
+use super::join::share;
 use super::latest::{CheckpointState, Latest, latest};
+use super::run_dir::forget_lost_best;
 use super::trainer::{TrainState, audit_of};
 use super::{RunDir, TrainOptions, Trainer, metrics, settings_file};
 use crate::host::{Error, Result, adapter_base, bail, bail_option, listed};
 use crate::model::{ModelConfig, own_adapter};
 use crate::nn::Parameters;
+use crate::processes::{Alone, Processes};
 use crate::text::{Corpus, TextProgress};
 
 /// Opens the run in `root` at its latest checkpoint, with `changes` of its options, each one of
@@ -24,6 +28,21 @@ use crate::text::{Corpus, TextProgress};
 /// If there is no run, another process is training in it, no checkpoint is whole, its ids are lost or damaged, or the
 /// changes are not allowed.
 pub fn resume(
+    root: &Path,
+    changes: &toml::Table,
+    device: &Device,
+    progress: &mut dyn FnMut(TextProgress),
+) -> Result<(Trainer, RunDir, Vec<Error>)> {
+    resume_on(Arc::new(Alone), root, changes, device, progress)
+}
+
+/// Resumes a run on several processes, of which this is the first and the others call [`join`](super::join): [`resume`], and
+/// [`lead`](super::lead) before anything is changed.
+///
+/// # Errors
+/// Those of both. The run is as it was then.
+pub fn resume_on(
+    processes: Arc<dyn Processes>,
     root: &Path,
     changes: &toml::Table,
     device: &Device,
@@ -44,7 +63,9 @@ pub fn resume(
         bail_option!("steps", "expected at least the {} that are done, got {}", state.step, options.steps);
     }
     let mut trainer = trainer_at(root, state, &mut tensors, &options, device, progress)?;
-    let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &mut trainer, &settings)?;
+    forget_lost_best(root, &mut trainer);
+    share(root, &settings, &mut trainer, processes)?;
+    let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &trainer, &settings)?;
     Ok((trainer, run, damaged))
 }
 

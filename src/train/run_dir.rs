@@ -158,13 +158,12 @@ impl RunDir {
         self.save(trainer)
     }
 
-    /// Opens the run at the checkpoint that `trainer` has resumed: makes the weights at the root those of the best model. If
-    /// they are neither there nor in this checkpoint, they are lost: the current ones take their place, and the next
-    /// validation finds a new best.
+    /// Opens the run at the checkpoint that `trainer` has resumed: makes the weights at the root those of the best model, or the
+    /// current ones where there is no best.
     pub(super) fn resumed(
         root: &Path,
         (lock, metrics_bytes, seconds): (File, u64, f64),
-        trainer: &mut Trainer,
+        trainer: &Trainer,
         settings: &toml::Table,
     ) -> Result<Self> {
         let (training, step) = (root.join("training"), trainer.steps_done());
@@ -178,17 +177,24 @@ impl RunDir {
         let saved = Some((step, Instant::now()));
         let (root, settings) = (root.to_path_buf(), settings.clone());
         let run = Self { root, metrics, settings, base: None, saved, watch, creates: None, _lock: lock };
-        match trainer.state.best {
-            Some(best) if held(&run.root, weights_name(trainer)).is_some_and(|held| held.step == best.step) => {}
-            Some(best) if best.step == step => run.publish(trainer)?,
-            _ => {
-                trainer.state.best = None;
-                run.publish(trainer)?;
-            }
+        if trainer.best().is_none_or(|best| !is_held(&run.root, trainer, best)) {
+            run.publish(trainer)?;
         }
         model_card::write(&run.root, trainer, &run.settings)?;
         run.remove_old(step, trainer.options().keep)?;
         Ok(run)
+    }
+
+    /// All options, and what else is kept with them.
+    pub(super) fn settings(&self) -> &toml::Table {
+        &self.settings
+    }
+
+    /// Lets a new run go, as if it had no checkpoint yet: dropping it removes what was created.
+    pub(super) fn let_go(&mut self) {
+        if self.creates.is_some() {
+            self.saved = None;
+        }
     }
 
     /// Removes what is in the folder `root` of a run that has no checkpoint yet, and `root` itself if it was new; says
@@ -288,6 +294,19 @@ impl RunDir {
 pub(super) fn held(root: &Path, name: &str) -> Option<Best> {
     let file = TensorFile::open(&input::inside(root, name).ok()?).ok()?;
     Some(Best { step: file.metadata("step")?.parse().ok()?, loss: file.metadata("loss")?.parse().ok()? })
+}
+
+/// Whether the weights at the root are those of this model.
+fn is_held(root: &Path, trainer: &Trainer, best: Best) -> bool {
+    held(root, weights_name(trainer)).is_some_and(|held| held.step == best.step)
+}
+
+/// Forgets the best model of a trainer that has been resumed if its weights are lost, neither at the root nor in the checkpoint:
+/// the next validation finds a new best.
+pub(super) fn forget_lost_best(root: &Path, trainer: &mut Trainer) {
+    if trainer.best().is_some_and(|best| best.step != trainer.steps_done() && !is_held(root, trainer, best)) {
+        trainer.state.best = None;
+    }
 }
 
 /// The name of the weights at the root.

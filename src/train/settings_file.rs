@@ -67,13 +67,22 @@ pub(super) fn with(mut table: toml::Table, changes: &toml::Table) -> Result<(tom
     Ok((table, options))
 }
 
+/// All training options, and what else the caller keeps with them.
+///
+/// # Errors
+/// If an option has a value that TOML does not.
+pub(super) fn merged(others: &toml::Table, options: &TrainOptions) -> Result<toml::Table> {
+    let mut table = others.clone();
+    table.extend(toml::Table::try_from(options).map_err(|error| Error::Input(error.to_string()))?);
+    Ok(table)
+}
+
 /// Writes the settings of a run, all training options and what else the caller keeps with them, and gives them back.
 ///
 /// # Errors
 /// If they cannot be written.
 pub(super) fn write(training: &Path, others: &toml::Table, options: &TrainOptions) -> Result<toml::Table> {
-    let mut table = others.clone();
-    table.extend(toml::Table::try_from(options).map_err(|error| Error::Input(error.to_string()))?);
+    let table = merged(others, options)?;
     disk::replace_with(&training.join("settings.toml"), table.to_string().as_bytes())?;
     Ok(table)
 }

@@ -203,9 +203,16 @@ fn what_only_one_process_meets_is_told_with_its_rank() {
         mpirun(&space, &format!("-np 1 {attn} {line} : -np 1 -x {variable} {attn} {line}")).output().unwrap()
     };
     refuse(&with("TMPDIR=missing"), "attn: process 1: cannot create a folder in missing");
-    std::fs::remove_dir_all(space.path("run")).unwrap();
+    assert!(!space.path("run").exists());
     // Processors of two kinds.
     let output = with("CANDLE_ATTENTION_SIMD=scalar");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && told.contains("another number of processes gives other bits"), "{told}");
+    // A run that is not resumed keeps its settings.
+    let before = space.settings("run");
+    let resumed = "train --resume --out run --threads 1 --steps 8 --lr 0.5";
+    refuse(&processes(&space, 5, resumed).output().unwrap(), "expected at most 4 processes");
+    let line = format!("-np 1 {attn} {resumed} : -np 1 -x TMPDIR=missing {attn} {resumed}");
+    refuse(&mpirun(&space, &line).output().unwrap(), "attn: process 1: cannot create a folder in missing");
+    assert_eq!(space.settings("run"), before);
 }

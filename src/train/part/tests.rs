@@ -12,7 +12,9 @@ use crate::model::{DropoutRates, ModelConfig};
 use crate::optim::Schedule;
 use crate::processes::{Processes, threads::on_threads};
 use crate::text::{Corpus, Document, IdsStore, TextOptions, Tokenizer, Validation, prepare};
-use crate::train::{Event, OptimizerKind, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume, train};
+use crate::train::{
+    Event, OptimizerKind, Outcome, RunDir, TrainOptions, Trainer, join, lead, resume, resume_on, train,
+};
 
 /// A text whose validation part is several batches.
 fn corpus(store: IdsStore) -> (Tokenizer, Corpus) {
@@ -151,17 +153,15 @@ fn session(root: &Path, options: &TrainOptions, count: usize, stops: (usize, u64
 }
 
 fn first(root: &Path, options: &TrainOptions, processes: Arc<dyn Processes>) -> Result<(Trainer, RunDir)> {
-    let (mut trainer, run) = if root.exists() {
-        let (trainer, run, _) = resume(root, &toml::Table::new(), &Device::Cpu, &mut |_| ())?;
-        (trainer, run)
-    } else {
-        let mut run = RunDir::create(root)?;
-        let (tokenizer, corpus) = corpus(IdsStore::File(&run.ids_path()));
-        let trainer = Trainer::new(&config(tokenizer.vocab_size()), options, corpus, &Device::Cpu)?;
-        run.begin(&tokenizer, &trainer, &toml::Table::new())?;
-        (trainer, run)
-    };
-    lead(&run, &mut trainer, processes)?;
+    if root.exists() {
+        let (trainer, run, _) = resume_on(processes, root, &toml::Table::new(), &Device::Cpu, &mut |_| ())?;
+        return Ok((trainer, run));
+    }
+    let mut run = RunDir::create(root)?;
+    let (tokenizer, corpus) = corpus(IdsStore::File(&run.ids_path()));
+    let mut trainer = Trainer::new(&config(tokenizer.vocab_size()), options, corpus, &Device::Cpu)?;
+    run.begin(&tokenizer, &trainer, &toml::Table::new())?;
+    lead(&mut run, &mut trainer, processes)?;
     Ok((trainer, run))
 }
 

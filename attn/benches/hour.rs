@@ -3,9 +3,10 @@
 //!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
 //!
 //! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
-//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the arithmetic limit is that of
-//! `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices before the run and after it. A spike would
-//! be a loss far above the mean of the 50 before it. Memory is the most that was resident, once a second.
+//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the
+//! arithmetic limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices before the run and
+//! after it. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50 before them. Memory is the
+//! most that was resident, once a second.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -35,7 +36,8 @@ mod training;
 const MINUTES: &str = "60";
 const MODEL: [&str; 8] = ["--tokenizer", "bpe:4096", "--layers", "8", "--heads", "6", "--head-dim", "64"];
 const ROWS: usize = 10;
-/// Losses with whose mean the next one is compared.
+/// Losses that are taken together, and those before them with which they are compared.
+const TOGETHER: usize = 10;
 const BEFORE: usize = 50;
 
 fn main() -> Result<()> {
@@ -74,15 +76,16 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
 
     println!("{} parameters, {batch} sequences of {} tokens", config.parameter_count(), config.context_len);
-    println!("| minute | step | mean loss | highest above the {BEFORE} before, % | tokens/s | of the limit | MiB |");
+    println!("| minute | step | mean loss | {TOGETHER} above the {BEFORE} before, % | tokens/s | of the limit | MiB |");
     println!("|{}", "---|".repeat(7));
     for row in 1..=ROWS {
         let at = |row: usize| (steps.len() - 1) * row / ROWS;
         let (from, to) = (at(row - 1), at(row));
         let [first, last] = [from, to].map(|i| number(steps[i], "seconds"));
         let learned = (number(steps[to], "step") - number(steps[from], "step")) * tokens;
-        let excess = |i: usize| losses[i] / mean(&losses[i.saturating_sub(BEFORE)..i]) - 1.0;
-        let highest = (from + 1..=to).filter(|&i| i >= BEFORE).map(excess).fold(f64::NAN, f64::max);
+        let excess =
+            |i: usize| mean(&losses[i - TOGETHER..i]) / mean(&losses[i - TOGETHER - BEFORE..i - TOGETHER]) - 1.0;
+        let highest = (from + 1..=to).filter(|&i| i >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
         let rate = learned / (last - first);
         let here = memory.iter().filter(|(second, _)| (first..=last).contains(second));
         println!(

@@ -8,22 +8,27 @@
 //! one size smaller and one larger, and with the next tokenizer (what wins in seconds is much too small for minutes). For the
 //! texts prose and code then, for 20 minutes, the last three. The automatic choice itself runs for each time.
 //!
-//! A run takes one thread, and two run side by side. A time is that of the processor, with reading the text and learning its
-//! tokens, so that little depends on what else runs. The validation part chooses; the figure is that of a part of the text
+//! A run takes one thread, and two run side by side. Before the runs of a round the steps of each recipe are settled that fit into
+//! its time, with reading the text and learning its tokens: all are measured, twice, and the fastest steps count, so that it matters
+//! little what else runs then, and not at all what runs later. A round that goes on later is measured once more, beside its
+//! automatic choice, which gives the time. The validation part chooses; the figure is that of a part of the text
 //! that neither training nor choosing saw. Results are appended to `search.jsonl` beside this program, from which a search
 //! goes on where it stopped; the table, at the start and at the end, is of all that is there. A round of a text is of one
 //! processor: what another one has found is not run again, and the next round begins from it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -35,6 +40,8 @@ mod args;
 mod model_sizes;
 #[path = "support/point.rs"]
 mod point;
+#[path = "../src/processor.rs"]
+mod processor;
 #[path = "support/recipes.rs"]
 mod recipes;
 #[path = "../../benches/support/timing.rs"]
@@ -43,7 +50,7 @@ mod timing;
 #[path = "support/training.rs"]
 #[allow(dead_code)]
 mod training;
-use point::Score;
+use point::{Costs, Score};
 use recipes::{CHOSEN, changed, drawn, resized, shown, small, with_model_of, with_next_tokenizer};
 
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
@@ -76,8 +83,12 @@ fn main() -> Result<()> {
     let (_, args) = args::read();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["--point", text, test, seconds, recipe] => {
-            let score = point::run(Path::new(text), Path::new(test), seconds.parse()?, &recipe.parse()?)?;
+        ["--costs", text, recipe] => {
+            println!("{}", serde_json::to_string(&point::costs(Path::new(text), &recipe.parse()?)?)?);
+            Ok(())
+        }
+        ["--point", text, test, steps, recipe] => {
+            let score = point::run(Path::new(text), Path::new(test), steps.parse()?, &recipe.parse()?)?;
             println!("{}", serde_json::to_string(&score)?);
             Ok(())
         }
@@ -89,7 +100,7 @@ fn main() -> Result<()> {
             };
             let lines = read(Path::new(RESULTS))?;
             print_table(&lines);
-            let search = Search { folder: folder.into(), seed, processor: processor(), lines: Mutex::new(lines) };
+            let search = Search { folder: folder.into(), seed, processor: processor::name(), lines: Mutex::new(lines) };
             let texts = search.texts(names)?;
             search.search(&texts)?;
             print_table(&search.lines.into_inner().unwrap_or_default());
@@ -104,13 +115,6 @@ fn rules() -> u64 {
     let rules = [include_str!("../src/automatic.rs"), include_str!("../src/model_sizes.rs")];
     (rules, include_str!("../src/presets/automatic.toml")).hash(&mut hasher);
     hasher.finish()
-}
-
-/// The name of the processor.
-fn processor() -> String {
-    let mut system = sysinfo::System::new();
-    system.iter_mut().for_each(sysinfo::System::refresh_cpu_all);
-    system.iter().flat_map(|system| system.cpus()).map(|cpu| cpu.brand().trim().into()).next().unwrap_or_default()
 }
 
 /// The results so far.
@@ -228,59 +232,97 @@ impl Search {
         self.lines.lock().ok()?.iter().rev().find(is_wanted).cloned()
     }
 
-    /// Runs what has not been run yet, the automatic choice first, and gives the scores of the other points.
+    /// Runs what has not been run yet, and gives the scores of all points but the automatic choice.
     fn run(&self, text: &str, seconds: u64, automatic: Table, points: &[Table]) -> Result<Vec<Score>> {
-        let jobs =
-            Mutex::new([(Some(rules()), &automatic)].into_iter().chain(points.iter().map(|point| (None, point))));
-        let work = || -> Result<()> {
-            while let Some((rules, recipe)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
-                self.score(text, seconds, rules, recipe)?;
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
-        })?;
-        points.iter().map(|point| self.score(text, seconds, None, point)).collect()
+        let is_it =
+            |line: &Line, recipe: &Table| line.text == text && line.seconds == seconds && line.recipe == *recipe;
+        let score = |recipe: &Table| Some(self.found(|line| is_it(line, recipe))?.score);
+        let mut recipes = vec![automatic.clone()];
+        recipes.extend(points.iter().filter(|point| **point != automatic).cloned());
+        if recipes.iter().any(|recipe| score(recipe).is_none()) {
+            let costs = [(); 2].map(|()| side_by_side(&recipes, |recipe| self.costs(text, recipe)));
+            let [first, second] = costs;
+            let costs: Vec<Costs> = first?.into_iter().zip(second?).map(|(a, b)| a.least(b)).collect();
+            let time = score(&automatic).map_or(seconds as f64, |score| costs[0].seconds(score.steps));
+            let missing: Vec<(&Table, u64)> = recipes
+                .iter()
+                .zip(&costs)
+                .filter(|(recipe, _)| score(recipe).is_none())
+                .map(|(recipe, costs)| (recipe, costs.steps(time)))
+                .collect();
+            side_by_side(&missing, |&(recipe, steps)| {
+                let score = self.train(text, steps, recipe)?;
+                self.add(text, seconds, (*recipe == automatic).then(rules), recipe, score)
+            })?;
+        }
+        // One recipe can be chosen by other rules, and be a point of the search.
+        let chosen = |line: &Line| is_it(line, &automatic) && line.rules == Some(rules());
+        if self.found(chosen).is_none() {
+            score(&automatic).map_or(Ok(()), |score| self.add(text, seconds, Some(rules()), &automatic, score))?;
+        }
+        if points.contains(&automatic) && self.found(|line| is_it(line, &automatic) && line.rules.is_none()).is_none() {
+            score(&automatic).map_or(Ok(()), |score| self.add(text, seconds, None, &automatic, score))?;
+        }
+        points.iter().map(|point| score(point).context("expected a score")).collect()
     }
 
-    /// The score of a recipe, from the results or from a run.
-    fn score(&self, text: &str, seconds: u64, rules: Option<u64>, recipe: &Table) -> Result<Score> {
-        let is_it = |line: &Line| line.text == text && line.seconds == seconds && line.recipe == *recipe;
-        if let Some(line) = self.found(|line| is_it(line) && line.rules == rules) {
-            return Ok(line.score);
-        }
-        let score = match self.found(is_it) {
-            Some(line) => line.score,
-            None => self.train(text, seconds, recipe)?,
-        };
+    /// Appends a result.
+    fn add(&self, text: &str, seconds: u64, rules: Option<u64>, recipe: &Table, score: Score) -> Result<()> {
+        println!("{text} {seconds} s {}: {:.4}", shown(recipe), score.test);
         let line = Line {
             text: text.into(),
             seconds,
             rules,
             seed: self.seed,
             recipe: recipe.clone(),
-            score: score.clone(),
+            score,
             processor: self.processor.clone(),
         };
         let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
         writeln!(file, "{}", serde_json::to_string(&line)?)?;
-        println!("{text} {seconds} s {}: {:.4}", shown(recipe), score.test);
         lines.push(line);
-        Ok(score)
+        Ok(())
     }
 
-    /// Trains in a process of its own, with one thread.
-    fn train(&self, text: &str, seconds: u64, recipe: &Table) -> Result<Score> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.env("RAYON_NUM_THREADS", "1").env("CANDLE_NUM_THREADS", "1");
-        let paths = self.paths(text);
-        let output = command.arg("--point").args(&paths).arg(seconds.to_string()).arg(recipe.to_string()).output()?;
-        ensure!(output.status.success(), "{}: {}", shown(recipe), String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+    fn costs(&self, text: &str, recipe: &Table) -> Result<Costs> {
+        let [text, _] = self.paths(text);
+        on_one_thread(&["--costs".as_ref(), text.as_os_str(), recipe.to_string().as_ref()])
     }
+
+    fn train(&self, text: &str, steps: u64, recipe: &Table) -> Result<Score> {
+        let [text, test] = self.paths(text);
+        let (steps, recipe) = (steps.to_string(), recipe.to_string());
+        on_one_thread(&["--point".as_ref(), text.as_os_str(), test.as_os_str(), steps.as_ref(), recipe.as_ref()])
+    }
+}
+
+/// What this program prints with these arguments, in a process of its own with one thread.
+fn on_one_thread<T: DeserializeOwned>(args: &[&OsStr]) -> Result<T> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let output = command.env("RAYON_NUM_THREADS", "1").env("CANDLE_NUM_THREADS", "1").args(args).output()?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// What `work` makes of each, as many at a time as run side by side.
+fn side_by_side<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let worker = || -> Result<()> {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(one) = all.get(i) else { return Ok(()) };
+            let result = work(one)?;
+            results.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?.push((i, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+    })?;
+    let mut results = results.into_inner().unwrap_or_default();
+    results.sort_by_key(|(i, _)| *i);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 /// The automatic choice beside the best of the search, for each text and time.
@@ -321,7 +363,8 @@ fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = training::rehearsal(space.path())?;
     let recipe = small();
-    let score = point::run(&text, &text, 0.1, &recipe)?;
+    let steps = point::costs(&text, &recipe)?.steps(0.1);
+    let score = point::run(&text, &text, steps, &recipe)?;
     println!("{}: {:.4} bits per byte", shown(&recipe), score.test);
     Ok(())
 }

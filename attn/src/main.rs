@@ -21,6 +21,7 @@ mod overfit;
 mod pages;
 mod plan;
 mod processes;
+mod processor;
 mod progress;
 mod remarks;
 mod sample;

@@ -12,7 +12,7 @@ use candle_attention::train::agree;
 use clap::ArgMatches;
 
 use super::terminal::{note, one_line, quoted};
-use super::{exit_code, message, signals, terminal};
+use super::{exit_code, message, processor, signals, terminal};
 
 /// The processes that train together: those that a launcher has started, or this one alone.
 pub fn start() -> Result<Arc<dyn Processes>> {
@@ -87,7 +87,7 @@ pub fn check(processes: &dyn Processes, matches: &ArgMatches) -> Result<()> {
             bail!("--{name}: expected a single process, got {}; start it without mpirun", processes.count());
         }
     }
-    let processors = gather(processes, processor().as_bytes())?;
+    let processors = gather(processes, rounding().as_bytes())?;
     if let Some(rank) = processors.iter().position(|other| *other != processors[0]) {
         let [first, other] = [0, rank].map(|rank| String::from_utf8_lossy(&processors[rank]));
         note(&format!(
@@ -100,12 +100,13 @@ pub fn check(processes: &dyn Processes, matches: &ArgMatches) -> Result<()> {
     Ok(())
 }
 
-/// The name of the processor, and which of its instructions are asked for.
-fn processor() -> String {
-    let Ok(mut system) = sysinfo::System::new() else { return String::new() };
-    system.refresh_cpu_all();
-    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
-    std::env::var("CANDLE_ATTENTION_SIMD").map_or(name.clone(), |simd| format!("{name} ({simd})"))
+/// The processor, and which of its instructions are asked for.
+fn rounding() -> String {
+    let name = processor::name();
+    match std::env::var("CANDLE_ATTENTION_SIMD") {
+        Ok(simd) => format!("{name} ({simd})"),
+        Err(_) => name,
+    }
 }
 
 /// Ends all processes if one has failed, which would leave the others waiting.

@@ -143,15 +143,16 @@ pub fn sum_gradients(
     };
     // What has to be the same on all of them, or why a process has nothing to exchange.
     let told = match &summed {
-        Ok((_, shapes)) => format!("gradients of {shards} shards, of shapes {shapes:?}"),
+        Ok(roots) => format!("gradients of {shards} shards, of shapes {:?}", shapes(&roots[0].sum)),
         Err(error) => format!("an error: {}", without_backtrace(error)),
     };
     let all = gather(processes, told.as_bytes())?;
-    let (roots, shapes) = summed?;
+    let roots = summed?;
     if let Some(rank) = all.iter().position(|other| other != told.as_bytes()) {
         let (own, other) = (processes.rank(), String::from_utf8_lossy(&all[rank]));
         bail!("sum_gradients: process {own} has {told}; process {rank} has {other}");
     }
+    let shapes = shapes(&roots[0].sum);
     let elements = shapes.iter().map(|shape| Shape { elements: shape.elem_count(), whole: None });
     let division = Division::new(&elements.collect::<Vec<_>>(), processes.count());
     let sums = reduce(processes, &division, shards, roots)?;
@@ -171,22 +172,24 @@ fn without_backtrace(error: &Error) -> &Error {
     }
 }
 
-/// The sums of a process's own shards, as far as the order allows, and the shapes of the gradients.
-fn sum_own(
-    share: Range<usize>,
-    own: impl IntoIterator<Item = Result<Vec<Tensor>>>,
-) -> Result<(Vec<Root<Vec<Tensor>>>, Vec<TensorShape>)> {
-    let (mut tree, mut shapes, mut given) = (Tree::default(), vec![], 0);
+fn shapes(tensors: &[Tensor]) -> Vec<TensorShape> {
+    tensors.iter().map(|tensor| tensor.shape().clone()).collect()
+}
+
+/// The sums of a process's own shards, of which there is at least one, as far as the order allows.
+fn sum_own(share: Range<usize>, own: impl IntoIterator<Item = Result<Vec<Tensor>>>) -> Result<Vec<Root<Vec<Tensor>>>> {
+    let (mut tree, mut first, mut given) = (Tree::default(), vec![], 0);
     for (i, gradients) in own.into_iter().enumerate() {
         let gradients = gradients?;
-        let of_shard: Vec<_> = gradients.iter().map(|tensor| tensor.shape().clone()).collect();
-        if i > 0 && of_shard != shapes {
+        if i == 0 {
+            first = shapes(&gradients);
+        } else if shapes(&gradients) != first {
             bail!("expected gradients of the same shapes from every shard");
         }
         if let Some(other) = gradients.iter().find(|tensor| tensor.dtype() != DType::F32 || !tensor.device().is_cpu()) {
             bail!("expected gradients in f32 on the CPU, got {:?} on {:?}", other.dtype(), other.device().location());
         }
-        (shapes, given) = (of_shard, i + 1);
+        given = i + 1;
         tree.push(Root { first: share.start + i, level: 0, sum: gradients }, |a, b| {
             a.iter().zip(&b).map(|(a, b)| crate::cpu::sums::add(a, b)).collect::<Result<Vec<_>>>()
         })?;
@@ -194,7 +197,7 @@ fn sum_own(
     if given != share.len() {
         bail!("expected the gradients of shards {share:?}, got those of {given}");
     }
-    Ok((tree.roots(), shapes))
+    Ok(tree.roots())
 }
 
 /// The bytes of all processes, each of any length, on every process.

@@ -1,4 +1,4 @@
-//! One run of a search: a recipe, trained for so many seconds of the processor's time on one thread.
+//! One run of a search: what a recipe costs, and how well it does after so many steps on one thread.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -40,38 +40,76 @@ fn seconds() -> f64 {
     used().unwrap_or_default() as f64 / 1e3
 }
 
-/// Trains a model on `text` by a recipe, as many steps as fit into `budget` seconds with reading and a validation, and
-/// evaluates the best one on `test`.
-pub fn run(text: &Path, test: &Path, budget: f64, recipe: &Table) -> Result<Score> {
-    let (mut files, mut held_out) = (Files::default(), Files::default());
+/// What a recipe costs, in seconds of the processor on one thread.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Costs {
+    reading: f64,
+    step: f64,
+    validation: f64,
+}
+
+impl Costs {
+    /// The lower ones: what else ran meanwhile is nobody's cost.
+    pub fn least(self, other: Self) -> Self {
+        let [reading, step, validation] =
+            [(self.reading, other.reading), (self.step, other.step), (self.validation, other.validation)]
+                .map(|(a, b)| a.min(b));
+        Self { reading, step, validation }
+    }
+
+    /// The seconds of so many steps, with a validation at the end and the others, which take a tenth at most and mostly less.
+    pub fn seconds(&self, steps: u64) -> f64 {
+        self.reading + self.validation + 1.05 * self.step * steps as f64
+    }
+
+    /// The steps that take so many seconds.
+    pub fn steps(&self, seconds: f64) -> u64 {
+        const LEAST: f64 = 20.0;
+        ((seconds - self.reading - self.validation) / (1.05 * self.step)).max(LEAST) as u64
+    }
+}
+
+/// All that a recipe is trained with.
+struct Prepared {
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    config: ModelConfig,
+    options: TrainOptions,
+}
+
+/// Reads a text for a recipe of so many steps.
+fn prepared(text: &Path, recipe: &Table, steps: u64) -> Result<Prepared> {
+    let mut files = Files::default();
     files.add(text)?;
-    held_out.add(test)?;
     let bytes: u64 = files.documents.iter().map(|document| document.len()).sum();
     let validation = Validation::Fraction((262_144.0 / bytes as f64).min(0.1));
     let choice = recipe.get("tokenizer").and_then(Value::as_str).context("tokenizer")?.parse()?;
     let (defaults, store) = (TextOptions::default(), IdsStore::Temporary);
     let (tokenizer, corpus) = prepare(&files.documents, &validation, &choice, defaults, store, &mut |_| ())?;
     let config = config(recipe, &tokenizer)?;
-    let mut options: TrainOptions = recipe.clone().try_into()?;
-    (options.shards, options.steps, options.minutes) = (1, 1, 0.0);
-    let (prepared, [step, pass]) = (seconds(), costs(&config, &options, &corpus, budget)?);
-    let measured = seconds();
-    // The other validations take a tenth at most, and mostly less.
-    options.steps = ((budget - prepared - pass) / (1.05 * step)).max(20.0) as u64;
+    let options = TrainOptions { shards: 1, steps, minutes: 0.0, ..recipe.clone().try_into()? };
+    Ok(Prepared { tokenizer, corpus, config, options })
+}
+
+/// Trains a model on `text` by a recipe, and evaluates the best one on `test`.
+pub fn run(text: &Path, test: &Path, steps: u64, recipe: &Table) -> Result<Score> {
+    let mut held_out = Files::default();
+    held_out.add(test)?;
+    let Prepared { tokenizer, corpus, config, options } = prepared(text, recipe, steps)?;
     let space = tempfile::tempdir()?;
     let root = space.path().join("run");
     let mut run = RunDir::create(&root)?;
     let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
     run.begin(&tokenizer, &trainer, &Table::new())?;
     train(&mut trainer, Some(&mut run), &mut |_| ControlFlow::Continue(()))?;
-    let took = prepared + seconds() - measured;
+    let seconds = seconds();
     let best = trainer.best().context("expected a validation")?;
-    let tokens = (options.steps * (options.batch * config.context_len) as u64) as f64;
+    let tokens = (steps * (options.batch * config.context_len) as u64) as f64;
     Ok(Score {
         test: on(&Pipeline::open(&root, &Device::Cpu)?, &held_out)?,
         validation: trainer.validation_bits_per_byte(best.loss),
-        steps: options.steps,
-        seconds: took,
+        steps,
+        seconds,
         passes: tokens / trainer.corpus().train.len() as f64,
         parameters: config.parameter_count(),
     })
@@ -103,16 +141,17 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     })
 }
 
-/// The seconds of a step and of a validation, from those that took the least in a fiftieth of the budget: what else ran
-/// meanwhile costs no recipe a step.
-fn costs(config: &ModelConfig, options: &TrainOptions, corpus: &Corpus, budget: f64) -> Result<[f64; 2]> {
+/// What a recipe costs on `text`: reading it, and the fastest steps and batches of a validation in a second or two.
+pub fn costs(text: &Path, recipe: &Table) -> Result<Costs> {
+    const TIME: Duration = Duration::from_millis(1500);
     const BURST: Duration = Duration::from_millis(50);
-    let time = Duration::from_secs_f64((budget / 50.0).max(0.5));
-    let mut trainer = Trainer::new(config, options, corpus.clone(), &Device::Cpu)?;
+    let Prepared { corpus, config, options, .. } = prepared(text, recipe, 1)?;
+    let reading = seconds();
+    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
     let batch = trainer.next_batch()?;
     trainer.step(&batch)?;
     let (begun, mut step) = (Instant::now(), Duration::MAX);
-    while begun.elapsed() < time {
+    while begun.elapsed() < TIME {
         let (started, mut steps) = (Instant::now(), 0);
         while steps == 0 || started.elapsed() < BURST {
             trainer.step(&batch)?;
@@ -127,9 +166,9 @@ fn costs(config: &ModelConfig, options: &TrainOptions, corpus: &Corpus, budget: 
             validation = validation.min(before.0.elapsed().as_secs_f64() / share);
             before = (Instant::now(), done);
         }
-        if begun.elapsed() < time { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if begun.elapsed() < TIME { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    Ok([step.as_secs_f64(), validation])
+    Ok(Costs { reading, step: step.as_secs_f64(), validation })
 }
 
 /// Bits per byte over all documents. A character for which the tokenizer has no token costs its bits in UTF-8.

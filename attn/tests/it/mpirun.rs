@@ -21,6 +21,8 @@ fn mpirun(space: &Space, line: &str) -> Command {
     for name in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"] {
         command.env(name, "1");
     }
+    // As docs/many-machines.md says: else a process that is killed can leave a lock behind that `mpirun` waits for.
+    command.env("PMIX_MCA_gds", "hash");
     heeding_signals(command)
 }
 

@@ -141,7 +141,7 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     })
 }
 
-/// What a recipe costs on `text`: reading it, and the fastest steps and batches of a validation in a second or two.
+/// What a recipe costs on `text`: reading it, the fastest steps and a part of a validation in a second or two of each.
 pub fn costs(text: &Path, recipe: &Table) -> Result<Costs> {
     const TIME: Duration = Duration::from_millis(1500);
     const BURST: Duration = Duration::from_millis(50);
@@ -159,15 +159,12 @@ pub fn costs(text: &Path, recipe: &Table) -> Result<Costs> {
         }
         step = step.min(started.elapsed() / steps);
     }
-    let (begun, mut before, mut validation) = (Instant::now(), (Instant::now(), 0), f64::INFINITY);
+    let (begun, mut share) = (Instant::now(), 1.0);
     trainer.validate(&mut |done, total| {
-        let share = (done - before.1) as f64 / total as f64;
-        if share > 0.0 {
-            validation = validation.min(before.0.elapsed().as_secs_f64() / share);
-            before = (Instant::now(), done);
-        }
+        share = done as f64 / total as f64;
         if begun.elapsed() < TIME { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
+    let validation = begun.elapsed().as_secs_f64() / share;
     Ok(Costs { reading, step: step.as_secs_f64(), validation })
 }
 

@@ -23,10 +23,15 @@ const TOGETHER: u64 = if cfg!(test) { 1000 } else { 1 << 26 };
 /// checkpoint that `trainer` is at. From here on [`train`](super::train()) divides the work among all of them.
 ///
 /// # Errors
-/// If the files cannot be read or sent, and those of [`Trainer::divide`]. A new run is removed when it is dropped then.
+/// If the files cannot be read or sent, and those of [`Trainer::divide`]. A new run without a step is removed when it is dropped then.
 pub fn lead(run: &mut RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) -> Result<()> {
     let (root, settings) = (run.root().to_path_buf(), run.settings().clone());
-    share(&root, &settings, trainer, processes).inspect_err(|_| run.let_go())
+    let is_untrained = trainer.steps_done() == 0;
+    share(&root, &settings, trainer, processes).inspect_err(|_| {
+        if is_untrained {
+            run.let_go();
+        }
+    })
 }
 
 /// Shares the run in `root` with all processes, if there are others, with these settings in place of its own.

@@ -157,12 +157,42 @@ fn first(root: &Path, options: &TrainOptions, processes: Arc<dyn Processes>) -> 
         let (trainer, run, _) = resume_on(processes, root, &toml::Table::new(), &Device::Cpu, &mut |_| ())?;
         return Ok((trainer, run));
     }
-    let mut run = RunDir::create(root)?;
-    let (tokenizer, corpus) = corpus(IdsStore::File(&run.ids_path()));
-    let mut trainer = Trainer::new(&config(tokenizer.vocab_size()), options, corpus, &Device::Cpu)?;
-    run.begin(&tokenizer, &trainer, &toml::Table::new())?;
+    let (mut trainer, mut run) = new_run(root, options)?;
     lead(&mut run, &mut trainer, processes)?;
     Ok((trainer, run))
+}
+
+fn new_run(root: &Path, options: &TrainOptions) -> Result<(Trainer, RunDir)> {
+    let mut run = RunDir::create(root)?;
+    let (tokenizer, corpus) = corpus(IdsStore::File(&run.ids_path()));
+    let trainer = Trainer::new(&config(tokenizer.vocab_size()), options, corpus, &Device::Cpu)?;
+    run.begin(&tokenizer, &trainer, &toml::Table::new())?;
+    Ok((trainer, run))
+}
+
+#[test]
+fn only_an_untrained_run_that_cannot_be_shared_is_removed() {
+    let options = TrainOptions { shards: 1, accumulate: 1, ..recipes().remove(0) };
+    let space = tempfile::tempdir().unwrap();
+    for steps in [0, 2] {
+        let root = space.path().join(format!("trained-{steps}"));
+        let refusals = on_threads(2, |processes| {
+            if processes.rank() == 1 {
+                return join(processes).map(|_| ()).unwrap_err().to_string();
+            }
+            let (mut trainer, mut run) = new_run(&root, &options).unwrap();
+            if steps > 0 {
+                let outcome = train(&mut trainer, Some(&mut run), &mut |event| match event {
+                    Event::Step(report) if report.step + 1 == steps => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                });
+                assert_eq!(outcome.unwrap(), Outcome::Interrupted);
+            }
+            lead(&mut run, &mut trainer, processes).unwrap_err().to_string()
+        });
+        assert!(refusals.iter().all(|refusal| refusal.contains("at most 1 processes")), "{refusals:?}");
+        assert_eq!(root.exists(), steps > 0);
+    }
 }
 
 #[test]

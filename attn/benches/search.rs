@@ -20,6 +20,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -237,37 +238,34 @@ impl Search {
         let is_it =
             |line: &Line, recipe: &Table| line.text == text && line.seconds == seconds && line.recipe == *recipe;
         let score = |recipe: &Table| Some(self.found(|line| is_it(line, recipe))?.score);
-        let mut recipes = vec![automatic.clone()];
-        recipes.extend(points.iter().filter(|point| **point != automatic).cloned());
+        // One recipe can be chosen by the rules and be a point of the search: a line for each.
+        let lines: Vec<_> =
+            iter::once((&automatic, Some(rules()))).chain(points.iter().map(|point| (point, None))).collect();
+        let add = |recipe: &Table, score: &Score| {
+            let is_there = |rules| self.found(|line| is_it(line, recipe) && line.rules == rules).is_some();
+            let of_recipe = lines.iter().filter(|(of, rules)| *of == recipe && !is_there(*rules));
+            of_recipe.map(|(_, rules)| *rules).try_for_each(|rules| self.add(text, seconds, rules, recipe, score))
+        };
+        let recipes: Vec<&Table> =
+            iter::once(&automatic).chain(points.iter().filter(|point| **point != automatic)).collect();
         if recipes.iter().any(|recipe| score(recipe).is_none()) {
-            let costs = [(); 2].map(|()| side_by_side(&recipes, |recipe| self.costs(text, recipe)));
-            let [first, second] = costs;
+            let [first, second] = [(); 2].map(|()| side_by_side(&recipes, |recipe| self.costs(text, recipe)));
             let costs: Vec<Costs> = first?.into_iter().zip(second?).map(|(a, b)| a.least(b)).collect();
             let time = score(&automatic).map_or(seconds as f64, |score| costs[0].seconds(score.steps));
             let missing: Vec<(&Table, u64)> = recipes
                 .iter()
                 .zip(&costs)
                 .filter(|(recipe, _)| score(recipe).is_none())
-                .map(|(recipe, costs)| (recipe, costs.steps(time)))
+                .map(|(recipe, costs)| (*recipe, costs.steps(time)))
                 .collect();
-            side_by_side(&missing, |&(recipe, steps)| {
-                let score = self.train(text, steps, recipe)?;
-                self.add(text, seconds, (*recipe == automatic).then(rules), recipe, score)
-            })?;
+            side_by_side(&missing, |&(recipe, steps)| add(recipe, &self.train(text, steps, recipe)?))?;
         }
-        // One recipe can be chosen by other rules, and be a point of the search.
-        let chosen = |line: &Line| is_it(line, &automatic) && line.rules == Some(rules());
-        if self.found(chosen).is_none() {
-            score(&automatic).map_or(Ok(()), |score| self.add(text, seconds, Some(rules()), &automatic, score))?;
-        }
-        if points.contains(&automatic) && self.found(|line| is_it(line, &automatic) && line.rules.is_none()).is_none() {
-            score(&automatic).map_or(Ok(()), |score| self.add(text, seconds, None, &automatic, score))?;
-        }
+        recipes.iter().try_for_each(|recipe| score(recipe).map_or(Ok(()), |score| add(recipe, &score)))?;
         points.iter().map(|point| score(point).context("expected a score")).collect()
     }
 
     /// Appends a result.
-    fn add(&self, text: &str, seconds: u64, rules: Option<u64>, recipe: &Table, score: Score) -> Result<()> {
+    fn add(&self, text: &str, seconds: u64, rules: Option<u64>, recipe: &Table, score: &Score) -> Result<()> {
         println!("{text} {seconds} s {}: {:.4}", shown(recipe), score.test);
         let line = Line {
             text: text.into(),
@@ -275,7 +273,7 @@ impl Search {
             rules,
             seed: self.seed,
             recipe: recipe.clone(),
-            score,
+            score: score.clone(),
             processor: self.processor.clone(),
         };
         let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;

@@ -14,12 +14,13 @@
 //! tokens takes
 //!
 //! ```text
-//! 6 W K / (N R)  +  2 (N - 1) / N  4 W / B  +  (2 E + 4) (N - 1) L
+//! 6 W K / (N R)  +  2 (N - 1) / N  4 W / B  +  (2 E + 3) (N - 1) L
 //! ```
 //!
 //! for the arithmetic, for the slices of gradients and of weights, and for the latency of all messages, as if each other process were
-//! told one after the other: E of slices of gradients and E of weights, and four short ones, of norms and of what to do next.
-//! E is W / 2^20, or W / (2^16 N) if that is less: a message is 256 kB or more. Efficiency is the first term's share.
+//! told one after the other: E of slices of gradients and E of weights, and three short ones, of norms and of what to do next.
+//! E is W / 2^20, or W / (2^16 N) if that is less: a message is 256 kB or more, unless a slice is smaller. Efficiency is the first
+//! term's share.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -205,7 +206,7 @@ fn print_model() {
     for (weights, tokens) in [(1e6, 4e3), (135e6, 5e5), (1e9, 1e6)] {
         for gigabits in [10.0, 100.0] {
             let arithmetic = |tokens: f64, n: f64| 6.0 * weights * tokens / (n * RATE);
-            let messages = |n: f64| 2.0 * (weights / f64::powi(2.0, 20).max(n * f64::powi(2.0, 16))).ceil() + 4.0;
+            let messages = |n: f64| 2.0 * (weights / f64::powi(2.0, 20).max(n * f64::powi(2.0, 16))).ceil() + 3.0;
             let slices = |n: f64| 2.0 * (n - 1.0) / n * 4.0 * weights / (gigabits * 1e9 / 8.0);
             let exchange = |n: f64| slices(n) + messages(n) * (n - 1.0) * LATENCY;
             let efficiency = |n: f64| arithmetic(tokens, n) / (arithmetic(tokens, n) + exchange(n));

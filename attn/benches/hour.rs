@@ -83,8 +83,9 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
         let (from, to) = (at(row - 1), at(row));
         let [first, last] = [from, to].map(|i| number(steps[i], "seconds"));
         let learned = (number(steps[to], "step") - number(steps[from], "step")) * tokens;
-        let excess =
-            |i: usize| mean(&losses[i - TOGETHER..i]) / mean(&losses[i - TOGETHER - BEFORE..i - TOGETHER]) - 1.0;
+        let excess = |i: usize| {
+            mean(&losses[i + 1 - TOGETHER..=i]) / mean(&losses[i + 1 - TOGETHER - BEFORE..=i - TOGETHER]) - 1.0
+        };
         let highest = (from + 1..=to).filter(|&i| i >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
         let rate = learned / (last - first);
         let here = memory.iter().filter(|(second, _)| (first..=last).contains(second));

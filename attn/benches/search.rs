@@ -9,12 +9,13 @@
 //! texts prose and code then, for 20 minutes, the last three. The automatic choice itself runs for each time.
 //!
 //! A run takes one thread, and two run side by side. Before the runs of a round the steps of each recipe are settled that fit into
-//! its time, with reading the text and learning its tokens: all are measured, twice, and the fastest steps count, so that it matters
-//! little what else runs then, and not at all what runs later. A round that goes on later is measured once more, beside its
-//! automatic choice, which gives the time. The validation part chooses; the figure is that of a part of the text
+//! its time, with reading the text and learning its tokens, in seconds of the processor: the recipes take turns of a tenth of
+//! a second, in two processes side by side. So a machine whose speed drifts is the same for all of them, and what runs
+//! later does not matter. A round that goes on later is measured once more, beside what it has run, which gives the time.
+//! The validation part chooses; the figure is that of a part of the text
 //! that neither training nor choosing saw. Results are appended to `search.jsonl` beside this program, from which a search
 //! goes on where it stopped; the table, at the start and at the end, is of all that is there. A round of a text is of one
-//! processor: what another one has found is not run again, and the next round begins from it.
+//! processor: what another one has found with the same seed is not run again, and the next round begins from it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,10 +24,10 @@ use std::io::Write;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::de::DeserializeOwned;
@@ -62,6 +63,8 @@ const ROUNDS: [u64; 4] = [10, 60, 300, 1200];
 /// Recipes of the first round, and how many of them go on.
 const DRAWN: usize = 24;
 const KEPT: usize = 6;
+/// The points of a round that is whole, without those that are the same.
+const LEAST_POINTS: [usize; 4] = [DRAWN - 4, KEPT, 3, 2];
 /// The texts that have the last round.
 const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 
@@ -84,8 +87,9 @@ fn main() -> Result<()> {
     let (_, args) = args::read();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["--costs", text, recipe] => {
-            println!("{}", serde_json::to_string(&point::costs(Path::new(text), &recipe.parse()?)?)?);
+        ["--costs", text, ref recipes @ ..] => {
+            let recipes = recipes.iter().map(|recipe| recipe.parse()).collect::<Result<Vec<Table>, _>>()?;
+            println!("{}", serde_json::to_string(&point::costs(Path::new(text), &recipes)?)?);
             Ok(())
         }
         ["--point", text, test, steps, recipe] => {
@@ -104,7 +108,7 @@ fn main() -> Result<()> {
             let search = Search { folder: folder.into(), seed, processor: processor::name(), lines: Mutex::new(lines) };
             let texts = search.texts(names)?;
             search.search(&texts)?;
-            print_table(&search.lines.into_inner().unwrap_or_default());
+            print_table(&search.lines());
             Ok(())
         }
     }
@@ -171,7 +175,7 @@ impl Search {
             for (text, best) in
                 texts.iter().zip(&mut best).filter(|(text, _)| !is_last || LONG_TEXTS.contains(&text.as_str()))
             {
-                let elsewhere = self.found_elsewhere(text, seconds);
+                let elsewhere = self.found_elsewhere(round, text);
                 // The automatic choice times the machine: it is made before anything runs.
                 if elsewhere.is_empty() {
                     searched.push((text, self.automatic(text, seconds)?, best));
@@ -204,14 +208,22 @@ impl Search {
         Ok(ranked(scores.iter().map(|score| score.validation).zip(points)))
     }
 
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The recipes of a round that another processor has run and this one has not, the best first.
-    fn found_elsewhere(&self, text: &str, seconds: u64) -> Vec<Table> {
-        let Ok(lines) = self.lines.lock() else { return vec![] };
-        let here = || lines.iter().filter(|line| line.text == text && line.seconds == seconds);
-        if here().any(|line| line.processor == self.processor) {
-            return vec![];
-        }
-        ranked(here().filter(|line| line.rules.is_none()).map(|line| (line.score.validation, line.recipe.clone())))
+    fn found_elsewhere(&self, round: usize, text: &str) -> Vec<Table> {
+        let lines = self.lines();
+        let here = || {
+            let of_round = |line: &&Line| (&*line.text, line.seconds, line.seed) == (text, ROUNDS[round], self.seed);
+            lines.iter().filter(of_round)
+        };
+        let found = here().filter(|line| line.rules.is_none()).map(|line| (line.score.validation, line.recipe.clone()));
+        let found = ranked(found);
+        // A round that was stopped is not one.
+        let is_here = here().any(|line| line.processor == self.processor);
+        if is_here || found.len() < LEAST_POINTS[round] { vec![] } else { found }
     }
 
     /// The automatic choice, as far as a search chooses.
@@ -230,7 +242,7 @@ impl Search {
 
     fn found(&self, is_wanted: impl Fn(&Line) -> bool) -> Option<Line> {
         let is_wanted = |line: &&Line| line.processor == self.processor && is_wanted(line);
-        self.lines.lock().ok()?.iter().rev().find(is_wanted).cloned()
+        self.lines().iter().rev().find(is_wanted).cloned()
     }
 
     /// Runs what has not been run yet, and gives the scores of all points but the automatic choice.
@@ -249,9 +261,11 @@ impl Search {
         let recipes: Vec<&Table> =
             iter::once(&automatic).chain(points.iter().filter(|point| **point != automatic)).collect();
         if recipes.iter().any(|recipe| score(recipe).is_none()) {
-            let [first, second] = [(); 2].map(|()| side_by_side(&recipes, |recipe| self.costs(text, recipe)));
-            let costs: Vec<Costs> = first?.into_iter().zip(second?).map(|(a, b)| a.least(b)).collect();
-            let time = score(&automatic).map_or(seconds as f64, |score| costs[0].seconds(score.steps));
+            let costs = self.costs(text, &recipes)?;
+            let known =
+                recipes.iter().zip(&costs).filter_map(|(recipe, costs)| Some(costs.seconds(score(recipe)?.steps)));
+            let known: Vec<f64> = known.collect();
+            let time = if known.is_empty() { seconds as f64 } else { timing::median(known) };
             let missing: Vec<(&Table, u64)> = recipes
                 .iter()
                 .zip(&costs)
@@ -276,16 +290,22 @@ impl Search {
             score: score.clone(),
             processor: self.processor.clone(),
         };
-        let mut lines = self.lines.lock().map_err(|_| anyhow::anyhow!("another run panicked"))?;
+        let mut lines = self.lines();
         let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
         writeln!(file, "{}", serde_json::to_string(&line)?)?;
         lines.push(line);
         Ok(())
     }
 
-    fn costs(&self, text: &str, recipe: &Table) -> Result<Costs> {
+    /// What these recipes cost: the mean of two processes side by side.
+    fn costs(&self, text: &str, recipes: &[&Table]) -> Result<Vec<Costs>> {
         let [text, _] = self.paths(text);
-        on_one_thread(&["--costs".as_ref(), text.as_os_str(), recipe.to_string().as_ref()])
+        let recipes: Vec<String> = recipes.iter().map(|recipe| recipe.to_string()).collect();
+        let mut args: Vec<&OsStr> = vec!["--costs".as_ref(), text.as_os_str()];
+        args.extend(recipes.iter().map(OsStr::new));
+        let measured: Vec<Vec<Costs>> = side_by_side(&[(); SIDE_BY_SIDE], |()| on_one_thread(&args))?;
+        let [first, second] = &measured[..] else { bail!("expected two measurements") };
+        Ok(first.iter().zip(second).map(|(a, b)| a.mean(*b)).collect())
     }
 
     fn train(&self, text: &str, steps: u64, recipe: &Table) -> Result<Score> {
@@ -361,7 +381,10 @@ fn rehearse() -> Result<()> {
     let space = tempfile::tempdir()?;
     let text = training::rehearsal(space.path())?;
     let recipe = small();
-    let steps = point::costs(&text, &recipe)?.steps(0.1);
+    let [costs] = point::costs(&text, std::slice::from_ref(&recipe))?[..] else {
+        bail!("expected the costs of a recipe")
+    };
+    let steps = costs.steps(0.1);
     let score = point::run(&text, &text, steps, &recipe)?;
     println!("{}: {:.4} bits per byte", shown(&recipe), score.test);
     Ok(())

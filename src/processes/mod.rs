@@ -139,7 +139,10 @@ pub fn sum_gradients(
     let summed = if shards < processes.count() {
         Err(Error::msg(format!("expected at least a shard for each of {} processes, got {shards}", processes.count())))
     } else {
-        sum_own(share(shards, processes), own)
+        let share = share(shards, processes);
+        // One more would be refused.
+        let own = own.into_iter().take(share.len() + 1);
+        sum_own(share, own)
     };
     // What has to be the same on all of them, or why a process has nothing to exchange.
     let told = match &summed {

@@ -27,15 +27,15 @@ const TOGETHER: u64 = if cfg!(test) { 1000 } else { 1 << 26 };
 pub fn lead(run: &mut RunDir, trainer: &mut Trainer, processes: Arc<dyn Processes>) -> Result<()> {
     let (root, settings) = (run.root().to_path_buf(), run.settings().clone());
     let is_untrained = trainer.steps_done() == 0;
-    share(&root, &settings, trainer, processes).inspect_err(|_| {
+    send_run(&root, &settings, trainer, processes).inspect_err(|_| {
         if is_untrained {
             run.let_go();
         }
     })
 }
 
-/// Shares the run in `root` with all processes, if there are others, with these settings in place of its own.
-pub(super) fn share(
+/// Sends the run in `root` to all processes, if there are others, with these settings in place of its own.
+pub(super) fn send_run(
     root: &Path,
     settings: &toml::Table,
     trainer: &mut Trainer,

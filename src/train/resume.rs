@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::frozen_base::FrozenBase;
-use super::join::share;
+use super::join::send_run;
 use super::latest::{CheckpointState, Latest, latest};
 use super::run_dir::forget_lost_best;
 use super::trainer::{TrainState, audit_of};
@@ -40,7 +40,7 @@ pub fn resume(
 /// [`lead`](super::lead) before anything is changed.
 ///
 /// # Errors
-/// Those of both. The run is as it was then.
+/// Those of both. If a change is refused or the run cannot be shared, it is as it was.
 pub fn resume_on(
     processes: Arc<dyn Processes>,
     root: &Path,
@@ -64,7 +64,7 @@ pub fn resume_on(
     }
     let mut trainer = trainer_at(root, state, &mut tensors, &options, device, progress)?;
     forget_lost_best(root, &mut trainer);
-    share(root, &settings, &mut trainer, processes)?;
+    send_run(root, &settings, &mut trainer, processes)?;
     let run = RunDir::resumed(root, (lock, metrics_bytes, seconds), &trainer, &settings)?;
     Ok((trainer, run, damaged))
 }

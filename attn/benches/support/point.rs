@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use candle_attention::generate::Pipeline;
 use candle_attention::model::{Architecture, DropoutRates, ModelConfig, ResidualInit};
-use candle_attention::text::{Corpus, Document, Files, IdsStore, TextOptions, Tokenizer, Validation, encode, prepare};
+use candle_attention::text::{
+    Batch, Corpus, Document, Files, IdsStore, TextOptions, Tokenizer, Validation, encode, prepare,
+};
 use candle_attention::train::{RunDir, TrainOptions, Trainer, bits_per_byte, evaluate, train};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -49,11 +51,10 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// The lower ones: what else ran meanwhile is nobody's cost.
-    pub fn least(self, other: Self) -> Self {
+    pub fn mean(self, other: Self) -> Self {
         let [reading, step, validation] =
             [(self.reading, other.reading), (self.step, other.step), (self.validation, other.validation)]
-                .map(|(a, b)| a.min(b));
+                .map(|(a, b)| f64::midpoint(a, b));
         Self { reading, step, validation }
     }
 
@@ -141,31 +142,72 @@ fn config(recipe: &Table, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     })
 }
 
-/// What a recipe costs on `text`: reading it, the fastest steps and a part of a validation in a second or two of each.
-pub fn costs(text: &Path, recipe: &Table) -> Result<Costs> {
-    const TIME: Duration = Duration::from_millis(1500);
-    const BURST: Duration = Duration::from_millis(50);
-    let Prepared { corpus, config, options, .. } = prepared(text, recipe, 1)?;
-    let reading = seconds();
-    let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
-    let batch = trainer.next_batch()?;
-    trainer.step(&batch)?;
-    let (begun, mut step) = (Instant::now(), Duration::MAX);
-    while begun.elapsed() < TIME {
-        let (started, mut steps) = (Instant::now(), 0);
-        while steps == 0 || started.elapsed() < BURST {
-            trainer.step(&batch)?;
-            steps += 1;
+/// What each recipe costs on `text`. They take turns, as the speed of a machine may drift.
+pub fn costs(text: &Path, recipes: &[Table]) -> Result<Vec<Costs>> {
+    const TURNS: usize = 15;
+    let mut all = recipes.iter().map(|recipe| Measurement::new(text, recipe)).collect::<Result<Vec<_>>>()?;
+    for turn in 0..TURNS {
+        for measurement in &mut all {
+            measurement.take_steps()?;
+            // It matters less than the steps.
+            if turn % 5 == 0 {
+                measurement.validate()?;
+            }
         }
-        step = step.min(started.elapsed() / steps);
     }
-    let (begun, mut share) = (Instant::now(), 1.0);
-    trainer.validate(&mut |done, total| {
-        share = done as f64 / total as f64;
-        if begun.elapsed() < TIME { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    let validation = begun.elapsed().as_secs_f64() / share;
-    Ok(Costs { reading, step: step.as_secs_f64(), validation })
+    Ok(all.iter().map(Measurement::costs).collect())
+}
+
+/// The costs of a recipe so far, with the seconds of some steps and of a share of a validation.
+struct Measurement {
+    trainer: Trainer,
+    batch: Batch,
+    reading: f64,
+    steps: (f64, f64),
+    validation: (f64, f64),
+}
+
+impl Measurement {
+    const TURN: Duration = Duration::from_millis(100);
+
+    fn new(text: &Path, recipe: &Table) -> Result<Self> {
+        let begun = seconds();
+        let Prepared { corpus, config, options, .. } = prepared(text, recipe, 1)?;
+        let reading = seconds() - begun;
+        let mut trainer = Trainer::new(&config, &options, corpus, &Device::Cpu)?;
+        let batch = trainer.next_batch()?;
+        trainer.step(&batch)?;
+        Ok(Self { trainer, batch, reading, steps: (0.0, 0.0), validation: (0.0, 0.0) })
+    }
+
+    fn take_steps(&mut self) -> Result<()> {
+        let (begun, before, mut steps) = (Instant::now(), seconds(), 0.0);
+        while steps == 0.0 || begun.elapsed() < Self::TURN {
+            self.trainer.step(&self.batch)?;
+            steps += 1.0;
+        }
+        self.steps = (self.steps.0 + seconds() - before, self.steps.1 + steps);
+        Ok(())
+    }
+
+    fn validate(&mut self) -> Result<()> {
+        let (begun, before, mut share) = (Instant::now(), seconds(), 0.0);
+        self.trainer.validate(&mut |done, total| {
+            // Batches are announced before they run.
+            if begun.elapsed() > Self::TURN {
+                return ControlFlow::Break(());
+            }
+            share = done as f64 / total as f64;
+            ControlFlow::Continue(())
+        })?;
+        self.validation = (self.validation.0 + seconds() - before, self.validation.1 + share);
+        Ok(())
+    }
+
+    fn costs(&self) -> Costs {
+        let [step, validation] = [self.steps, self.validation].map(|(seconds, count)| seconds / count);
+        Costs { reading: self.reading, step, validation }
+    }
 }
 
 /// Bits per byte over all documents. A character for which the tokenizer has no token costs its bits in UTF-8.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use candle_attention::train::RunDir;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::terminal::note;
+use super::terminal::{end, note};
 
 /// What the program is doing when a signal arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -122,9 +122,8 @@ fn stop(signal: i32) {
         const TRIES: usize = 50;
         (0..TRIES).any(|_| RunDir::remove_unfinished(root, *is_new));
     }
-    note(&format!("\n{message}"));
     // The state stays locked: from here on the creation of a run cannot be completed.
-    std::process::exit(128 + signal);
+    end(&format!("\n{message}"), 128 + signal);
 }
 
 #[cfg(unix)]

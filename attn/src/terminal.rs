@@ -50,7 +50,14 @@ pub fn note(line: &str) {
     }
 }
 
-/// The same, also of a silent process.
+/// Ends the process with a last note: what other threads have to say after it is not written.
+pub fn end(line: &str, code: i32) -> ! {
+    let _locked = io::stderr().lock();
+    note(line);
+    std::process::exit(code)
+}
+
+/// A note, also of a silent process.
 pub fn report(line: &str) {
     let _ = writeln!(io::stderr(), "{}", plain(line));
 }

@@ -4,9 +4,10 @@
 //!
 //! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
 //! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the
-//! arithmetic limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices before the run and
-//! after it. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50 before them. Memory is the
-//! most that was resident, once a second.
+//! arithmetic limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices. This is measured
+//! every twenty seconds, while the run stands still, as the speed of a machine may drift within an hour; the time of these
+//! measurements is not the run's. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50
+//! before them. Memory is the most that was resident, once a second.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use candle_attention::generate::Pipeline;
 use serde_json::Value;
-use sysinfo::{Pid, ProcessesToUpdate, System};
+use sysinfo::{Pid, Process, ProcessesToUpdate, Signal, System};
 use toml::Table;
 
 #[path = "../src/allocator.rs"]
@@ -39,6 +40,8 @@ const ROWS: usize = 10;
 /// Losses that are taken together, and those before them with which they are compared.
 const TOGETHER: usize = 10;
 const BEFORE: usize = 50;
+/// One sample of so many, which are a second apart, has the arithmetic limit.
+const SAMPLES_PER_LIMIT: usize = 20;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
@@ -59,15 +62,12 @@ fn main() -> Result<()> {
 
 /// Trains with these options, and prints the table.
 fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
-    // Milliseconds of a billion operations.
-    let before = arithmetic::limit_ms(1e9);
-    let memory = train(text, options, run)?;
-    let limit_ms = f64::midpoint(before, arithmetic::limit_ms(1e9));
+    let samples = train(text, options, run)?;
     let settings: Table = std::fs::read_to_string(run.join("training/settings.toml"))?.parse()?;
     let batch = settings["batch"].as_integer().context("expected a batch")? as usize;
     let (config, _) = Pipeline::open_config(run)?;
     let tokens = (batch * config.context_len) as f64;
-    let limit = tokens * 1e12 / (flops::flops(&config, batch) * limit_ms);
+    let flops_per_token = flops::flops(&config, batch) / tokens;
     let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl"))?;
     let all = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let steps: Vec<&Value> = all.iter().filter(|line| line["loss"].is_number()).collect();
@@ -87,8 +87,13 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
             mean(&losses[i + 1 - TOGETHER..=i]) / mean(&losses[i + 1 - TOGETHER - BEFORE..=i - TOGETHER]) - 1.0
         };
         let highest = (from + 1..=to).filter(|&i| i >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
-        let rate = learned / (last - first);
-        let here = memory.iter().filter(|(second, _)| (first..=last).contains(second));
+        let here = || samples.iter().filter(|sample| (first..=last).contains(&sample.at));
+        let rate = learned / (last - first - here().map(|sample| sample.paused).sum::<f64>());
+        let mut limits: Vec<f64> = here().filter_map(|sample| sample.flops).collect();
+        if limits.is_empty() {
+            limits = samples.iter().filter_map(|sample| sample.flops).collect();
+        }
+        let limit = mean(&limits) / flops_per_token;
         println!(
             "| {:.1} | {} | {:.3} | {:.1} | {rate:.0} | {:.2} | {:.0} |",
             last / 60.0,
@@ -96,7 +101,7 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
             mean(&losses[from + 1..=to]),
             100.0 * highest,
             rate / limit,
-            here.map(|sample| sample.1).fold(f64::NAN, f64::max)
+            here().map(|sample| sample.mib).fold(f64::NAN, f64::max)
         );
     }
     let validations = all.iter().map(|line| number(line, "validation_bits_per_byte")).filter(|bits| !bits.is_nan());
@@ -105,20 +110,53 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Trains in a process of its own, and gives its resident memory in MiB at so many seconds since its start.
-fn train(text: &Path, options: &[&str], run: &Path) -> Result<Vec<(f64, f64)>> {
+/// What is measured of a process from outside.
+struct Sample {
+    /// Seconds since it began.
+    at: f64,
+    /// Its resident memory.
+    mib: f64,
+    /// The floating-point operations a second that the machine can make now, if that was measured.
+    flops: Option<f64>,
+    /// Seconds that the process stood still for it.
+    paused: f64,
+}
+
+/// Trains in a process of its own.
+fn train(text: &Path, options: &[&str], run: &Path) -> Result<Vec<Sample>> {
     let mut command = training::command("auto");
     command.args(options).arg("--out").arg(run).arg(text).stdout(Stdio::null()).stderr(Stdio::null());
+    // The run begins by timing the machine: nothing stops it then.
+    let mut samples = vec![Sample { at: 0.0, mib: 0.0, flops: Some(limit()), paused: 0.0 }];
     let (begun, mut child) = (Instant::now(), command.spawn()?);
-    let (mut system, id, mut memory) = (System::new()?, Pid::from_u32(child.id()), vec![]);
+    let (mut system, id) = (System::new()?, Pid::from_u32(child.id()));
     loop {
         if let Some(status) = child.try_wait()? {
             ensure!(status.success(), "attn train: {status}");
-            return Ok(memory);
+            return Ok(samples);
         }
         system.refresh_processes(ProcessesToUpdate::Some(&[id]), true);
-        let bytes = system.process(id).map_or(0, |process| process.memory());
-        memory.push((begun.elapsed().as_secs_f64(), bytes as f64 / f64::from(1 << 20)));
+        let (at, pausing) = (begun.elapsed().as_secs_f64(), Instant::now());
+        let process = system.process(id);
+        let is_due = samples.len() % SAMPLES_PER_LIMIT == 0;
+        let flops = process.filter(|_| is_due).map(limit_beside).transpose()?;
+        let mib = process.map_or(0, |process| process.memory()) as f64 / f64::from(1 << 20);
+        let paused = flops.map_or(0.0, |_| pausing.elapsed().as_secs_f64());
+        samples.push(Sample { at, mib, flops, paused });
         std::thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// The floating-point operations a second that the machine can make now.
+fn limit() -> f64 {
+    1e12 / arithmetic::limit_ms(1e9)
+}
+
+/// The same while a process stands still.
+fn limit_beside(process: &Process) -> Result<f64> {
+    let send = |signal| process.kill_with(signal).context("expected a system on which processes can be stopped");
+    send(Signal::Stop)?;
+    let flops = limit();
+    send(Signal::Continue)?;
+    Ok(flops)
 }

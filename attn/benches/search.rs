@@ -38,6 +38,8 @@ use toml::Table;
 mod allocator;
 #[path = "../../benches/support/args.rs"]
 mod args;
+#[path = "../src/held_out.rs"]
+mod held_out;
 #[path = "../src/model_sizes.rs"]
 mod model_sizes;
 #[path = "support/point.rs"]

@@ -12,6 +12,7 @@ mod convert;
 mod eval;
 mod example;
 mod generate;
+mod held_out;
 mod inspect;
 mod model_sizes;
 mod option_layers;

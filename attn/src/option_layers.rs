@@ -1,5 +1,7 @@
 //! The layers of options (recipe, file, command line), and the way from them to a trainer.
 
+use std::mem;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -7,7 +9,7 @@ use candle_attention::Memory;
 use candle_attention::generate::Pipeline;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::text::{
-    Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, encode, needed_chat_template, prepare,
+    Corpus, Document, IdsStore, Tokenizer, TokenizerChoice, Validation, encode, needed_chat_template, prepare,
 };
 use candle_attention::train::{FrozenBase, Trainer};
 use candle_core::Device;
@@ -35,12 +37,19 @@ pub struct Source {
     documents: Vec<Document>,
     /// Those to validate on, if they are others.
     held_out: Vec<Document>,
-    /// The configuration and the tokenizer of the model of --init.
-    base: Option<(ModelConfig, Tokenizer)>,
+    /// The model of --init.
+    base: Option<Base>,
     /// The floating-point operations that fit into the time of the run.
     work: f64,
     /// The minutes of the run, if they decide on its sizes.
     minutes: Option<f64>,
+}
+
+/// A model to begin with.
+struct Base {
+    folder: PathBuf,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
 }
 
 /// All that a run starts from.
@@ -148,7 +157,8 @@ impl OptionLayers {
             if let Some(option) = options::MODEL.iter().find(is_given) {
                 bail!("--{} cannot be given with --init, whose model has its own", option.name);
             }
-            base = Some(Pipeline::open_config(&init).context("--init")?);
+            let (config, tokenizer) = Pipeline::open_config(&init).context("--init")?;
+            base = Some(Base { folder: init, config, tokenizer });
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
@@ -157,92 +167,116 @@ impl OptionLayers {
         let work = minutes.map_or(Ok(automatic::USUAL_WORK), |minutes| anyhow::Ok(60.0 * minutes * speed::flops()?))?;
         if settings.init().is_none() {
             let tokenizer = tokenizer(&settings, &documents, work)?;
-            if let TokenizerChoice::File(path) = &tokenizer
-                && !path.exists()
-            {
-                bail!(
-                    "--tokenizer: expected auto, char, byte, bpe:N or the path of a tokenizer.json, got {}",
-                    path.display()
-                );
-            }
             if let TokenizerChoice::File(path) = &tokenizer {
+                if !path.exists() {
+                    bail!(
+                        "--tokenizer: expected auto, char, byte, bpe:N or the path of a tokenizer.json, got {}",
+                        path.display()
+                    );
+                }
                 made = Some(Tokenizer::open(path)?);
             }
-            self.check(
-                &self.settings(Some((
-                    &TextSize::expected(documents.iter().map(Document::len).sum(), &tokenizer),
-                    work,
-                )))?,
-            )?;
+            let size = TextSize::expected(documents.iter().map(Document::len).sum(), &tokenizer);
+            self.check(&self.settings(Some((&size, work)))?)?;
         }
-        let tokenizer = base.as_ref().map(|(_, tokenizer)| tokenizer).or(made.as_ref());
+        let tokenizer = base.as_ref().map(|base| &base.tokenizer).or(made.as_ref());
         needed_chat_template(documents.iter().chain(&held_out), tokenizer)?;
         Ok(Source { settings, documents, held_out, base, work, minutes })
     }
 
     /// Reads the texts, settles the options and builds the trainer.
-    pub fn prepare(&self, source: Source, store: IdsStore) -> Result<Prepared> {
-        let Source { mut settings, mut documents, held_out, base, work, minutes } = source;
-        let started = Instant::now();
-        // What is left of the work once the text has been read.
-        let left =
-            |work: f64| work * minutes.map_or(1.0, |minutes| time_left(minutes, started.elapsed().as_secs_f64()));
-        let (progress, device) = (&mut text_progress(), &Device::Cpu);
-        if let Some((init, (mut config, tokenizer))) = settings.init().zip(base) {
-            config.dropout = settings.dropout().unwrap_or(config.dropout);
-            let base = settings.lora().map(|lora| FrozenBase::open(&init, &lora, &config, device)).transpose()?;
-            let weights = base.is_none().then(|| load_weights(&init, &config, device)).transpose()?;
-            let validation = texts::complete(&settings, &mut documents, held_out)?;
-            let corpus = encode(&tokenizer, &documents, &validation, settings.text_options(), store, progress)?;
-            note_missing_separator(&documents, &corpus);
-            remarks::note_in_training(&corpus.remarks);
-            let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
-            expect_steps(&mut settings, &config, &corpus, left(work))?;
-            let options = settings.train_options()?;
-            let trainer = match base {
-                Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
-                None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
-            };
-            shortened.iter().for_each(|line| note(line));
-            return Ok(Prepared { trainer, tokenizer, settings });
+    pub fn prepare(&self, mut source: Source, store: IdsStore) -> Result<Prepared> {
+        match source.base.take() {
+            Some(base) => self.prepare_init(base, source, store),
+            None => self.prepare_new(source, store),
         }
-        let validation = texts::complete(&settings, &mut documents, held_out)?;
-        let (choice, options) = (tokenizer(&settings, &documents, work)?, settings.text_options());
-        let (tokenizer, corpus) = prepare(&documents, &validation, &choice, options, store, progress)?;
+    }
+
+    /// For a model that begins with the weights of another one, or with adapters on it.
+    fn prepare_init(&self, base: Base, mut source: Source, store: IdsStore) -> Result<Prepared> {
+        let (started, device) = (Instant::now(), &Device::Cpu);
+        let Base { folder, mut config, tokenizer } = base;
+        config.dropout = source.settings.dropout().unwrap_or(config.dropout);
+        let lora = source.settings.lora();
+        let frozen = lora.map(|lora| FrozenBase::open(&folder, &lora, &config, device)).transpose()?;
+        let weights = frozen.is_none().then(|| load_weights(&folder, &config, device)).transpose()?;
+        let validation = source.read()?;
+        let (options, progress) = (source.settings.text_options(), &mut text_progress());
+        let corpus = encode(&tokenizer, &source.documents, &validation, options, store, progress)?;
+        source.note_remarks(&corpus);
+        let work = source.work_left(started);
+        let mut settings = source.settings;
+        let shortened = self.fit_context(&mut settings, &corpus, config.context_len)?;
+        expect_steps(&mut settings, &config, &corpus, work)?;
+        let options = settings.train_options()?;
+        let trainer = match frozen {
+            Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
+            None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
+        };
+        shortened.iter().for_each(|line| note(line));
+        Ok(Prepared { trainer, tokenizer, settings })
+    }
+
+    /// For a model that begins with random weights.
+    fn prepare_new(&self, mut source: Source, store: IdsStore) -> Result<Prepared> {
+        let started = Instant::now();
+        let validation = source.read()?;
+        let choice = tokenizer(&source.settings, &source.documents, source.work)?;
+        let (options, progress) = (source.settings.text_options(), &mut text_progress());
+        let (tokenizer, corpus) = prepare(&source.documents, &validation, &choice, options, store, progress)?;
         if tokenizer.vocab_size() < 2 {
             bail!(
                 "expected a text of at least two different tokens, got a single character, repeated; --tokenizer byte takes it"
             );
         }
-        note_missing_separator(&documents, &corpus);
-        remarks::note_in_training(&corpus.remarks);
-        let work = left(work);
-        settings = self.settings(Some((&TextSize::new(&corpus, tokenizer.vocab_size()), work)))?;
+        source.note_remarks(&corpus);
+        let work = source.work_left(started);
+        let mut settings = self.settings(Some((&TextSize::new(&corpus, tokenizer.vocab_size()), work)))?;
         settings.set("tokenizer", choice.to_string());
         let shortened = self.fit_context(&mut settings, &corpus, 0)?;
         self.check(&settings)?;
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         expect_steps(&mut settings, &config, &corpus, work)?;
-        let trainer = Trainer::new(&config, &settings.train_options()?, corpus, device)?;
+        let trainer = Trainer::new(&config, &settings.train_options()?, corpus, &Device::Cpu)?;
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
+    }
+}
+
+impl Source {
+    /// Reads what was left for later, and gives what to validate on.
+    fn read(&mut self) -> Result<Validation> {
+        texts::complete(&self.settings, &mut self.documents, mem::take(&mut self.held_out))
+    }
+
+    /// What the command should say of these documents.
+    fn note_remarks(&self, corpus: &Corpus) {
+        if self.documents.len() > 1 && corpus.separator.is_none() {
+            note("the tokenizer has no end-of-text token: the texts follow one another with nothing in between");
+        }
+        remarks::note_in_training(&corpus.remarks);
+    }
+
+    /// What is left of the work once the text has been read, which began then, with a note if it is too little.
+    fn work_left(&self, reading_began: Instant) -> f64 {
+        /// The part that is left to train, however long reading has taken.
+        const LEAST: f64 = 0.3;
+        let Some(minutes) = self.minutes else { return self.work };
+        let seconds = reading_began.elapsed().as_secs_f64();
+        let left = 1.0 - seconds / (60.0 * minutes);
+        if left < LEAST {
+            note(&format!(
+                "reading the text took {}: the run will take longer than {minutes} minutes",
+                rounded(seconds)
+            ));
+        }
+        self.work * left.max(LEAST)
     }
 }
 
 /// How the tokenizer is made.
 fn tokenizer(settings: &Settings, documents: &[Document], work: f64) -> Result<TokenizerChoice> {
     Ok(settings.tokenizer()?.unwrap_or_else(|| automatic::tokenizer(documents, work)))
-}
-
-/// The part of the minutes of a run that is left after so many seconds of reading, with a note if it is too small.
-fn time_left(minutes: f64, seconds: f64) -> f64 {
-    /// What is left to train, however long reading has taken.
-    const LEAST: f64 = 0.3;
-    let left = 1.0 - seconds / (60.0 * minutes);
-    if left < LEAST {
-        note(&format!("reading the text took {}: the run will take longer than {minutes} minutes", rounded(seconds)));
-    }
-    left.max(LEAST)
 }
 
 /// Sets the number of steps to the one expected, where the time decides on it.
@@ -253,11 +287,4 @@ fn expect_steps(settings: &mut Settings, config: &ModelConfig, corpus: &Corpus, 
     let steps = automatic::affordable_steps(config, &settings.train_options()?, corpus.validation.len(), work);
     settings.set("steps", steps as i64);
     Ok(())
-}
-
-/// A note if several documents are joined because the tokenizer has no token to separate them with.
-fn note_missing_separator(documents: &[Document], corpus: &Corpus) {
-    if documents.len() > 1 && corpus.separator.is_none() {
-        note("the tokenizer has no end-of-text token: the texts follow one another with nothing in between");
-    }
 }

@@ -8,6 +8,7 @@ use candle_attention::BUILT_IN_CORPUS;
 use candle_attention::text::{Document, Files, Validation};
 use indicatif::HumanCount;
 
+use super::held_out::held_out_fraction;
 use super::settings::Settings;
 use super::terminal::{note, one_line};
 
@@ -112,14 +113,6 @@ pub fn complete(settings: &Settings, documents: &mut [Document], mut held_out: V
     Ok(Validation::Fraction(settings.validation_fraction().unwrap_or_else(|| held_out_fraction(bytes))))
 }
 
-/// The fraction of a text that is held out: a tenth, but no more than 256 KiB, enough to compare losses, and nothing of a
-/// text so short that the loss on a tenth says nothing.
-fn held_out_fraction(bytes: u64) -> f64 {
-    const MIN_BYTES: u64 = 200;
-    const MAX_BYTES: f64 = 262_144.0;
-    if bytes < MIN_BYTES { 0.0 } else { (MAX_BYTES / bytes as f64).min(0.1) }
-}
-
 /// Opens the texts to train on without the files to validate on, with a note if there are any among them.
 fn open_to_train_on(texts: &[PathBuf], validation: &[PathBuf]) -> Result<Vec<Document>> {
     let mut files = open(texts, true)?;
@@ -160,15 +153,5 @@ mod tests {
             assert_eq!(stem(Some(Path::new(text))), expected);
         }
         assert_eq!(stem(None), "sentences");
-    }
-
-    #[test]
-    fn a_tenth_of_a_text_is_held_out_and_no_more_than_a_quarter_of_a_megabyte() {
-        let held_out = |bytes: u64| held_out_fraction(bytes) * bytes as f64;
-        assert_eq!((held_out(1_000), held_out(2_000_000)), (100.0, 200_000.0));
-        assert_eq!((held_out(199), held_out(200)), (0.0, 20.0));
-        for bytes in [2_621_440, 10_000_000, 1 << 40] {
-            assert!((held_out(bytes) - 262_144.0).abs() < 1e-3, "{bytes}");
-        }
     }
 }

@@ -45,7 +45,7 @@ impl Trainer {
         let shards = self.options().shards_of(self.options().batch).len();
         if count > shards {
             bail!(
-                "expected at most {shards} processes, one for each shard of a batch, got {count}; see --shards and --batch"
+                "expected at least a shard of a batch for each of {count} processes, got {shards}; see --shards and --batch"
             );
         }
         Ok(())

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{ProcessesToUpdate, System};
 use toml::{Table, Value};
 
+use crate::held_out::held_out_fraction;
+
 /// How well a recipe did.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Score {
@@ -83,7 +85,7 @@ fn prepared(text: &Path, recipe: &Table, steps: u64) -> Result<Prepared> {
     let mut files = Files::default();
     files.add(text)?;
     let bytes: u64 = files.documents.iter().map(|document| document.len()).sum();
-    let validation = Validation::Fraction((262_144.0 / bytes as f64).min(0.1));
+    let validation = Validation::Fraction(held_out_fraction(bytes));
     let choice = recipe.get("tokenizer").and_then(Value::as_str).context("tokenizer")?.parse()?;
     let (defaults, store) = (TextOptions::default(), IdsStore::Temporary);
     let (tokenizer, corpus) = prepare(&files.documents, &validation, &choice, defaults, store, &mut |_| ())?;

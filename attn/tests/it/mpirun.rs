@@ -226,7 +226,7 @@ fn a_request_to_stop_is_saved_or_leaves_the_last_checkpoint() {
 fn processes_that_do_not_fit_together_are_refused_by_name() {
     let space = Space::new();
     let output = finished(processes(&space, 5, &format!("{RUN} --steps 4 --out run")));
-    refuse(&output, "expected at most 4 processes, one for each shard of a batch, got 5; see --shards and --batch");
+    refuse(&output, "expected at least a shard of a batch for each of 5 processes, got 4; see --shards and --batch");
     assert!(!space.path("run").exists());
     let attn = env!("CARGO_BIN_EXE_attn");
     for (one, other, expected) in [
@@ -267,7 +267,7 @@ fn what_only_one_process_meets_is_told_with_its_rank() {
     // A run that is not resumed keeps its settings.
     let before = space.settings("run");
     let resumed = "train --resume --out run --threads 1 --steps 8 --lr 0.5";
-    refuse(&finished(processes(&space, 5, resumed)), "expected at most 4 processes");
+    refuse(&finished(processes(&space, 5, resumed)), "a shard of a batch for each of 5 processes, got 4");
     let line = format!("-np 1 {attn} {resumed} : -np 1 -x TMPDIR=missing {attn} {resumed}");
     refuse(&finished(mpirun(&space, &line)), "attn: process 1: cannot create a folder in missing");
     assert_eq!(space.settings("run"), before);

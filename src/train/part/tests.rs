@@ -245,6 +245,6 @@ fn processes_that_do_not_fit_are_refused_by_name() {
     assert_eq!(errors(2, other), ["lr: expected the same on all processes, got 0.001 on 0 and 0.5 on 1"; 2]);
     let other = TrainOptions { seed: 2, ..recipes().remove(1) };
     assert_eq!(errors(2, other)[0], "seed: expected the same on all processes, got 1 on 0 and 2 on 1");
-    let too_many = "expected at most 4 processes, one for each shard of a batch, got 5; see --shards and --batch";
+    let too_many = "expected at least a shard of a batch for each of 5 processes, got 4; see --shards and --batch";
     assert_eq!(errors(5, recipes().remove(1)), [too_many; 5]);
 }

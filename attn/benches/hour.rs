@@ -5,8 +5,8 @@
 //! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
 //! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the
 //! arithmetic limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices. This is measured
-//! every twenty seconds, while the run stands still, as the speed of a machine may drift within an hour; the time of these
-//! measurements is not the run's. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50
+//! every twenty seconds on as many threads, while the run stands still, as the speed of a machine may drift within an hour; tokens a
+//! second are without the time of these measurements. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50
 //! before them. Memory is the most that was resident, once a second.
 
 use std::path::Path;
@@ -57,6 +57,7 @@ fn main() -> Result<()> {
         );
     };
     let minutes = args.get(1).map_or(MINUTES, |minutes| minutes);
+    rayon::ThreadPoolBuilder::new().num_threads(training::THREADS.parse()?).build_global()?;
     report(Path::new(text), &[&MODEL[..], &["--minutes", minutes]].concat(), &run)
 }
 

@@ -63,17 +63,20 @@ impl TextSize {
         Self { train, validation, vocab_size }
     }
 
-    /// The recipe for this text, so many floating-point operations and so many bytes of memory.
-    pub fn recipe(&self, work: f64, memory: usize) -> Result<Table> {
+    /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among those with which
+    /// `merged` gives a model: the settings of a recipe with all that is set over it.
+    pub fn recipe(&self, work: f64, memory: usize, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
         let base = base()?;
-        let mut recipe = self.sized(&base, SIZES[0]);
-        for sizes in &SIZES[1..] {
-            let larger = self.sized(&base, *sizes);
-            if self.is_affordable(&larger, work, memory)? {
-                recipe = larger;
+        let mut chosen = None;
+        for sizes in SIZES {
+            let recipe = self.sized(&base, sizes);
+            let is_allowed = merged(&recipe)?.model_config(self.vocab_size, None).is_ok();
+            if is_allowed && (chosen.is_none() || self.is_affordable(&recipe, work, memory)?) {
+                chosen = Some(recipe);
             }
         }
-        Ok(recipe)
+        // Where none goes with what is set, the first is refused for it.
+        Ok(chosen.unwrap_or_else(|| self.sized(&base, SIZES[0])))
     }
 
     /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often. A model with many
@@ -161,7 +164,7 @@ fn base() -> Result<Table> {
 }
 
 /// What lets the time decide on the number of steps.
-pub fn open_schedule() -> Result<Table> {
+pub fn timed_schedule() -> Result<Table> {
     Ok(base()?.into_iter().filter(|(name, _)| ["schedule", "warmup", "decay"].contains(&name.as_str())).collect())
 }
 
@@ -189,10 +192,10 @@ struct Characters {
 impl Characters {
     fn of(documents: &[Document]) -> Self {
         /// So many bytes say enough, and are counted in less than a tenth of a second.
-        const MOST: u64 = 1 << 22;
+        const MAX_BYTES: u64 = 1 << 22;
         let (mut counted, mut is_known) = (Self::default(), vec![false; char::MAX as usize + 1]);
         for document in documents {
-            let left = MOST - counted.bytes as u64;
+            let left = MAX_BYTES - counted.bytes as u64;
             if left == 0 {
                 break;
             }
@@ -252,6 +255,11 @@ mod tests {
     /// The work of a second on two cores of a processor with AVX-512, about.
     const SECOND: f64 = 5e11;
 
+    /// A recipe to which nothing is set.
+    fn alone(recipe: &Table) -> Result<Settings> {
+        Settings::merged(&[recipe])
+    }
+
     fn number(recipe: &Table, name: &str) -> i64 {
         recipe[name].as_integer().unwrap()
     }
@@ -261,7 +269,7 @@ mod tests {
         let work = seconds * SECOND;
         let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
         let size = TextSize::expected(bytes, &tokenizer);
-        let mut recipe = size.recipe(work, usize::MAX).unwrap();
+        let mut recipe = size.recipe(work, usize::MAX, &alone).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
         recipe.extend(size.recipe_for_steps(&settings, steps).unwrap());
@@ -274,7 +282,10 @@ mod tests {
             for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
                 for seconds in [1.0, 60.0, 60_000.0] {
                     let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
-                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX).unwrap()]).unwrap().check().unwrap();
+                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX, &alone).unwrap()])
+                        .unwrap()
+                        .check()
+                        .unwrap();
                 }
             }
         }
@@ -350,11 +361,24 @@ mod tests {
     #[test]
     fn windows_fit_into_the_validation_text() {
         let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
-        assert_eq!(number(&text.recipe(SECOND, usize::MAX).unwrap(), "context"), 30);
+        assert_eq!(number(&text.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 30);
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
-        assert_eq!(number(&none.recipe(SECOND, usize::MAX).unwrap(), "context"), 50);
+        assert_eq!(number(&none.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 50);
         let short = TextSize { train: 100.0, validation: 10_000.0, vocab_size: 20 };
         assert_eq!((short.max_context(), TextSize { validation: 3.0, ..short }.max_context()), (50, 2));
+    }
+
+    #[test]
+    fn sizes_go_with_what_is_set() {
+        let size = TextSize::expected(10_000_000, &TokenizerChoice::Bpe(4096));
+        for seconds in [1.0, 30.0, 3000.0] {
+            for kv_heads in [1, 2, 3, 5, 8] {
+                let set = Table::from_iter([("kv-heads".to_string(), Value::from(kv_heads))]);
+                let merged = |recipe: &Table| Settings::merged(&[recipe, &set]);
+                let recipe = size.recipe(seconds * SECOND, usize::MAX, &merged).unwrap();
+                assert_eq!(number(&recipe, "heads") % kv_heads, 0, "{recipe}");
+            }
+        }
     }
 
     /// By the estimate that refuses a run.
@@ -362,7 +386,7 @@ mod tests {
     fn a_model_fits_into_memory() {
         let size = TextSize::expected(100_000_000, &TokenizerChoice::Bpe(4096));
         let models = [usize::MAX, 300_000_000, 150_000_000].map(|memory| {
-            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory).unwrap()]).unwrap();
+            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory, &alone).unwrap()]).unwrap();
             let config = settings.model_config(4096, None).unwrap();
             assert!(memory_needed(&config, &settings.train_options().unwrap(), None) <= memory);
             config.parameter_count()

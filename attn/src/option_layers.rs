@@ -24,11 +24,11 @@ use super::{options, remarks, speed, texts};
 /// The options from all places, before they are merged.
 pub struct OptionLayers {
     /// On the command line.
-    pub given: Table,
+    given: Table,
     /// In the file of `--config`.
-    pub config: Table,
+    config: Table,
     /// Those of `--preset`.
-    pub preset: Option<Table>,
+    preset: Option<Table>,
 }
 
 /// The texts of a run, and its settings as far as they do not depend on what is in them.
@@ -41,7 +41,7 @@ pub struct Source {
     base: Option<Base>,
     /// The floating-point operations that fit into the time of the run.
     work: f64,
-    /// The minutes of the run, if they decide on its sizes.
+    /// The minutes of the run, if they decide on its length.
     minutes: Option<f64>,
 }
 
@@ -60,8 +60,18 @@ pub struct Prepared {
 }
 
 impl OptionLayers {
+    /// Those of the command line, of the file of `--config` and of `--preset`.
+    pub fn new(given: Table, config: Table, preset: Option<Table>) -> Self {
+        let mut layers = Self { given, config, preset };
+        // The rate that is chosen, or that of the preset or of the model of --init. In a saved file it is none.
+        if layers.given.get("dropout").is_some_and(Value::is_str) {
+            layers.unset("dropout");
+        }
+        layers
+    }
+
     /// Sets an option that neither the command line nor `--config` sets.
-    pub fn set_default(&mut self, name: &str, value: toml::Value) {
+    pub fn set_default(&mut self, name: &str, value: Value) {
         if !self.config.contains_key(name) {
             self.given.entry(name).or_insert(value);
         }
@@ -87,20 +97,20 @@ impl OptionLayers {
             (Some(preset), _) => merged(preset)?,
             (None, Some((size, work))) => {
                 // Where the number of steps is given, no machine has a say.
-                let memory = if self.sets("steps") { usize::MAX } else { Memory::now().available };
-                let mut recipe = size.recipe(work, memory)?;
+                let memory = if self.sets_steps()? { usize::MAX } else { Memory::now().available };
+                let mut recipe = size.recipe(work, memory, &merged)?;
                 let context = self.context().and_then(Value::as_integer);
                 recipe.extend(size.batch_of(&merged(&recipe)?, context)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;
                 recipe.extend(size.recipe_for_steps(&sized, steps)?);
-                if !self.sets("minutes") && sized.has_fixed_length() {
+                if self.minutes()?.is_none() && sized.needs_step_count() {
                     recipe.insert("minutes".into(), 0.0.into());
                     recipe.insert("steps".into(), (steps as i64).into());
                 }
                 merged(&recipe)?
             }
-            (None, None) if self.sets("minutes") => merged(&automatic::open_schedule()?)?,
+            (None, None) if self.minutes()?.is_some() => merged(&automatic::timed_schedule()?)?,
             (None, None) => merged(&Table::new())?,
         };
         if settings.init().is_some() {
@@ -109,9 +119,15 @@ impl OptionLayers {
         Ok(settings)
     }
 
-    /// Whether the command line or `--config` sets an option.
-    fn sets(&self, name: &str) -> bool {
-        self.given.contains_key(name) || self.config.contains_key(name)
+    /// The minutes that are set, if these decide on the length of the run.
+    fn minutes(&self) -> Result<Option<f64>> {
+        Ok(Settings::merged(&[&self.config, &self.given])?.minutes())
+    }
+
+    /// Whether the number of steps is set, and decides.
+    fn sets_steps(&self) -> Result<bool> {
+        let sets = |name| self.given.contains_key(name) || self.config.contains_key(name);
+        Ok((sets("steps") || sets("minutes")) && self.minutes()?.is_none())
     }
 
     /// The context length that is asked for; that of a file gives way to an --init on the command line.
@@ -162,7 +178,7 @@ impl OptionLayers {
             self.check(&settings)?;
         }
         let [documents, held_out] = texts::of(&settings)?;
-        let is_chosen = self.preset.is_none() && settings.init().is_none() && !self.sets("steps");
+        let is_chosen = self.preset.is_none() && settings.init().is_none() && !self.sets_steps()?;
         let minutes = settings.minutes().or(Some(automatic::MINUTES).filter(|_| is_chosen));
         let work = minutes.map_or(Ok(automatic::USUAL_WORK), |minutes| anyhow::Ok(60.0 * minutes * speed::flops()?))?;
         if settings.init().is_none() {
@@ -213,6 +229,7 @@ impl OptionLayers {
             Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
             None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
         };
+        // An error is all that is said.
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
     }
@@ -238,6 +255,7 @@ impl OptionLayers {
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         expect_steps(&mut settings, &config, &corpus, work)?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, &Device::Cpu)?;
+        // An error is all that is said.
         shortened.iter().for_each(|line| note(line));
         Ok(Prepared { trainer, tokenizer, settings })
     }
@@ -265,10 +283,7 @@ impl Source {
         let seconds = reading_began.elapsed().as_secs_f64();
         let left = 1.0 - seconds / (60.0 * minutes);
         if left < LEAST {
-            note(&format!(
-                "reading the text took {}: the run will take longer than {minutes} minutes",
-                rounded(seconds)
-            ));
+            note(&format!("reading the text took {}, which leaves little time to train (--minutes)", rounded(seconds)));
         }
         self.work * left.max(LEAST)
     }

@@ -66,7 +66,8 @@ const DATA: &[Opt] = &[
     opt(
         "init",
         Text("DIR"),
-        "Start from the model in this folder; training options are then those of gpt2, unless set",
+        "Start from the model in this folder; training options are then those of gpt2, unless set; with --minutes the \
+         schedule is warmup-stable-decay",
     ),
 ];
 
@@ -287,7 +288,9 @@ impl Opt {
 /// Checks that a length given on the command line is one: in files, 0 minutes say that the number of steps decides.
 pub fn check_length(given: &Table) -> Result<()> {
     match given.get("minutes").and_then(Value::as_float) {
-        Some(0.0) => bail!("--minutes: expected a number from 0.1 to 1000, got 0"),
+        Some(minutes) if !(0.1..=1000.0).contains(&minutes) => {
+            bail!("--minutes: expected a number from 0.1 to 1000, got {minutes}")
+        }
         Some(_) if given.contains_key("steps") => bail!("--minutes cannot be given with --steps"),
         _ => Ok(()),
     }

@@ -132,7 +132,7 @@ pub fn dry_run(
         Ok(measured) => time(&options, options.steps.div_ceil(every), start_up, measured),
         Err(error) => format!("time: unknown: a step to measure it failed: {error}"),
     };
-    remarks(&corpus).iter().for_each(|remark| lines += &format!("\n{remark}"));
+    remarks(&config, &corpus, &options).iter().for_each(|remark| lines += &format!("\n{remark}"));
     lines.lines().try_for_each(|line| writeln!(out, "# {line}"))?;
     write!(out, "\n{}", settings.to_toml()?)?;
     Ok(())
@@ -169,8 +169,12 @@ fn measure(mut trainer: Trainer) -> Result<(f64, f64)> {
     }
     let (started, mut share) = (Instant::now(), 1.0);
     trainer.validate(&mut |done, total| {
+        // Batches are announced before they run.
+        if seconds_since(started) > SECONDS {
+            return ControlFlow::Break(());
+        }
         share = done as f64 / total as f64;
-        if seconds_since(started) < SECONDS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        ControlFlow::Continue(())
     })?;
     Ok((step, seconds_since(started) / share))
 }
@@ -189,12 +193,12 @@ pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) -> Result<()> {
     note(&recipe(config, corpus, options));
     note(&memory(trainer));
     watch.iter().for_each(|line| note(line));
-    remarks(corpus).iter().for_each(|remark| note(remark));
+    remarks(config, corpus, options).iter().for_each(|remark| note(remark));
     Ok(())
 }
 
 /// What a text cannot do.
-fn remarks(corpus: &Corpus) -> Vec<&'static str> {
+fn remarks(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Vec<&'static str> {
     let mut remarks = vec![];
     if corpus.train.len() < 10_000 {
         remarks.push("a text this short teaches a model little but itself");
@@ -203,6 +207,11 @@ fn remarks(corpus: &Corpus) -> Vec<&'static str> {
         remarks.push(
             "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
         );
+    }
+    let validation_steps = options.validation_steps(corpus.validation.len(), options.window_len(config));
+    if options.is_timed() && validation_steps > options.steps as f64 {
+        remarks
+            .push("validating once takes about as long as all steps, or longer: a shorter text will do (--validation)");
     }
     remarks
 }

@@ -16,19 +16,19 @@ use toml::{Table, Value};
 use super::options::{self, MODEL};
 use super::texts::STANDARD_INPUT;
 
-/// The names of the built-in recipes.
-pub const PRESETS: [&str; 5] = ["gpt2", "llama", "qwen3", "quick", "best"];
+/// The built-in recipes by name.
+pub const PRESETS: [(&str, &str); 5] = [
+    ("gpt2", include_str!("presets/gpt2.toml")),
+    ("llama", include_str!("presets/llama.toml")),
+    ("qwen3", include_str!("presets/qwen3.toml")),
+    ("quick", include_str!("presets/quick.toml")),
+    ("best", include_str!("presets/best.toml")),
+];
 
 /// The options that a built-in recipe sets.
 pub fn preset(name: &str) -> Result<Table> {
-    options::parse(match name {
-        "gpt2" => include_str!("presets/gpt2.toml"),
-        "llama" => include_str!("presets/llama.toml"),
-        "qwen3" => include_str!("presets/qwen3.toml"),
-        "quick" => include_str!("presets/quick.toml"),
-        "best" => include_str!("presets/best.toml"),
-        _ => bail!("there is no preset {name}"),
-    })
+    let (_, text) = PRESETS.iter().find(|(preset, _)| *preset == name).context("expected the name of a preset")?;
+    options::parse(text)
 }
 
 /// Every option of a run.
@@ -60,8 +60,8 @@ impl Settings {
         self.0.get("minutes").and_then(Value::as_float).filter(|minutes| *minutes != 0.0)
     }
 
-    /// Whether something needs to know the number of steps from the start: a schedule, or patience.
-    pub fn has_fixed_length(&self) -> bool {
+    /// Whether something has to know the number of steps from the start: a schedule, or patience.
+    pub fn needs_step_count(&self) -> bool {
         let patience = self.0.get("patience").and_then(Value::as_integer);
         self.string("schedule") != "warmup-stable-decay" || patience.is_some_and(|patience| patience > 0)
     }
@@ -450,7 +450,7 @@ mod tests {
         ] {
             let first = settings(&[&quick, given]);
             let saved = first.to_toml().unwrap();
-            for recipe in PRESETS.map(|name| preset(name).unwrap().to_string()) {
+            for recipe in PRESETS.map(|(name, _)| preset(name).unwrap().to_string()) {
                 let again = settings(&[&recipe, &saved]);
                 assert_eq!(again.to_toml().unwrap(), saved, "{given}");
                 assert_eq!(again.train_options().unwrap(), first.train_options().unwrap(), "{given}");
@@ -535,7 +535,7 @@ mod tests {
 
     #[test]
     fn every_preset_is_valid_and_relative() {
-        for name in PRESETS {
+        for (name, _) in PRESETS {
             let preset = preset(name).unwrap();
             let recipe = preset.to_string();
             settings(&[&recipe]).model_config(65, None).unwrap();

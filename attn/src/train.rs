@@ -39,7 +39,7 @@ pub fn command() -> Command {
         .allow_negative_numbers(true)
         .args(options::args())
         .args([
-            Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS).conflicts_with("resume").help(
+            Arg::new("preset").long("preset").value_name("NAME").value_parser(PRESETS.map(|(name, _)| name)).conflicts_with("resume").help(
                 "Built-in recipe for the options you don't set; without one, it is chosen for the text, the time and the \
                  speed of this machine. --dry-run prints it",
             ),
@@ -116,7 +116,7 @@ fn lead_run(
     }
     let config = matches.get_one::<PathBuf>("config").map(|path| options::read(path)).transpose()?.unwrap_or_default();
     let preset = matches.get_one::<String>("preset").map(|name| preset(name)).transpose()?;
-    let layers = OptionLayers { given, config, preset };
+    let layers = OptionLayers::new(given, config, preset);
     if matches.get_flag("overfit-one-batch") {
         return overfit::run(layers, out);
     }

@@ -44,6 +44,9 @@ fn seconds() -> f64 {
     used().unwrap_or_default() as f64 / 1e3
 }
 
+/// The fewest steps that a recipe gets, even if they take longer.
+pub const MIN_STEPS: u64 = 20;
+
 /// What a recipe costs, in seconds of the processor on one thread.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Costs {
@@ -67,8 +70,7 @@ impl Costs {
 
     /// The steps that take so many seconds.
     pub fn steps(&self, seconds: f64) -> u64 {
-        const LEAST: f64 = 20.0;
-        ((seconds - self.reading - self.validation) / (1.05 * self.step)).max(LEAST) as u64
+        ((seconds - self.reading - self.validation) / (1.05 * self.step)).max(MIN_STEPS as f64) as u64
     }
 }
 

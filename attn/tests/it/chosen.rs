@@ -47,8 +47,8 @@ fn the_time_settles_the_steps_and_the_settings_repeat_the_run() {
 fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
     let space = Space::new();
     for (given, expected) in [
-        ("--minutes 0.05", "--minutes: expected a number from 0.1 to 1000, or 0, got 0.05"),
-        ("--minutes 1001", "--minutes: expected a number from 0.1 to 1000, or 0, got 1001"),
+        ("--minutes 0.05", "--minutes: expected a number from 0.1 to 1000, got 0.05"),
+        ("--minutes 1001", "--minutes: expected a number from 0.1 to 1000, got 1001"),
         ("--minutes 0", "--minutes: expected a number from 0.1 to 1000, got 0"),
         ("--minutes 1 --steps 5", "--minutes cannot be given with --steps"),
         ("--minutes 1 --preset gpt2", "--minutes needs --schedule warmup-stable-decay"),
@@ -57,6 +57,9 @@ fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
     ] {
         space.refuses(&format!("train text.txt {given}"), expected);
     }
+    space.write("long.txt", "O gato preto correu rapidamente.\n".repeat(100_000));
+    let printed = space.works("train text.txt --minutes 0.1 --validation long.txt --dry-run");
+    assert!(printed.contains("\n# validating once takes about as long as all steps, or longer"), "{printed}");
     for given in ["--schedule cosine", "--schedule constant", "--patience 3"] {
         let printed = space.works(&format!("train text.txt {given} --dry-run"));
         let settings: toml::Table = printed.parse().unwrap();
@@ -132,6 +135,29 @@ fn the_batch_follows_from_the_width_and_the_context_that_are_given() {
         let numbers = ["context", "batch"].map(|name| settings[name].as_integer().unwrap());
         assert_eq!(numbers, [context, batch], "{given}");
     }
+}
+
+/// Sizes that do not go with what is set are not chosen, and what is chosen does not hang on how the choice is asked for.
+#[test]
+fn what_is_set_goes_with_what_is_chosen() {
+    let space = Space::new();
+    space.write("long.txt", "O gato preto correu rapidamente.\nA gata preta correu rapidamente.\n".repeat(20));
+    space.write("steps.toml", "minutes = 0.0\nsteps = 300\ndropout = 0.01");
+    space.write("length.toml", "minutes = 0.0");
+    let chosen =
+        |given: &str| -> toml::Table { space.works(&format!("train long.txt {given} --dry-run")).parse().unwrap() };
+    let by_steps = chosen("--steps 300");
+    assert!(by_steps["dropout"].as_float().unwrap() > 0.01, "{by_steps}");
+    assert_eq!(chosen("--steps 300 --dropout auto"), by_steps);
+    assert_eq!(chosen("--config steps.toml --dropout auto"), by_steps);
+    // The time of the machine has no say here either.
+    assert_eq!(chosen("--config length.toml"), chosen("--steps 2000"));
+    for given in ["--kv-heads 3 --steps 300", "--kv-heads 3 --minutes 0.1"] {
+        let settings = chosen(given);
+        assert_eq!(settings["heads"].as_integer().unwrap() % 3, 0, "{given}: {settings}");
+    }
+    let refused = "--kv-heads: expected a divisor of --heads 1, got 7";
+    space.refuses("train long.txt --minutes 0.1 --kv-heads 7", refused);
 }
 
 /// The recipe decides what an option needs, also where it is chosen by itself.

@@ -17,6 +17,7 @@
 //! goes on where it stopped; the table, at the start and at the end, is of all that is there. A round of a text is of one
 //! processor: what another one has found with the same seed is not run again, and the next round begins from it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -349,7 +350,7 @@ fn print_table(lines: &[Line]) {
     let mut keys: Vec<_> = lines.iter().map(|line| (&*line.text, line.seconds, &*line.processor)).collect();
     keys.sort_unstable();
     keys.dedup();
-    let mut regrets = vec![];
+    let mut regrets: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     for key @ (text, seconds, processor) in keys {
         let here = || lines.iter().filter(|line| (&*line.text, line.seconds, &*line.processor) == key);
         let automatic = here().rfind(|line| line.rules.is_some());
@@ -364,13 +365,12 @@ fn print_table(lines: &[Line]) {
             shown(&best.recipe),
             best.score.test
         );
-        regrets.push(regret);
+        regrets.entry(seconds).or_default().push(regret);
     }
-    if regrets.is_empty() {
-        return;
+    for (seconds, regrets) in regrets {
+        let worst = regrets.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        println!("\n{seconds} s: median {:.1} %, worst {worst:.1} %", timing::median(regrets));
     }
-    let worst = regrets.iter().fold(0.0, |worst: f64, &regret| worst.max(regret));
-    println!("\nmedian {:.1} %, worst {worst:.1} %", timing::median(regrets));
 }
 
 /// One short run, as a test.

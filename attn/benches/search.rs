@@ -66,7 +66,7 @@ const ROUNDS: [u64; 4] = [10, 60, 300, 1200];
 const DRAWN: usize = 24;
 const KEPT: usize = 6;
 /// The points of a round that is whole, without those that are the same.
-const LEAST_POINTS: [usize; 4] = [DRAWN - 4, KEPT, 3, 2];
+const MIN_POINTS: [usize; 4] = [DRAWN - 4, KEPT, 3, 2];
 /// The texts that have the last round.
 const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 
@@ -220,7 +220,7 @@ impl Search {
         let found = ranked(found);
         // A round that was stopped is not one.
         let is_here = here().any(|line| line.processor == self.processor);
-        if is_here || found.len() < LEAST_POINTS[round] { vec![] } else { found }
+        if is_here || found.len() < MIN_POINTS[round] { vec![] } else { found }
     }
 
     /// The automatic choice, as far as a search chooses.

@@ -278,14 +278,14 @@ impl Source {
     /// What is left of the work once the text has been read, which began then, with a note if it is too little.
     fn work_left(&self, reading_began: Instant) -> f64 {
         /// The part that is left to train, however long reading has taken.
-        const LEAST: f64 = 0.3;
+        const MIN_LEFT: f64 = 0.3;
         let Some(minutes) = self.minutes else { return self.work };
         let seconds = reading_began.elapsed().as_secs_f64();
         let left = 1.0 - seconds / (60.0 * minutes);
-        if left < LEAST {
+        if left < MIN_LEFT {
             note(&format!("reading the text took {}, which leaves little time to train (--minutes)", rounded(seconds)));
         }
-        self.work * left.max(LEAST)
+        self.work * left.max(MIN_LEFT)
     }
 }
 

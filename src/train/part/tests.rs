@@ -190,7 +190,7 @@ fn only_an_untrained_run_that_cannot_be_shared_is_removed() {
             }
             lead(&mut run, &mut trainer, processes).unwrap_err().to_string()
         });
-        assert!(refusals.iter().all(|refusal| refusal.contains("at most 1 processes")), "{refusals:?}");
+        assert!(refusals.iter().all(|refusal| refusal.contains("for each of 2 processes, got 1;")), "{refusals:?}");
         assert_eq!(root.exists(), steps > 0);
     }
 }

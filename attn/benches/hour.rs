@@ -137,12 +137,11 @@ fn train(text: &Path, options: &[&str], run: &Path) -> Result<Vec<Sample>> {
             return Ok(samples);
         }
         system.refresh_processes(ProcessesToUpdate::Some(&[id]), true);
-        let (at, pausing) = (begun.elapsed().as_secs_f64(), Instant::now());
-        let process = system.process(id);
+        let (at, process) = (begun.elapsed().as_secs_f64(), system.process(id));
         let is_due = samples.len() % SAMPLES_PER_LIMIT == 0;
         let flops = process.filter(|_| is_due).map(limit_beside).transpose()?;
         let mib = process.map_or(0, |process| process.memory()) as f64 / f64::from(1 << 20);
-        let paused = flops.map_or(0.0, |_| pausing.elapsed().as_secs_f64());
+        let paused = flops.map_or(0.0, |_| begun.elapsed().as_secs_f64() - at);
         samples.push(Sample { at, mib, flops, paused });
         std::thread::sleep(Duration::from_secs(1));
     }

@@ -202,14 +202,17 @@ impl OptionLayers {
 
     /// Reads the texts, settles the options and builds the trainer.
     pub fn prepare(&self, mut source: Source, store: IdsStore) -> Result<Prepared> {
-        match source.base.take() {
+        let (prepared, shortened) = match source.base.take() {
             Some(base) => self.prepare_init(base, source, store),
             None => self.prepare_new(source, store),
-        }
+        }?;
+        // Only now, as an error is all that is said.
+        shortened.iter().for_each(|line| note(line));
+        Ok(prepared)
     }
 
-    /// For a model that begins with the weights of another one, or with adapters on it.
-    fn prepare_init(&self, base: Base, mut source: Source, store: IdsStore) -> Result<Prepared> {
+    /// For a model that begins with the weights of another one, or with adapters on it; with what to say of a shortened context.
+    fn prepare_init(&self, base: Base, mut source: Source, store: IdsStore) -> Result<(Prepared, Option<String>)> {
         let (started, device) = (Instant::now(), &Device::Cpu);
         let Base { folder, mut config, tokenizer } = base;
         config.dropout = source.settings.dropout().unwrap_or(config.dropout);
@@ -229,13 +232,11 @@ impl OptionLayers {
             Some(base) => Trainer::with_lora(base, &config, &options, corpus, device)?,
             None => Trainer::from_weights(weights.unwrap_or_default(), &config, &options, corpus, device)?,
         };
-        // An error is all that is said.
-        shortened.iter().for_each(|line| note(line));
-        Ok(Prepared { trainer, tokenizer, settings })
+        Ok((Prepared { trainer, tokenizer, settings }, shortened))
     }
 
-    /// For a model that begins with random weights.
-    fn prepare_new(&self, mut source: Source, store: IdsStore) -> Result<Prepared> {
+    /// For a model that begins with random weights; with what to say of a shortened context.
+    fn prepare_new(&self, mut source: Source, store: IdsStore) -> Result<(Prepared, Option<String>)> {
         let started = Instant::now();
         let validation = source.read()?;
         let choice = tokenizer(&source.settings, &source.documents, source.work)?;
@@ -255,9 +256,7 @@ impl OptionLayers {
         let config = settings.model_config(tokenizer.vocab_size(), tokenizer.end_of_text_id())?;
         expect_steps(&mut settings, &config, &corpus, work)?;
         let trainer = Trainer::new(&config, &settings.train_options()?, corpus, &Device::Cpu)?;
-        // An error is all that is said.
-        shortened.iter().for_each(|line| note(line));
-        Ok(Prepared { trainer, tokenizer, settings })
+        Ok((Prepared { trainer, tokenizer, settings }, shortened))
     }
 }
 

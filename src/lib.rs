@@ -81,8 +81,8 @@
 //! |---|---|
 //! | CPU, x86-64 Linux | every test |
 //! | CPU, other systems | never run |
-//! | Metal | never run; the library is type-checked for it |
-//! | CUDA | never run, never compiled |
+//! | CUDA | operations, layers, models, training, adapters, resume (`tests/it/on_gpu`), on an H200 |
+//! | Metal | never run; the library and those tests are type-checked for it |
 //!
 //! # Versions
 //!

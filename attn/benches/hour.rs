@@ -3,11 +3,12 @@
 //!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
 //!
 //! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
-//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; the
-//! arithmetic limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices. This is measured
-//! every twenty seconds on as many threads, while the run stands still, as the speed of a machine may drift within an hour; tokens a
-//! second are without the time of these measurements. A spike would be a mean of 10 losses, each that of one batch, far above the mean of the 50
-//! before them. Memory is the most that was resident, once a second.
+//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; "steps
+//! alone" leaves out each step that follows a validation, with that. The arithmetic limit is that of `benches/support/flops.rs`, at the
+//! rate that `gemm` reaches on large matrices in the mean. This is measured every twenty seconds on as many threads, while the run
+//! stands still, as the speed of a machine may drift within an hour; tokens a second are without the time of these measurements. A spike
+//! would be a mean of 10 losses, each that of one batch, far above the mean of the 50 before them. Memory is the most that was resident,
+//! once a second.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -76,39 +77,66 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
     let losses: Vec<f64> = steps.iter().map(|line| number(line, "loss")).collect();
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
 
+    let validations: Vec<&Value> = all.iter().filter(|line| line["validation_bits_per_byte"].is_number()).collect();
+    let paused = |first: f64, last: f64| -> f64 {
+        samples.iter().filter(|sample| (first..last).contains(&sample.at)).map(|sample| sample.paused).sum()
+    };
+    // A step's time lies between the ends of the one before and of its own.
+    let times: Vec<Time> = steps
+        .windows(2)
+        .map(|pair| {
+            let [begin, end] = [0, 1].map(|i| number(pair[i], "seconds"));
+            let follows_validation = validations.iter().any(|line| (begin..end).contains(&number(line, "seconds")));
+            Time { seconds: end - begin - paused(begin, end), follows_validation }
+        })
+        .collect();
+
     println!("{} parameters, {batch} sequences of {} tokens", config.parameter_count(), config.context_len);
-    println!("| minute | step | mean loss | {TOGETHER} above the {BEFORE} before, % | tokens/s | of the limit | MiB |");
-    println!("|{}", "---|".repeat(7));
+    println!(
+        "| minute | step | mean loss | {TOGETHER} above the {BEFORE} before, % | tokens/s | of the limit | steps alone | MiB |"
+    );
+    println!("|{}", "---|".repeat(8));
     for row in 1..=ROWS {
         let at = |row: usize| (steps.len() - 1) * row / ROWS;
         let (from, to) = (at(row - 1), at(row));
         let [first, last] = [from, to].map(|i| number(steps[i], "seconds"));
-        let learned = (number(steps[to], "step") - number(steps[from], "step")) * tokens;
         let excess = |i: usize| {
             mean(&losses[i + 1 - TOGETHER..=i]) / mean(&losses[i + 1 - TOGETHER - BEFORE..=i - TOGETHER]) - 1.0
         };
         let highest = (from + 1..=to).filter(|&i| i >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
         let here = || samples.iter().filter(|sample| (first..=last).contains(&sample.at));
-        let rate = learned / (last - first - here().map(|sample| sample.paused).sum::<f64>());
         let mut limits: Vec<f64> = here().filter_map(|sample| sample.flops).collect();
         if limits.is_empty() {
             limits = samples.iter().filter_map(|sample| sample.flops).collect();
         }
         let limit = mean(&limits) / flops_per_token;
+        let rate = |alone: bool| {
+            let counted = times[from..to].iter().filter(|time| !alone || !time.follows_validation);
+            tokens / mean(&counted.map(|time| time.seconds).collect::<Vec<_>>())
+        };
         println!(
-            "| {:.1} | {} | {:.3} | {:.1} | {rate:.0} | {:.2} | {:.0} |",
+            "| {:.1} | {} | {:.3} | {:.1} | {:.0} | {:.2} | {:.2} | {:.0} |",
             last / 60.0,
             number(steps[to], "step"),
             mean(&losses[from + 1..=to]),
             100.0 * highest,
-            rate / limit,
+            rate(false),
+            rate(false) / limit,
+            rate(true) / limit,
             here().map(|sample| sample.mib).fold(f64::NAN, f64::max)
         );
     }
-    let validations = all.iter().map(|line| number(line, "validation_bits_per_byte")).filter(|bits| !bits.is_nan());
-    let validations: Vec<String> = validations.map(|bits| format!("{bits:.4}")).collect();
+    let validations: Vec<String> =
+        validations.iter().map(|line| format!("{:.4}", number(line, "validation_bits_per_byte"))).collect();
     println!("\nbits per byte of the validation part: {}", validations.join(", "));
     Ok(())
+}
+
+/// How long a step took.
+struct Time {
+    seconds: f64,
+    /// Whether a validation, and what comes with it, is part of that.
+    follows_validation: bool,
 }
 
 /// What is measured of a process from outside.
@@ -149,7 +177,7 @@ fn train(text: &Path, options: &[&str], run: &Path) -> Result<Vec<Sample>> {
 
 /// The floating-point operations a second that the machine can make now.
 fn limit() -> f64 {
-    1e12 / arithmetic::limit_ms(1e9)
+    1e12 / arithmetic::mean_limit_ms(1e9)
 }
 
 /// The same while a process stands still.

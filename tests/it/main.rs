@@ -12,6 +12,8 @@ mod layer;
 mod mappings;
 mod multi_head;
 mod multi_head_contract;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+mod on_gpu;
 mod ops;
 mod ragged_decoding;
 mod support;

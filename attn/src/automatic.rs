@@ -5,6 +5,7 @@
 //! momentum and dropout; docs/recipe.md has the rules and the measurements behind them. All else is in `presets/automatic.toml`.
 
 use anyhow::Result;
+use candle_attention::Memory;
 use candle_attention::model::ModelConfig;
 use candle_attention::text::{Corpus, Document, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions, memory_needed};
@@ -33,6 +34,25 @@ const MAX_DROPOUT: f64 = 0.3;
 
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
+
+/// What a recipe takes into account of a machine, beside its speed.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Bytes of memory that are free.
+    memory: usize,
+    /// Threads that train.
+    threads: usize,
+}
+
+impl Machine {
+    /// None in particular.
+    pub const ANY: Self = Self { memory: usize::MAX, threads: 1 };
+
+    /// This one, as it is now.
+    pub fn this() -> Self {
+        Self { memory: Memory::now().available, threads: rayon::current_num_threads() }
+    }
+}
 
 /// The length of a text in tokens.
 #[derive(Clone, Copy, Debug)]
@@ -63,10 +83,14 @@ impl TextSize {
         Self { train, validation, vocab_size }
     }
 
-    /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among those with which
+    /// The recipe for this text, so many floating-point operations and a machine. Its sizes are among those with which
     /// `merged` gives a model: the settings of a recipe with all that is set over it.
-    pub fn recipe(&self, work: f64, memory: usize, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
-        let base = base()?;
+    pub fn recipe(&self, work: f64, machine: Machine, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
+        let (mut base, Machine { memory, threads }) = (base()?, machine);
+        // A thread for each part of a batch; they scale better than the parts of an operation.
+        if threads > TrainOptions::default().shards {
+            set(&mut base, "shards", threads as i64);
+        }
         let mut chosen = None;
         for sizes in SIZES {
             let recipe = self.sized(&base, sizes);
@@ -269,7 +293,7 @@ mod tests {
         let work = seconds * SECOND;
         let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
         let size = TextSize::expected(bytes, &tokenizer);
-        let mut recipe = size.recipe(work, usize::MAX, &alone).unwrap();
+        let mut recipe = size.recipe(work, Machine::ANY, &alone).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
         recipe.extend(size.recipe_for_steps(&settings, steps).unwrap());
@@ -282,7 +306,7 @@ mod tests {
             for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
                 for seconds in [1.0, 60.0, 60_000.0] {
                     let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
-                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX, &alone).unwrap()])
+                    Settings::merged(&[&size.recipe(seconds * SECOND, Machine::ANY, &alone).unwrap()])
                         .unwrap()
                         .check()
                         .unwrap();
@@ -314,6 +338,16 @@ mod tests {
                 .map(|(recipe, steps)| *steps as i64 * number(recipe, "batch") * number(recipe, "context"));
             assert!(sizes.is_sorted() && sizes[0] < sizes[3], "{bytes}: {sizes:?}");
             assert!(trained[0] < trained[2] && trained[2] < trained[4], "{bytes}: {trained:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_has_a_part_for_each_thread_and_four_at_least() {
+        let size = TextSize::expected(1_000_000, &"char".parse().unwrap());
+        for (threads, expected) in [(1, None), (4, None), (5, Some(5)), (16, Some(16))] {
+            let machine = Machine { threads, ..Machine::ANY };
+            let recipe = size.recipe(60.0 * SECOND, machine, &alone).unwrap();
+            assert_eq!(recipe.get("shards").and_then(Value::as_integer), expected, "{threads}");
         }
     }
 
@@ -361,9 +395,9 @@ mod tests {
     #[test]
     fn windows_fit_into_the_validation_text() {
         let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
-        assert_eq!(number(&text.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 30);
+        assert_eq!(number(&text.recipe(SECOND, Machine::ANY, &alone).unwrap(), "context"), 30);
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
-        assert_eq!(number(&none.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 50);
+        assert_eq!(number(&none.recipe(SECOND, Machine::ANY, &alone).unwrap(), "context"), 50);
         let short = TextSize { train: 100.0, validation: 10_000.0, vocab_size: 20 };
         assert_eq!((short.max_context(), TextSize { validation: 3.0, ..short }.max_context()), (50, 2));
     }
@@ -375,7 +409,7 @@ mod tests {
             for kv_heads in [1, 2, 3, 5, 8] {
                 let set = Table::from_iter([("kv-heads".to_string(), Value::from(kv_heads))]);
                 let merged = |recipe: &Table| Settings::merged(&[recipe, &set]);
-                let recipe = size.recipe(seconds * SECOND, usize::MAX, &merged).unwrap();
+                let recipe = size.recipe(seconds * SECOND, Machine::ANY, &merged).unwrap();
                 assert_eq!(number(&recipe, "heads") % kv_heads, 0, "{recipe}");
             }
         }
@@ -386,7 +420,9 @@ mod tests {
     fn a_model_fits_into_memory() {
         let size = TextSize::expected(100_000_000, &TokenizerChoice::Bpe(4096));
         let models = [usize::MAX, 300_000_000, 150_000_000].map(|memory| {
-            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory, &alone).unwrap()]).unwrap();
+            let settings =
+                Settings::merged(&[&size.recipe(600.0 * SECOND, Machine { memory, ..Machine::ANY }, &alone).unwrap()])
+                    .unwrap();
             let config = settings.model_config(4096, None).unwrap();
             assert!(memory_needed(&config, &settings.train_options().unwrap(), None) <= memory);
             config.parameter_count()

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_attention::Memory;
 use candle_attention::generate::Pipeline;
 use candle_attention::model::{ModelConfig, load_weights};
 use candle_attention::text::{
@@ -15,7 +14,7 @@ use candle_attention::train::{FrozenBase, Trainer};
 use candle_core::Device;
 use toml::{Table, Value};
 
-use super::automatic::{self, TextSize};
+use super::automatic::{self, Machine, TextSize};
 use super::progress::{rounded, text_progress};
 use super::settings::Settings;
 use super::terminal::note;
@@ -97,8 +96,8 @@ impl OptionLayers {
             (Some(preset), _) => merged(preset)?,
             (None, Some((size, work))) => {
                 // Where the number of steps is given, no machine has a say.
-                let memory = if self.sets_steps()? { usize::MAX } else { Memory::now().available };
-                let mut recipe = size.recipe(work, memory, &merged)?;
+                let machine = if self.sets_steps()? { Machine::ANY } else { Machine::this() };
+                let mut recipe = size.recipe(work, machine, &merged)?;
                 let context = self.context().and_then(Value::as_integer);
                 recipe.extend(size.batch_of(&merged(&recipe)?, context)?);
                 let sized = merged(&recipe)?;

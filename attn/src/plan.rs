@@ -146,12 +146,11 @@ fn time(options: &TrainOptions, validations: u64, start_up: f64, (step, validati
     if !options.is_timed() {
         return format!("time: about {} {each}", rounded(start_up + step * options.steps as f64 + validating));
     }
-    let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
-    let (fewest, seconds) = (warmup_steps + decay_steps, 60.0 * options.minutes);
-    // What is chosen rests on the speed of one product, and this on a step.
-    let fitting = ((seconds - start_up - validating) / step) as u64;
-    let total = rounded(seconds.max(start_up + step * fewest as f64 + validating));
-    format!("time: about {total}, {} {each}", counted(fitting.max(fewest) as usize, "step"))
+    // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
+    let (fewest, seconds) = (options.lr_schedule().warmup_steps, 60.0 * options.minutes);
+    let steps = (((seconds - start_up - validating) / step) as u64).max(fewest);
+    let total = rounded(seconds.max(start_up + step * steps as f64 + validating));
+    format!("time: about {total}, {} {each}", counted(steps as usize, "step"))
 }
 
 /// The seconds of a step and of a validation, from a second of each.

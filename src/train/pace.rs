@@ -6,10 +6,16 @@
 //! ```text
 //! d t + (ceil((b + d) / e) - floor(b / e)) v >= s
 //! ```
+//!
+//! Where this holds by far at once, after the warm-up, the machine is slower than the plan knew, and the decay takes the steps that
+//! fit.
 
 use std::time::{Duration, Instant};
 
 use super::{RunDir, Trainer};
+
+/// How much longer than its minutes a run may take before its decay becomes shorter than planned; a fraction of them.
+const MAX_EXCESS: f64 = 0.05;
 
 /// The mean times of this session.
 pub(super) struct Pace {
@@ -65,26 +71,36 @@ impl Pace {
         options.is_timed().then_some(60.0 * options.minutes - passed)
     }
 
-    /// Whether the time decides on the number of steps, and the decay has to begin now.
-    pub(super) fn decays_now(&self, trainer: &Trainer, run: Option<&RunDir>) -> bool {
-        self.seconds_left(trainer, run).is_some_and(|left| self.decay_is_due(trainer, left))
+    /// The steps of the decay, if the time decides on the number of steps and the decay has to begin now.
+    pub(super) fn decay_now(&self, trainer: &Trainer, run: Option<&RunDir>) -> Option<u64> {
+        self.due_decay(trainer, self.seconds_left(trainer, run)?)
     }
 
-    /// Whether the decay has to begin now for the run to end in `left` seconds.
-    fn decay_is_due(&self, trainer: &Trainer, left: f64) -> bool {
-        let schedule = trainer.options().lr_schedule();
-        let (done, decay, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
-        let validations = (done + decay).div_ceil(every) - done / every;
-        let needed = |step: f64| decay as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
-        done >= schedule.warmup_steps && self.step.seconds().is_some_and(|step| needed(step) >= left)
+    /// The steps of the decay, if it has to begin now for the run to end in `left` seconds: those that are planned, unless these
+    /// would make the run too long; then those that fit.
+    fn due_decay(&self, trainer: &Trainer, left: f64) -> Option<u64> {
+        let (step, schedule) = (self.step.seconds()?, trainer.options().lr_schedule());
+        let (done, planned, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
+        let validations = (done + planned).div_ceil(every) - done / every;
+        let needed = planned as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
+        if done < schedule.warmup_steps || needed < left {
+            return None;
+        }
+        let is_too_long = needed > left + MAX_EXCESS * 60.0 * trainer.options().minutes;
+        Some(if is_too_long { self.fitting_steps(trainer, left, step).min(planned) } else { planned })
     }
 
     /// The steps that the run is expected to make if it has to end in `left` seconds.
     pub(super) fn expected_steps(&self, trainer: &Trainer, left: f64) -> u64 {
         let Some(step) = self.step.seconds() else { return trainer.options().steps };
+        let steps = trainer.steps_done() + self.fitting_steps(trainer, left, step);
+        steps.max(trainer.options().lr_schedule().warmup_steps)
+    }
+
+    /// The steps of `step` seconds that fit into `left` seconds, with their validations.
+    fn fitting_steps(&self, trainer: &Trainer, left: f64, step: f64) -> u64 {
         let (validation, every) = (self.validation_seconds(trainer, step), trainer.eval_interval() as f64);
-        let steps = (left - validation) / (step + validation / every);
-        trainer.steps_done() + (steps as u64).max(trainer.options().lr_schedule().decay_steps)
+        ((left - validation) / (step + validation / every)) as u64
     }
 
     fn validation_seconds(&self, trainer: &Trainer, step: f64) -> f64 {
@@ -132,15 +148,27 @@ mod tests {
     #[test]
     fn the_decay_begins_when_the_time_left_is_what_it_takes() {
         let (trainer, pace) = paced();
+        let due = |trainer: &Trainer, left| pace.due_decay(trainer, left);
         // 40 steps and 3 validations.
-        assert!(!pace.decay_is_due(&trainer, 110.1) && pace.decay_is_due(&trainer, 110.0));
+        assert_eq!((due(&trainer, 110.1), due(&trainer, 110.0)), (None, Some(40)));
         let mut trainer = trainer;
         // Steps 30 to 70 end in validations at 32, 48, 64 and 70.
         trainer.state.step = 30;
-        assert!(!pace.decay_is_due(&trainer, 120.1) && pace.decay_is_due(&trainer, 120.0));
-        assert!(!Pace::new().decay_is_due(&trainer, 0.0), "before the first step nothing is known");
+        assert_eq!((due(&trainer, 120.1), due(&trainer, 120.0)), (None, Some(40)));
+        assert_eq!(Pace::new().due_decay(&trainer, 0.0), None, "before the first step nothing is known");
         let left = pace.seconds_left(&trainer, None).unwrap();
         assert!(left <= 300.0 && left > 200.0, "{left}");
+    }
+
+    #[test]
+    fn a_decay_that_would_take_far_too_long_is_shortened_to_what_fits() {
+        let (trainer, pace) = paced();
+        // A twentieth of 5 minutes is allowed to be missing of 110 seconds.
+        assert_eq!(pace.due_decay(&trainer, 95.0), Some(40));
+        // 16 steps and a validation take 42 s, and one validation is the last.
+        assert_eq!(pace.due_decay(&trainer, 94.9), Some(32));
+        assert_eq!(pace.due_decay(&trainer, 52.0), Some(16));
+        assert_eq!(pace.due_decay(&trainer, -1.0), Some(0));
     }
 
     #[test]
@@ -148,7 +176,7 @@ mod tests {
         let (trainer, pace) = paced();
         // 16 steps and a validation take 42 s; a validation ends the run.
         assert_eq!(pace.expected_steps(&trainer, 10.0 + 10.0 * 42.0), 160);
-        assert_eq!(pace.expected_steps(&trainer, 1.0), 40, "no less than the decay");
+        assert_eq!(pace.expected_steps(&trainer, 52.0), 16);
         assert_eq!(Pace::new().expected_steps(&trainer, 1.0), 80);
     }
 }

@@ -50,8 +50,9 @@ pub struct TrainOptions {
     pub steps: u64,
     /// The time of the run, if that decides on its length; 0 once it has, and where `steps` does. The warm-up and the decay
     /// have the lengths that they have for the expected `steps`; the peak rate is kept until the time that is left is what
-    /// the decay takes. Then `steps` becomes the number that this gives. [`train`](super::train) does so; a loop of one's own
-    /// that only calls [`Trainer::step`](super::Trainer::step) stays at the peak rate.
+    /// the decay takes. Then `steps` becomes the number that this gives. Where the time after the warm-up is too short for the
+    /// decay, this is shortened to what fits. [`train`](super::train) does so; a loop of one's own that only calls
+    /// [`Trainer::step`](super::Trainer::step) stays at the peak rate.
     pub minutes: f64,
     /// Sequences per step (B).
     pub batch: usize,
@@ -191,16 +192,16 @@ impl TrainOptions {
         if self.is_timed() { u64::MAX } else { self.steps }
     }
 
-    /// These options for a run that decays from step `step` on, after which they no longer depend on the time: all lengths in
-    /// steps are what they were.
-    pub(super) fn decaying_from(&self, step: u64, eval_every: u64) -> Self {
-        let steps = step + self.part(self.decay);
+    /// These options for a run that decays from step `step` on, for `decay_steps`, after which they no longer depend on the
+    /// time: all other lengths in steps are what they were.
+    pub(super) fn decaying_from(&self, step: u64, decay_steps: u64, eval_every: u64) -> Self {
+        let steps = step + decay_steps;
         let same = |fraction: f64| (self.part(fraction) as f64 / steps as f64).min(1.0);
         Self {
             steps,
             minutes: 0.0,
             warmup: same(self.warmup),
-            decay: same(self.decay),
+            decay: (decay_steps as f64 / steps as f64).min(1.0),
             average: same(self.average),
             eval_every: Some(eval_every),
             ..self.clone()
@@ -277,7 +278,8 @@ mod tests {
         assert_eq!(TrainOptions { eval_every: Some(5), ..options }.eval_interval(111_540, 64), 5);
     }
 
-    /// What is settled gives the rates from the first step on that the run has had, and then the decay that was planned.
+    /// What is settled gives the rates from the first step on that the run has had, and then a decay of the length that was
+    /// planned, or shorter.
     #[test]
     fn a_run_that_begins_its_decay_has_had_the_rates_of_its_final_options() {
         for (steps, warmup, decay) in [(1000, 0.0333, 0.6), (7, 0.2, 0.5), (1_234_567, 0.01, 0.37), (20, 0.0, 1.0)] {
@@ -285,20 +287,23 @@ mod tests {
             let open =
                 TrainOptions { steps, minutes: 3.0, warmup, decay, schedule, average: 0.15, ..Default::default() };
             let planned = open.lr_schedule();
-            for begin in [planned.warmup_steps, planned.warmup_steps + 1, steps, 3 * steps + 11] {
-                let settled = open.decaying_from(begin, 9);
+            let begins = [planned.warmup_steps, planned.warmup_steps + 1, steps, 3 * steps + 11];
+            let decays = [planned.decay_steps, planned.decay_steps / 3, 1];
+            for (begin, decay) in begins.into_iter().flat_map(|begin| decays.map(|decay| (begin, decay))) {
+                let settled = open.decaying_from(begin, decay, 9);
                 settled.validate().unwrap();
-                assert_eq!((settled.steps, settled.minutes), (begin + planned.decay_steps, 0.0));
-                assert_eq!(settled.average_span(u64::MAX), open.average_span(u64::MAX));
+                assert_eq!((settled.steps, settled.minutes), (begin + decay, 0.0));
+                assert_eq!(settled.average_span(settled.steps), open.average_span(settled.steps));
                 let settled = settled.lr_schedule();
-                let lengths = |schedule: LrSchedule| (schedule.warmup_steps, schedule.decay_steps);
-                assert_eq!(lengths(settled), lengths(planned), "{steps}, {begin}");
+                let lengths = (settled.warmup_steps, settled.decay_steps);
+                assert_eq!(lengths, (planned.warmup_steps, decay), "{steps}, {begin}");
                 for step in (0..begin).step_by(1 + begin as usize / 1000) {
                     assert_eq!(settled.factor(step), planned.factor(step), "{steps}, {begin}: {step}");
                 }
-                let next = 1.0 - (1.0 - open.min_lr) / planned.decay_steps.max(1) as f64;
-                assert!(planned.decay_steps == 0 || (settled.factor(begin + 1) - next).abs() < 1e-12);
+                let next = 1.0 - (1.0 - open.min_lr) / decay as f64;
+                assert!((settled.factor(begin + 1) - next).abs() < 1e-12);
             }
+            open.decaying_from(planned.warmup_steps.max(1), 0, 9).validate().unwrap();
         }
     }
 

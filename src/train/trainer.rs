@@ -156,9 +156,9 @@ impl Trainer {
         })
     }
 
-    /// Begins the decay of a run whose length the time decides: from here on it is a run of so many steps.
-    pub(super) fn begin_decay(&mut self) {
-        self.options = self.options.decaying_from(self.state.step, self.eval_interval());
+    /// Begins the decay, of so many steps, of a run whose length the time decides: from here on it has a number of steps.
+    pub(super) fn begin_decay(&mut self, decay_steps: u64) {
+        self.options = self.options.decaying_from(self.state.step, decay_steps, self.eval_interval());
     }
 
     /// The processes that share the work.

@@ -75,8 +75,8 @@ pub fn train(
             trainer.state.audit.conclude()?;
         }
         let saves = is_due || run.as_ref().is_some_and(|run| run.is_save_due(trainer));
-        let decays = pace.decays_now(trainer, run.as_deref());
-        let own = Turn { stop, saves, decays, has_run: run.is_some() };
+        let decay = pace.decay_now(trainer, run.as_deref());
+        let own = Turn { stop, saves, decay, has_run: run.is_some() };
         let mut all = own.agreed(trainer.processes())?;
         stop = all.stop;
         // After the validation, so that the checkpoint knows of it.
@@ -90,8 +90,8 @@ pub fn train(
                 None => drop(trainer.tensors()?),
             }
             // It has taken time.
-            let decays = pace.decays_now(trainer, run.as_deref());
-            all = Turn { stop, decays, ..all }.agreed(trainer.processes())?;
+            let decay = pace.decay_now(trainer, run.as_deref());
+            all = Turn { stop, decay, ..all }.agreed(trainer.processes())?;
             stop = all.stop;
         }
         if is_over {
@@ -100,8 +100,8 @@ pub fn train(
         if stop {
             return Ok(Outcome::Interrupted);
         }
-        if all.decays {
-            trainer.begin_decay();
+        if let Some(steps) = all.decay {
+            trainer.begin_decay(steps);
             run.as_mut().map_or(Ok(()), |run| run.settle(trainer))?;
             // A decay of no steps ends the run here.
             continue;
@@ -127,7 +127,8 @@ struct Turn {
     stop: bool,
     /// Whether a checkpoint is due.
     saves: bool,
-    decays: bool,
+    /// The steps of the decay, if it begins now.
+    decay: Option<u64>,
     /// Whether there is a folder to save it in.
     has_run: bool,
 }
@@ -136,11 +137,19 @@ impl Turn {
     /// What all processes do: stop, if one of them wants to, and else what the first says, whose clock counts and which has the
     /// run's folder.
     fn agreed(self, processes: &dyn Processes) -> Result<Self> {
-        let own = [self.stop, self.saves, self.decays, self.has_run].map(u8::from);
-        let mut all = vec![[0; 4]; processes.count()];
+        let mut own = [0; 12];
+        let (flags, steps) = own.split_at_mut(4);
+        flags.copy_from_slice(&[self.stop, self.saves, self.has_run, self.decay.is_some()].map(u8::from));
+        steps.copy_from_slice(&self.decay.unwrap_or_default().to_le_bytes());
+        let mut all = vec![[0; 12]; processes.count()];
         processes.all_gather(&own, all.as_flattened_mut(), &vec![own.len(); processes.count()])?;
-        let [_, saves, decays, has_run] = all[0].map(|answer| answer > 0);
-        Ok(Self { stop: all.iter().any(|[stop, ..]| *stop > 0), saves, decays, has_run })
+        let [_, saves, has_run, decays, steps @ ..] = all[0];
+        Ok(Self {
+            stop: all.iter().any(|[stop, ..]| *stop > 0),
+            saves: saves > 0,
+            decay: (decays > 0).then_some(u64::from_le_bytes(steps)),
+            has_run: has_run > 0,
+        })
     }
 }
 

@@ -223,18 +223,22 @@ impl Search {
         if is_here || found.len() < MIN_POINTS[round] { vec![] } else { found }
     }
 
-    /// The automatic choice, as far as a search chooses.
+    /// The automatic choice, as far as a search chooses. It times the machine, and two do so side by side as two runs will.
     fn automatic(&self, text: &str, seconds: u64) -> Result<Table> {
         if let Some(line) = self.found(|line| line.rules == Some(RULES) && line.text == text && line.seconds == seconds)
         {
             return Ok(line.recipe);
         }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
-        command.args(["train", "--dry-run", "--threads", "1", "--minutes"]).arg((seconds as f64 / 60.0).to_string());
-        let (_, printed) = training::timed(command.arg(&self.paths(text)[0]))?;
-        let all: Table = printed.parse()?;
+        let printed = side_by_side(&[(); SIDE_BY_SIDE], |()| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_attn"));
+            command
+                .args(["train", "--dry-run", "--threads", "1", "--minutes"])
+                .arg((seconds as f64 / 60.0).to_string());
+            Ok(training::timed(command.arg(&self.paths(text)[0]))?.1)
+        })?;
+        let all: Table = printed[0].parse()?;
         // A recipe of a search has no other.
-        ensure!(all["architecture"].as_str() == Some("qwen3") && all["tie"].as_bool() == Some(false), "{printed}");
+        ensure!(all["architecture"].as_str() == Some("qwen3") && all["tie"].as_bool() == Some(false), "{}", printed[0]);
         Ok(all.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect())
     }
 

@@ -12,8 +12,8 @@ use candle_attention::train::{OptimizerKind, TrainOptions, memory_needed};
 use toml::{Table, Value};
 
 use super::model_sizes::{HEAD_DIM, SIZES};
-use super::options;
 use super::settings::Settings;
+use super::{options, processes};
 
 /// The minutes of a run for which nothing else is said.
 pub const MINUTES: f64 = 1.0;
@@ -39,8 +39,8 @@ const LONG_RUN: u64 = 2000;
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     /// Bytes of memory that are free.
-    memory: usize,
-    /// Threads that train.
+    pub memory: usize,
+    /// Threads that train, if they are those of one process.
     threads: usize,
 }
 
@@ -50,7 +50,8 @@ impl Machine {
 
     /// This one, as it is now.
     pub fn this() -> Self {
-        Self { memory: Memory::now().available, threads: rayon::current_num_threads() }
+        let threads = if processes::are_several() { 1 } else { rayon::current_num_threads() };
+        Self { memory: Memory::now().available, threads }
     }
 }
 
@@ -83,14 +84,10 @@ impl TextSize {
         Self { train, validation, vocab_size }
     }
 
-    /// The recipe for this text, so many floating-point operations and a machine. Its sizes are among those with which
+    /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among those with which
     /// `merged` gives a model: the settings of a recipe with all that is set over it.
-    pub fn recipe(&self, work: f64, machine: Machine, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
-        let (mut base, Machine { memory, threads }) = (base()?, machine);
-        // A thread for each part of a batch; they scale better than the parts of an operation.
-        if threads > TrainOptions::default().shards {
-            set(&mut base, "shards", threads as i64);
-        }
+    pub fn recipe(&self, work: f64, memory: usize, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
+        let base = base()?;
         let mut chosen = None;
         for sizes in SIZES {
             let recipe = self.sized(&base, sizes);
@@ -101,6 +98,21 @@ impl TextSize {
         }
         // Where none goes with what is set, the first is refused for it.
         Ok(chosen.unwrap_or_else(|| self.sized(&base, SIZES[0])))
+    }
+
+    /// The parts of a batch, if a machine has more threads than there are by default: one for each, as parts scale better than
+    /// operations do, but no more than make the longest part shorter. As by default where these leave more than half of the
+    /// threads without work, or memory has no room for the gradients of so many.
+    pub fn shards(&self, settings: &Settings, machine: Machine) -> Result<Table> {
+        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
+        let sequences = options.batch.div_ceil(options.accumulate.max(1));
+        let shards = sequences.div_ceil(sequences.div_ceil(machine.threads).max(1));
+        let mut recipe = Table::new();
+        let is_better = shards > TrainOptions::default().shards && 2 * shards >= machine.threads;
+        if is_better && memory_needed(&config, &TrainOptions { shards, ..options }, None) <= machine.memory {
+            set(&mut recipe, "shards", shards as i64);
+        }
+        Ok(recipe)
     }
 
     /// What follows from the number of steps: Muon's momentum, and dropout where a text is read often. A model with many
@@ -293,7 +305,7 @@ mod tests {
         let work = seconds * SECOND;
         let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
         let size = TextSize::expected(bytes, &tokenizer);
-        let mut recipe = size.recipe(work, Machine::ANY, &alone).unwrap();
+        let mut recipe = size.recipe(work, usize::MAX, &alone).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
         recipe.extend(size.recipe_for_steps(&settings, steps).unwrap());
@@ -306,7 +318,7 @@ mod tests {
             for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
                 for seconds in [1.0, 60.0, 60_000.0] {
                     let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
-                    Settings::merged(&[&size.recipe(seconds * SECOND, Machine::ANY, &alone).unwrap()])
+                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX, &alone).unwrap()])
                         .unwrap()
                         .check()
                         .unwrap();
@@ -342,13 +354,28 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_a_part_for_each_thread_and_four_at_least() {
+    fn a_batch_has_a_part_for_each_thread_where_that_pays() {
         let size = TextSize::expected(1_000_000, &"char".parse().unwrap());
-        for (threads, expected) in [(1, None), (4, None), (5, Some(5)), (16, Some(16))] {
-            let machine = Machine { threads, ..Machine::ANY };
-            let recipe = size.recipe(60.0 * SECOND, machine, &alone).unwrap();
-            assert_eq!(recipe.get("shards").and_then(Value::as_integer), expected, "{threads}");
+        let shards = |batch: i64, machine: Machine| {
+            let mut recipe = size.recipe(60.0 * SECOND, usize::MAX, &alone).unwrap();
+            set(&mut recipe, "batch", batch);
+            let shards = size.shards(&alone(&recipe).unwrap(), machine).unwrap();
+            shards.get("shards").and_then(Value::as_integer)
+        };
+        for (batch, threads, expected) in [
+            (16, 1, None),
+            (16, 4, None),
+            (16, 8, Some(8)),
+            (16, 12, Some(8)),
+            (16, 16, Some(16)),
+            (12, 16, Some(12)),
+            (8, 6, None),
+            (8, 17, None),
+            (1, 2, None),
+        ] {
+            assert_eq!(shards(batch, Machine { threads, ..Machine::ANY }), expected, "{batch} on {threads}");
         }
+        assert_eq!(shards(16, Machine { threads: 16, memory: 1 << 20 }), None);
     }
 
     #[test]
@@ -395,9 +422,9 @@ mod tests {
     #[test]
     fn windows_fit_into_the_validation_text() {
         let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
-        assert_eq!(number(&text.recipe(SECOND, Machine::ANY, &alone).unwrap(), "context"), 30);
+        assert_eq!(number(&text.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 30);
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
-        assert_eq!(number(&none.recipe(SECOND, Machine::ANY, &alone).unwrap(), "context"), 50);
+        assert_eq!(number(&none.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 50);
         let short = TextSize { train: 100.0, validation: 10_000.0, vocab_size: 20 };
         assert_eq!((short.max_context(), TextSize { validation: 3.0, ..short }.max_context()), (50, 2));
     }
@@ -409,7 +436,7 @@ mod tests {
             for kv_heads in [1, 2, 3, 5, 8] {
                 let set = Table::from_iter([("kv-heads".to_string(), Value::from(kv_heads))]);
                 let merged = |recipe: &Table| Settings::merged(&[recipe, &set]);
-                let recipe = size.recipe(seconds * SECOND, Machine::ANY, &merged).unwrap();
+                let recipe = size.recipe(seconds * SECOND, usize::MAX, &merged).unwrap();
                 assert_eq!(number(&recipe, "heads") % kv_heads, 0, "{recipe}");
             }
         }
@@ -420,9 +447,7 @@ mod tests {
     fn a_model_fits_into_memory() {
         let size = TextSize::expected(100_000_000, &TokenizerChoice::Bpe(4096));
         let models = [usize::MAX, 300_000_000, 150_000_000].map(|memory| {
-            let settings =
-                Settings::merged(&[&size.recipe(600.0 * SECOND, Machine { memory, ..Machine::ANY }, &alone).unwrap()])
-                    .unwrap();
+            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory, &alone).unwrap()]).unwrap();
             let config = settings.model_config(4096, None).unwrap();
             assert!(memory_needed(&config, &settings.train_options().unwrap(), None) <= memory);
             config.parameter_count()

@@ -20,6 +20,9 @@ use super::settings::Settings;
 use super::terminal::note;
 use super::{options, remarks, speed, texts};
 
+/// The part of a run's time that is left to train, however long reading has taken.
+pub const MIN_LEFT: f64 = 0.3;
+
 /// The options from all places, before they are merged.
 pub struct OptionLayers {
     /// On the command line.
@@ -97,9 +100,10 @@ impl OptionLayers {
             (None, Some((size, work))) => {
                 // Where the number of steps is given, no machine has a say.
                 let machine = if self.sets_steps()? { Machine::ANY } else { Machine::this() };
-                let mut recipe = size.recipe(work, machine, &merged)?;
+                let mut recipe = size.recipe(work, machine.memory, &merged)?;
                 let context = self.context().and_then(Value::as_integer);
                 recipe.extend(size.batch_of(&merged(&recipe)?, context)?);
+                recipe.extend(size.shards(&merged(&recipe)?, machine)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;
                 recipe.extend(size.recipe_for_steps(&sized, steps)?);
@@ -275,8 +279,6 @@ impl Source {
 
     /// What is left of the work once the text has been read, which began then, with a note if it is too little.
     fn work_left(&self, reading_began: Instant) -> f64 {
-        /// The part that is left to train, however long reading has taken.
-        const MIN_LEFT: f64 = 0.3;
         let Some(minutes) = self.minutes else { return self.work };
         let seconds = reading_began.elapsed().as_secs_f64();
         let left = 1.0 - seconds / (60.0 * minutes);

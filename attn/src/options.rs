@@ -108,7 +108,11 @@ pub const TRAINING: &[Opt] = &[
         "Context length: the maximum number of tokens the model sees at once. With --init, the length of the sequences to \
          train on, up to the model's context, which it keeps",
     ),
-    opt("shards", Whole(1), "Parts of a batch, side by side on threads of their own or, if few, in turn [default: 4]"),
+    opt(
+        "shards",
+        Whole(1),
+        "Parts of a batch, side by side on threads of their own or, if few, in turn [default: 4; where the time decides, up to one for each thread]",
+    ),
     opt("accumulate", Whole(1), "Split each batch into N parts, which takes less memory [default: 1]"),
     opt(
         "precision",

@@ -13,6 +13,7 @@ use candle_attention::text::{Corpus, Tokenizer};
 use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, watch_bytes};
 use indicatif::{DecimalBytes, HumanCount};
 
+use super::option_layers::MIN_LEFT;
 use super::progress::rounded;
 use super::settings::Settings;
 use super::terminal::{counted, note};
@@ -129,7 +130,7 @@ pub fn dry_run(
     let start_up = started.elapsed().as_secs_f64();
     let every = options.eval_interval(corpus.validation.len(), options.window_len(&config));
     lines += &match measure(trainer) {
-        Ok(measured) => time(&options, options.steps.div_ceil(every), start_up, measured),
+        Ok(measured) => time(&options, every, start_up, measured),
         Err(error) => format!("time: unknown: a step to measure it failed: {error}"),
     };
     remarks(&config, &corpus, &options).iter().for_each(|remark| lines += &format!("\n{remark}"));
@@ -138,19 +139,29 @@ pub fn dry_run(
     Ok(())
 }
 
-/// How long the run will take, on one line: `start_up` seconds until the first step, and the seconds of a step and of each of
-/// the validations.
-fn time(options: &TrainOptions, validations: u64, start_up: f64, (step, validation): (f64, f64)) -> String {
-    let validating = validation * validations as f64;
+/// How long the run will take, on one line: `start_up` seconds until the first step, and the seconds of a step and of a validation,
+/// one every `every` steps.
+fn time(options: &TrainOptions, every: u64, start_up: f64, (step, validation): (f64, f64)) -> String {
+    let steps = if options.is_timed() {
+        // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
+        let all = 60.0 * options.minutes;
+        let left = (all - start_up).max(MIN_LEFT * all);
+        let fitting = ((left - validation) / (step + validation / every as f64)) as u64;
+        fitting.max(options.lr_schedule().warmup_steps).max(1)
+    } else {
+        options.steps
+    };
+    let validations = steps.div_ceil(every);
+    let seconds = start_up + step * steps as f64 + validation * validations as f64;
     let each = format!("({:.1} ms per step, {validations} x {validation:.2} s for validation)", 1e3 * step);
-    if !options.is_timed() {
-        return format!("time: about {} {each}", rounded(start_up + step * options.steps as f64 + validating));
+    match options.is_timed() {
+        true => format!(
+            "time: about {}, {} {each}",
+            rounded(seconds.max(60.0 * options.minutes)),
+            counted(steps as usize, "step")
+        ),
+        false => format!("time: about {} {each}", rounded(seconds)),
     }
-    // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
-    let (fewest, seconds) = (options.lr_schedule().warmup_steps, 60.0 * options.minutes);
-    let steps = (((seconds - start_up - validating) / step) as u64).max(fewest);
-    let total = rounded(seconds.max(start_up + step * steps as f64 + validating));
-    format!("time: about {total}, {} {each}", counted(steps as usize, "step"))
 }
 
 /// The seconds of a step and of a validation, from a second of each.

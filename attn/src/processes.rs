@@ -26,6 +26,11 @@ pub fn start() -> Result<Arc<dyn Processes>> {
     started
 }
 
+/// Whether a launcher has started several processes.
+pub fn are_several() -> bool {
+    place().is_some()
+}
+
 /// How many processes a launcher has started, if they are several, and which this is.
 fn place() -> Option<(usize, usize)> {
     /// Where launchers say so: Open MPI; MPICH and Intel MPI; Slurm, with PMIx and without.

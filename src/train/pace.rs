@@ -7,8 +7,8 @@
 //! d t + (ceil((b + d) / e) - floor(b / e)) v >= s
 //! ```
 //!
-//! Where this holds by far at once, after the warm-up, the machine is slower than the plan knew, and the decay takes the steps that
-//! fit.
+//! Where this holds by far after the warm-up, as steps are slower than the plan knew or the time is gone, the decay takes the steps
+//! that fit into what is left or, if that is more, into a part of the run's time.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,12 @@ use super::{RunDir, Trainer};
 
 /// How much longer than its minutes a run may take before its decay becomes shorter than planned; a fraction of them.
 const MAX_EXCESS: f64 = 0.05;
+
+/// The part of the run's time that a decay has at least, if it needs that.
+const MIN_DECAY: f64 = 0.3;
+
+/// Steps, after the first of a session, that tell how long a step takes.
+const ENOUGH: u32 = 2;
 
 /// The mean times of this session.
 pub(super) struct Pace {
@@ -77,7 +83,7 @@ impl Pace {
     }
 
     /// The steps of the decay, if it has to begin now for the run to end in `left` seconds: those that are planned, unless these
-    /// would make the run too long; then those that fit.
+    /// would make the run far too long; then those that fit.
     fn due_decay(&self, trainer: &Trainer, left: f64) -> Option<u64> {
         let (step, schedule) = (self.step.seconds()?, trainer.options().lr_schedule());
         let (done, planned, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
@@ -86,8 +92,13 @@ impl Pace {
         if done < schedule.warmup_steps || needed < left {
             return None;
         }
-        let is_too_long = needed > left + MAX_EXCESS * 60.0 * trainer.options().minutes;
-        Some(if is_too_long { self.fitting_steps(trainer, left, step).min(planned) } else { planned })
+        let all = 60.0 * trainer.options().minutes;
+        if needed <= left + MAX_EXCESS * all {
+            return Some(planned);
+        }
+        // The first step of a session may be a slow one.
+        let fitting = || self.fitting_steps(trainer, left.max(MIN_DECAY * all), step);
+        (self.step.count >= ENOUGH).then(|| fitting().max(1).min(planned))
     }
 
     /// The steps that the run is expected to make if it has to end in `left` seconds.
@@ -167,8 +178,15 @@ mod tests {
         assert_eq!(pace.due_decay(&trainer, 95.0), Some(40));
         // 16 steps and a validation take 42 s, and one validation is the last.
         assert_eq!(pace.due_decay(&trainer, 94.9), Some(32));
-        assert_eq!(pace.due_decay(&trainer, 52.0), Some(16));
-        assert_eq!(pace.due_decay(&trainer, -1.0), Some(0));
+        // No less than in 90 seconds, even if all time is gone.
+        assert_eq!(pace.due_decay(&trainer, 52.0), Some(30));
+        assert_eq!(pace.due_decay(&trainer, -1.0), Some(30));
+        let mut pace = Pace::new();
+        [9, 9].map(Duration::from_secs).into_iter().for_each(|step| pace.stepped(step));
+        assert_eq!(pace.due_decay(&trainer, 1.0), None, "two steps may be slow by chance");
+        pace.stepped(Duration::from_secs(9));
+        pace.validated(Duration::from_secs(1000));
+        assert_eq!(pace.due_decay(&trainer, 1.0), Some(1));
     }
 
     #[test]

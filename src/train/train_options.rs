@@ -193,16 +193,19 @@ impl TrainOptions {
     }
 
     /// These options for a run that decays from step `step` on, for `decay_steps`, after which they no longer depend on the
-    /// time: all other lengths in steps are what they were.
+    /// time. The warm-up has the steps that it had, and so has the average, which becomes shorter with the decay only as far as
+    /// nothing of the past changes.
     pub(super) fn decaying_from(&self, step: u64, decay_steps: u64, eval_every: u64) -> Self {
         let steps = step + decay_steps;
-        let same = |fraction: f64| (self.part(fraction) as f64 / steps as f64).min(1.0);
+        let fraction = |part: u64| (part as f64 / steps as f64).min(1.0);
+        let (span, planned) = (self.part(self.average), self.part(self.decay).max(1));
+        let shortened = (u128::from(span) * u128::from(decay_steps) / u128::from(planned)) as u64;
         Self {
             steps,
             minutes: 0.0,
-            warmup: same(self.warmup),
-            decay: (decay_steps as f64 / steps as f64).min(1.0),
-            average: same(self.average),
+            warmup: fraction(self.part(self.warmup)),
+            decay: fraction(decay_steps),
+            average: fraction(span.min(shortened.max(step))),
             eval_every: Some(eval_every),
             ..self.clone()
         }
@@ -293,7 +296,12 @@ mod tests {
                 let settled = open.decaying_from(begin, decay, 9);
                 settled.validate().unwrap();
                 assert_eq!((settled.steps, settled.minutes), (begin + decay, 0.0));
-                assert_eq!(settled.average_span(settled.steps), open.average_span(settled.steps));
+                assert_eq!(settled.average_span(begin), open.average_span(begin));
+                let [span, planned_span] = [&settled, &open].map(|options| options.average_span(u64::MAX));
+                match decay == planned.decay_steps {
+                    true => assert_eq!(span, planned_span),
+                    false => assert!(span <= begin.max(planned_span.div_ceil(3)), "{steps}, {begin}: {span}"),
+                }
                 let settled = settled.lr_schedule();
                 let lengths = (settled.warmup_steps, settled.decay_steps);
                 assert_eq!(lengths, (planned.warmup_steps, decay), "{steps}, {begin}");

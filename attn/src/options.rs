@@ -111,7 +111,8 @@ pub const TRAINING: &[Opt] = &[
     opt(
         "shards",
         Whole(1),
-        "Parts of a batch, side by side on threads of their own or, if few, in turn [default: 4; where the time decides, up to one for each thread]",
+        "Parts of a batch, side by side on threads of their own or, if few, in turn [default: 4; where the time decides, up \
+         to one for each thread]",
     ),
     opt("accumulate", Whole(1), "Split each batch into N parts, which takes less memory [default: 1]"),
     opt(

@@ -142,26 +142,22 @@ pub fn dry_run(
 /// How long the run will take, on one line: `start_up` seconds until the first step, and the seconds of a step and of a validation,
 /// one every `every` steps.
 fn time(options: &TrainOptions, every: u64, start_up: f64, (step, validation): (f64, f64)) -> String {
-    let steps = if options.is_timed() {
-        // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
-        let all = 60.0 * options.minutes;
-        let left = (all - start_up).max(MIN_LEFT * all);
-        let fitting = ((left - validation) / (step + validation / every as f64)) as u64;
-        fitting.max(options.lr_schedule().warmup_steps).max(1)
-    } else {
-        options.steps
+    let took = |steps: u64| {
+        let validations = steps.div_ceil(every);
+        let each = format!("({:.1} ms per step, {validations} x {validation:.2} s for validation)", 1e3 * step);
+        (start_up + step * steps as f64 + validation * validations as f64, each)
     };
-    let validations = steps.div_ceil(every);
-    let seconds = start_up + step * steps as f64 + validation * validations as f64;
-    let each = format!("({:.1} ms per step, {validations} x {validation:.2} s for validation)", 1e3 * step);
-    match options.is_timed() {
-        true => format!(
-            "time: about {}, {} {each}",
-            rounded(seconds.max(60.0 * options.minutes)),
-            counted(steps as usize, "step")
-        ),
-        false => format!("time: about {} {each}", rounded(seconds)),
+    if !options.is_timed() {
+        let (seconds, each) = took(options.steps);
+        return format!("time: about {} {each}", rounded(seconds));
     }
+    // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
+    let all = 60.0 * options.minutes;
+    let left = (all - start_up).max(MIN_LEFT * all);
+    let fitting = ((left - validation) / (step + validation / every as f64)) as u64;
+    let steps = fitting.max(options.lr_schedule().warmup_steps).max(1);
+    let (seconds, each) = took(steps);
+    format!("time: about {}, {} {each}", rounded(seconds.max(all)), counted(steps as usize, "step"))
 }
 
 /// The seconds of a step and of a validation, from a second of each.

@@ -15,7 +15,9 @@ pub fn randn(seed: u64, shape: &[usize]) -> Tensor {
 
 /// All values, in rows.
 pub fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    // Not every device has `f64`.
+    let on_cpu = tensor.to_device(&Device::Cpu).unwrap();
+    on_cpu.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The largest difference between two tensors.

@@ -17,7 +17,7 @@ use candle_attention::ops::{
 };
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 
-use crate::support::randn;
+use crate::support::{randn, values};
 
 pub static GPU: LazyLock<Device> = LazyLock::new(|| {
     let device = if cfg!(feature = "cuda") { Device::new_cuda(0) } else { Device::new_metal(0) };
@@ -40,10 +40,6 @@ pub fn moved(tensor: &Tensor, dtype: DType, device: &Device) -> Tensor {
     // Not every device has `f64`.
     let on_cpu = tensor.to_device(&Device::Cpu).unwrap();
     on_cpu.to_dtype(dtype).unwrap().to_device(device).unwrap()
-}
-
-fn values(tensor: &Tensor) -> Vec<f64> {
-    moved(tensor, DType::F64, &Device::Cpu).flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn largest(tensor: &Tensor) -> f64 {
@@ -214,7 +210,7 @@ fn attention() {
         let (out, weights) = ops::attention_with_weights(&x[0], &x[1], &x[2], &Default::default())?;
         Tensor::cat(&[out.flatten_all()?, weights.flatten_all()?], 0)
     });
-    hold("log-sum-exp", &shapes[..], |x| {
+    hold("log-sum-exp", &shapes, |x| {
         let (out, lse) = ops::attention_with_lse(&x[0], &x[1], &x[2], &Default::default())?;
         // In half precision it is in `f32`.
         out.broadcast_mul(&lse.to_dtype(out.dtype())?.transpose(1, 2)?.unsqueeze(3)?)
@@ -285,9 +281,8 @@ fn multi_head_attention_piece_by_piece() {
     let [(on_cpu, _), (on_gpu, _)] = both(|vb| MultiHeadAttention::new(&config(vb.device(), vb.dtype()), vb.clone()));
     let xs = randn(1, &[2, 9, 24]);
     let expected = on_cpu.forward(&xs).unwrap();
-    for cache in [KvCache::new(9), KvCache::sliding(9)] {
-        let mut cache = cache;
-        let xs = moved(&xs, DType::F32, &GPU);
+    let xs = moved(&xs, DType::F32, &GPU);
+    for mut cache in [KvCache::new(9), KvCache::sliding(9)] {
         let pieces = [(0, 4), (4, 1), (5, 3), (8, 1)]
             .map(|(start, len)| on_gpu.forward_cached(&xs.narrow(1, start, len).unwrap(), &mut cache).unwrap());
         assert_near("pieces", &Tensor::cat(&pieces, 1).unwrap(), &expected, tolerance(DType::F32));

@@ -82,7 +82,7 @@
 //! | CPU, x86-64 Linux | every test |
 //! | CPU, other systems | never run |
 //! | CUDA | operations, layers, models, training, adapters, resume (`tests/it/on_gpu`), on an H200 |
-//! | Metal | never run; the library and those tests are type-checked for it |
+//! | Metal | never run; the library is type-checked for it |
 //!
 //! # Versions
 //!

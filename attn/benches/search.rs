@@ -17,21 +17,18 @@
 //! goes on where it stopped; the table, at the start and at the end, is of all that is there. A round of a text is of one
 //! processor: what another one has found with the same seed is not run again, and the next round begins from it.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use toml::Table;
 
 #[path = "../src/allocator.rs"]
@@ -48,6 +45,8 @@ mod point;
 mod processor;
 #[path = "support/recipes.rs"]
 mod recipes;
+#[path = "support/results.rs"]
+mod results;
 #[path = "../../benches/support/timing.rs"]
 #[allow(dead_code)]
 mod timing;
@@ -56,8 +55,8 @@ mod timing;
 mod training;
 use point::{Costs, MIN_STEPS, Score};
 use recipes::{CHOSEN, changed, drawn, resized, shown, small, with_model_of, with_next_tokenizer};
+use results::{Line, Results, ranked};
 
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/search.jsonl");
 const SIDE_BY_SIDE: usize = 2;
 
 /// Seconds of the rounds.
@@ -72,20 +71,6 @@ const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 
 /// The version of the rules of the automatic choice: one more when these choose otherwise for a text, a time and a machine.
 const RULES: u32 = 4;
-
-/// One line of the results.
-#[derive(Clone, Serialize, Deserialize)]
-struct Line {
-    text: String,
-    seconds: u64,
-    /// The version of the rules that have chosen the recipe, if it is the automatic choice.
-    rules: Option<u32>,
-    seed: u64,
-    recipe: Table,
-    score: Score,
-    /// The processor that it ran on.
-    processor: String,
-}
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();
@@ -108,35 +93,19 @@ fn main() -> Result<()> {
                 Some((seed, names)) if seed.parse::<u64>().is_ok() => (seed.parse()?, names),
                 _ => (1, more),
             };
-            let lines = read(Path::new(RESULTS))?;
-            print_table(&lines);
-            let search = Search { folder: folder.into(), seed, processor: processor::name(), lines: Mutex::new(lines) };
-            let texts = search.texts(names)?;
-            search.search(&texts)?;
-            print_table(&search.lines());
+            let search = Search { folder: folder.into(), seed, results: Results::read()? };
+            search.results.print_table();
+            search.search(&search.texts(names)?)?;
+            search.results.print_table();
             Ok(())
         }
     }
 }
 
-/// The results so far.
-fn read(path: &Path) -> Result<Vec<Line>> {
-    let text = if path.exists() { fs::read_to_string(path)? } else { String::new() };
-    Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
-}
-
-/// Recipes by their score, the lowest first.
-fn ranked(scored: impl Iterator<Item = (f64, Table)>) -> Vec<Table> {
-    let mut scored: Vec<_> = scored.collect();
-    scored.sort_by(|a, b| a.0.total_cmp(&b.0));
-    scored.into_iter().map(|(_, recipe)| recipe).collect()
-}
-
 struct Search {
     folder: PathBuf,
     seed: u64,
-    processor: String,
-    lines: Mutex<Vec<Line>>,
+    results: Results,
 }
 
 impl Search {
@@ -172,7 +141,7 @@ impl Search {
             for (text, best) in
                 texts.iter().zip(&mut best).filter(|(text, _)| !is_last || LONG_TEXTS.contains(&text.as_str()))
             {
-                let elsewhere = self.found_elsewhere(round, text);
+                let elsewhere = self.results.found_elsewhere(text, seconds, self.seed, MIN_POINTS[round]);
                 // The automatic choice times the machine: it is made before anything runs.
                 if elsewhere.is_empty() {
                     searched.push((text, self.automatic(text, seconds)?, best));
@@ -205,28 +174,10 @@ impl Search {
         Ok(ranked(scores.iter().map(|score| score.validation).zip(points)))
     }
 
-    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The recipes of a round that another processor has run and this one has not, the best first.
-    fn found_elsewhere(&self, round: usize, text: &str) -> Vec<Table> {
-        let lines = self.lines();
-        let here = || {
-            let of_round = |line: &&Line| (&*line.text, line.seconds, line.seed) == (text, ROUNDS[round], self.seed);
-            lines.iter().filter(of_round)
-        };
-        let found = here().filter(|line| line.rules.is_none()).map(|line| (line.score.validation, line.recipe.clone()));
-        let found = ranked(found);
-        // A round that was stopped is not one.
-        let is_here = here().any(|line| line.processor == self.processor);
-        if is_here || found.len() < MIN_POINTS[round] { vec![] } else { found }
-    }
-
     /// The automatic choice, as far as a search chooses. It times the machine, and two do so side by side as two runs will.
     fn automatic(&self, text: &str, seconds: u64) -> Result<Table> {
-        if let Some(line) = self.found(|line| line.rules == Some(RULES) && line.text == text && line.seconds == seconds)
-        {
+        let is_it = |line: &Line| line.rules == Some(RULES) && line.text == text && line.seconds == seconds;
+        if let Some(line) = self.results.found(is_it) {
             return Ok(line.recipe);
         }
         let printed = side_by_side(&[(); SIDE_BY_SIDE], |()| {
@@ -242,23 +193,28 @@ impl Search {
         Ok(all.into_iter().filter(|(name, _)| CHOSEN.contains(&name.as_str())).collect())
     }
 
-    fn found(&self, is_wanted: impl Fn(&Line) -> bool) -> Option<Line> {
-        let is_wanted = |line: &&Line| line.processor == self.processor && is_wanted(line);
-        self.lines().iter().rev().find(is_wanted).cloned()
-    }
-
     /// Runs what has not been run yet, and gives the scores of all points but the automatic choice.
     fn run(&self, text: &str, seconds: u64, automatic: Table, points: &[Table]) -> Result<Vec<Score>> {
         let is_it =
             |line: &Line, recipe: &Table| line.text == text && line.seconds == seconds && line.recipe == *recipe;
-        let score = |recipe: &Table| Some(self.found(|line| is_it(line, recipe))?.score);
+        let score = |recipe: &Table| Some(self.results.found(|line| is_it(line, recipe))?.score);
         // One recipe can be chosen by the rules and be a point of the search: a line for each.
         let lines: Vec<_> =
             iter::once((&automatic, Some(RULES))).chain(points.iter().map(|point| (point, None))).collect();
         let add = |recipe: &Table, score: &Score| {
-            let is_there = |rules| self.found(|line| is_it(line, recipe) && line.rules == rules).is_some();
+            let is_there = |rules| self.results.found(|line| is_it(line, recipe) && line.rules == rules).is_some();
             let of_recipe = lines.iter().filter(|(of, rules)| *of == recipe && !is_there(*rules));
-            of_recipe.map(|(_, rules)| *rules).try_for_each(|rules| self.add(text, seconds, rules, recipe, score))
+            of_recipe.map(|(_, rules)| *rules).try_for_each(|rules| {
+                self.results.add(Line {
+                    text: text.into(),
+                    seconds,
+                    rules,
+                    seed: self.seed,
+                    recipe: recipe.clone(),
+                    score: score.clone(),
+                    processor: self.results.processor.clone(),
+                })
+            })
         };
         let recipes: Vec<&Table> =
             iter::once(&automatic).chain(points.iter().filter(|point| **point != automatic)).collect();
@@ -278,25 +234,6 @@ impl Search {
         }
         recipes.iter().try_for_each(|recipe| score(recipe).map_or(Ok(()), |score| add(recipe, &score)))?;
         points.iter().map(|point| score(point).context("expected a score")).collect()
-    }
-
-    /// Appends a result.
-    fn add(&self, text: &str, seconds: u64, rules: Option<u32>, recipe: &Table, score: &Score) -> Result<()> {
-        println!("{text} {seconds} s {}: {:.4}", shown(recipe), score.test);
-        let line = Line {
-            text: text.into(),
-            seconds,
-            rules,
-            seed: self.seed,
-            recipe: recipe.clone(),
-            score: score.clone(),
-            processor: self.processor.clone(),
-        };
-        let mut lines = self.lines();
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(RESULTS)?;
-        writeln!(file, "{}", serde_json::to_string(&line)?)?;
-        lines.push(line);
-        Ok(())
     }
 
     /// What these recipes cost: the mean of two processes side by side.
@@ -343,38 +280,6 @@ fn side_by_side<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sy
     let mut results = results.into_inner().unwrap_or_default();
     results.sort_by_key(|(i, _)| *i);
     Ok(results.into_iter().map(|(_, result)| result).collect())
-}
-
-/// The automatic choice beside the best of the search, for each text and time.
-fn print_table(lines: &[Line]) {
-    println!(
-        "| text | seconds | processor | automatic | bits per byte | best of the search | bits per byte | regret, % |"
-    );
-    println!("|{}", "---|".repeat(8));
-    let mut keys: Vec<_> = lines.iter().map(|line| (&*line.text, line.seconds, &*line.processor)).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let mut regrets: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-    for key @ (text, seconds, processor) in keys {
-        let here = || lines.iter().filter(|line| (&*line.text, line.seconds, &*line.processor) == key);
-        let automatic = here().rfind(|line| line.rules.is_some());
-        let best = here().filter(|line| line.rules.is_none());
-        let best = best.min_by(|a, b| a.score.validation.total_cmp(&b.score.validation));
-        let (Some(automatic), Some(best)) = (automatic, best) else { continue };
-        let regret = 100.0 * (automatic.score.test / best.score.test - 1.0);
-        println!(
-            "| {text} | {seconds} | {processor} | {} | {:.4} | {} | {:.4} | {regret:.1} |",
-            shown(&automatic.recipe),
-            automatic.score.test,
-            shown(&best.recipe),
-            best.score.test
-        );
-        regrets.entry(seconds).or_default().push(regret);
-    }
-    for (seconds, regrets) in regrets {
-        let worst = regrets.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        println!("\n{seconds} s: median {:.1} %, worst {worst:.1} %", timing::median(regrets));
-    }
 }
 
 /// One short run, as a test.

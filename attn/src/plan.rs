@@ -151,11 +151,12 @@ fn time(options: &TrainOptions, every: u64, start_up: f64, (step, validation): (
         let (seconds, each) = took(options.steps);
         return format!("time: about {} {each}", rounded(seconds));
     }
-    // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up.
+    // What is chosen rests on the speed of one product, and this on a step. The time decides after the warm-up, and leaves
+    // the decay a part of it.
     let all = 60.0 * options.minutes;
-    let left = (all - start_up).max(MIN_LEFT * all);
-    let fitting = ((left - validation) / (step + validation / every as f64)) as u64;
-    let steps = fitting.max(options.lr_schedule().warmup_steps).max(1);
+    let fitting = |seconds: f64| ((seconds - validation) / (step + validation / every as f64)) as u64;
+    let LrSchedule { warmup_steps, decay_steps, .. } = options.lr_schedule();
+    let steps = fitting(all - start_up).max(warmup_steps + decay_steps.min(fitting(MIN_LEFT * all))).max(1);
     let (seconds, each) = took(steps);
     format!("time: about {}, {} {each}", rounded(seconds.max(all)), counted(steps as usize, "step"))
 }

@@ -175,22 +175,10 @@ impl Settings {
 
     /// The model, for a vocabulary of this size.
     pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> Result<ModelConfig> {
-        let count = |name: &str| self.0.get(name).and_then(Value::as_integer).map(|n| n as usize);
+        let count = |name: &str| self.count(name);
         let switch = |name: &str| self.0.get(name).and_then(Value::as_bool).unwrap_or_default();
         let architecture: Architecture = self.0.get("architecture").cloned().context("architecture")?.try_into()?;
-        let (heads, head_dim, dim) = match (count("heads"), count("head-dim"), count("dim")) {
-            (Some(heads), Some(head_dim), None) => (heads, head_dim, heads.saturating_mul(head_dim)),
-            (None, Some(head_dim), Some(dim)) if dim.is_multiple_of(head_dim) => (dim / head_dim, head_dim, dim),
-            (None, Some(head_dim), Some(dim)) => {
-                bail!("--dim: expected a multiple of --head-dim {head_dim}, got {dim}; set --heads or --head-dim too")
-            }
-            (Some(heads), None, Some(dim)) if dim.is_multiple_of(heads) => (heads, dim / heads, dim),
-            (Some(heads), None, Some(dim)) => {
-                bail!("--heads: expected a divisor of --dim {dim}, got {heads}; set --head-dim too")
-            }
-            (Some(heads), Some(head_dim), Some(dim)) => (heads, head_dim, dim),
-            _ => bail!("--heads, --head-dim, --dim: expected at least two of them, got auto for the others"),
-        };
+        let (heads, head_dim, dim) = self.widths()?;
         let kv_heads = count("kv-heads");
         let is_whole = heads.checked_mul(head_dim) == Some(dim);
         if let Some(kv_heads) = kv_heads.filter(|kv_heads| !heads.is_multiple_of(*kv_heads)) {
@@ -246,6 +234,29 @@ impl Settings {
         }
         config.validate().map_err(candle_attention::Error::from)?;
         Ok(config)
+    }
+
+    /// Heads, the width of one, and channels: two of them give the third.
+    fn widths(&self) -> Result<(usize, usize, usize)> {
+        let count = |name: &str| self.count(name);
+        Ok(match (count("heads"), count("head-dim"), count("dim")) {
+            (Some(heads), Some(head_dim), None) => (heads, head_dim, heads.saturating_mul(head_dim)),
+            (None, Some(head_dim), Some(dim)) if dim.is_multiple_of(head_dim) => (dim / head_dim, head_dim, dim),
+            (None, Some(head_dim), Some(dim)) => {
+                bail!("--dim: expected a multiple of --head-dim {head_dim}, got {dim}; set --heads or --head-dim too")
+            }
+            (Some(heads), None, Some(dim)) if dim.is_multiple_of(heads) => (heads, dim / heads, dim),
+            (Some(heads), None, Some(dim)) => {
+                bail!("--heads: expected a divisor of --dim {dim}, got {heads}; set --head-dim too")
+            }
+            (Some(heads), Some(head_dim), Some(dim)) => (heads, head_dim, dim),
+            _ => bail!("--heads, --head-dim, --dim: expected at least two of them, got auto for the others"),
+        })
+    }
+
+    /// A whole number, if it is given.
+    fn count(&self, name: &str) -> Option<usize> {
+        self.0.get(name).and_then(Value::as_integer).map(|n| n as usize)
     }
 
     fn string(&self, name: &str) -> &str {

@@ -187,19 +187,20 @@ fn go_on(
     out: &mut dyn Write,
 ) -> Result<ExitCode> {
     Stage::Saved.enter();
+    let mut changed = given.clone();
     // Before the run takes the changes; a file that cannot be read is refused there.
     if let Ok(mut settings) = options::read(&root.join("training/settings.toml")) {
+        changed.retain(|name, value| settings.get(name) != Some(value));
         settings.extend(given.clone());
         options::check_effect(given, &settings)?;
     }
     let (trainer, run, damaged) = resume_on(processes.clone(), root, given, &Device::Cpu, &mut text_progress())?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
-    let names = given.keys().map(String::as_str);
-    let changed: Vec<&str> = names.filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
-    if !changed.is_empty() {
-        note(&format!("changed: {}; the result will differ from the unchanged run's", changed.join(", ")));
+    let names: Vec<&str> = changed.keys().map(String::as_str).filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
+    if !names.is_empty() {
+        note(&format!("changed: {}; the result will differ from the unchanged run's", names.join(", ")));
     }
-    if given.contains_key("watch") {
+    if changed.contains_key("watch") {
         note("changed: watch; maps of another text are gone, and those of this one begin here");
     }
     note_processes(&**processes);

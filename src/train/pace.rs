@@ -7,12 +7,14 @@
 //! d t + (ceil((b + d) / e) - floor(b / e)) v >= s
 //! ```
 //!
-//! Where this holds by far after the warm-up, as steps are slower than the plan knew or the time is gone, the decay takes the steps
-//! that fit into what is left or, if that is more, into a part of the run's time.
+//! `t` is the mean over the session, the best guess where a machine is only noisy. Where steps have become slower, or the time is
+//! gone, a decay at the latest pace would end far too late: then it takes the steps that fit into what is left or, if that
+//! is more, into a part of the run's time.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
-use super::{RunDir, Trainer};
+use super::{RunDir, TrainOptions, Trainer};
 
 /// How much longer than its minutes a run may take before its decay becomes shorter than planned; a fraction of them.
 const MAX_EXCESS: f64 = 0.05;
@@ -20,48 +22,82 @@ const MAX_EXCESS: f64 = 0.05;
 /// The part of the run's time that a decay has at least, if it needs that.
 const MIN_DECAY: f64 = 0.3;
 
+/// The part of the run's time that tells the latest pace: less is noise, and more sees a change too late.
+const LATEST: f64 = 0.05;
+
 /// Steps, after the first of a session, that tell how long a step takes.
 const ENOUGH: u32 = 2;
 
 /// The mean times of this session.
 pub(super) struct Pace {
     begun: Instant,
-    step: Mean,
-    validation: Mean,
+    step: SettledMean,
+    /// Of the steps in the last whole [`LATEST`] part of the run's time, and in the part since then.
+    latest: [Mean; 2],
+    /// How long that part is.
+    part: Duration,
+    validation: SettledMean,
 }
 
-/// A mean over durations; the first of a session says little, as memory is still to be had and caches are cold.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Mean {
-    first: Option<Duration>,
     sum: Duration,
     count: u32,
 }
 
+/// A mean without the first duration, unless that is all there is: the first of a session says little, as memory is still to be
+/// had and caches are cold.
+#[derive(Default)]
+struct SettledMean {
+    first: Option<Duration>,
+    rest: Mean,
+}
+
 impl Mean {
     fn add(&mut self, duration: Duration) {
-        if self.first.is_none() {
-            self.first = Some(duration);
-        } else {
-            self.sum += duration;
-            self.count += 1;
+        self.sum += duration;
+        self.count += 1;
+    }
+
+    fn seconds(&self) -> Option<f64> {
+        self.sum.checked_div(self.count).map(|mean| mean.as_secs_f64())
+    }
+}
+
+impl SettledMean {
+    fn add(&mut self, duration: Duration) {
+        match self.first {
+            None => self.first = Some(duration),
+            Some(_) => self.rest.add(duration),
         }
     }
 
     fn seconds(&self) -> Option<f64> {
-        let mean = self.sum.checked_div(self.count).or(self.first);
-        mean.map(|mean| mean.as_secs_f64())
+        self.rest.seconds().or(self.first.map(|first| first.as_secs_f64()))
     }
 }
 
 impl Pace {
     /// Of a session that begins now.
-    pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), step: Mean::default(), validation: Mean::default() }
+    pub(super) fn new(options: &TrainOptions) -> Self {
+        Self {
+            begun: Instant::now(),
+            step: SettledMean::default(),
+            latest: Default::default(),
+            part: Duration::from_secs_f64(LATEST * 60.0 * options.minutes),
+            validation: SettledMean::default(),
+        }
     }
 
     /// Takes note of the time of a step.
     pub(super) fn stepped(&mut self, duration: Duration) {
+        if self.step.first.is_some() {
+            let [last, now] = &mut self.latest;
+            if now.sum >= self.part {
+                *last = mem::take(now);
+            }
+            now.add(duration);
+        }
         self.step.add(duration);
     }
 
@@ -88,17 +124,18 @@ impl Pace {
         let (step, schedule) = (self.step.seconds()?, trainer.options().lr_schedule());
         let (done, planned, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
         let validations = (done + planned).div_ceil(every) - done / every;
-        let needed = planned as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
-        if done < schedule.warmup_steps || needed < left {
+        let needed = |step| planned as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
+        let is_known = self.step.rest.count >= ENOUGH || left <= 0.0;
+        if done < schedule.warmup_steps || !is_known || needed(step) < left {
             return None;
         }
+        // The faster one, so that a pause of the machine does not count.
+        let latest = self.latest.iter().filter_map(Mean::seconds).reduce(f64::min).unwrap_or(step);
         let all = 60.0 * trainer.options().minutes;
-        if needed <= left + MAX_EXCESS * all {
+        if needed(latest) <= left + MAX_EXCESS * all {
             return Some(planned);
         }
-        // The first step of a session may be a slow one.
-        let fitting = || self.fitting_steps(trainer, left.max(MIN_DECAY * all), step);
-        (self.step.count >= ENOUGH).then(|| fitting().max(1).min(planned))
+        Some(self.fitting_steps(trainer, left.max(MIN_DECAY * all), latest).max(1).min(planned))
     }
 
     /// The steps that the run is expected to make if it has to end in `left` seconds.
@@ -123,13 +160,16 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+    use std::thread::sleep;
+
     use candle_core::Device;
 
     use super::*;
     use crate::model::ModelConfig;
     use crate::optim::Schedule;
     use crate::text::{Document, IdsStore, TextOptions, TokenizerChoice, Validation, prepare};
-    use crate::train::TrainOptions;
+    use crate::train::{Event, Outcome, train};
 
     /// A trainer with 40 steps of decay, a validation after every 16 steps, and its pace: 2 s for a step, 10 s for a
     /// validation.
@@ -149,7 +189,7 @@ mod tests {
             ..Default::default()
         };
         let trainer = Trainer::new(&config, &options, corpus, &Device::Cpu).unwrap();
-        let (mut pace, seconds) = (Pace::new(), Duration::from_secs);
+        let (mut pace, seconds) = (Pace::new(&options), Duration::from_secs);
         // The first of each is slow.
         [9, 1, 3].map(seconds).into_iter().for_each(|step| pace.stepped(step));
         [50, 10].map(seconds).into_iter().for_each(|validation| pace.validated(validation));
@@ -166,7 +206,8 @@ mod tests {
         // Steps 30 to 70 end in validations at 32, 48, 64 and 70.
         trainer.state.step = 30;
         assert_eq!((due(&trainer, 120.1), due(&trainer, 120.0)), (None, Some(40)));
-        assert_eq!(Pace::new().due_decay(&trainer, 0.0), None, "before the first step nothing is known");
+        let nothing = Pace::new(trainer.options());
+        assert_eq!(nothing.due_decay(&trainer, 0.0), None, "before the first step nothing is known");
         let left = pace.seconds_left(&trainer, None).unwrap();
         assert!(left <= 300.0 && left > 200.0, "{left}");
     }
@@ -181,12 +222,53 @@ mod tests {
         // No less than in 90 seconds, even if all time is gone.
         assert_eq!(pace.due_decay(&trainer, 52.0), Some(30));
         assert_eq!(pace.due_decay(&trainer, -1.0), Some(30));
-        let mut pace = Pace::new();
+    }
+
+    #[test]
+    fn steps_tell_the_pace_once_they_are_some() {
+        let (trainer, _) = paced();
+        let mut pace = Pace::new(trainer.options());
         [9, 9].map(Duration::from_secs).into_iter().for_each(|step| pace.stepped(step));
-        assert_eq!(pace.due_decay(&trainer, 1.0), None, "two steps may be slow by chance");
-        pace.stepped(Duration::from_secs(9));
+        // For any time: the whole decay, or a shorter one.
+        for left in [400.0, 1.0] {
+            assert_eq!(pace.due_decay(&trainer, left), None, "two steps may be slow by chance");
+        }
         pace.validated(Duration::from_secs(1000));
+        assert_eq!(pace.due_decay(&trainer, 0.0), Some(1), "no time is left to know more");
+        pace.stepped(Duration::from_secs(9));
         assert_eq!(pace.due_decay(&trainer, 1.0), Some(1));
+    }
+
+    #[test]
+    fn steps_that_have_become_slower_shorten_the_decay() {
+        let (trainer, mut pace) = paced();
+        let mut stepped = |count: u64, seconds: u64| {
+            (0..count).for_each(|_| pace.stepped(Duration::from_secs(seconds)));
+            pace.due_decay(&trainer, 112.0)
+        };
+        // A twentieth of 5 minutes is 15 s.
+        assert_eq!((stepped(50, 2), stepped(2, 4)), (None, Some(40)), "a pause");
+        // Both parts of the time are of slow steps: of 112 s, 10 are for the last validation, and a step and its part of one
+        // take 4.625.
+        assert_eq!(stepped(6, 4), Some(22));
+    }
+
+    /// Steps of a known time: a listener that sleeps.
+    #[test]
+    fn a_run_takes_its_minutes() {
+        let (like, _) = paced();
+        let options = TrainOptions { minutes: 0.1, steps: 60, eval_every: Some(1000), ..like.options().clone() };
+        let mut trainer = Trainer::new(like.config(), &options, like.corpus().clone(), &Device::Cpu).unwrap();
+        let begun = Instant::now();
+        let outcome = train(&mut trainer, None, &mut |event| {
+            if let Event::Step(_) = event {
+                sleep(Duration::from_millis(100));
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(outcome.unwrap(), Outcome::Finished);
+        let seconds = begun.elapsed().as_secs_f64();
+        assert!((4.5..7.5).contains(&seconds), "{seconds}");
     }
 
     #[test]
@@ -195,6 +277,6 @@ mod tests {
         // 16 steps and a validation take 42 s; a validation ends the run.
         assert_eq!(pace.expected_steps(&trainer, 10.0 + 10.0 * 42.0), 160);
         assert_eq!(pace.expected_steps(&trainer, 52.0), 16);
-        assert_eq!(Pace::new().expected_steps(&trainer, 1.0), 80);
+        assert_eq!(Pace::new(trainer.options()).expected_steps(&trainer, 1.0), 80);
     }
 }

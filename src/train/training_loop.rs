@@ -60,11 +60,11 @@ pub fn train(
     mut run: Option<&mut RunDir>,
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    let (mut pace, mut stop) = (Pace::new(), false);
+    let (mut pace, mut stop) = (Pace::new(trainer.options()), false);
     loop {
         let turn = Instant::now();
         // Before the first step too, for a run that was interrupted in a validation.
-        let (step, is_due) = (trainer.steps_done(), trainer.validation_is_due());
+        let is_due = trainer.validation_is_due();
         if is_due {
             stop |= validate(trainer, &mut run, on_event)?.is_break();
         }
@@ -78,22 +78,14 @@ pub fn train(
         let decay = pace.decay_now(trainer, run.as_deref());
         let own = Turn { stop, saves, decay, has_run: run.is_some() };
         let mut all = own.agreed(trainer.processes())?;
-        stop = all.stop;
         // After the validation, so that the checkpoint knows of it.
-        if all.has_run && (all.saves || stop) {
-            match &mut run {
-                Some(run) => {
-                    run.save(trainer)?;
-                    stop |= on_event(Event::Saved(step)).is_break();
-                }
-                // The first process writes them.
-                None => drop(trainer.tensors()?),
-            }
+        if all.has_run && (all.saves || all.stop) {
+            all.stop |= save(trainer, &mut run, on_event)?.is_break();
             // It has taken time.
-            let decay = pace.decay_now(trainer, run.as_deref());
-            all = Turn { stop, decay, ..all }.agreed(trainer.processes())?;
-            stop = all.stop;
+            all.decay = pace.decay_now(trainer, run.as_deref());
+            all = all.agreed(trainer.processes())?;
         }
+        stop = all.stop;
         if is_over {
             return Ok(if trainer.is_finished() { Outcome::Finished } else { Outcome::StoppedEarly });
         }
@@ -151,6 +143,20 @@ impl Turn {
             has_run: has_run > 0,
         })
     }
+}
+
+/// Saves a checkpoint in the folder of the run; a process that has none gives its part to the first. Says whether to stop.
+fn save(
+    trainer: &mut Trainer,
+    run: &mut Option<&mut RunDir>,
+    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    let Some(run) = run else {
+        drop(trainer.tensors()?);
+        return Ok(ControlFlow::Continue(()));
+    };
+    run.save(trainer)?;
+    Ok(on_event(Event::Saved(trainer.steps_done())))
 }
 
 /// Validates, if there is something to validate on; says whether to stop.

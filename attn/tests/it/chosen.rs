@@ -251,4 +251,6 @@ fn a_run_that_diverges_names_step_and_tensor_and_keeps_its_last_checkpoint() {
     let (_, told) = space.told("train --resume --out run --lr 0.001");
     assert!(told.contains("changed: lr; the result will differ from the unchanged run's"), "{told}");
     assert_eq!(space.checkpoints("run"), [6, 12]);
+    let (_, told) = space.told("train --resume --out run --lr 0.001 --steps 14");
+    assert!(told.contains("changed: steps; the result"), "{told}");
 }

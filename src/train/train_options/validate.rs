@@ -32,13 +32,9 @@ impl TrainOptions {
                 bail_option!(name, "expected a number from 1 to {max}, got {value}");
             }
         }
+        // The largest number of a settings file.
         if i64::try_from(self.seed).is_err() {
-            bail_option!(
-                "seed",
-                "expected at most {}, the largest number of a settings file, got {}",
-                i64::MAX,
-                self.seed
-            );
+            bail_option!("seed", "expected at most {}, got {}", i64::MAX, self.seed);
         }
         for (name, value, is_allowed, allowed) in [
             ("lr", self.lr, self.lr > 0.0, "above 0"),
@@ -66,6 +62,11 @@ impl TrainOptions {
                 bail_option!(name, "expected a number {allowed}, got {value:?}");
             }
         }
+        self.validate_together()
+    }
+
+    /// Checks the values that depend on one another.
+    fn validate_together(&self) -> Result<()> {
         if self.is_timed() && self.schedule != Schedule::WarmupStableDecay {
             bail_option!("minutes", "expected schedule warmup-stable-decay, which can begin its decay at any step");
         }

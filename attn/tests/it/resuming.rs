@@ -79,7 +79,7 @@ fn the_options_that_a_resumed_run_may_change_are_listed() {
         ("schedule", "warmup-stable-decay"),
         ("decay", "0.5"),
         ("weight-decay", "0.05"),
-        ("matrix-lr", "3.0"),
+        ("matrix-lr", "4.0"),
         ("matrix-weight-decay", "0.02"),
         ("embedding-lr", "5.0"),
         ("clip", "0.5"),
@@ -101,7 +101,7 @@ fn the_options_that_a_resumed_run_may_change_are_listed() {
     // It cannot be given with --steps.
     names.insert(1, "--minutes".into());
     assert_eq!(listed, names);
-    space.works(&format!("train text.txt {SMALL} --preset quick --out run"));
+    space.works(&format!("train text.txt {SMALL} --preset quick --schedule linear --out run"));
     let before = space.settings("run");
     let changes: Vec<String> = all.clone().map(|(name, value)| format!("--{name} {value}")).collect();
     let (_, told) = space.told(&format!("train --resume --out run {}", changes.join(" ")));

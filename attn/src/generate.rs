@@ -59,7 +59,8 @@ pub fn prompt_args(help: &'static str) -> [Arg; 3] {
             .conflicts_with("prompt")
             .help("File with the prompt, to its last line break; - is standard input"),
         Arg::new("accept-unknown").long("accept-unknown").action(ArgAction::SetTrue).help(
-            "Accept characters of the prompt that a tokenizer.json has no token for: they become its unknown token, or nothing",
+            "Accept characters of the prompt that a tokenizer.json has no token for: they become its unknown token, or \
+             nothing; one of char refuses them all the same",
         ),
     ]
 }

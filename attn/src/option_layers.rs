@@ -167,6 +167,7 @@ impl OptionLayers {
     /// Opens the texts, and refuses options that no text could make valid.
     pub fn source(&self) -> Result<Source> {
         let settings = self.settings(None)?;
+        settings.check_fractions()?;
         let (mut base, mut made) = (None, None);
         if let Some(init) = settings.init() {
             // Those of a file give way to an --init on the command line.

@@ -207,15 +207,18 @@ pub fn announce(trainer: &Trainer, tokenizer: &Tokenizer) -> Result<()> {
 /// What a text cannot do.
 fn remarks(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Vec<&'static str> {
     let mut remarks = vec![];
-    if corpus.train.len() < 10_000 {
+    let (train, validation) = (corpus.train.len(), corpus.validation.len());
+    if train < 10_000 {
         remarks.push("a text this short teaches a model little but itself");
+    } else if (1..256).contains(&validation) && options.window_len(config) == (validation / 2).max(2) {
+        remarks.push("the context is no longer than half of the validation text, which is short (--validation)");
     }
-    if corpus.validation.is_empty() {
+    if validation == 0 {
         remarks.push(
             "nothing is held out: there is no validation loss to tell what the model has learned from what it has memorised",
         );
     }
-    let validation_steps = options.validation_steps(corpus.validation.len(), options.window_len(config));
+    let validation_steps = options.validation_steps(validation, options.window_len(config));
     if options.is_timed() && validation_steps > options.steps as f64 {
         remarks
             .push("validating once takes about as long as all steps, or longer: a shorter text will do (--validation)");

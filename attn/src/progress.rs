@@ -224,18 +224,23 @@ impl Progress {
         if !self.is_estimated && self.started.elapsed() >= MEASURED {
             self.is_estimated = true;
             let step = 1e3 * self.times.step();
-            self.bar.line(&format!("time: about {} left ({step:.1} ms per step)", self.left()));
+            self.left()
+                .iter()
+                .for_each(|left| self.bar.line(&format!("time: about {left} left ({step:.1} ms per step)")));
         }
     }
 
-    fn left(&self) -> String {
-        rounded(self.times.left(self.steps.saturating_sub(self.step)))
+    /// The time of the steps that are left, if there are any.
+    fn left(&self) -> Option<String> {
+        let steps = self.steps.saturating_sub(self.step);
+        (steps > 0).then(|| rounded(self.times.left(steps)))
     }
 
     fn show_state(&mut self, state: &str) {
-        let (step, steps, left) = (self.step, self.steps, self.left());
+        let (step, steps) = (self.step, self.steps);
+        let left = self.left().map_or(String::new(), |left| format!("  {left} left"));
         let step_of = if self.bar.bar.is_some() { String::new() } else { format!("step {step}/{steps}  ") };
-        self.bar.show(step, steps, &format!("{step_of}{state}  {left} left"));
+        self.bar.show(step, steps, &format!("{step_of}{state}{left}"));
     }
 }
 

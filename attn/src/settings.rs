@@ -68,29 +68,40 @@ impl Settings {
 
     /// Checks what can be checked before the text is known.
     pub fn check(&self) -> Result<()> {
+        self.check_fractions()?;
+        self.train_options()?.validate()?;
+        self.check_lora()?;
+        if self.init().is_none() {
+            self.model_config(2, None)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the fractions that are not options of training.
+    pub fn check_fractions(&self) -> Result<()> {
         for name in ["dropout", "validation-fraction"] {
             let fraction = self.0.get(name).and_then(Value::as_float);
             if let Some(fraction) = fraction.filter(|fraction| !(0.0..1.0).contains(fraction)) {
                 bail!("--{name}: expected a number from 0 to below 1, got {fraction:?}");
             }
         }
-        self.train_options()?.validate()?;
+        Ok(())
+    }
+
+    fn check_lora(&self) -> Result<()> {
         if let Some(LoraConfig { rank, alpha, .. }) = self.lora() {
             if self.init().is_none() {
-                bail!("lora: expected --init with the model that gets adapters, got none");
+                bail!("--lora: expected --init with the model that gets adapters, got none");
             }
             if self.string("optimizer") != "adamw" {
-                bail!("lora: expected optimizer adamw, got {}", self.string("optimizer"));
+                bail!("--lora: expected --optimizer adamw, got {}", self.string("optimizer"));
             }
             if rank > ModelConfig::MAX_SIZE {
-                bail!("lora: expected at most {}, got {rank}", ModelConfig::MAX_SIZE);
+                bail!("--lora: expected at most {}, got {rank}", ModelConfig::MAX_SIZE);
             }
             if !(alpha > 0.0 && (alpha as f32).is_finite()) {
-                bail!("lora-alpha: expected a number above 0, got {alpha:?}");
+                bail!("--lora-alpha: expected a number above 0, got {alpha:?}");
             }
-        }
-        if self.init().is_none() {
-            self.model_config(2, None)?;
         }
         Ok(())
     }

@@ -197,13 +197,12 @@ fn go_on(
     let (trainer, run, damaged) = resume_on(processes.clone(), root, given, &Device::Cpu, &mut text_progress())?;
     damaged.iter().for_each(|error| note(&format!("{error}: continuing from step {}", trainer.steps_done())));
     let names: Vec<&str> = changed.keys().map(String::as_str).filter(|name| CHANGE_THE_RESULT.contains(name)).collect();
-    if !names.is_empty() {
+    if !names.is_empty() && !trainer.is_finished() {
         note(&format!("changed: {}; the result will differ from the unchanged run's", names.join(", ")));
     }
     if changed.contains_key("watch") {
         note("changed: watch; maps of another text are gone, and those of this one begin here");
     }
-    note_processes(&**processes);
     if trainer.is_finished() {
         let (step, steps) = (trainer.steps_done(), trainer.options().steps);
         writeln!(
@@ -213,6 +212,7 @@ fn go_on(
         )?;
         return Ok(ExitCode::SUCCESS);
     }
+    note_processes(&**processes);
     let model = || Ok::<_, Error>(Pipeline::new(trainer.model().clone(), Tokenizer::open(root)?));
     let samples = (!no_samples).then(model).transpose()?;
     follow(trainer, run, samples, Instant::now(), out)

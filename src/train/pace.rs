@@ -1,10 +1,11 @@
 //! How fast a run goes, which decides when its decay begins if the run has to end at a certain time.
 //!
 //! With `s` seconds left, `t` seconds for a step and `v` for a validation and its checkpoint, one every `e` steps and one at
-//! the end, the decay of `d` steps begins after the first step `b` for which
+//! the end, the decay of `d` steps begins after the last step `b` that leaves time for it: the first for which one more step
+//! before it would not fit,
 //!
 //! ```text
-//! d t + (ceil((b + d) / e) - floor(b / e)) v >= s
+//! (d + 1) t + (ceil((b + d + 1) / e) - floor(b / e)) v > s
 //! ```
 //!
 //! `t` is the mean over the session, the best guess where a machine is only noisy. Where steps have become slower, or the time is
@@ -24,9 +25,6 @@ const MIN_DECAY: f64 = 0.3;
 
 /// The part of the run's time that tells the latest pace: less is noise, and more sees a change too late.
 const LATEST: f64 = 0.05;
-
-/// Steps, after the first of a session, that tell how long a step takes.
-const ENOUGH: u32 = 2;
 
 /// The mean times of this session.
 pub(super) struct Pace {
@@ -121,18 +119,31 @@ impl Pace {
     /// The steps of the decay, if it has to begin now for the run to end in `left` seconds: those that are planned, unless these
     /// would make the run far too long; then those that fit.
     fn due_decay(&self, trainer: &Trainer, left: f64) -> Option<u64> {
-        let (step, schedule) = (self.step.seconds()?, trainer.options().lr_schedule());
-        let (done, planned, every) = (trainer.steps_done(), schedule.decay_steps, trainer.eval_interval());
-        let validations = (done + planned).div_ceil(every) - done / every;
-        let needed = |step| planned as f64 * step + validations as f64 * self.validation_seconds(trainer, step);
-        let is_known = self.step.rest.count >= ENOUGH || left <= 0.0;
-        if done < schedule.warmup_steps || !is_known || needed(step) < left {
+        let (options, done) = (trainer.options(), trainer.steps_done());
+        let (schedule, every) = (options.lr_schedule(), trainer.eval_interval());
+        let planned = schedule.decay_steps;
+        if done < schedule.warmup_steps {
+            return None;
+        }
+        let step = match self.step.seconds() {
+            Some(step) if self.step.rest.count > 0 || left <= 0.0 => step,
+            // Where steps do not tell the pace yet, the plan of a new run does, which may have very few.
+            first => {
+                let is_new = done == u64::from(first.is_some());
+                return (is_new && done + planned >= options.steps).then_some(planned);
+            }
+        };
+        let seconds = |steps: u64, step: f64| {
+            let validations = (done + steps).div_ceil(every) - done / every;
+            steps as f64 * step + validations as f64 * self.validation_seconds(trainer, step)
+        };
+        if seconds(planned + 1, step) <= left {
             return None;
         }
         // The faster one, so that a pause of the machine does not count.
         let latest = self.latest.iter().filter_map(Mean::seconds).reduce(f64::min).unwrap_or(step);
-        let all = 60.0 * trainer.options().minutes;
-        if needed(latest) <= left + MAX_EXCESS * all {
+        let all = 60.0 * options.minutes;
+        if seconds(planned, latest) <= left + MAX_EXCESS * all {
             return Some(planned);
         }
         Some(self.fitting_steps(trainer, left.max(MIN_DECAY * all), latest).max(1).min(planned))
@@ -140,9 +151,9 @@ impl Pace {
 
     /// The steps that the run is expected to make if it has to end in `left` seconds.
     pub(super) fn expected_steps(&self, trainer: &Trainer, left: f64) -> u64 {
-        let Some(step) = self.step.seconds() else { return trainer.options().steps };
-        let steps = trainer.steps_done() + self.fitting_steps(trainer, left, step);
-        steps.max(trainer.options().lr_schedule().warmup_steps)
+        let (options, done) = (trainer.options(), trainer.steps_done());
+        let Some(step) = self.step.seconds() else { return options.steps.max(done) };
+        (done + self.fitting_steps(trainer, left, step)).max(options.lr_schedule().warmup_steps)
     }
 
     /// The steps of `step` seconds that fit into `left` seconds, with their validations.
@@ -200,12 +211,15 @@ mod tests {
     fn the_decay_begins_when_the_time_left_is_what_it_takes() {
         let (trainer, pace) = paced();
         let due = |trainer: &Trainer, left| pace.due_decay(trainer, left);
-        // 40 steps and 3 validations.
-        assert_eq!((due(&trainer, 110.1), due(&trainer, 110.0)), (None, Some(40)));
+        // One more than 40 steps, and 3 validations, take 112 s.
+        assert_eq!((due(&trainer, 112.0), due(&trainer, 111.9)), (None, Some(40)));
         let mut trainer = trainer;
-        // Steps 30 to 70 end in validations at 32, 48, 64 and 70.
+        // Steps 30 to 71 end in validations at 32, 48, 64 and 71.
         trainer.state.step = 30;
-        assert_eq!((due(&trainer, 120.1), due(&trainer, 120.0)), (None, Some(40)));
+        assert_eq!((due(&trainer, 122.0), due(&trainer, 121.9)), (None, Some(40)));
+        // Ending at 64 saves a validation that would follow after a step.
+        trainer.state.step = 24;
+        assert_eq!((due(&trainer, 122.0), due(&trainer, 121.9)), (None, Some(40)));
         let nothing = Pace::new(trainer.options());
         assert_eq!(nothing.due_decay(&trainer, 0.0), None, "before the first step nothing is known");
         let left = pace.seconds_left(&trainer, None).unwrap();
@@ -225,18 +239,34 @@ mod tests {
     }
 
     #[test]
-    fn steps_tell_the_pace_once_they_are_some() {
+    fn the_first_step_of_a_session_does_not_tell_the_pace() {
         let (trainer, _) = paced();
         let mut pace = Pace::new(trainer.options());
-        [9, 9].map(Duration::from_secs).into_iter().for_each(|step| pace.stepped(step));
         // For any time: the whole decay, or a shorter one.
-        for left in [400.0, 1.0] {
-            assert_eq!(pace.due_decay(&trainer, left), None, "two steps may be slow by chance");
-        }
+        let due = |pace: &Pace| [400.0, 1.0].map(|left| pace.due_decay(&trainer, left));
+        pace.stepped(Duration::from_secs(9));
+        assert_eq!(due(&pace), [None; 2]);
         pace.validated(Duration::from_secs(1000));
         assert_eq!(pace.due_decay(&trainer, 0.0), Some(1), "no time is left to know more");
         pace.stepped(Duration::from_secs(9));
-        assert_eq!(pace.due_decay(&trainer, 1.0), Some(1));
+        assert_eq!(due(&pace), [Some(1); 2]);
+    }
+
+    #[test]
+    fn a_run_of_very_few_steps_goes_by_its_plan() {
+        let (like, _) = paced();
+        let due = |steps: u64, done: u64, own: u64| {
+            let options = TrainOptions { steps, ..like.options().clone() };
+            let mut trainer = Trainer::new(like.config(), &options, like.corpus().clone(), &Device::Cpu).unwrap();
+            trainer.state.step = done;
+            let mut pace = Pace::new(&options);
+            (0..own).for_each(|_| pace.stepped(Duration::from_secs(1)));
+            pace.due_decay(&trainer, 1.0)
+        };
+        // Half of the steps, rounded up, are decay.
+        assert_eq!((due(1, 0, 0), due(3, 0, 0), due(3, 1, 1)), (Some(1), None, Some(2)));
+        // Not when a run goes on: its plan may be far from what it does.
+        assert_eq!((due(3, 1, 0), due(3, 2, 1)), (None, None));
     }
 
     #[test]

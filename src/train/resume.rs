@@ -101,6 +101,9 @@ fn pace(root: &Path, step: u64, seconds: f64) -> Option<f64> {
     Some(pace).filter(|pace| pace.is_finite() && *pace > 0.0)
 }
 
+/// How far from its minutes a run ends; a fraction of them.
+const ENDED_ABOUT: f64 = 0.1;
+
 /// The options of a run that gets another time, after so many steps and seconds, at a pace of so many steps a second: the
 /// lengths of warm-up and average stay, and the decay is the same part of the steps that are expected now, as far as there is
 /// time for it.
@@ -114,6 +117,10 @@ fn with_time(
         bail_option!("minutes", "the run has {} steps, which no time changes now; --steps does", saved.steps);
     }
     let left = 60.0 * options.minutes - seconds;
+    // A run ends about when it has to: the time that it had is not more.
+    if !saved.is_timed() && left.abs() <= ENDED_ABOUT * 60.0 * options.minutes {
+        return Ok(TrainOptions { minutes: 0.0, ..options });
+    }
     if left <= 0.0 {
         let (taken, minutes) = (seconds / 60.0, options.minutes);
         bail_option!("minutes", "expected more than the {taken:.2} that the run has taken, got {minutes}");
@@ -233,6 +240,9 @@ mod tests {
         assert_eq!(with_time(warmer, &saved, (200, 50.0), 4.0).unwrap().warmup, 0.2, "what is given stays");
         let settled = TrainOptions { minutes: 0.0, ..saved.clone() };
         assert!(with(&settled, 2.0, 1000, 60.0).is_ok());
+        for seconds in [109.0, 131.0] {
+            assert_eq!(with(&settled, 2.0, 1000, seconds).unwrap(), settled, "the time that it has taken");
+        }
         for (saved, minutes, step, expected) in [
             (&saved, 0.8, 200, "minutes: expected more than the 0.83 that the run has taken, got 0.8"),
             (&settled, 2.0, 999, "minutes: the run has 1000 steps, which no time changes now; --steps does"),

@@ -27,7 +27,8 @@ pub const DATA: &[Opt] = &[
     opt(
         "accept-unknown",
         Switch,
-        "Accept characters that a tokenizer.json has no token for: they become its unknown token, or nothing",
+        "Accept characters that a tokenizer.json has no token for: they become its unknown token, or nothing; one of \
+         char refuses them all the same",
     ),
     opt(
         "init",

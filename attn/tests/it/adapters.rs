@@ -48,10 +48,10 @@ fn what_does_not_go_with_adapters_is_refused() {
     space.works(&format!("train text.txt {SMALL} --out base"));
     space.works(&format!("{LORA} --out adapter"));
     for (line, expected) in [
-        ("train text.txt --lora 2", "lora: expected --init with the model that gets adapters, got none"),
+        ("train text.txt --lora 2", "--lora: expected --init with the model that gets adapters, got none"),
         ("train text.txt --init base --lora-alpha 2", "--lora-alpha needs --lora"),
-        ("train text.txt --init base --lora 2 --lora-alpha 0", "lora-alpha: expected a number above 0, got 0.0"),
-        ("train text.txt --init base --lora 2 --optimizer muon", "lora: expected optimizer adamw, got muon"),
+        ("train text.txt --init base --lora 2 --lora-alpha 0", "--lora-alpha: expected a number above 0, got 0.0"),
+        ("train text.txt --init base --lora 2 --optimizer muon", "--lora: expected --optimizer adamw, got muon"),
         ("train text.txt --init base --lora 2 --embedding-lr 2", "--embedding-lr has no effect with --lora"),
         ("train text.txt --init adapter --lora 2", "adapters (LoRA) cannot be trained on top of an adapter"),
         ("train --resume --out adapter --lora 3", "lora: cannot be changed when resuming"),

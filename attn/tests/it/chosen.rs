@@ -60,6 +60,9 @@ fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
     space.write("long.txt", "O gato preto correu rapidamente.\n".repeat(100_000));
     let printed = space.works("train text.txt --minutes 0.1 --validation long.txt --dry-run");
     assert!(printed.contains("\n# validating once takes about as long as all steps, or longer"), "{printed}");
+    space.write("short.txt", "O gato preto correu rapidamente.\n");
+    let printed = space.works("train long.txt --tokenizer char --validation short.txt --dry-run");
+    assert!(printed.contains("\n# the context is no longer than half of the validation text"), "{printed}");
     for given in ["--schedule cosine", "--schedule constant", "--patience 3"] {
         let printed = space.works(&format!("train text.txt {given} --dry-run"));
         let settings: toml::Table = printed.parse().unwrap();

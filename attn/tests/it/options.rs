@@ -7,13 +7,16 @@ const BAD: [(&str, &[&str]); 40] = [
     ("--validation", &["missing.txt"]),
     ("--validation-fraction", &["1", "-0.1", "nan", "a"]),
     ("--init", &["missing"]),
-    ("--tokenizer", &["", "bpe", "bpe:", "bpe:x", "bpe:3", "bpe:99999999999999999", "nowhere.json"]),
+    (
+        "--tokenizer",
+        &["", "bpe", "bpe:", "bpe:x", "bpe:0", "bpe:3", "bpe:20000000", "bpe:99999999999999999", "nowhere.json"],
+    ),
     ("--architecture", &["gpt3", ""]),
     ("--layers", &["0", "-1", "99999999999", "1.5", "x", "18446744073709551616"]),
     ("--heads", &["0", "99999999999", "x"]),
     ("--head-dim", &["0", "7", "99999999999", "x"]),
     ("--dim", &["0", "1", "33", "99999999999", "x"]),
-    ("--kv-heads", &["0", "3", "99999999999", "x"]),
+    ("--kv-heads", &["0", "7", "99999999999", "x"]),
     ("--hidden", &["0", "99999999999", "x"]),
     ("--context", &["0", "99999999999", "x"]),
     ("--rope-theta", &["0", "-1", "nan", "inf", "x"]),
@@ -63,12 +66,13 @@ fn assert_no_run(space: &Space, files: &[&str]) {
 #[test]
 fn a_bad_value_is_refused_by_the_name_of_its_option() {
     let space = Space::new();
-    for (option, values) in BAD {
-        let name = option.trim_start_matches('-');
-        for value in values {
-            // All options that have no effect unless others have certain values have one.
-            let line = ["train", "text.txt", "--preset", "quick", option, value];
-            let output = space.command("").args(line).output().unwrap();
+    // With the built-in recipe and the chosen one, all options have an effect that have none unless others have certain values.
+    for recipe in [&["--preset", "quick"][..], &[]] {
+        for (option, value) in BAD.iter().flat_map(|(option, values)| values.iter().map(move |value| (*option, *value)))
+        {
+            let name = option.trim_start_matches('-');
+            let line = [&["train", "text.txt"], recipe, &[option, value]].concat();
+            let output = space.command("").args(&line).output().unwrap();
             let told = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{line:?}: {told}");
             let first = told.lines().next().unwrap();

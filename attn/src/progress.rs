@@ -224,9 +224,9 @@ impl Progress {
         if !self.is_estimated && self.started.elapsed() >= MEASURED {
             self.is_estimated = true;
             let step = 1e3 * self.times.step();
-            self.left()
-                .iter()
-                .for_each(|left| self.bar.line(&format!("time: about {left} left ({step:.1} ms per step)")));
+            if let Some(left) = self.left() {
+                self.bar.line(&format!("time: about {left} left ({step:.1} ms per step)"));
+            }
         }
     }
 

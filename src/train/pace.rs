@@ -26,6 +26,9 @@ const MIN_DECAY: f64 = 0.3;
 /// The part of the run's time that tells the latest pace: less is noise, and more sees a change too late.
 const LATEST: f64 = 0.05;
 
+/// A new run of so few steps goes by its plan: it has to end before two of them tell the pace.
+const FEW: u64 = 3;
+
 /// The mean times of this session.
 pub(super) struct Pace {
     begun: Instant,
@@ -127,10 +130,9 @@ impl Pace {
         }
         let step = match self.step.seconds() {
             Some(step) if self.step.rest.count > 0 || left <= 0.0 => step,
-            // Where steps do not tell the pace yet, the plan of a new run does, which may have very few.
             first => {
-                let is_new = done == u64::from(first.is_some());
-                return (is_new && done + planned >= options.steps).then_some(planned);
+                let goes_by_plan = options.steps <= FEW && done == u64::from(first.is_some());
+                return (goes_by_plan && done + planned >= options.steps).then_some(planned);
             }
         };
         let seconds = |steps: u64, step: f64| {
@@ -255,18 +257,19 @@ mod tests {
     #[test]
     fn a_run_of_very_few_steps_goes_by_its_plan() {
         let (like, _) = paced();
-        let due = |steps: u64, done: u64, own: u64| {
-            let options = TrainOptions { steps, ..like.options().clone() };
+        let due = |(steps, decay): (u64, f64), done: u64, own: u64| {
+            let options = TrainOptions { steps, decay, ..like.options().clone() };
             let mut trainer = Trainer::new(like.config(), &options, like.corpus().clone(), &Device::Cpu).unwrap();
             trainer.state.step = done;
             let mut pace = Pace::new(&options);
             (0..own).for_each(|_| pace.stepped(Duration::from_secs(1)));
             pace.due_decay(&trainer, 1.0)
         };
-        // Half of the steps, rounded up, are decay.
-        assert_eq!((due(1, 0, 0), due(3, 0, 0), due(3, 1, 1)), (Some(1), None, Some(2)));
+        let (one, three, more) = ((1, 0.5), (3, 0.5), (4, 1.0));
+        assert_eq!((due(one, 0, 0), due(three, 0, 0), due(three, 1, 1)), (Some(1), None, Some(2)));
         // Not when a run goes on: its plan may be far from what it does.
-        assert_eq!((due(3, 1, 0), due(3, 2, 1)), (None, None));
+        assert_eq!((due(three, 1, 0), due(three, 2, 1)), (None, None));
+        assert_eq!((due(more, 0, 0), due(more, 1, 1)), (None, None));
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub struct TrainOptions {
     /// The time of the run, if that decides on its length; 0 once it has, and where `steps` does. The warm-up and the decay
     /// have the lengths that they have for the expected `steps`; the peak rate is kept until the time that is left is what
     /// the decay takes. Then `steps` becomes the number that this gives. Where the time that is left is far too short for the
-    /// decay, this is shortened to what fits, but at least to 30 % of the minutes. [`train`](super::train) does so; a loop of one's own that only calls
-    /// [`Trainer::step`](super::Trainer::step) stays at the peak rate.
+    /// decay, this is shortened to what fits, but at least to 30 % of the minutes. [`train`](super::train) does so; a loop of
+    /// one's own that only calls [`Trainer::step`](super::Trainer::step) stays at the peak rate.
     pub minutes: f64,
     /// Sequences per step (B).
     pub batch: usize,

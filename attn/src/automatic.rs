@@ -70,8 +70,10 @@ impl TextSize {
     pub fn expected(bytes: u64, tokenizer: &TokenizerChoice) -> Self {
         // With some thousand tokens, one is three to five bytes long in most languages.
         let (bytes_per_token, vocab_size) = match tokenizer {
-            // What is out of bounds is refused when it is learned.
-            TokenizerChoice::Bpe(size) => ((*size as f64).log2().max(8.0) / 3.0, (*size).clamp(256, 1 << 20)),
+            // What no model can have is refused where it is learned.
+            TokenizerChoice::Bpe(size) => {
+                ((*size as f64).log2().max(8.0) / 3.0, (*size).clamp(2, ModelConfig::MAX_SIZE))
+            }
             TokenizerChoice::File(_) => (4.0, 32_000),
             _ => (1.0, 256),
         };

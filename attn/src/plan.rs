@@ -13,6 +13,7 @@ use candle_attention::text::{Corpus, Tokenizer};
 use candle_attention::train::{OptimizerKind, TrainOptions, Trainer, watch_bytes};
 use indicatif::{DecimalBytes, HumanCount};
 
+use super::automatic::TextSize;
 use super::option_layers::MIN_LEFT;
 use super::progress::rounded;
 use super::settings::Settings;
@@ -210,7 +211,9 @@ fn remarks(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Vec
     let (train, validation) = (corpus.train.len(), corpus.validation.len());
     if train < 10_000 {
         remarks.push("a text this short teaches a model little but itself");
-    } else if (1..256).contains(&validation) && options.window_len(config) == (validation / 2).max(2) {
+    } else if (1..256).contains(&validation)
+        && options.window_len(config) == TextSize::new(corpus, config.vocab_size).max_context()
+    {
         remarks.push("the context is no longer than half of the validation text, which is short (--validation)");
     }
     if validation == 0 {

@@ -62,8 +62,7 @@ impl Settings {
 
     /// Whether something has to know the number of steps from the start: a schedule, or patience.
     pub fn needs_step_count(&self) -> bool {
-        let patience = self.0.get("patience").and_then(Value::as_integer);
-        self.string("schedule") != "warmup-stable-decay" || patience.is_some_and(|patience| patience > 0)
+        self.string("schedule") != "warmup-stable-decay" || self.count("patience").is_some_and(|patience| patience > 0)
     }
 
     /// Checks what can be checked before the text is known.
@@ -168,7 +167,7 @@ impl Settings {
 
     /// The size of the adapters, if these are what is trained.
     pub fn lora(&self) -> Option<LoraConfig> {
-        let rank = self.0.get("lora").and_then(Value::as_integer).filter(|rank| *rank > 0)? as usize;
+        let rank = self.count("lora").filter(|rank| *rank > 0)?;
         let default = LoraConfig::new(rank);
         let alpha = self.0.get("lora-alpha").and_then(Value::as_float).unwrap_or(default.alpha);
         Some(LoraConfig { alpha, ..default })
@@ -186,11 +185,10 @@ impl Settings {
 
     /// The model, for a vocabulary of this size.
     pub fn model_config(&self, vocab_size: usize, end_of_text_id: Option<u32>) -> Result<ModelConfig> {
-        let count = |name: &str| self.count(name);
         let switch = |name: &str| self.0.get(name).and_then(Value::as_bool).unwrap_or_default();
         let architecture: Architecture = self.0.get("architecture").cloned().context("architecture")?.try_into()?;
         let (heads, head_dim, dim) = self.widths()?;
-        let kv_heads = count("kv-heads");
+        let kv_heads = self.count("kv-heads");
         let is_whole = heads.checked_mul(head_dim) == Some(dim);
         if let Some(kv_heads) = kv_heads.filter(|kv_heads| !heads.is_multiple_of(*kv_heads)) {
             bail!("--kv-heads: expected a divisor of --heads {heads}, got {kv_heads}");
@@ -214,13 +212,13 @@ impl Settings {
             bail!("--rope-theta: expected a number above 0, got {rope_theta:?}");
         }
         let config = ModelConfig {
-            context_len: count("context").unwrap_or(default.context_len),
+            context_len: self.count("context").unwrap_or(default.context_len),
             embed_dim: dim,
-            num_layers: count("layers").unwrap_or(default.num_layers),
+            num_layers: self.count("layers").unwrap_or(default.num_layers),
             num_heads: heads,
             num_kv_heads: kv_heads,
             head_dim: Some(head_dim).filter(|_| !is_whole),
-            hidden_dim: count("hidden").unwrap_or(architecture.usual_hidden_dim(dim)),
+            hidden_dim: self.count("hidden").unwrap_or(architecture.usual_hidden_dim(dim)),
             rope_theta,
             bias: switch("bias"),
             mlp_bias: switch("bias") && architecture == Architecture::Llama,
@@ -249,8 +247,7 @@ impl Settings {
 
     /// Heads, the width of one, and channels: two of them give the third.
     fn widths(&self) -> Result<(usize, usize, usize)> {
-        let count = |name: &str| self.count(name);
-        Ok(match (count("heads"), count("head-dim"), count("dim")) {
+        Ok(match (self.count("heads"), self.count("head-dim"), self.count("dim")) {
             (Some(heads), Some(head_dim), None) => (heads, head_dim, heads.saturating_mul(head_dim)),
             (None, Some(head_dim), Some(dim)) if dim.is_multiple_of(head_dim) => (dim / head_dim, head_dim, dim),
             (None, Some(head_dim), Some(dim)) => {

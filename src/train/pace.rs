@@ -40,7 +40,7 @@ pub(super) struct Pace {
     validation: SettledMean,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Mean {
     sum: Duration,
     count: u32,

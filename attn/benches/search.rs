@@ -70,7 +70,7 @@ const MIN_POINTS: [usize; 4] = [DRAWN - 4, KEPT, 3, 2];
 const LONG_TEXTS: [&str; 2] = ["prose", "code"];
 
 /// The version of the rules of the automatic choice: one more when these choose otherwise for a text, a time and a machine.
-const RULES: u32 = 4;
+const RULES: u32 = 5;
 
 fn main() -> Result<()> {
     allocator::keep_freed_memory();

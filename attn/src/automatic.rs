@@ -35,6 +35,10 @@ const MAX_DROPOUT: f64 = 0.3;
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
 
+/// The tokens of a window: a model learns to use the second length only once it has trained on so many tokens.
+const WINDOWS: [usize; 2] = [128, 256];
+const TOKENS_FOR_LONG_WINDOWS: f64 = 5e6;
+
 /// What a recipe takes into account of a machine, beside its speed.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
@@ -93,14 +97,14 @@ impl TextSize {
         let base = base()?;
         let mut chosen = None;
         for sizes in SIZES {
-            let recipe = self.sized(&base, sizes);
+            let recipe = self.sized(&base, sizes, work)?;
             let is_allowed = merged(&recipe)?.model_config(self.vocab_size, None).is_ok();
             if is_allowed && (chosen.is_none() || self.is_affordable(&recipe, work, memory)?) {
                 chosen = Some(recipe);
             }
         }
         // Where none goes with what is set, the first is refused for it.
-        Ok(chosen.unwrap_or_else(|| self.sized(&base, SIZES[0])))
+        chosen.map_or_else(|| self.sized(&base, SIZES[0], work), Ok)
     }
 
     /// The parts of a batch, if a machine has more threads than there are by default: one for each, as parts scale better than
@@ -133,27 +137,29 @@ impl TextSize {
     }
 
     /// The recipe with a model of this many channels and layers.
-    fn sized(&self, base: &Table, [dim, layers]: [i64; 2]) -> Table {
+    fn sized(&self, base: &Table, [dim, layers]: [i64; 2], work: f64) -> Result<Table> {
         let mut recipe = base.clone();
         for (name, value) in [("layers", layers), ("heads", dim / HEAD_DIM), ("head-dim", HEAD_DIM)] {
             set(&mut recipe, name, value);
         }
-        recipe.extend(self.batch(dim, None));
-        recipe
+        recipe.extend(self.batch(&Settings::merged(&[&recipe])?, None, work)?);
+        Ok(recipe)
     }
 
-    /// What follows from the number of channels, where it is set: the length of a window, unless that is set too, and the windows
-    /// of a step.
-    pub fn batch_of(&self, settings: &Settings, context: Option<i64>) -> Result<Table> {
-        Ok(self.batch(settings.model_config(self.vocab_size, None)?.embed_dim as i64, context))
-    }
-
-    fn batch(&self, dim: i64, context: Option<i64>) -> Table {
-        let usual = if dim < 192 { 128 } else { 256 }.min(self.max_context() as i64);
-        let (context, tokens, mut recipe) = (context.unwrap_or(usual).max(1), 16 * dim.max(64), Table::new());
-        set(&mut recipe, "context", context);
-        set(&mut recipe, "batch", (tokens / context).max(1));
-        recipe
+    /// The length of a window, unless it is set, and the windows of a step, which follow from the model and the steps or the work.
+    pub fn batch(&self, settings: &Settings, context: Option<usize>, work: f64) -> Result<Table> {
+        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
+        let batch = |context: usize| (16 * config.embed_dim.max(64) / context.max(1)).max(1);
+        let context = context.unwrap_or_else(|| {
+            let [short, long] = WINDOWS.map(|len| len.min(self.max_context()));
+            let options = TrainOptions { context: Some(short), batch: batch(short), ..options };
+            let tokens = self.steps_with(&config, &options, work) as f64 * tokens_of_step(&config, &options);
+            if tokens < TOKENS_FOR_LONG_WINDOWS { short } else { long }
+        });
+        let mut recipe = Table::new();
+        set(&mut recipe, "context", context as i64);
+        set(&mut recipe, "batch", batch(context) as i64);
+        Ok(recipe)
     }
 
     /// Whether there is enough work for a recipe to train on the tokens that its weights need, enough text, and
@@ -161,22 +167,23 @@ impl TextSize {
     fn is_affordable(&self, recipe: &Table, work: f64, memory: usize) -> Result<bool> {
         let settings = Settings::merged(&[recipe])?;
         let (config, options) = (settings.model_config(self.vocab_size, None)?, settings.train_options()?);
-        let steps = work / step_cost(&config, &options);
         Ok(config.parameter_count() as f64 <= MAX_WEIGHTS_PER_TOKEN * self.train
             && memory_needed(&config, &options, None) <= memory
-            && steps * tokens_of_step(&config, &options) >= TOKENS_PER_WEIGHT * weights(&config))
+            && work / step_cost(&config, &options) * tokens_of_step(&config, &options)
+                >= TOKENS_PER_WEIGHT * weights(&config))
     }
 
     /// The steps of a run: those that are set or, where the time decides, those that so much work allows.
     pub fn steps(&self, settings: &Settings, work: f64) -> Result<u64> {
-        let options = settings.train_options()?;
-        match settings.minutes() {
-            None => Ok(options.steps),
-            Some(_) => {
-                let config = settings.model_config(self.vocab_size, None)?;
-                Ok(affordable_steps(&config, &options, self.validation as usize, work))
-            }
+        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
+        Ok(self.steps_with(&config, &options, work))
+    }
+
+    fn steps_with(&self, config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
+        if options.minutes == 0.0 {
+            return options.steps;
         }
+        affordable_steps(config, options, self.validation as usize, work)
     }
 
     /// The longest window of which the shorter part of the text, training or validation, has two; at least 2, as a sequence of
@@ -442,6 +449,21 @@ mod tests {
                 let recipe = size.recipe(seconds * SECOND, usize::MAX, &merged).unwrap();
                 assert_eq!(number(&recipe, "heads") % kv_heads, 0, "{recipe}");
             }
+        }
+    }
+
+    #[test]
+    fn windows_are_long_once_there_is_work_for_many_tokens() {
+        let size = TextSize { train: 1e9, validation: 0.0, vocab_size: 512 };
+        for [dim, layers] in [[32, 2], [128, 4], [384, 8]] {
+            let sized = |work: f64| size.sized(&base().unwrap(), [dim, layers], work).unwrap();
+            let settings = alone(&sized(0.0)).unwrap();
+            let (config, options) = (settings.model_config(512, None).unwrap(), settings.train_options().unwrap());
+            let enough = 5e6 / tokens_of_step(&config, &options) * step_cost(&config, &options);
+            let of = |times: f64| ["context", "batch"].map(|name| number(&sized(times * enough), name));
+            let tokens = 16 * dim.max(64);
+            // Validations take a twentieth.
+            assert_eq!((of(1.0), of(1.1)), ([128, tokens / 128], [256, tokens / 256]), "{dim}");
         }
     }
 

@@ -101,8 +101,8 @@ impl OptionLayers {
                 // Where the number of steps is given, no machine has a say.
                 let machine = if self.sets_steps()? { Machine::ANY } else { Machine::this() };
                 let mut recipe = size.recipe(work, machine.memory, &merged)?;
-                let context = self.context().and_then(Value::as_integer);
-                recipe.extend(size.batch_of(&merged(&recipe)?, context)?);
+                let context = self.context().and_then(Value::as_integer).map(|len| len as usize);
+                recipe.extend(size.batch(&merged(&recipe)?, context, work)?);
                 recipe.extend(size.shards(&merged(&recipe)?, machine)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;

@@ -135,14 +135,14 @@ fn a_flag_on_top_of_settings_changes_that_and_what_is_defined_by_it() {
 }
 
 /// Nothing else is chosen anew, in a recipe that is chosen either, but what a sentence of docs/recipe.md says: the batch by the
-/// width, momentum by the steps and dropout by the passes.
+/// width, windows by the tokens to train on, momentum by the steps and dropout by the passes.
 #[test]
 fn giving_two_options_changes_only_those() {
     let space = Space::new();
     for text in ["text.txt --steps 300 --dropout 0", "--steps 300 --dropout 0"] {
         let (chosen, plan) = planned(&space, text);
         for (given, changed) in
-            [("--dim 160 --steps 2400", "dim steps heads momentum batch"), ("--batch 7 --lr 0.002", "batch lr")]
+            [("--dim 160 --steps 2400", "dim steps heads momentum batch context"), ("--batch 7 --lr 0.002", "batch lr")]
         {
             let (with, plan_with) = planned(&space, &format!("{text} {given}"));
             let expected: BTreeSet<String> = changed.split(' ').map(String::from).collect();

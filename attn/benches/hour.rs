@@ -10,6 +10,7 @@
 //! would be a mean of 10 losses, each that of one batch, far above the mean of the 50 before them. Memory is the most that was resident,
 //! once a second.
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -68,75 +69,105 @@ fn report(text: &Path, options: &[&str], run: &Path) -> Result<()> {
     let settings: Table = std::fs::read_to_string(run.join("training/settings.toml"))?.parse()?;
     let batch = settings["batch"].as_integer().context("expected a batch")? as usize;
     let (config, _) = Pipeline::open_config(run)?;
-    let tokens = (batch * config.context_len) as f64;
-    let flops_per_token = flops::flops(&config, batch) / tokens;
     let metrics = std::fs::read_to_string(run.join("training/metrics.jsonl"))?;
-    let all = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-    let steps: Vec<&Value> = all.iter().filter(|line| line["loss"].is_number()).collect();
-    let number = |line: &Value, name| line[name].as_f64().unwrap_or(f64::NAN);
-    let losses: Vec<f64> = steps.iter().map(|line| number(line, "loss")).collect();
-    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-
-    let validations: Vec<&Value> = all.iter().filter(|line| line["validation_bits_per_byte"].is_number()).collect();
-    let paused = |first: f64, last: f64| -> f64 {
-        samples.iter().filter(|sample| (first..last).contains(&sample.at)).map(|sample| sample.paused).sum()
-    };
-    // A step's time lies between the ends of the one before and of its own.
-    let times: Vec<Time> = steps
-        .windows(2)
-        .map(|pair| {
-            let [begin, end] = [0, 1].map(|i| number(pair[i], "seconds"));
-            let follows_validation = validations.iter().any(|line| (begin..end).contains(&number(line, "seconds")));
-            Time { seconds: end - begin - paused(begin, end), follows_validation }
-        })
-        .collect();
+    let metrics = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let steps = steps(&metrics, &samples);
+    let of_step = OfStep { tokens: (batch * config.context_len) as f64, flops: flops::flops(&config, batch) };
 
     println!("{} parameters, {batch} sequences of {} tokens", config.parameter_count(), config.context_len);
     println!(
         "| minute | step | mean loss | {TOGETHER} above the {BEFORE} before, % | tokens/s | of the limit | steps alone | MiB |"
     );
     println!("|{}", "---|".repeat(8));
-    for row in 1..=ROWS {
-        let at = |row: usize| (steps.len() - 1) * row / ROWS;
-        let (from, to) = (at(row - 1), at(row));
-        let [first, last] = [from, to].map(|i| number(steps[i], "seconds"));
-        let excess = |i: usize| {
-            mean(&losses[i + 1 - TOGETHER..=i]) / mean(&losses[i + 1 - TOGETHER - BEFORE..=i - TOGETHER]) - 1.0
-        };
-        let highest = (from + 1..=to).filter(|&i| i >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
-        let here = || samples.iter().filter(|sample| (first..=last).contains(&sample.at));
-        let mut limits: Vec<f64> = here().filter_map(|sample| sample.flops).collect();
-        if limits.is_empty() {
-            limits = samples.iter().filter_map(|sample| sample.flops).collect();
-        }
-        let limit = mean(&limits) / flops_per_token;
-        let rate = |alone: bool| {
-            let counted = times[from..to].iter().filter(|time| !alone || !time.follows_validation);
-            tokens / mean(&counted.map(|time| time.seconds).collect::<Vec<_>>())
-        };
-        println!(
-            "| {:.1} | {} | {:.3} | {:.1} | {:.0} | {:.2} | {:.2} | {:.0} |",
-            last / 60.0,
-            number(steps[to], "step"),
-            mean(&losses[from + 1..=to]),
-            100.0 * highest,
-            rate(false),
-            rate(false) / limit,
-            rate(true) / limit,
-            here().map(|sample| sample.mib).fold(f64::NAN, f64::max)
-        );
+    for row in 0..ROWS {
+        let [from, to] = [row, row + 1].map(|row| steps.len() * row / ROWS);
+        print_row(&steps, from..to, &samples, &of_step);
     }
     let validations: Vec<String> =
-        validations.iter().map(|line| format!("{:.4}", number(line, "validation_bits_per_byte"))).collect();
+        validations(&metrics).map(|line| format!("{:.4}", number(line, "validation_bits_per_byte"))).collect();
     println!("\nbits per byte of the validation part: {}", validations.join(", "));
     Ok(())
 }
 
-/// How long a step took.
-struct Time {
+/// What all steps have in common.
+struct OfStep {
+    tokens: f64,
+    flops: f64,
+}
+
+/// A step of a run.
+struct Step {
+    number: f64,
+    loss: f64,
+    /// When the step before ended, and this one, in seconds since the run began.
+    begin: f64,
+    end: f64,
+    /// How long it took, without the time in which the run stood still.
     seconds: f64,
     /// Whether a validation, and what comes with it, is part of that.
     follows_validation: bool,
+}
+
+fn number(line: &Value, name: &str) -> f64 {
+    line[name].as_f64().unwrap_or(f64::NAN)
+}
+
+fn validations(metrics: &[Value]) -> impl Iterator<Item = &Value> {
+    metrics.iter().filter(|line| line["validation_bits_per_byte"].is_number())
+}
+
+/// The steps of which a run's metrics say when they began: all but the first.
+fn steps(metrics: &[Value], samples: &[Sample]) -> Vec<Step> {
+    let lines: Vec<&Value> = metrics.iter().filter(|line| line["loss"].is_number()).collect();
+    let step = |pair: &[&Value]| {
+        let [begin, end] = [0, 1].map(|i| number(pair[i], "seconds"));
+        let paused: f64 = between(samples, begin, end).map(|sample| sample.paused).sum();
+        Step {
+            number: number(pair[1], "step"),
+            loss: number(pair[1], "loss"),
+            begin,
+            end,
+            seconds: end - begin - paused,
+            follows_validation: validations(metrics).any(|line| (begin..end).contains(&number(line, "seconds"))),
+        }
+    };
+    lines.windows(2).map(step).collect()
+}
+
+/// The samples of a time.
+fn between(samples: &[Sample], first: f64, last: f64) -> impl Iterator<Item = &Sample> {
+    samples.iter().filter(move |sample| (first..last).contains(&sample.at))
+}
+
+fn mean(all: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = all.fold((0.0, 0.0), |(sum, count), one| (sum + one, count + 1.0));
+    sum / count
+}
+
+fn print_row(steps: &[Step], row: Range<usize>, samples: &[Sample], of_step: &OfStep) {
+    let (here, last) = (&steps[row.clone()], &steps[row.end - 1]);
+    let losses = |range: Range<usize>| mean(steps[range].iter().map(|step| step.loss));
+    let excess = |end: usize| losses(end - TOGETHER..end) / losses(end - TOGETHER - BEFORE..end - TOGETHER) - 1.0;
+    let ends = row.start + 1..=row.end;
+    let highest = ends.filter(|&end| end >= TOGETHER + BEFORE).map(excess).fold(f64::NAN, f64::max);
+    let samples_here = || between(samples, here[0].begin, last.end);
+    let mut limit = mean(samples_here().filter_map(|sample| sample.flops));
+    if limit.is_nan() {
+        limit = mean(samples.iter().filter_map(|sample| sample.flops));
+    }
+    let seconds = mean(here.iter().map(|step| step.seconds));
+    let seconds_alone = mean(here.iter().filter(|step| !step.follows_validation).map(|step| step.seconds));
+    println!(
+        "| {:.1} | {} | {:.3} | {:.1} | {:.0} | {:.2} | {:.2} | {:.0} |",
+        last.end / 60.0,
+        last.number,
+        losses(row),
+        100.0 * highest,
+        of_step.tokens / seconds,
+        of_step.flops / seconds / limit,
+        of_step.flops / seconds_alone / limit,
+        samples_here().map(|sample| sample.mib).fold(f64::NAN, f64::max)
+    );
 }
 
 /// What is measured of a process from outside.

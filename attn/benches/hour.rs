@@ -2,7 +2,7 @@
 //!
 //!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
 //!
-//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, and the automatic choice for the rest. A row is a tenth of
+//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, windows of 256 tokens, and the automatic choice for the rest. A row is a tenth of
 //! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; "steps
 //! alone" leaves out each step that follows a validation, with that. The arithmetic limit is that of `benches/support/flops.rs`, at the
 //! rate that `gemm` reaches on large matrices in the mean. This is measured every twenty seconds on as many threads, while the run
@@ -37,7 +37,8 @@ mod timing;
 mod training;
 
 const MINUTES: &str = "60";
-const MODEL: [&str; 8] = ["--tokenizer", "bpe:4096", "--layers", "8", "--heads", "6", "--head-dim", "64"];
+const MODEL: [&str; 10] =
+    ["--tokenizer", "bpe:4096", "--layers", "8", "--heads", "6", "--head-dim", "64", "--context", "256"];
 const ROWS: usize = 10;
 /// Losses that are taken together, and those before them with which they are compared.
 const TOGETHER: usize = 10;

@@ -35,7 +35,7 @@ const MAX_DROPOUT: f64 = 0.3;
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
 
-/// The tokens of a window: a model learns to use the second length only once it has trained on so many tokens.
+/// The tokens of a window, and the tokens to train on from which those of the second length pay.
 const WINDOWS: [usize; 2] = [128, 256];
 const TOKENS_FOR_LONG_WINDOWS: f64 = 5e6;
 
@@ -92,19 +92,33 @@ impl TextSize {
     }
 
     /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among those with which
-    /// `merged` gives a model: the settings of a recipe with all that is set over it.
-    pub fn recipe(&self, work: f64, memory: usize, merged: &dyn Fn(&Table) -> Result<Settings>) -> Result<Table> {
+    /// `merged` gives a model: the settings of a recipe with all that is set over it. `context` is the length of a window if
+    /// that is set.
+    pub fn recipe(
+        &self,
+        work: f64,
+        memory: usize,
+        context: Option<usize>,
+        merged: &dyn Fn(&Table) -> Result<Settings>,
+    ) -> Result<Table> {
         let base = base()?;
         let mut chosen = None;
         for sizes in SIZES {
-            let recipe = self.sized(&base, sizes, work)?;
+            let recipe = self.sized(&base, sizes);
             let is_allowed = merged(&recipe)?.model_config(self.vocab_size, None).is_ok();
             if is_allowed && (chosen.is_none() || self.is_affordable(&recipe, work, memory)?) {
                 chosen = Some(recipe);
             }
         }
         // Where none goes with what is set, the first is refused for it.
-        chosen.map_or_else(|| self.sized(&base, SIZES[0], work), Ok)
+        let mut recipe = chosen.unwrap_or_else(|| self.sized(&base, SIZES[0]));
+        let [short, long] = self.windows();
+        let width = merged(&recipe)?.model_config(self.vocab_size, None)?.embed_dim;
+        recipe.extend(batch(width, context.unwrap_or(short)));
+        if context.is_none() && self.tokens_of_run(&merged(&recipe)?, work)? >= TOKENS_FOR_LONG_WINDOWS {
+            recipe.extend(batch(width, long));
+        }
+        Ok(recipe)
     }
 
     /// The parts of a batch, if a machine has more threads than there are by default: one for each, as parts scale better than
@@ -136,30 +150,24 @@ impl TextSize {
         Ok(recipe)
     }
 
-    /// The recipe with a model of this many channels and layers.
-    fn sized(&self, base: &Table, [dim, layers]: [i64; 2], work: f64) -> Result<Table> {
+    /// The recipe with a model of this many channels and layers, and short windows.
+    fn sized(&self, base: &Table, [dim, layers]: [i64; 2]) -> Table {
         let mut recipe = base.clone();
         for (name, value) in [("layers", layers), ("heads", dim / HEAD_DIM), ("head-dim", HEAD_DIM)] {
             set(&mut recipe, name, value);
         }
-        recipe.extend(self.batch(&Settings::merged(&[&recipe])?, None, work)?);
-        Ok(recipe)
+        recipe.extend(batch(dim as usize, self.windows()[0]));
+        recipe
     }
 
-    /// The length of a window, unless it is set, and the windows of a step, which follow from the model and the steps or the work.
-    pub fn batch(&self, settings: &Settings, context: Option<usize>, work: f64) -> Result<Table> {
-        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
-        let batch = |context: usize| (16 * config.embed_dim.max(64) / context.max(1)).max(1);
-        let context = context.unwrap_or_else(|| {
-            let [short, long] = WINDOWS.map(|len| len.min(self.max_context()));
-            let options = TrainOptions { context: Some(short), batch: batch(short), ..options };
-            let tokens = self.steps_with(&config, &options, work) as f64 * tokens_of_step(&config, &options);
-            if tokens < TOKENS_FOR_LONG_WINDOWS { short } else { long }
-        });
-        let mut recipe = Table::new();
-        set(&mut recipe, "context", context as i64);
-        set(&mut recipe, "batch", batch(context) as i64);
-        Ok(recipe)
+    /// The lengths of windows, as far as the text has such.
+    fn windows(&self) -> [usize; 2] {
+        WINDOWS.map(|len| len.min(self.max_context()))
+    }
+
+    /// Whether the text is too short for longer windows.
+    pub fn limits(&self, window: usize) -> bool {
+        window == self.max_context() && window < WINDOWS[1]
     }
 
     /// Whether there is enough work for a recipe to train on the tokens that its weights need, enough text, and
@@ -167,23 +175,28 @@ impl TextSize {
     fn is_affordable(&self, recipe: &Table, work: f64, memory: usize) -> Result<bool> {
         let settings = Settings::merged(&[recipe])?;
         let (config, options) = (settings.model_config(self.vocab_size, None)?, settings.train_options()?);
+        let steps = work / step_cost(&config, &options);
         Ok(config.parameter_count() as f64 <= MAX_WEIGHTS_PER_TOKEN * self.train
             && memory_needed(&config, &options, None) <= memory
-            && work / step_cost(&config, &options) * tokens_of_step(&config, &options)
-                >= TOKENS_PER_WEIGHT * weights(&config))
+            && steps * tokens_of_step(&config, &options) >= TOKENS_PER_WEIGHT * weights(&config))
     }
 
     /// The steps of a run: those that are set or, where the time decides, those that so much work allows.
     pub fn steps(&self, settings: &Settings, work: f64) -> Result<u64> {
-        let (options, config) = (settings.train_options()?, settings.model_config(self.vocab_size, None)?);
-        Ok(self.steps_with(&config, &options, work))
+        let options = settings.train_options()?;
+        match settings.minutes() {
+            None => Ok(options.steps),
+            Some(_) => {
+                let config = settings.model_config(self.vocab_size, None)?;
+                Ok(affordable_steps(&config, &options, self.validation as usize, work))
+            }
+        }
     }
 
-    fn steps_with(&self, config: &ModelConfig, options: &TrainOptions, work: f64) -> u64 {
-        if options.minutes == 0.0 {
-            return options.steps;
-        }
-        affordable_steps(config, options, self.validation as usize, work)
+    /// The tokens that a run of these steps trains on.
+    fn tokens_of_run(&self, settings: &Settings, work: f64) -> Result<f64> {
+        let config = settings.model_config(self.vocab_size, None)?;
+        Ok(self.steps(settings, work)? as f64 * tokens_of_step(&config, &settings.train_options()?))
     }
 
     /// The longest window of which the shorter part of the text, training or validation, has two; at least 2, as a sequence of
@@ -196,6 +209,14 @@ impl TextSize {
 
 fn set(recipe: &mut Table, name: &str, value: impl Into<Value>) {
     recipe.insert(name.into(), value.into());
+}
+
+/// Windows of this length, and as many in a step as go with this many channels.
+fn batch(dim: usize, context: usize) -> Table {
+    let mut recipe = Table::new();
+    set(&mut recipe, "context", context as i64);
+    set(&mut recipe, "batch", (16 * dim.max(64) / context.max(1)).max(1) as i64);
+    recipe
 }
 
 fn tokens_of_step(config: &ModelConfig, options: &TrainOptions) -> f64 {
@@ -315,7 +336,7 @@ mod tests {
         let work = seconds * SECOND;
         let tokenizer = vocabulary(bytes, work).map_or(TokenizerChoice::Characters, TokenizerChoice::Bpe);
         let size = TextSize::expected(bytes, &tokenizer);
-        let mut recipe = size.recipe(work, usize::MAX, &alone).unwrap();
+        let mut recipe = size.recipe(work, usize::MAX, None, &alone).unwrap();
         let settings = Settings::merged(&[&recipe]).unwrap();
         let steps = size.steps(&settings, work).unwrap();
         recipe.extend(size.recipe_for_steps(&settings, steps).unwrap());
@@ -328,7 +349,7 @@ mod tests {
             for bytes in (0..=45).step_by(3).map(|power| 1 << power) {
                 for seconds in [1.0, 60.0, 60_000.0] {
                     let size = TextSize::expected(bytes, &tokenizer.parse().unwrap());
-                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX, &alone).unwrap()])
+                    Settings::merged(&[&size.recipe(seconds * SECOND, usize::MAX, None, &alone).unwrap()])
                         .unwrap()
                         .check()
                         .unwrap();
@@ -367,7 +388,7 @@ mod tests {
     fn a_batch_has_a_part_for_each_thread_where_that_pays() {
         let size = TextSize::expected(1_000_000, &"char".parse().unwrap());
         let shards = |batch: i64, machine: Machine| {
-            let mut recipe = size.recipe(60.0 * SECOND, usize::MAX, &alone).unwrap();
+            let mut recipe = size.recipe(60.0 * SECOND, usize::MAX, None, &alone).unwrap();
             set(&mut recipe, "batch", batch);
             let shards = size.shards(&alone(&recipe).unwrap(), machine).unwrap();
             shards.get("shards").and_then(Value::as_integer)
@@ -432,9 +453,9 @@ mod tests {
     #[test]
     fn windows_fit_into_the_validation_text() {
         let text = TextSize { train: 2940.0, validation: 60.0, vocab_size: 2000 };
-        assert_eq!(number(&text.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 30);
+        assert_eq!(number(&text.recipe(SECOND, usize::MAX, None, &alone).unwrap(), "context"), 30);
         let none = TextSize { train: 100.0, validation: 0.0, vocab_size: 20 };
-        assert_eq!(number(&none.recipe(SECOND, usize::MAX, &alone).unwrap(), "context"), 50);
+        assert_eq!(number(&none.recipe(SECOND, usize::MAX, None, &alone).unwrap(), "context"), 50);
         let short = TextSize { train: 100.0, validation: 10_000.0, vocab_size: 20 };
         assert_eq!((short.max_context(), TextSize { validation: 3.0, ..short }.max_context()), (50, 2));
     }
@@ -446,25 +467,37 @@ mod tests {
             for kv_heads in [1, 2, 3, 5, 8] {
                 let set = Table::from_iter([("kv-heads".to_string(), Value::from(kv_heads))]);
                 let merged = |recipe: &Table| Settings::merged(&[recipe, &set]);
-                let recipe = size.recipe(seconds * SECOND, usize::MAX, &merged).unwrap();
+                let recipe = size.recipe(seconds * SECOND, usize::MAX, None, &merged).unwrap();
                 assert_eq!(number(&recipe, "heads") % kv_heads, 0, "{recipe}");
             }
         }
     }
 
+    /// What is set counts.
     #[test]
-    fn windows_are_long_once_there_is_work_for_many_tokens() {
-        let size = TextSize { train: 1e9, validation: 0.0, vocab_size: 512 };
+    fn windows_are_long_in_a_run_of_many_tokens() {
+        let chosen = |work: f64, size: TextSize, given: &str| {
+            let given = options::parse(given).unwrap();
+            let merged = |recipe: &Table| Settings::merged(&[recipe, &given]);
+            let recipe = size.recipe(work, usize::MAX, None, &merged).unwrap();
+            ["context", "batch"].map(|name| number(&recipe, name))
+        };
+        let text = TextSize { train: 1e9, validation: 0.0, vocab_size: 512 };
         for [dim, layers] in [[32, 2], [128, 4], [384, 8]] {
-            let sized = |work: f64| size.sized(&base().unwrap(), [dim, layers], work).unwrap();
-            let settings = alone(&sized(0.0)).unwrap();
+            let given = format!("dim = {dim}\nheads = {}\nlayers = {layers}", dim / HEAD_DIM);
+            let settings = Settings::merged(&[&text.sized(&base().unwrap(), [dim, layers])]).unwrap();
             let (config, options) = (settings.model_config(512, None).unwrap(), settings.train_options().unwrap());
             let enough = 5e6 / tokens_of_step(&config, &options) * step_cost(&config, &options);
-            let of = |times: f64| ["context", "batch"].map(|name| number(&sized(times * enough), name));
             let tokens = 16 * dim.max(64);
+            assert_eq!(chosen(enough, text, &given), [128, tokens / 128], "{dim}");
             // Validations take a twentieth.
-            assert_eq!((of(1.0), of(1.1)), ([128, tokens / 128], [256, tokens / 256]), "{dim}");
+            assert_eq!(chosen(1.1 * enough, text, &given), [256, tokens / 256], "{dim}");
         }
+        let steps = |batch: usize, steps: usize| format!("batch = {batch}\nminutes = 0.0\nsteps = {steps}");
+        assert_eq!(chosen(0.0, text, &steps(10, 3907))[0], 256);
+        assert_eq!(chosen(1e20, text, &steps(10, 3906))[0], 128);
+        let short = TextSize { validation: 400.0, ..text };
+        assert_eq!((chosen(1e15, short, "")[0], short.limits(200), short.limits(128)), (200, true, false));
     }
 
     /// By the estimate that refuses a run.
@@ -472,7 +505,7 @@ mod tests {
     fn a_model_fits_into_memory() {
         let size = TextSize::expected(100_000_000, &TokenizerChoice::Bpe(4096));
         let models = [usize::MAX, 300_000_000, 150_000_000].map(|memory| {
-            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory, &alone).unwrap()]).unwrap();
+            let settings = Settings::merged(&[&size.recipe(600.0 * SECOND, memory, None, &alone).unwrap()]).unwrap();
             let config = settings.model_config(4096, None).unwrap();
             assert!(memory_needed(&config, &settings.train_options().unwrap(), None) <= memory);
             config.parameter_count()

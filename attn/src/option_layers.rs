@@ -100,9 +100,8 @@ impl OptionLayers {
             (None, Some((size, work))) => {
                 // Where the number of steps is given, no machine has a say.
                 let machine = if self.sets_steps()? { Machine::ANY } else { Machine::this() };
-                let mut recipe = size.recipe(work, machine.memory, &merged)?;
                 let context = self.context().and_then(Value::as_integer).map(|len| len as usize);
-                recipe.extend(size.batch(&merged(&recipe)?, context, work)?);
+                let mut recipe = size.recipe(work, machine.memory, context, &merged)?;
                 recipe.extend(size.shards(&merged(&recipe)?, machine)?);
                 let sized = merged(&recipe)?;
                 let steps = size.steps(&sized, work)?;

@@ -211,9 +211,7 @@ fn remarks(config: &ModelConfig, corpus: &Corpus, options: &TrainOptions) -> Vec
     let (train, validation) = (corpus.train.len(), corpus.validation.len());
     if train < 10_000 {
         remarks.push("a text this short teaches a model little but itself");
-    } else if (1..256).contains(&validation)
-        && options.window_len(config) == TextSize::new(corpus, config.vocab_size).max_context()
-    {
+    } else if validation > 0 && TextSize::new(corpus, config.vocab_size).limits(options.window_len(config)) {
         remarks.push("the context is no longer than half of the validation text, which is short (--validation)");
     }
     if validation == 0 {

@@ -58,7 +58,9 @@ fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
         space.refuses(&format!("train text.txt {given}"), expected);
     }
     space.write("long.txt", "O gato preto correu rapidamente.\n".repeat(100_000));
-    let printed = space.works("train text.txt --minutes 0.1 --validation long.txt --dry-run");
+    // Of a model so large that no machine has the time.
+    let large = "--layers 8 --dim 384 --heads 6 --batch 1 --minutes 0.1";
+    let printed = space.works(&format!("train text.txt {large} --validation long.txt --dry-run"));
     assert!(printed.contains("\n# validating once takes about as long as all steps, or longer"), "{printed}");
     space.write("short.txt", "O gato preto correu rapidamente.\n");
     let printed = space.works("train long.txt --tokenizer char --validation short.txt --dry-run");
@@ -132,7 +134,11 @@ fn the_batch_follows_from_what_is_given() {
         ("--dim 384 --heads 6 --steps 814", 256, 24),
         ("--dim 384 --heads 6 --context 64 --steps 300", 64, 96),
         ("--context 512 --steps 300", 512, 2),
-        ("--dim 384 --heads 6 --batch 5 --steps 814", 256, 5),
+        ("--context 512 --steps 100000", 512, 2),
+        ("--dim 384 --heads 6 --batch 5 --steps 814", 128, 5),
+        ("--dim 384 --heads 6 --batch 50 --steps 782", 256, 50),
+        // On any machine.
+        ("--dim 32 --heads 2 --minutes 1000", 256, 4),
     ] {
         let settings: toml::Table =
             space.works(&format!("train long.txt --layers 1 {given} --dry-run")).parse().unwrap();

@@ -498,6 +498,7 @@ mod tests {
         assert_eq!(chosen(1e20, text, &steps(10, 3906))[0], 128);
         let short = TextSize { validation: 400.0, ..text };
         assert_eq!((chosen(1e15, short, "")[0], short.limits(200), short.limits(128)), (200, true, false));
+        assert!(!TextSize { validation: 512.0, ..text }.limits(256));
     }
 
     /// By the estimate that refuses a run.

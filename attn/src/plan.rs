@@ -99,7 +99,8 @@ fn schedule(options: &TrainOptions) -> String {
     match options.schedule {
         Schedule::Cosine => format!("{warmup}, cosine decay to {end}"),
         Schedule::Linear => format!("{warmup}, linear decay to {end}"),
-        Schedule::WarmupStableDecay => format!("{warmup}, decay to {end} over the last {decay_steps}"),
+        Schedule::WarmupStableDecay if decay_steps == 0 => format!("{warmup}, then constant"),
+        Schedule::WarmupStableDecay => format!("{warmup}, decay to {end} over the last {}", HumanCount(decay_steps)),
         other => format!("{warmup}, then {}", format!("{other:?}").to_lowercase()),
     }
 }
@@ -136,7 +137,12 @@ pub fn dry_run(
     };
     remarks(&config, &corpus, &options).iter().for_each(|remark| lines += &format!("\n{remark}"));
     lines.lines().try_for_each(|line| writeln!(out, "# {line}"))?;
-    write!(out, "\n{}", settings.to_toml()?)?;
+    // Of a timed run the steps are an estimate, which a reader might take for an option that counts.
+    let mut settings = settings.absolute()?;
+    if options.is_timed() {
+        settings.remove("steps");
+    }
+    write!(out, "\n{settings}")?;
     Ok(())
 }
 

@@ -117,7 +117,7 @@ impl Drop for Bar {
 pub fn text_progress() -> impl FnMut(TextProgress) {
     let mut pass = Pass::default();
     move |TextProgress { stage, done, total, .. }| match stage {
-        Stage::Merging => note(&format!("learning a BPE: {} merges", HumanCount(total))),
+        Stage::Merging => note(&format!("learning a BPE: at most {} merges", HumanCount(total))),
         Stage::Reading => pass.show("reading", done, total, "MB"),
         Stage::Counting => pass.show("learning a BPE: counting words", done, total, "MB"),
         Stage::Checking => pass.show("checking ids", done, total, "M"),

@@ -105,11 +105,6 @@ impl Settings {
         Ok(())
     }
 
-    /// As text for a file, with absolute paths.
-    pub fn to_toml(&self) -> Result<String> {
-        Ok(self.absolute()?.to_string())
-    }
-
     /// All settings, with absolute paths.
     pub fn absolute(&self) -> Result<Table> {
         let absolute = |path: &str| -> Result<Value> {
@@ -468,10 +463,10 @@ mod tests {
             EVERY_OPTION,
         ] {
             let first = settings(&[&quick, given]);
-            let saved = first.to_toml().unwrap();
+            let saved = first.absolute().unwrap().to_string();
             for recipe in PRESETS.map(|(name, _)| preset(name).unwrap().to_string()) {
                 let again = settings(&[&recipe, &saved]);
-                assert_eq!(again.to_toml().unwrap(), saved, "{given}");
+                assert_eq!(again.absolute().unwrap().to_string(), saved, "{given}");
                 assert_eq!(again.train_options().unwrap(), first.train_options().unwrap(), "{given}");
             }
         }
@@ -481,7 +476,7 @@ mod tests {
     #[test]
     fn one_option_over_settings_changes_itself_alone() {
         let quick = preset("quick").unwrap().to_string();
-        let saved = settings(&[&quick, "texts = '/a.txt'"]).to_toml().unwrap();
+        let saved = settings(&[&quick, "texts = '/a.txt'"]).absolute().unwrap().to_string();
         let below = settings(&[&saved]);
         for (name, value) in options::parse(EVERY_OPTION).unwrap() {
             let above = match name.as_str() {

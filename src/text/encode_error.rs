@@ -18,7 +18,7 @@ impl EncodeError {
     /// For bytes that are not UTF-8 from `offset` on.
     pub(super) fn not_utf8(bytes: &[u8], offset: usize) -> Self {
         let message = format!("expected utf-8 text, got the byte 0x{:02x}", bytes[offset]);
-        Self { offset, message, hint: "; --tokenizer byte takes any bytes" }
+        Self { offset, message, hint: "; attn train --tokenizer byte takes any bytes" }
     }
 
     /// For a character at `offset` that the tokenizer has no token for.

@@ -43,7 +43,7 @@ pub const MODEL: &[Opt] = &[
     opt(
         "tokenizer",
         Text("TOKENIZER"),
-        "char, byte, bpe:N (N tokens), the path of a tokenizer.json, or auto, which follows from the text and the time \
+        "char, byte, bpe:N (at most N tokens), the path of a tokenizer.json, or auto, which follows from the text and the time \
          [default: auto]",
     ),
     opt("architecture", Choice(&["gpt2", "llama", "qwen3"]), "Model architecture"),

@@ -53,7 +53,7 @@ fn what_cannot_be_timed_is_refused_or_has_a_number_of_steps() {
         ("--minutes 1 --steps 5", "--minutes cannot be given with --steps"),
         ("--minutes 1 --preset gpt2", "--minutes needs --schedule warmup-stable-decay"),
         ("--minutes 1 --schedule linear", "--minutes needs --schedule warmup-stable-decay"),
-        ("--minutes 1 --patience 2", "--patience: expected 0 for a run of a given time, or a number of steps, got 2"),
+        ("--minutes 1 --patience 2", "--patience: expected 0 for a run of given minutes, or a number of steps, got 2"),
     ] {
         space.refuses(&format!("train text.txt {given}"), expected);
     }

@@ -73,7 +73,7 @@ impl TrainOptions {
         if self.is_timed() && self.patience > 0 {
             bail_option!(
                 "patience",
-                "expected 0 for a run of a given time, or a number of steps, got {}",
+                "expected 0 for a run of given minutes, or a number of steps, got {}",
                 self.patience
             );
         }

@@ -35,8 +35,9 @@ const MAX_DROPOUT: f64 = 0.3;
 /// Steps from which Muon does better with a longer memory.
 const LONG_RUN: u64 = 2000;
 
-/// The tokens of a window, and the tokens to train on from which those of the second length pay.
+/// The tokens of a window, and the channels or the tokens to train on from which those of the second length pay.
 const WINDOWS: [usize; 2] = [128, 256];
+const CHANNELS_FOR_LONG_WINDOWS: usize = 192;
 const TOKENS_FOR_LONG_WINDOWS: f64 = 5e6;
 
 /// What a recipe takes into account of a machine, beside its speed.
@@ -115,7 +116,9 @@ impl TextSize {
         let [short, long] = self.windows();
         let width = merged(&recipe)?.model_config(self.vocab_size, None)?.embed_dim;
         recipe.extend(batch(width, context.unwrap_or(short)));
-        if context.is_none() && self.tokens_of_run(&merged(&recipe)?, work)? >= TOKENS_FOR_LONG_WINDOWS {
+        let is_large = width >= CHANNELS_FOR_LONG_WINDOWS
+            || self.tokens_of_run(&merged(&recipe)?, work)? >= TOKENS_FOR_LONG_WINDOWS;
+        if context.is_none() && is_large {
             recipe.extend(batch(width, long));
         }
         Ok(recipe)
@@ -384,6 +387,21 @@ mod tests {
         }
     }
 
+    /// For a text of so many tokens and a vocabulary.
+    #[test]
+    fn more_work_never_makes_a_smaller_model_or_shorter_windows() {
+        for (train, vocab_size) in [(8e5, 1536), (8e5, 4096)] {
+            let size = TextSize { train, validation: 6e4, vocab_size };
+            let chosen = (0..400).map(|power| {
+                let recipe = size.recipe(1e11 * 1.03f64.powi(power), usize::MAX, None, &alone).unwrap();
+                let [layers, heads, context] = ["layers", "heads", "context"].map(|name| number(&recipe, name));
+                (heads * heads * layers, context)
+            });
+            let (sizes, contexts): (Vec<_>, Vec<_>) = chosen.unzip();
+            assert!(sizes.is_sorted() && contexts.is_sorted(), "{train} {vocab_size}: {sizes:?} {contexts:?}");
+        }
+    }
+
     #[test]
     fn a_batch_has_a_part_for_each_thread_where_that_pays() {
         let size = TextSize::expected(1_000_000, &"char".parse().unwrap());
@@ -475,7 +493,7 @@ mod tests {
 
     /// What is set counts.
     #[test]
-    fn windows_are_long_in_a_run_of_many_tokens() {
+    fn windows_are_long_in_a_wide_model_and_in_a_run_of_many_tokens() {
         let chosen = |work: f64, size: TextSize, given: &str| {
             let given = options::parse(given).unwrap();
             let merged = |recipe: &Table| Settings::merged(&[recipe, &given]);
@@ -483,7 +501,7 @@ mod tests {
             ["context", "batch"].map(|name| number(&recipe, name))
         };
         let text = TextSize { train: 1e9, validation: 0.0, vocab_size: 512 };
-        for [dim, layers] in [[32, 2], [128, 4], [384, 8]] {
+        for [dim, layers] in [[32, 2], [96, 3], [128, 4]] {
             let given = format!("dim = {dim}\nheads = {}\nlayers = {layers}", dim / HEAD_DIM);
             let settings = Settings::merged(&[&text.sized(&base().unwrap(), [dim, layers])]).unwrap();
             let (config, options) = (settings.model_config(512, None).unwrap(), settings.train_options().unwrap());
@@ -493,9 +511,11 @@ mod tests {
             // Validations take a twentieth.
             assert_eq!(chosen(1.1 * enough, text, &given), [256, tokens / 256], "{dim}");
         }
+        assert_eq!(chosen(0.0, text, "dim = 160\nheads = 5"), [128, 20]);
+        assert_eq!(chosen(0.0, text, "dim = 192\nheads = 6"), [256, 12]);
         let steps = |batch: usize, steps: usize| format!("batch = {batch}\nminutes = 0.0\nsteps = {steps}");
         assert_eq!(chosen(0.0, text, &steps(10, 3907))[0], 256);
-        assert_eq!(chosen(1e20, text, &steps(10, 3906))[0], 128);
+        assert_eq!(chosen(0.0, text, &steps(10, 3906))[0], 128);
         let short = TextSize { validation: 400.0, ..text };
         assert_eq!((chosen(1e15, short, "")[0], short.limits(200), short.limits(128)), (200, true, false));
         assert!(!TextSize { validation: 512.0, ..text }.limits(256));

@@ -122,7 +122,8 @@ fn a_run_says_what_the_model_would_say() {
     assert_eq!((samples(""), samples(" --no-samples")), (2, 0));
 }
 
-/// 16 tokens for each channel, at least 1024; windows of 128 tokens or, in a run that trains on 5 million, of 256.
+/// 16 tokens for each channel, at least 1024; windows of 128 tokens or, from 192 channels on and in a run that trains on 5 million,
+/// of 256.
 #[test]
 fn the_batch_follows_from_what_is_given() {
     let space = Space::new();
@@ -130,13 +131,14 @@ fn the_batch_follows_from_what_is_given() {
     for (given, context, batch) in [
         ("--dim 32 --heads 2 --steps 4882", 128, 8),
         ("--dim 32 --heads 2 --steps 4883", 256, 4),
-        ("--dim 384 --heads 6 --steps 813", 128, 48),
-        ("--dim 384 --heads 6 --steps 814", 256, 24),
+        ("--dim 128 --heads 4 --steps 2441", 128, 16),
+        ("--dim 128 --heads 4 --steps 2442", 256, 8),
+        ("--dim 384 --heads 6 --steps 300", 256, 24),
         ("--dim 384 --heads 6 --context 64 --steps 300", 64, 96),
         ("--context 512 --steps 300", 512, 2),
         ("--context 512 --steps 100000", 512, 2),
-        ("--dim 384 --heads 6 --batch 5 --steps 814", 128, 5),
-        ("--dim 384 --heads 6 --batch 50 --steps 782", 256, 50),
+        ("--dim 128 --heads 4 --batch 5 --steps 2442", 128, 5),
+        ("--dim 128 --heads 4 --batch 50 --steps 782", 256, 50),
         // On any machine.
         ("--dim 32 --heads 2 --minutes 1000", 256, 4),
     ] {

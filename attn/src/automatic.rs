@@ -196,7 +196,7 @@ impl TextSize {
         }
     }
 
-    /// The tokens that a run of these steps trains on.
+    /// The tokens that a run of these settings trains on.
     fn tokens_of_run(&self, settings: &Settings, work: f64) -> Result<f64> {
         let config = settings.model_config(self.vocab_size, None)?;
         Ok(self.steps(settings, work)? as f64 * tokens_of_step(&config, &settings.train_options()?))

@@ -387,7 +387,7 @@ mod tests {
         }
     }
 
-    /// For a text of so many tokens and a vocabulary.
+    /// With vocabularies such as are chosen for this text: with a larger one, that is set, windows can be shorter where the model grows.
     #[test]
     fn more_work_never_makes_a_smaller_model_or_shorter_windows() {
         for (train, vocab_size) in [(8e5, 1536), (8e5, 4096)] {

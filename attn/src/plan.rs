@@ -115,7 +115,7 @@ pub fn memory(trainer: &Trainer) -> String {
     }
 }
 
-/// Prints the plan as comments, then all settings: together a file for `--config`. Makes some steps in memory to measure
+/// Prints the plan as comments, then all settings, but of a timed run not the steps: together a file for `--config`. Makes some steps in memory to measure
 /// them, and leaves nothing on disk.
 pub fn dry_run(
     trainer: Trainer,

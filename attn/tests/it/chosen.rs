@@ -122,8 +122,8 @@ fn a_run_says_what_the_model_would_say() {
     assert_eq!((samples(""), samples(" --no-samples")), (2, 0));
 }
 
-/// 16 tokens for each channel, at least 1024; windows of 128 tokens or, from 192 channels on and in a run that trains on 5 million,
-/// of 256.
+/// 16 tokens for each channel, at least 1024; windows of 128 tokens; from 192 channels on, or in a run that trains on 5 million
+/// tokens, of 256.
 #[test]
 fn the_batch_follows_from_what_is_given() {
     let space = Space::new();

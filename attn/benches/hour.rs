@@ -2,8 +2,8 @@
 //!
 //!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
 //!
-//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, windows of 256 tokens, and the automatic choice for the rest. A row is a tenth of
-//! the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; "steps
+//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, windows of 256 tokens, and the automatic choice for the rest. A
+//! row is a tenth of the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; "steps
 //! alone" leaves out each step that follows a validation, with that. The arithmetic limit is that of `benches/support/flops.rs`, at the
 //! rate that `gemm` reaches on large matrices in the mean. This is measured every twenty seconds on as many threads, while the run
 //! stands still, as the speed of a machine may drift within an hour; tokens a second are without the time of these measurements. A spike
@@ -120,6 +120,7 @@ fn validations(metrics: &[Value]) -> impl Iterator<Item = &Value> {
 /// The steps of which a run's metrics say when they began: all but the first.
 fn steps(metrics: &[Value], samples: &[Sample]) -> Vec<Step> {
     let lines: Vec<&Value> = metrics.iter().filter(|line| line["loss"].is_number()).collect();
+    let validated: Vec<f64> = validations(metrics).map(|line| number(line, "seconds")).collect();
     let step = |pair: &[&Value]| {
         let [begin, end] = [0, 1].map(|i| number(pair[i], "seconds"));
         let paused: f64 = between(samples, begin, end).map(|sample| sample.paused).sum();
@@ -129,7 +130,7 @@ fn steps(metrics: &[Value], samples: &[Sample]) -> Vec<Step> {
             begin,
             end,
             seconds: end - begin - paused,
-            follows_validation: validations(metrics).any(|line| (begin..end).contains(&number(line, "seconds"))),
+            follows_validation: validated.iter().any(|at| (begin..end).contains(at)),
         }
     };
     lines.windows(2).map(step).collect()

@@ -7,13 +7,16 @@
 use anyhow::Result;
 use candle_attention::Memory;
 use candle_attention::model::ModelConfig;
-use candle_attention::text::{Corpus, Document, TokenizerChoice};
+use candle_attention::text::{Corpus, TokenizerChoice};
 use candle_attention::train::{OptimizerKind, TrainOptions, memory_needed};
 use toml::{Table, Value};
 
 use super::model_sizes::{HEAD_DIM, SIZES};
 use super::settings::Settings;
 use super::{options, processes};
+
+mod tokenizer;
+pub use tokenizer::tokenizer;
 
 /// The minutes of a run for which nothing else is said.
 pub const MINUTES: f64 = 1.0;
@@ -92,9 +95,9 @@ impl TextSize {
         Self { train, validation, vocab_size }
     }
 
-    /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among those with which
-    /// `merged` gives a model: the settings of a recipe with all that is set over it. `context` is the length of a window if
-    /// that is set.
+    /// The recipe for this text, so many floating-point operations and so many bytes of memory. Its sizes are among
+    /// those with which `merged` gives a model: the settings of a recipe with all that is set over it. `context` is the
+    /// length of a window if that is set.
     pub fn recipe(
         &self,
         work: f64,
@@ -116,9 +119,10 @@ impl TextSize {
         let [short, long] = self.windows();
         let width = merged(&recipe)?.model_config(self.vocab_size, None)?.embed_dim;
         recipe.extend(batch(width, context.unwrap_or(short)));
-        let is_large = width >= CHANNELS_FOR_LONG_WINDOWS
-            || self.tokens_of_run(&merged(&recipe)?, work)? >= TOKENS_FOR_LONG_WINDOWS;
-        if context.is_none() && is_large {
+        if context.is_none()
+            && (width >= CHANNELS_FOR_LONG_WINDOWS
+                || self.tokens_of_run(&merged(&recipe)?, work)? >= TOKENS_FOR_LONG_WINDOWS)
+        {
             recipe.extend(batch(width, long));
         }
         Ok(recipe)
@@ -238,61 +242,6 @@ pub fn timed_schedule() -> Result<Table> {
     Ok(base()?.into_iter().filter(|(name, _)| ["schedule", "warmup", "decay"].contains(&name.as_str())).collect())
 }
 
-/// How the tokenizer is made for these documents and so many floating-point operations: a BPE, or characters for a short text
-/// and for one whose many characters it would mostly spell byte by byte; bytes where there are too many characters for that
-/// too, or a single one.
-pub fn tokenizer(documents: &[Document], work: f64) -> TokenizerChoice {
-    let Characters { different, all, bytes } = Characters::of(documents);
-    let is_script_of_many = |tokens: usize| bytes >= 2 * all && tokens < 2 * different;
-    match vocabulary(documents.iter().map(Document::len).sum(), work) {
-        Some(tokens) if !is_script_of_many(tokens) => TokenizerChoice::Bpe(tokens),
-        _ if (2..=256).contains(&different) || different > 1 && all >= 10 * different => TokenizerChoice::Characters,
-        _ => TokenizerChoice::Bytes,
-    }
-}
-
-/// The characters at the beginning of a text.
-#[derive(Default)]
-struct Characters {
-    different: usize,
-    all: usize,
-    bytes: usize,
-}
-
-impl Characters {
-    fn of(documents: &[Document]) -> Self {
-        /// So many bytes say enough, and are counted in less than a tenth of a second.
-        const MAX_BYTES: u64 = 1 << 22;
-        let (mut counted, mut is_known) = (Self::default(), vec![false; char::MAX as usize + 1]);
-        for document in documents {
-            let left = MAX_BYTES - counted.bytes as u64;
-            if left == 0 {
-                break;
-            }
-            // What cannot be read, or is not UTF-8, is refused later, with its place.
-            let bytes = document.first_bytes(left).unwrap_or_default();
-            for c in String::from_utf8_lossy(&bytes).chars() {
-                counted.different += usize::from(!std::mem::replace(&mut is_known[c as usize], true));
-                counted.all += 1;
-            }
-            counted.bytes += bytes.len();
-        }
-        counted
-    }
-}
-
-/// The tokens of a BPE for so many bytes of text and so many floating-point operations; `None` where it does not pay.
-fn vocabulary(bytes: u64, work: f64) -> Option<usize> {
-    /// Bytes of text for each token of a vocabulary.
-    const BYTES_PER_TOKEN: f64 = 600.0;
-    /// The tokens for so many floating-point operations; twice as many are worth 64 times the work.
-    const TOKENS: f64 = 4096.0;
-    const WORK: f64 = 3e12;
-    const SIZES: [usize; 13] = [512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 24_576, 32_768];
-    let affordable = (bytes as f64 / BYTES_PER_TOKEN).min(TOKENS * (work / WORK).powf(1.0 / 6.0));
-    SIZES.into_iter().rev().find(|size| *size as f64 <= affordable)
-}
-
 /// The steps that so many floating-point operations allow, about, with the validations on so many tokens between them.
 pub fn affordable_steps(config: &ModelConfig, options: &TrainOptions, validation: usize, work: f64) -> u64 {
     let validation = options.validation_steps(validation, options.window_len(config));
@@ -320,10 +269,11 @@ fn weights(config: &ModelConfig) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::tokenizer::vocabulary;
     use super::*;
 
     /// The work of a second on two cores of a processor with AVX-512, about.
-    const SECOND: f64 = 5e11;
+    pub const SECOND: f64 = 5e11;
 
     /// A recipe to which nothing is set.
     fn alone(recipe: &Table) -> Result<Settings> {
@@ -387,7 +337,8 @@ mod tests {
         }
     }
 
-    /// With vocabularies such as are chosen for this text: with a larger one, that is set, windows can be shorter where the model grows.
+    /// With vocabularies such as are chosen for this text: with a larger one, that is set, windows can be shorter where
+    /// the model grows.
     #[test]
     fn more_work_never_makes_a_smaller_model_or_shorter_windows() {
         for (train, vocab_size) in [(8e5, 1536), (8e5, 4096)] {
@@ -425,40 +376,6 @@ mod tests {
             assert_eq!(shards(batch, Machine { threads, ..Machine::ANY }), expected, "{batch} on {threads}");
         }
         assert_eq!(shards(16, Machine { threads: 16, memory: 1 << 20 }), None);
-    }
-
-    #[test]
-    fn a_vocabulary_grows_with_the_text_and_with_the_time() {
-        let sizes = |bytes: u64, seconds: f64| vocabulary(bytes, seconds * SECOND);
-        for seconds in [5.0, 60.0, 1000.0] {
-            assert!([0, 10_000, 1_000_000, 10_000_000, u64::MAX].map(|bytes| sizes(bytes, seconds)).is_sorted());
-            assert_eq!(sizes(50_000, seconds), None);
-        }
-        assert!([0.1, 1.0, 60.0, 1e9].map(|seconds| sizes(100_000_000, seconds)).is_sorted());
-        assert_eq!(sizes(u64::MAX, 1e9), Some(32_768));
-    }
-
-    #[test]
-    fn a_short_text_is_one_of_characters_if_they_are_few() {
-        let chosen = |text: &str| tokenizer(&[Document::new("text", text)], 60.0 * SECOND);
-        assert_eq!(chosen("O gato preto correu."), TokenizerChoice::Characters);
-        let ideographs: String = ('\u{4e00}'..).take(257).collect();
-        assert_eq!(chosen(&ideographs), TokenizerChoice::Bytes);
-        assert_eq!(chosen("aaaa"), TokenizerChoice::Bytes);
-        assert_eq!(chosen(&ideographs.repeat(10)), TokenizerChoice::Characters);
-    }
-
-    /// A BPE of 1024 tokens has 768 beside those of the bytes.
-    #[test]
-    fn a_script_of_many_characters_has_a_token_for_each() {
-        let chosen = |first: char, count: u32| {
-            let alphabet: Vec<char> = (0..count).filter_map(|i| char::from_u32(u32::from(first) + i)).collect();
-            let text: String = alphabet.iter().cycle().take(700_000 / first.len_utf8()).collect();
-            tokenizer(&[Document::new("text", text)], 60.0 * SECOND)
-        };
-        assert_eq!(chosen('\u{4e00}', 1400), TokenizerChoice::Characters);
-        assert_eq!(chosen('\u{4e00}', 300), TokenizerChoice::Bpe(1024));
-        assert_eq!(chosen('a', 20), TokenizerChoice::Bpe(1024));
     }
 
     #[test]

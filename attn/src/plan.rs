@@ -115,8 +115,8 @@ pub fn memory(trainer: &Trainer) -> String {
     }
 }
 
-/// Prints the plan as comments, then all settings, but of a timed run not the steps: together a file for `--config`. Makes some steps in memory to measure
-/// them, and leaves nothing on disk.
+/// Prints the plan as comments, then all settings, but of a timed run not the steps: together a file for `--config`. Makes
+/// some steps in memory to measure them, and leaves nothing on disk.
 pub fn dry_run(
     trainer: Trainer,
     tokenizer: &Tokenizer,

@@ -57,7 +57,8 @@ pub(super) fn check_memory(
     if needed > total {
         let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
         bail!(
-            "the run would need {} MB of memory, and there are {} MB; a smaller model, shorter --context, smaller --batch, larger --accumulate and fewer --shards take less",
+            "the run would need {} MB of memory, and there are {} MB; a smaller model, \
+             shorter --context, smaller --batch, larger --accumulate and fewer --shards take less",
             megabytes(needed),
             megabytes(total)
         );

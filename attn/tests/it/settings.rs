@@ -138,7 +138,7 @@ fn a_flag_on_top_of_settings_changes_that_and_what_is_defined_by_it() {
 }
 
 /// Nothing else is chosen anew, in a recipe that is chosen either, but what a sentence of docs/recipe.md says: the batch by the
-/// width, windows by the tokens to train on, momentum by the steps and dropout by the passes.
+/// width, windows by that and the tokens to train on, momentum by the steps and dropout by the passes.
 #[test]
 fn giving_two_options_changes_only_those() {
     let space = Space::new();

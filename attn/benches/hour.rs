@@ -2,13 +2,13 @@
 //!
 //!     python3 benches/texts.py TEXTS && cargo bench --bench hour -- TEXTS/large.txt [MINUTES]
 //!
-//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, windows of 256 tokens, and the automatic choice for the rest. A
-//! row is a tenth of the steps, each of which is in the metrics. Tokens a second count all that happens in it, validations and checkpoints too; "steps
-//! alone" leaves out each step that follows a validation, with that. The arithmetic limit is that of `benches/support/flops.rs`, at the
-//! rate that `gemm` reaches on large matrices in the mean. This is measured every twenty seconds on as many threads, while the run
-//! stands still, as the speed of a machine may drift within an hour; tokens a second are without the time of these measurements. A spike
-//! would be a mean of 10 losses, each that of one batch, far above the mean of the 50 before them. Memory is the most that was resident,
-//! once a second.
+//! `attn train` with a BPE of 4,096 tokens, 8 layers of 384 channels, windows of 256 tokens, and the automatic choice for the
+//! rest. A row is a tenth of the steps, each of which is in the metrics. Tokens a second count all that happens in it,
+//! validations and checkpoints too; "steps alone" leaves out each step that follows a validation, with that. The arithmetic
+//! limit is that of `benches/support/flops.rs`, at the rate that `gemm` reaches on large matrices in the mean. This is measured
+//! every twenty seconds on as many threads, while the run stands still, as the speed of a machine may drift within an hour;
+//! tokens a second are without the time of these measurements. A spike would be a mean of 10 losses, each that of one batch,
+//! far above the mean of the 50 before them. Memory is the most that was resident, once a second.
 
 use std::ops::Range;
 use std::path::Path;
